@@ -1,0 +1,43 @@
+"""Fully convolutional network decoder (Long, Shelhamer and Darrell 2015, arXiv 1411.4038)."""
+
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from dense_jax.models.layers import Pyramid
+
+
+class FCN(nn.Module):
+    """Scores every fused stride with a 1x1 convolution and sums the scores on the way up.
+
+    With the deepest features at stride 32, `skips` () is FCN-32s, (16,) FCN-16s, (16, 8) FCN-8s
+    (section 4.2). From one fused stride to the next, and from the last to the input's
+    resolution, there is a single upsampling by that factor.
+
+    upsample: makes an upsampler, called with `features` and `factor`.
+    """
+
+    num_classes: int
+    upsample: Callable[..., nn.Module]
+    skips: Sequence[int]
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, pyramid: Pyramid, *, train: bool) -> Float[Array, "b h w num_classes"]:
+        def score(stride):
+            head = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name=f"score{stride}")
+            return head(pyramid.features[stride])
+
+        def enlarge(x, stride, target):
+            factor, name = stride // target, f"up{target}"
+            return self.upsample(features=self.num_classes, factor=factor, name=name)(x)
+
+        stride = max(pyramid.features)
+        x = score(stride)
+        for target in sorted(self.skips, reverse=True):
+            x = enlarge(x, stride, target) + score(target)
+            stride = target
+        return enlarge(x, stride, 1) if stride > 1 else x

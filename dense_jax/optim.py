@@ -1,0 +1,54 @@
+"""Optimizers and learning-rate schedules, all optax."""
+
+from collections.abc import Callable
+
+import jax
+import optax
+
+SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
+    "constant": lambda peak, steps: optax.constant_schedule(peak),
+    "cosine": lambda peak, steps: optax.cosine_decay_schedule(peak, max(steps, 1)),
+    # (1 - t / T)^0.9, the field's usual choice since DeepLab (arXiv 1606.00915, section 4.1).
+    "poly": lambda peak, steps: optax.polynomial_schedule(peak, 0.0, 0.9, max(steps, 1)),
+}
+OPTIMIZERS = ("adamw", "sgd")
+
+
+def make_schedule(
+    name: str, learning_rate: float, *, warmup_steps: int, num_steps: int
+) -> optax.Schedule:
+    """Linear from 0 over warmup_steps, then `name` for the rest of num_steps optimizer steps."""
+    decay = SCHEDULES[name](learning_rate, num_steps - warmup_steps)
+    if not warmup_steps:
+        return decay
+    warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    return optax.join_schedules([warmup, decay], [warmup_steps])
+
+
+def make_optimizer(
+    name: str,
+    schedule: optax.Schedule,
+    *,
+    momentum: float,
+    weight_decay: float,
+    grad_clip_norm: float,
+) -> optax.GradientTransformation:
+    """The chain: clip by global norm (0: off), then AdamW or SGD.
+
+    Weights of norms and biases, the arrays of one axis, are not decayed. AdamW's decay is
+    decoupled from the gradient, SGD's is the classical L2 term; both are times the learning rate.
+    """
+
+    def decayed(params):
+        return jax.tree.map(lambda x: x.ndim > 1, params)
+
+    clip = optax.clip_by_global_norm(grad_clip_norm) if grad_clip_norm else optax.identity()
+    if name == "adamw":
+        return optax.chain(
+            clip, optax.adamw(schedule, b1=momentum, weight_decay=weight_decay, mask=decayed)
+        )
+    return optax.chain(
+        clip,
+        optax.add_decayed_weights(weight_decay, mask=decayed),
+        optax.sgd(schedule, momentum=momentum or None),
+    )

@@ -1,0 +1,141 @@
+"""The train and evaluation steps: pure functions, compiled by `jit` at the call site.
+
+Nothing of ours is imported: model, optimizer, loss, augmentation and metric come in as arguments.
+A batch holds `image` uint8 [b, H, W, c] and `label` uint8 [b, H, W]; for training also `size`
+int32 [b, 2], the valid part of the canvas, and `index` uint32 [b], the example's number in the run.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+
+Batch = Mapping[str, Array]
+Variables = Mapping[str, Any]
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that a checkpoint must hold. Arrays only.
+
+    ema: moving averages of params and batch_stats, or None.
+    """
+
+    step: Int[Array, ""]
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+    ema: Any
+
+    def variables(self) -> Variables:
+        """What the model is evaluated with."""
+        return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def normalise(image: Array) -> Float[Array, "*shape"]:
+    """8-bit intensities to about unit range: 0..255 -> -2..2."""
+    return image.astype(jnp.float32) / 63.75 - 2.0
+
+
+def init_state(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    key: PRNGKeyArray,
+    *,
+    num_channels: int,
+    with_ema: bool,
+) -> TrainState:
+    """The state before the first step; jit it so that it is born where it is to live."""
+    image = jnp.zeros((1, 64, 64, num_channels))
+    variables = model.init(key, image, train=False)
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=tx.init(params),
+        ema={"params": params, "batch_stats": batch_stats} if with_ema else None,
+    )
+
+
+def make_train_step(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    loss_fn: Callable[[Array, Array], Array],
+    augment: Callable,
+    *,
+    seed: int,
+    ema_decay: float = 0.0,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    """Returns train_step(state, batch) -> (state, metrics).
+
+    augment: (key, image, label, size) -> (image, label), for one example.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        # Keyed by the example, not by its place in the batch: the pixels do not depend on how
+        # many devices or hosts share the batch.
+        keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.key(seed), n))(batch["index"])
+        image, label = jax.vmap(augment)(keys, batch["image"], batch["label"], batch["size"])
+
+        def loss_of(params):
+            logits, mutated = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                normalise(image),
+                train=True,
+                mutable=["batch_stats"],
+            )
+            return loss_fn(logits, label), mutated.get("batch_stats", {})
+
+        (loss, batch_stats), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            # The average of the first steps, not of the random initial values.
+            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+            new = {"params": params, "batch_stats": batch_stats}
+            ema = jax.tree.map(lambda old, x: decay * old + (1 - decay) * x, ema, new)
+        state = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
+        return state, {"train/loss": loss, "train/grad_norm": optax.tree.norm(grads)}
+
+    return train_step
+
+
+def make_predict_step(
+    model: nn.Module, *, resolution: float = 1.0
+) -> Callable[[Variables, UInt8[Array, "b h w c"]], UInt8[Array, "b h w"]]:
+    """Returns predict_step(variables, image) -> classes, at the image's resolution.
+
+    resolution: the network sees the image resized by this factor; its logits are resized back.
+    """
+
+    def predict_step(variables: Variables, image: UInt8[Array, "b h w c"]):
+        b, h, w, c = image.shape
+        x = normalise(image)
+        if resolution != 1.0:
+            size = (max(1, round(h * resolution)), max(1, round(w * resolution)))
+            x = jax.image.resize(x, (b, *size, c), "bilinear", antialias=False)
+        logits = model.apply(variables, x, train=False)
+        if resolution != 1.0:
+            logits = jax.image.resize(logits, (b, h, w, logits.shape[-1]), "bilinear")
+        return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
+
+    return predict_step
+
+
+def make_eval_step(
+    predict_step: Callable, confusion_matrix: Callable
+) -> Callable[[Variables, Batch], tuple[Int[Array, "b c c"], UInt8[Array, "b h w"]]]:
+    """Returns eval_step(variables, batch) -> (confusion matrix per example, classes)."""
+
+    def eval_step(variables: Variables, batch: Batch):
+        predictions = predict_step(variables, batch["image"])
+        return jax.vmap(confusion_matrix)(predictions, batch["label"]), predictions
+
+    return eval_step

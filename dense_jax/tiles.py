@@ -1,0 +1,85 @@
+"""Overlap-tile geometry (U-Net, arXiv 1505.04597, figure 2), shared by evaluation and prediction.
+
+An image of any size is covered by tiles of one size. A tile is a core, whose pixels are predicted
+from it, inside `margin` pixels of context on every side, mirrored where the image ends. The cores
+partition the image: every pixel is predicted exactly once. Numpy only; runs in worker processes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dense_jax.labels import IGNORE_LABEL
+
+
+class Tiles:
+    """A source cut into tiles: itself a random-access source of equal examples.
+
+    tiles[k]: `image` uint8 [th, tw, c], `label` [th, tw] with IGNORE_LABEL outside the core, and
+    `index` = k.
+
+    source: has `sizes`, int [n, 2], and source[i] with `image`, `label`.
+    tile_size: height and width with the margins, in pixels; an axis on which every image fits
+      into one tile is as long as the longest image and needs no margin.
+    margin: in pixels.
+    """
+
+    def __init__(self, source: Any, tile_size: Sequence[int], margin: int):
+        self.source = source
+        sizes = np.asarray(source.sizes)
+        longest = sizes.max(axis=0)
+        fits = longest <= np.asarray(tile_size)
+        self.tile_size = np.where(fits, longest, tile_size)
+        self.margin = np.where(fits, 0, margin)
+        self.core = self.tile_size - 2 * self.margin
+        if min(self.core) < 1:
+            raise ValueError(
+                f"tiles of {tuple(tile_size)} pixels have no core inside a margin of {margin} "
+                "pixels: the tile must be larger than twice the margin"
+            )
+        self.num_tiles = -(-sizes // self.core)  # rows and columns of tiles, per image
+        self._first = np.concatenate([[0], np.cumsum(self.num_tiles.prod(axis=1))])
+        self._recent: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    def place(self, k: int) -> tuple[int, tuple[slice, slice], tuple[slice, slice]]:
+        """The image that tile k belongs to, its core in that image, and its core in the tile."""
+        i = int(np.searchsorted(self._first, k, side="right")) - 1
+        start = np.array(divmod(k - self._first[i], self.num_tiles[i, 1])) * self.core
+        length = np.minimum(self.core, self.source.sizes[i] - start)
+        in_image = tuple(slice(int(a), int(a + n)) for a, n in zip(start, length, strict=True))
+        in_tile = tuple(slice(int(m), int(m + n)) for m, n in zip(self.margin, length, strict=True))
+        return i, in_image, in_tile
+
+    def __getitem__(self, k: int) -> dict[str, Any]:
+        i, in_image, in_tile = self.place(k)
+        example = self._example(i)
+        image = example["image"]
+        # Only what the tile shows is mirrored, not the whole image.
+        rows, columns = (
+            mirrored(range(s.start - m, s.start - m + t), n)
+            for s, m, t, n in zip(
+                in_image, self.margin, self.tile_size, image.shape[:2], strict=True
+            )
+        )
+        label = np.full(self.tile_size, IGNORE_LABEL, np.uint8)
+        label[in_tile] = example["label"][in_image]
+        return {"image": image[rows[:, None], columns], "label": label, "index": np.int64(k)}
+
+    def _example(self, i: int) -> dict[str, Any]:
+        # Neighbouring tiles are read one after the other: keep a few decoded images at hand.
+        # One assignment, so that reader threads need no lock.
+        example = self._recent.get(i)
+        if example is None:
+            example = self.source[i]
+            self._recent = dict([*list(self._recent.items())[-3:], (i, example)])
+        return example
+
+
+def mirrored(positions: range, size: int) -> np.ndarray:
+    """Positions on an axis of `size` pixels, reflected about the centres of its border pixels."""
+    last = size - 1
+    return last - np.abs(np.mod(positions, max(2 * last, 1)) - last).clip(0, last)
