@@ -49,7 +49,8 @@ def make_augment(
         y = jnp.where(jax.random.bernoulli(key_vertical, flip_vertical), height - y, y)
         # The window lies inside an image that is larger, and holds all of one that is smaller.
         free = size - jnp.array([height, width]) / zoom  # in input pixels
-        top, left = jnp.floor(jax.random.uniform(key_crop, (2,)) * (free + jnp.sign(free)))
+        start = jnp.floor(jax.random.uniform(key_crop, (2,)) * (jnp.abs(free) + 1))
+        top, left = start * jnp.sign(free)
         y, x = jnp.meshgrid(y / zoom + top - 0.5, x / zoom + left - 0.5, indexing="ij")
         return (
             sample_bilinear(image, (mirror(y, size[0]), mirror(x, size[1]))),

@@ -63,7 +63,7 @@ def build(config: Any, num_classes: int) -> nn.Module:
     if not widths or min(widths) < 1:
         raise ValueError(f"model.widths={widths} must be one or more positive numbers of channels")
     dtype = jnp.dtype(config.dtype)
-    options = _given(config.upsampling_options)
+    options = given(config.upsampling_options)
     upsampler = UPSAMPLERS[config.upsampling]
     valid = set(inspect.signature(upsampler).parameters)
     for option in options:
@@ -91,6 +91,6 @@ def _check(what: str, value: Any, valid: Iterable[Any]) -> None:
         raise ValueError(f"{what}: {value!r} is not one of {', '.join(map(repr, valid)) or 'none'}")
 
 
-def _given(options: Mapping[str, Any] | None) -> dict[str, Any]:
+def given(options: Mapping[str, Any] | None) -> dict[str, Any]:
     """The options that were set; None stands for a module's own default."""
     return {name: value for name, value in (options or {}).items() if value is not None}

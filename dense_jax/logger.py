@@ -1,0 +1,101 @@
+"""Where numbers and pictures go: metrics.jsonl, TensorBoard, pictures/ and the terminal.
+
+Only process 0 writes. Metric names are paths, the same everywhere: `eval/iou/CLASS`.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import tensorboardX
+from absl import logging
+from etils import epath
+from PIL import Image
+from tqdm import tqdm
+
+from dense_jax import workdir as workdirs
+
+
+class Logger:
+    """Records of one run.
+
+    On resuming after `first_step`, what was recorded for later steps is dropped: those steps are
+    about to be done again. So is the evaluation at `first_step`, which may be half recorded.
+    """
+
+    def __init__(self, workdir: epath.Path, *, first_step: int, num_steps: int):
+        self._active = jax.process_index() == 0
+        self._path = workdir / "metrics.jsonl"
+        self._pictures = workdir / "pictures"
+        if not self._active:
+            return
+        kept = [
+            record
+            for record in read_records(self._path)
+            if record["step"] < first_step or (record["step"] == first_step and not _is_eval(record))
+        ]
+        unfinished = workdir / "metrics.jsonl.tmp"
+        unfinished.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        unfinished.replace(self._path)
+        self._file = self._path.open("a")
+        self._tensorboard = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=first_step + 1 if first_step else None
+        )
+        self._interactive = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=num_steps, initial=first_step, unit="step", disable=not self._interactive
+        )
+        self._shown: dict[str, str] = {}
+
+    def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Records values by their path; NaN, a score that does not exist, is null."""
+        if not self._active:
+            return
+        self._file.write(json.dumps(workdirs.to_json({"step": step, **scalars})) + "\n")
+        self._file.flush()
+        for name, value in scalars.items():
+            self._tensorboard.add_scalar(name, value, step)
+        if not self._interactive:
+            shown = (f"{k} {v:.4g}" for k, v in scalars.items() if k.count("/") == 1)
+            logging.info("step %d: %s", step, ", ".join(shown))
+
+    def picture(self, step: int, picture: np.ndarray) -> None:
+        """Writes pictures/STEP.png and the same picture to TensorBoard."""
+        if not self._active:
+            return
+        self._pictures.mkdir(exist_ok=True)
+        with (self._pictures / f"{step:07d}.png").open("wb") as file:
+            Image.fromarray(picture).save(file, format="PNG")
+        self._tensorboard.add_image("eval/input_truth_prediction", picture, step, dataformats="HWC")
+
+    def progress(self, step: int, **shown: float) -> None:
+        """Moves the bar on a terminal; values stay shown until they are replaced."""
+        if self._active and self._interactive:
+            self._shown |= {name: f"{value:.4f}" for name, value in shown.items()}
+            self._bar.set_postfix(self._shown, refresh=False)
+            self._bar.update(step - self._bar.n)
+
+    def close(self) -> None:
+        """Flushes everything."""
+        if self._active:
+            self._file.close()
+            self._tensorboard.close()
+            self._bar.close()
+
+
+def read_records(path: epath.Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line cut off by a kill is left out."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def _is_eval(record: Mapping[str, Any]) -> bool:
+    return any(name.startswith("eval/") for name in record)

@@ -1,0 +1,68 @@
+"""Pictures of labels: colours, overlays, and rows of input | truth | prediction."""
+
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from dense_jax.labels import IGNORE_LABEL
+
+IGNORED_COLOUR = (255, 255, 255)
+
+
+def default_palette(num_classes: int) -> UInt8[np.ndarray, "classes 3"]:
+    """Okabe and Ito's eight colour-blind-safe colours; evenly spaced hues where more are needed."""
+    okabe_ito = ["000000", "E69F00", "56B4E9", "009E73", "F0E442", "0072B2", "D55E00", "CC79A7"]
+    if num_classes <= len(okabe_ito):
+        return np.array([list(bytes.fromhex(c)) for c in okabe_ito[:num_classes]], np.uint8)
+    colours = matplotlib.colormaps["turbo"](np.linspace(0, 1, num_classes))
+    return (255 * colours[:, :3]).astype(np.uint8)
+
+
+def colourise(
+    labels: Int[np.ndarray, "h w"] | UInt8[np.ndarray, "h w"],
+    palette: UInt8[np.ndarray, "classes 3"],
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Class ids to colours; IGNORE_LABEL is white."""
+    table = np.full((IGNORE_LABEL + 1, 3), IGNORED_COLOUR, np.uint8)
+    table[: len(palette)] = palette
+    return table[labels]
+
+
+def to_rgb(image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Grey images get three equal channels."""
+    return np.broadcast_to(image, (*image.shape[:2], 3))
+
+
+def overlay(
+    image: UInt8[np.ndarray, "h w c"],
+    labels: Int[np.ndarray, "h w"] | UInt8[np.ndarray, "h w"],
+    palette: UInt8[np.ndarray, "classes 3"],
+    opacity: float = 0.5,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The label colours laid over the image."""
+    mixed = (1 - opacity) * to_rgb(image) + opacity * colourise(labels, palette)
+    return mixed.round().astype(np.uint8)
+
+
+def comparison(
+    image: UInt8[np.ndarray, "h w c"],
+    truth: Int[np.ndarray, "h w"],
+    prediction: UInt8[np.ndarray, "h w"],
+    palette: UInt8[np.ndarray, "classes 3"],
+) -> UInt8[np.ndarray, "h w2 3"]:
+    """Input | truth | prediction, side by side; ignored pixels are white in both."""
+    seen = np.where(truth == IGNORE_LABEL, IGNORE_LABEL, prediction)
+    gap = np.full((image.shape[0], 2, 3), 255, np.uint8)
+    columns = [to_rgb(image), gap, colourise(truth, palette), gap, colourise(seen, palette)]
+    return np.concatenate(columns, axis=1)
+
+
+def stack(pictures: Sequence[UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "h w 3"]:
+    """One below the other, white to the right of the narrower ones."""
+    width = max(picture.shape[1] for picture in pictures)
+    rows = [
+        np.pad(p, ((0, 2), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in pictures
+    ]
+    return np.concatenate(rows)

@@ -1,0 +1,403 @@
+"""Training: from a config and a workdir to a scored checkpoint.
+
+The only reader of the whole config; every other room takes plain arguments. `train` makes or
+resumes a run, `load` restores one for evaluation and prediction.
+"""
+
+import functools
+import inspect
+import json
+import math
+import signal
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from absl import logging
+from etils import epath
+from flax import linen as nn
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dense_jax import (
+    checkpoint,
+    data,
+    logger,
+    losses,
+    mesh,
+    metrics,
+    models,
+    optim,
+    plots,
+    scoring,
+    steps,
+    workdir,
+)
+from dense_jax.augment import make_augment
+from dense_jax.data import pipeline, verify
+from dense_jax.tiles import Tiles
+
+PREEMPTED = 75  # exit status (EX_TEMPFAIL): everything is saved, start the same command again
+CACHES: dict[str, Callable] = {"none": lambda source: source, "host": pipeline.cached}
+LATEST_TO_KEEP = 2  # one to fall back to
+
+
+def train(config: ConfigDict, directory: str) -> None:
+    """Trains the config's model in a workdir, or goes on where the workdir's run stopped.
+
+    Exits with PREEMPTED after SIGTERM or Ctrl-C. Raises ValueError for bad input, before any
+    compilation, and FloatingPointError when loss or gradient are no longer finite.
+    """
+    path = epath.Path(directory).resolve()
+    check(config)
+    workdir.compare(path, config)
+    if (path / "result.json").exists():
+        print(f"{path} is finished: {_summary(workdir.read(path, 'result.json'))}")
+        return
+    source, eval_source = (
+        data.open_dataset(config.data.name, config.data.root, split)
+        for split in (config.data.train_split, config.data.eval_split)
+    )
+    if config.data.verify:
+        verify.verify(source)
+        verify.verify(eval_source)
+    tiles = Tiles(eval_source, config.eval.tile_size, config.eval.margin)
+    devices = mesh.make_mesh()
+    replicated, sharded = mesh.replicated(devices), mesh.sharded(devices)
+
+    run = assemble(config, source.num_classes, source.num_channels)
+    shapes = jax.eval_shape(run.init)  # also the first look at the model: its errors come here
+    if jax.process_index() == 0:
+        workdir.write_json(path / "config.json", config.to_dict())
+        workdir.write_json(path / "dataset.json", describe(source))
+        workdir.write_json(path / "environment.json", workdir.environment())
+
+    latest = checkpoint.Checkpoints(path / "checkpoints" / "latest", LATEST_TO_KEEP)
+    best = checkpoint.Checkpoints(path / "checkpoints" / "best", max_to_keep=1)
+    state = latest.restore_latest(_placed(shapes, replicated))
+    if state is None:
+        state = jax.jit(run.init, out_shardings=replicated)()
+    first = int(state.step)
+    for step in best.steps:
+        if step > first:  # of a future that is about to happen again
+            best.remove(step)
+    num_parameters = sum(x.size for x in jax.tree.leaves(shapes.params))
+    logging.info(
+        "%s: %d parameters, steps %d to %d, %d training and %d evaluation examples on %d %s",
+        "resuming" if first else "starting",
+        *(num_parameters, first + 1, config.num_steps, len(source), len(eval_source)),
+        *(devices.size, jax.devices()[0].device_kind),
+    )
+
+    train_step = jax.jit(
+        run.train_step,
+        in_shardings=(replicated, sharded),
+        out_shardings=replicated,
+        donate_argnums=0,
+    )
+    eval_step = jax.jit(run.eval_step, out_shardings=(replicated, sharded))
+    batches = pipeline.train_batches(
+        CACHES[config.data.cache](source),
+        canvas=tuple(config.data.canvas_size or map(int, source.sizes.max(axis=0))),
+        seed=config.seed,
+        batch_size=config.batch_size,
+        step=first,
+        host=jax.process_index(),
+        num_hosts=jax.process_count(),
+        workers=config.data.workers,
+    )
+    log = logger.Logger(path, first_step=first, num_steps=config.num_steps)
+    scores = _evaluations(path)
+
+    def record(step: int, values: Mapping[str, jax.Array], names: np.ndarray) -> None:
+        """Waits for a step's metrics; logs them, or stops the run if they are not finite."""
+        host_values = {name: float(value) for name, value in values.items()}
+        if not all(map(math.isfinite, host_values.values())):
+            raise FloatingPointError(
+                f"step {step}: {host_values} is not finite. Its examples on this host: "
+                f"{', '.join(names)}. The last good checkpoint is that of step "
+                f"{max(latest.steps, default='none')}; lower optimizer.learning_rate or set "
+                "optimizer.grad_clip_norm"
+            )
+        if step % config.log_every == 0:
+            host_values["train/learning_rate"] = float(run.schedule(step - 1))
+            log.scalars(step, host_values)
+        log.progress(step, loss=host_values["train/loss"])
+
+    def evaluate(step: int, state: steps.TrainState) -> None:
+        counts, examples = scoring.score(
+            eval_step,
+            state.variables(),
+            tiles,
+            mesh=devices,
+            batch_size=config.eval.batch_size,
+            workers=config.data.workers,
+            num_pictures=config.eval.num_pictures,
+        )
+        scores[step] = named_scores(counts, source.class_names)
+        log.scalars(step, scores[step])
+        log.progress(step, mean_iou=scores[step]["eval/mean_iou"])
+        if examples:
+            palette = palette_of(source)
+            rows = [plots.comparison(e["image"], e["label"], p, palette) for e, p in examples]
+            log.picture(step, plots.stack(rows))
+        if _best(scores) == step:
+            best.save(step, state)
+
+    pending = None  # the step whose metrics are still on their way
+    with Interrupts() as interrupts:
+        if first and _due(first, config.eval_every, config.num_steps):
+            evaluate(first, state)  # cut off between the save and the end of the evaluation
+        for step in range(first + 1, config.num_steps + 1):
+            batch = next(batches)
+            state, values = train_step(state, mesh.to_global(batch, devices))
+            if pending:
+                record(*pending)  # of the step before: the device never waits for the host
+            pending = step, values, batch["name"]
+            interrupted = interrupts.requested(step)
+            evaluate_now = _due(step, config.eval_every, config.num_steps)
+            if interrupted or evaluate_now or step % config.checkpoint_every == 0:
+                record(*pending)  # a state that is not finite is never saved
+                pending = None
+                latest.save(step, state)
+            if interrupted:
+                latest.close()
+                best.close()
+                log.close()
+                print(f"stopped after step {step}; the same command resumes", file=sys.stderr)
+                sys.exit(PREEMPTED)
+            if evaluate_now:
+                evaluate(step, state)
+    latest.close()
+    best.close()
+    log.close()
+    result = {
+        "status": "finished",
+        "num_parameters": num_parameters,
+        "final": {"step": config.num_steps, **scores[config.num_steps]},
+        "best": {"step": _best(scores), **scores[_best(scores)]},
+    }
+    if jax.process_index() == 0:
+        workdir.write_json(path / "result.json", result)
+    print(f"finished {path}: {_summary(workdir.to_json(result))}")
+
+
+class Run(NamedTuple):
+    """The pure functions of a config; see `steps`."""
+
+    init: Callable[[], steps.TrainState]
+    train_step: Callable
+    predict_step: Callable
+    eval_step: Callable
+    schedule: optax.Schedule
+    model: nn.Module
+
+
+def assemble(config: ConfigDict, num_classes: int, num_channels: int) -> Run:
+    """Makes a config's model, optimizer, loss and augmentation, and the steps of them."""
+    model = models.build(config.model, num_classes)
+    schedule = optim.make_schedule(
+        config.optimizer.schedule,
+        config.optimizer.learning_rate,
+        warmup_steps=config.optimizer.warmup_steps,
+        num_steps=config.num_steps,
+    )
+    tx = optim.make_optimizer(
+        config.optimizer.name,
+        schedule,
+        momentum=config.optimizer.momentum,
+        weight_decay=config.optimizer.weight_decay,
+        grad_clip_norm=config.optimizer.grad_clip_norm,
+    )
+    loss_fn = functools.partial(losses.LOSSES[config.loss], **models.given(config.loss_options))
+    augment = make_augment(
+        config.data.crop_size, resolution=config.data.resolution, **config.augment.to_dict()
+    )
+    predict_step = steps.make_predict_step(model, resolution=config.data.resolution)
+
+    def confusion(predictions, labels):
+        return metrics.confusion_matrix(predictions, labels, num_classes)
+
+    return Run(
+        init=functools.partial(
+            steps.init_state,
+            model,
+            tx,
+            jax.random.key(config.seed),
+            num_channels=num_channels,
+            with_ema=config.ema_decay > 0,
+        ),
+        train_step=steps.make_train_step(
+            model, tx, loss_fn, augment, seed=config.seed, ema_decay=config.ema_decay
+        ),
+        predict_step=predict_step,
+        eval_step=steps.make_eval_step(predict_step, confusion),
+        schedule=schedule,
+        model=model,
+    )
+
+
+def check(config: ConfigDict) -> None:
+    """Raises ValueError, naming the field and its valid values, for what no run can be made of."""
+    for field, value, valid in (
+        ("loss", config.loss, losses.LOSSES),
+        ("data.name", config.data.name, data.DATASETS),
+        ("data.cache", config.data.cache, CACHES),
+        ("optimizer.name", config.optimizer.name, optim.OPTIMIZERS),
+        ("optimizer.schedule", config.optimizer.schedule, optim.SCHEDULES),
+    ):
+        if value not in valid:
+            raise ValueError(f"{field}={value!r} is not one of {', '.join(valid)}")
+    valid = list(inspect.signature(losses.LOSSES[config.loss]).parameters)[2:]
+    for option in models.given(config.loss_options):
+        # Options that some loss passes on by name are checked where they arrive.
+        if option not in valid and "options" not in valid:
+            raise ValueError(
+                f"loss_options.{option} is no option of loss={config.loss!r}, which has: "
+                f"{', '.join(valid)}"
+            )
+    for field in (
+        *("num_steps", "batch_size", "eval_every", "checkpoint_every", "log_every"),
+        *("eval.batch_size", "data.resolution", "optimizer.learning_rate"),
+    ):
+        if _get(config, field) <= 0:
+            raise ValueError(f"{field}={_get(config, field)} must be positive")
+    for field in ("data.crop_size", "data.canvas_size", "eval.tile_size"):
+        size = _get(config, field)
+        if size is not None and (len(size) != 2 or min(size) < 1):
+            raise ValueError(f"{field}={tuple(size)} must be a height and a width in pixels")
+    if config.batch_size % jax.device_count():
+        raise ValueError(
+            f"batch_size={config.batch_size} is the global batch and must be a multiple of the "
+            f"number of devices, {jax.device_count()}"
+        )
+
+
+class Loaded(NamedTuple):
+    """A trained run."""
+
+    config: ConfigDict
+    dataset: Mapping[str, Any]  # dataset.json
+    run: Run
+    step: int
+    variables: Any
+    mesh: Mesh
+
+
+def load(directory: str, which: str) -> Loaded:
+    """Restores a run's model.
+
+    which: "best" (by eval/mean_iou), "latest", or a step. Raises ValueError if there is no such
+    checkpoint, listing those there are.
+    """
+    path = epath.Path(directory).resolve()
+    config = ConfigDict(workdir.read(path, "config.json"))
+    dataset = workdir.read(path, "dataset.json")
+    run = assemble(config, len(dataset["class_names"]), dataset["num_channels"])
+    saved = {
+        name: checkpoint.Checkpoints(path / "checkpoints" / name) for name in ("best", "latest")
+    }
+    named = {name: max(each.steps) for name, each in saved.items() if each.steps}
+    wanted = named.get(which) if which in saved else int(which) if which.isdigit() else None
+    holder = next((each for each in saved.values() if wanted in each.steps), None)
+    if wanted is None or holder is None:
+        steps_there = sorted({step for each in saved.values() for step in each.steps})
+        raise ValueError(
+            f"no checkpoint {which!r} in {path / 'checkpoints'}: it must be best, latest or one of "
+            f"the steps {steps_there}"
+        )
+    devices = mesh.make_mesh()
+    state = holder.restore(wanted, _placed(jax.eval_shape(run.init), mesh.replicated(devices)))
+    return Loaded(config, dataset, run, wanted, state.variables(), devices)
+
+
+def describe(source: Any) -> dict[str, Any]:
+    """What dataset.json holds: all that is needed to use the model without the data."""
+    return {
+        "class_names": source.class_names,
+        "num_channels": source.num_channels,
+        "palette": palette_of(source),
+        "fingerprint": source.fingerprint,
+    }
+
+
+def palette_of(source: Any) -> np.ndarray:
+    """The dataset's own colours, or ours."""
+    return plots.default_palette(source.num_classes) if source.palette is None else source.palette
+
+
+def named_scores(counts: np.ndarray, class_names: Iterable[str]) -> dict[str, float]:
+    """`metrics.summarize` as flat paths: eval/mean_iou, eval/iou/CLASS."""
+    scores: dict[str, float] = {}
+    for name, value in metrics.summarize(counts).items():
+        if np.ndim(value) == 0:
+            scores[f"eval/{name}"] = float(value)
+        else:
+            for class_name, each in zip(class_names, value, strict=True):
+                scores[f"eval/{name}/{class_name}"] = float(each)
+    return scores
+
+
+class Interrupts:
+    """SIGTERM (preemption) and Ctrl-C ask the loop to save and stop; a second one kills."""
+
+    def __enter__(self):
+        self._received = False
+        self._before = {
+            number: signal.signal(number, self._receive)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number, frame):
+        self._received = True
+        signal.signal(number, self._before[number])
+
+    def requested(self, step: int) -> bool:
+        """Whether to stop after this step: on every host the same answer."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._received
+
+
+def _placed(shapes: Any, sharding: jax.sharding.Sharding) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return step % every == 0 or step == last
+
+
+def _get(config: ConfigDict, field: str) -> Any:
+    return functools.reduce(lambda value, name: value[name], field.split("."), config)
+
+
+def _evaluations(path: epath.Path) -> dict[int, dict[str, float]]:
+    """The evaluations already recorded, by step."""
+    return {
+        record.pop("step"): {k: float("nan") if v is None else v for k, v in record.items()}
+        for record in logger.read_records(path / "metrics.jsonl")
+        if "eval/mean_iou" in record
+    }
+
+
+def _best(scores: Mapping[int, Mapping[str, float]]) -> int:
+    """The first step with the highest mean IoU; a split without any valid pixel counts as 0."""
+    return max(scores, key=lambda step: (np.nan_to_num(scores[step]["eval/mean_iou"]), -step))
+
+
+def _summary(result: Mapping[str, Any]) -> str:
+    return json.dumps(
+        {
+            name: {"step": result[name]["step"], "mean_iou": result[name]["eval/mean_iou"]}
+            for name in ("final", "best")
+        }
+    )

@@ -1,0 +1,81 @@
+"""Every option once, with its unit. Other experiments change a few lines of this."""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    """A small U-Net on the synthetic dataset, for two CPU cores."""
+    config = ConfigDict()
+
+    config.seed = 0  # of initial values, order and augmentation
+    config.num_steps = 300  # optimizer steps
+    config.batch_size = 8  # images per step, over all hosts
+    config.ema_decay = 0.0  # per step, of the averaged parameters that are evaluated; 0: off
+
+    config.loss = "cross_entropy"  # losses.LOSSES
+    config.loss_options = {  # unset: the loss's own default
+        "class_weights": placeholder(tuple),  # one per class
+        "label_smoothing": placeholder(float),  # probability spread over all classes
+        "per": placeholder(str),  # "batch" | "image": what overlaps are summed over
+        "absent": placeholder(str),  # "skip" | "zero" | "one": classes without a labelled pixel
+        "smooth": placeholder(float),  # pixels added to both sides of the ratio
+        "squared": placeholder(bool),  # squares in the denominator (V-Net)
+        "include_background": placeholder(bool),  # whether class 0 counts
+    }
+
+    config.model = {
+        "name": "unet",  # models.MODELS
+        "encoder": "plain",  # models.ENCODERS
+        "upsampling": "transposed_conv",  # models.UPSAMPLERS
+        "upsampling_options": {  # unset: the method's own default
+            "kernel_size": placeholder(int),  # output pixels
+        },
+        "skips": placeholder(tuple),  # encoder strides to fuse; unset: all; (): none
+        "fusion": "concat",  # "concat" | "add" (unet)
+        "widths": (16, 32, 64, 128),  # channels at strides 1, 2, 4, ...
+        "norm": "batch",  # "batch" | "group" | "none"
+        "dtype": "float32",  # of the computation: "float32" | "bfloat16"
+        "pretrained": placeholder(str),  # file of encoder weights
+    }
+
+    config.data = {
+        "name": "synthetic",  # data.DATASETS
+        "root": "",  # folder of the dataset
+        "train_split": "train",
+        "eval_split": "val",
+        "crop_size": (96, 96),  # height and width that the network trains on, pixels
+        "resolution": 1.0,  # that the network sees, relative to the files'; scores are at the files'
+        "canvas_size": placeholder(tuple),  # pixels kept of each image; unset: the largest image
+        "workers": 0,  # decoding processes; 0: threads
+        "cache": "none",  # "none" | "host": decoded images stay in memory
+        "verify": True,  # open every file once before the first training
+    }
+
+    config.augment = {
+        "flip": 0.5,  # probability of a left-right flip
+        "flip_vertical": 0.0,  # probability of a top-bottom flip
+        "scale": 0.0,  # zoom between 1 / (1 + scale) and 1 + scale
+    }
+
+    config.optimizer = {
+        "name": "adamw",  # "adamw" | "sgd"
+        "learning_rate": 2e-3,  # at its highest
+        "schedule": "cosine",  # "constant" | "cosine" | "poly"
+        "warmup_steps": 20,  # optimizer steps
+        "momentum": 0.9,  # Adam's first-moment decay
+        "weight_decay": 1e-4,  # not of norms and biases
+        "grad_clip_norm": 1.0,  # global norm; 0: off
+    }
+
+    config.eval = {
+        "tile_size": (1024, 1024),  # largest input of one evaluation, pixels, with margins
+        "margin": 64,  # context around a tile, pixels; images that fit need none
+        "batch_size": 8,  # tiles per step, over all hosts
+        "num_pictures": 4,  # input | truth | prediction, per evaluation
+    }
+
+    config.eval_every = 100  # steps; also at the end
+    config.checkpoint_every = 100  # steps; also at each evaluation
+    config.log_every = 10  # steps
+    return config

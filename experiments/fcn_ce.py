@@ -1,0 +1,15 @@
+"""FCN with one skip over the plain encoder, trained on cross-entropy, on the synthetic dataset.
+
+python -m dense_jax.main --config=experiments/fcn_ce.py --workdir=runs/fcn_ce
+"""
+
+from experiments import base
+
+
+def get_config():
+    """Bilinear upsampling, as the original initialises it (arXiv 1411.4038, section 3.3)."""
+    config = base.get_config()
+    config.model.name = "fcn"
+    config.model.upsampling = "bilinear"
+    config.model.skips = (4,)
+    return config

@@ -1,0 +1,13 @@
+"""U-Net trained on soft Dice, on the synthetic dataset.
+
+python -m dense_jax.main --config=experiments/unet_dice.py --workdir=runs/unet_dice
+"""
+
+from experiments import base
+
+
+def get_config():
+    """Differs from `unet_ce` in the loss alone."""
+    config = base.get_config()
+    config.loss = "soft_dice"
+    return config
