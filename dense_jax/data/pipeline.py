@@ -1,0 +1,174 @@
+"""Random-access sources -> batches of numpy arrays for this host.
+
+The only module that knows about hosts. The position in the data is a function of the step alone,
+so nothing here has a state to save: a stream is started at a step. Batches do not depend on the
+number of hosts or workers: global batch k of a run always holds the examples k * batch_size, ...,
+(k + 1) * batch_size - 1 of the run, and host j of n gets every n-th of them from the j-th on.
+"""
+
+import functools
+from typing import Any
+
+import grain
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+from dense_jax.data import Source, transforms
+from dense_jax.labels import IGNORE_LABEL
+
+
+def train_batches(
+    source: grain.sources.RandomAccessDataSource,
+    *,
+    canvas: tuple[int, int],
+    seed: int,
+    batch_size: int,
+    step: int = 0,
+    host: int = 0,
+    num_hosts: int = 1,
+    workers: int = 0,
+) -> grain.DatasetIterator[dict[str, np.ndarray]]:
+    """Endless and shuffled anew each epoch; starts where a run that has done `step` steps goes on.
+
+    `batch_size` is global; `canvas` is (height, width) in pixels; `workers` are processes, 0 means
+    threads in this one. Each batch holds, for the b = batch_size / num_hosts examples of this host:
+        image  uint8 [b, height, width, c]
+        label  uint8 [b, height, width]; IGNORE_LABEL off the example
+        size   int32 [b, 2], the height and width of the canvas that hold the example, in pixels
+        index  uint32 [b], the example's number in the run: a key for its augmentation
+        name   str [b]
+    """
+    host_batch = _host_batch(batch_size, num_hosts)
+    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    dataset = dataset.map_with_index(functools.partial(_place, canvas, seed))
+    # Last, so that the order does not depend on the number of hosts.
+    dataset = dataset[step * batch_size + host :: num_hosts]
+    return _iterate(dataset.batch(host_batch), workers)
+
+
+def eval_batches(
+    tiles: grain.sources.RandomAccessDataSource,
+    *,
+    batch_size: int,
+    host: int = 0,
+    num_hosts: int = 1,
+    workers: int = 0,
+) -> grain.DatasetIterator[dict[str, np.ndarray]]:
+    """Each tile exactly once over all hosts, in as many full batches on every host.
+
+    A tile is a dict with at least `image`, `label` and an integer `index`, all of equal shapes;
+    labels leave as uint8. Each host gets one contiguous block, so that it decodes few images
+    twice. The tail is padded with tiles whose labels are all IGNORE_LABEL and whose index is -1.
+    """
+    host_batch = _host_batch(batch_size, num_hosts)
+    num_batches = -(-len(tiles) // batch_size)
+    block = _Block(tiles, start=host * num_batches * host_batch, length=num_batches * host_batch)
+    return _iterate(grain.MapDataset.source(block).batch(host_batch), workers)
+
+
+def cached(source: Source) -> Source:
+    """The same source, keeping every example it has decoded in memory.
+
+    Worker processes would each fill a cache of their own: use it with threads.
+    """
+    return _Cached(source)
+
+
+def _host_batch(batch_size: int, num_hosts: int) -> int:
+    if batch_size % num_hosts:
+        raise ValueError(f"batch_size {batch_size} is not divisible by {num_hosts} hosts")
+    return batch_size // num_hosts
+
+
+def _place(
+    canvas: tuple[int, int], seed: int, index: int, example: dict[str, Any]
+) -> dict[str, Any]:
+    """Fits an example to the canvas; windows depend on the seed and its number in the run."""
+    rng = np.random.Generator(np.random.Philox(key=[seed, index]))
+    example = transforms.fit(example, canvas, rng)
+    return {
+        "image": example["image"],
+        "label": example["label"].astype(np.uint8),
+        "size": example["size"],
+        "index": np.uint32(index),
+        "name": example["name"],
+    }
+
+
+def _iterate(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
+    # Batches are formed before the work is shared out, so that workers take turns at whole
+    # batches and none depends on how many they are. Grain's own buffer of 500 elements would
+    # hold hundreds of GB of large images.
+    num_threads = 1 if workers else 4
+    dataset = batches.to_iter_dataset(
+        grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads)
+    )
+    if workers:
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(dataset)
+
+
+class _Block:
+    """`length` tiles from `start` on, with padding past the last."""
+
+    def __init__(self, tiles: grain.sources.RandomAccessDataSource, *, start: int, length: int):
+        self._tiles = tiles
+        self._start = start
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        i += self._start
+        tile = dict(self._tiles[min(i, len(self._tiles) - 1)])
+        tile["label"] = tile["label"].astype(np.uint8)
+        if i >= len(self._tiles):
+            tile["label"] = np.full_like(tile["label"], IGNORE_LABEL)
+            tile["index"] = np.full_like(tile["index"], -1)
+        return tile
+
+
+class _Cached:
+    """A source that keeps decoded examples, with labels as uint8: a quarter of the memory."""
+
+    def __init__(self, source: Source):
+        self._source = source
+        self._examples: dict[int, dict[str, Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        if i not in self._examples:
+            example = self._source[i]
+            self._examples[i] = dict(example, label=example["label"].astype(np.uint8))
+        example = self._examples[i]
+        return dict(example, label=example["label"].astype(np.int32))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(self.__dict__, _examples={})  # worker processes get the source alone
+
+    @property
+    def num_classes(self) -> int:
+        return self._source.num_classes
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._source.class_names
+
+    @property
+    def num_channels(self) -> int:
+        return self._source.num_channels
+
+    @property
+    def palette(self) -> UInt8[np.ndarray, "num_classes 3"] | None:
+        return self._source.palette
+
+    @property
+    def sizes(self) -> Int32[np.ndarray, "n 2"]:
+        return self._source.sizes
+
+    @property
+    def fingerprint(self) -> str | None:
+        return self._source.fingerprint

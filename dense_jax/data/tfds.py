@@ -1,0 +1,131 @@
+"""TensorFlow Datasets, read without TensorFlow.
+
+Reads what `python -m dense_jax.data.prepare` (or TFDS itself) has prepared as array_record under
+`root`, the `data_dir` of TFDS. Each dataset is one entry of `DATASETS`: what TFDS calls it and
+its features, what the raw label values mean, and which part of which TFDS split is our split.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import io
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+
+from dense_jax.data import decode
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TfdsDataset:
+    """A dataset of the TFDS catalogue; call it to open a split."""
+
+    tfds_name: str
+    image_key: str
+    label_key: str
+    name_key: str
+    num_channels: int
+    class_names: tuple[str, ...]
+    values: tuple[int, ...]  # values[i] is the raw label value of class i
+    ignored_values: tuple[int, ...] = ()
+    tfds_splits: Mapping[str, str]  # our split: TFDS's
+
+    def __call__(self, root: str | os.PathLike[str], split: str) -> "TfdsSource":
+        return TfdsSource(self, root, split)
+
+    def splits(self, root: object) -> tuple[str, ...]:
+        return tuple(self.tfds_splits)
+
+
+DATASETS = {
+    "oxford_iiit_pet": TfdsDataset(
+        tfds_name="oxford_iiit_pet",
+        image_key="image",
+        label_key="segmentation_mask",
+        name_key="file_name",
+        num_channels=3,
+        class_names=("pet", "background", "border"),
+        values=(1, 2, 3),
+        # TFDS has no validation split: the last tenth of its train is held out.
+        tfds_splits={"train": "train[:90%]", "val": "train[90%:]", "test": "test"},
+    ),
+}
+
+
+class TfdsSource:
+    """One split of a prepared dataset."""
+
+    def __init__(self, dataset: TfdsDataset, root: str | os.PathLike[str], split: str):
+        import tensorflow_datasets as tfds  # here, because other datasets need not wait for it
+
+        if split not in dataset.tfds_splits:
+            raise ValueError(f"no split {split!r}; there are: {', '.join(dataset.tfds_splits)}")
+        builder = tfds.builder(dataset.tfds_name, data_dir=root)
+        command = f"python -m dense_jax.data.prepare --name={dataset.tfds_name} --root={root}"
+        if not builder.is_prepared():
+            raise ValueError(f"{builder.data_dir}: not prepared; run\n  {command}")
+        formats = builder.info.available_file_formats()
+        if tfds.core.FileFormat.ARRAY_RECORD not in formats:
+            found = ", ".join(sorted(format.value for format in formats))
+            raise ValueError(
+                f"{builder.data_dir}: prepared as {found}, but reading it without TensorFlow "
+                f"needs array_record; remove it or choose another root, then run\n  {command}"
+            )
+        skip = tfds.decode.SkipDecoding()
+        self._records = builder.as_data_source(
+            split=dataset.tfds_splits[split],
+            decoders={dataset.image_key: skip, dataset.label_key: skip},
+            file_format="array_record",
+        )
+        self._folder = pathlib.Path(builder.data_dir)
+        self._dataset = dataset
+        self._where = f"{self._folder}, {dataset.tfds_splits[split]}"
+        self._table = decode.label_table(dataset.values, dataset.ignored_values)
+        self.class_names = dataset.class_names
+        self.num_classes = len(dataset.class_names)
+        self.num_channels = dataset.num_channels
+        self.palette = None
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        record, name = self._record(i)
+        where = f"{self._where}, {name}"
+        image = io.BytesIO(record[self._dataset.image_key])
+        image = decode.read_image(image, where, self.num_channels)
+        label = io.BytesIO(record[self._dataset.label_key])
+        label = decode.read_label(label, where, self._table)
+        decode.check_same_size(image, label, where)
+        return {"image": image, "label": label, "name": name}
+
+    def _record(self, i: int) -> tuple[dict[str, Any], str]:
+        """The i-th record, its images still encoded, and its name."""
+        try:
+            record = self._records[i]
+        except Exception as error:  # the reader raises nearly anything on broken files
+            raise ValueError(f"{self._where}, record {i}: cannot be read ({error})") from error
+        return record, record[self._dataset.name_key].decode()
+
+    @functools.cached_property
+    def sizes(self) -> Int32[np.ndarray, "n 2"]:
+        """Height and width of each image, in pixels; reads every record but decodes none."""
+        sizes = []
+        for i in range(len(self)):
+            record, name = self._record(i)
+            file = io.BytesIO(record[self._dataset.image_key])
+            sizes.append(decode.image_header(file, f"{self._where}, {name}")[:2])
+        return np.array(sizes, np.int32)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Digest of the split and of each prepared file's name, size and time of change."""
+        digest = hashlib.sha256(self._where.encode())
+        for path in sorted(self._folder.iterdir()):
+            stat = path.stat()
+            digest.update(repr((path.name, stat.st_size, stat.st_mtime_ns)).encode())
+        return digest.hexdigest()

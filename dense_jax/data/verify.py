@@ -1,0 +1,65 @@
+"""Opens every example of a source once, before hours are spent on it."""
+
+import os
+import pathlib
+from collections.abc import Callable
+from concurrent import futures
+from typing import Any, TypeVar
+
+import tqdm
+
+from dense_jax.data import Source
+
+T = TypeVar("T")
+
+
+def verify(source: Source, *, progress: bool = True) -> None:
+    """Raises one ValueError that lists what is wrong with the examples of a source.
+
+    A source found good is remembered by its fingerprint, in the user's cache folder, and passes
+    at once the next time. Data that does not come from files has nothing to verify.
+    """
+    if source.fingerprint is None:
+        return
+    mark = _cache_folder() / source.fingerprint
+    if mark.exists():
+        return
+    _, errors = scan(source, lambda example: None, progress=progress)
+    if errors:
+        listed = "\n  ".join(errors[:10])
+        more = "\n  ..." if len(errors) > 10 else ""
+        raise ValueError(f"{len(errors)} of {len(source)} examples are bad:\n  {listed}{more}")
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+
+
+def scan(
+    source: Source, function: Callable[[dict[str, Any]], T], *, progress: bool = True
+) -> tuple[list[T], list[str]]:
+    """`function` of each good example, in order, and the messages of the bad ones.
+
+    Reads in threads; the progress bar shows on a terminal only.
+    """
+
+    def visit(i: int) -> tuple[list[T], list[str]]:
+        try:
+            return [function(source[i])], []
+        except ValueError as error:
+            return [], [str(error)]
+
+    results, errors = [], []
+    with futures.ThreadPoolExecutor() as pool:
+        # The bar is off (True), or decides by itself whether this is a terminal (None).
+        disable = None if progress else True
+        visited = pool.map(visit, range(len(source)))
+        for result, error in tqdm.tqdm(
+            visited, total=len(source), desc="verifying", disable=disable
+        ):
+            results += result
+            errors += error
+    return results, errors
+
+
+def _cache_folder() -> pathlib.Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(cache) / "dense_jax" / "verified"
