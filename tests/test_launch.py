@@ -1,0 +1,246 @@
+"""The launchers, with fake clouds on PATH: what reaches the trainer, and what is shipped."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+LAUNCH = pathlib.Path(__file__).parents[1] / "launch"
+SCRIPTS = sorted(LAUNCH.iterdir())
+ARGS = ["--config=a b.py", "--config.model.skips=(4, 8)", "--config.data.root=$HOME/'x' \"*\""]
+
+# Fakes log their argv and then act: gcloud's hosts are one folder, srun's tasks run here.
+LOG = 'printf "%s\\0" "$(basename "$0")" "$@" >>"$LOG"; printf "\\n\\0" >>"$LOG"\n'
+GCLOUD = """
+case $4 in
+    scp) cp "$5" "$HOST/${6#*:}" ;;
+    ssh) command=${!#}; cd "$HOST" && bash -c "${command#--command=}" ;;
+esac
+"""
+PYTHON = f"""#!{sys.executable}
+import json, os, pathlib, signal, sys, time
+pathlib.Path(os.environ["ARGV"]).write_text(json.dumps(sys.argv[1:]))
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+pathlib.Path(os.environ["ARGV"] + ".pid").write_text(str(os.getpid()))
+time.sleep(float(os.environ.get("SECONDS_TO_TRAIN", "0")))
+sys.exit(int(os.environ.get("CODE", "0")))
+"""
+
+
+class World:
+    """A repository with the launchers, fakes on PATH and the environment that they need."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder, self.repository = folder, folder / "repository with a space"
+        shutil.copytree(LAUNCH, self.repository / "launch")
+        self.env = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "HOME": str(folder)}
+        self.env |= {"LOG": str(folder / "log"), "HOST": str(folder / "host")}
+        self.env |= {"ARGV": str(folder / "argv"), "TMPDIR": str(folder)}
+        for name in ("bin", "host/venv/bin"):
+            (folder / name).mkdir(parents=True)
+        self.git("init", "--quiet")
+        (self.repository / "committed.txt").write_text("as committed")
+        self.git("add", "--all")
+        self.git("-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "--quiet", "-m", "Begin")
+        (self.repository / "committed.txt").write_text("edited")
+        (self.repository / "untracked.txt").touch()
+
+    def git(self, *args):
+        subprocess.run(["git", *args], cwd=self.repository, check=True, env=self.env)
+
+    def fake(self, name: str, script: str, folder: str = "bin") -> None:
+        path = self.folder / folder / name
+        path.write_text(script if script.startswith("#!") else f"#!/bin/bash\n{LOG}{script}")
+        path.chmod(0o755)
+
+    def command(self, *args: str) -> list[str]:
+        return ["bash", str(self.repository / "launch" / args[0]), *args[1:]]
+
+    def run(self, *args: str, check: bool = True, **env: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            self.command(*args),
+            env=self.env | env,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=check,
+            timeout=60,
+        )
+
+    def calls(self) -> list[list[str]]:
+        """The argv of each fake that was called, in order."""
+        path = self.folder / "log"
+        text = path.read_text() if path.exists() else ""
+        return [call.strip("\0").split("\0") for call in text.split("\n\0") if call]
+
+    def trained_with(self) -> list[str]:
+        wait_for(self.folder / "argv.pid")
+        return json.loads((self.folder / "argv").read_text())
+
+
+@pytest.fixture
+def world(tmp_path):
+    return World(tmp_path)
+
+
+def wait_for(path: pathlib.Path) -> None:
+    deadline = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < deadline, path
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_clean(script):
+    subprocess.run(["bash", "-n", script], check=True)
+    if shutil.which("shellcheck"):
+        subprocess.run(["shellcheck", script], check=True)
+    assert os.access(script, os.X_OK)
+
+
+@pytest.mark.parametrize(
+    ("args", "env", "message"),
+    [
+        (["tpu_vm.sh", "run", "x"], {"ZONE": "z"}, "TPU: must be set to the name of the TPU VM"),
+        (["tpu_vm.sh", "run", "x"], {"TPU": "t"}, "ZONE: must be set to the zone of the TPU VM"),
+        (["tpu_vm.sh"], {}, "launch/tpu_vm.sh run --config=experiments/unet_dice.py"),
+        (["tpu_vm.sh", "run"], {"TPU": "t", "ZONE": "z"}, "launch/tpu_vm.sh run --config="),
+        (["tpu_vm.sh", "rnu", "x"], {"TPU": "t", "ZONE": "z"}, "launch/tpu_vm.sh run --config="),
+        (["xpk.sh", "list"], {}, "CLUSTER: must be set to the name of the GKE cluster"),
+        (["xpk.sh", "stop"], {"CLUSTER": "c", "PROJECT": "p", "ZONE": "z"}, "launch/xpk.sh stop"),
+        (["slurm.sbatch", "x"], {}, "SLURM_JOB_ID: is not set: start this with sbatch"),
+        (["slurm.sbatch"], {"SLURM_JOB_ID": "1"}, "no arguments for dense_jax.main"),
+    ],
+)
+def test_what_is_missing_is_said_and_nothing_is_called(world, args, env, message):
+    for name in ("gcloud", "xpk", "srun"):
+        world.fake(name, "")
+    result = world.run(*args, check=False, **env)
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert world.calls() == []
+
+
+TPU = {"TPU": "my-tpu", "ZONE": "my-zone"}
+
+
+def test_tpu_setup_ships_committed_files_only(world):
+    world.fake("gcloud", GCLOUD)
+    world.fake("python3", "")  # installing is not what is tested here
+    (world.folder / "host/dense_jax").mkdir()
+    (world.folder / "host/dense_jax/stale.txt").touch()
+    result = world.run("tpu_vm.sh", "setup", **TPU)
+    assert "only HEAD is shipped, not your edits" in result.stderr
+    shipped = world.folder / "host" / "dense_jax"
+    assert sorted(path.name for path in shipped.iterdir()) == ["committed.txt", "launch"]
+    assert (shipped / "committed.txt").read_text() == "as committed"
+    for call in (call for call in world.calls() if call[0] == "gcloud"):
+        assert {"--zone=my-zone", "--worker=all"} <= set(call)
+    installs = [call[1:] for call in world.calls() if call[0] == "python3"]
+    assert installs[-1][:3] == ["-m", "uv", "pip"]
+    assert installs[-1][-3:] == ["-r", "dense_jax/requirements.txt", "jax[tpu]"]
+
+
+def test_tpu_run_goes_to_the_background_and_stop_lets_it_save(world):
+    world.fake("gcloud", GCLOUD)
+    world.fake("python", PYTHON, "host/venv/bin")
+    (world.folder / "host/dense_jax").mkdir()
+    world.run("tpu_vm.sh", "run", *ARGS, **TPU, SECONDS_TO_TRAIN="60")
+    assert world.trained_with() == ["-m", "dense_jax.main", "--multihost", *ARGS]
+    pid = int((world.folder / "host/train.pid").read_text())
+
+    again = world.run("tpu_vm.sh", "run", *ARGS, check=False, **TPU)
+    assert again.returncode == 1
+    assert "already training; launch/tpu_vm.sh stop first" in again.stderr
+
+    world.run("tpu_vm.sh", "stop", **TPU)
+    deadline = time.monotonic() + 20
+    while running(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def running(pid: int) -> bool:
+    try:  # an orphan may stay a zombie where no init reaps it
+        return "State:\tZ" not in pathlib.Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def test_tpu_logs_are_those_of_one_host(world):
+    world.fake("gcloud", "")
+    world.run("tpu_vm.sh", "logs", **TPU)
+    world.run("tpu_vm.sh", "logs", **TPU, WORKER="3")
+    assert ["--worker=0" in call for call in world.calls()] == [True, False]
+    assert "--worker=3" in world.calls()[1]
+
+
+XPK = {"CLUSTER": "c", "PROJECT": "p", "ZONE": "z", "TPU_TYPE": "v5litepod-16"}
+SHIP = 'for a in "$@"; do case $a in --script-dir=*) cp -r "${a#*=}" "$HOST/shipped" ;; esac; done'
+
+
+def test_xpk_ships_committed_files_and_restarts_after_preemption_only(world):
+    world.fake("xpk", SHIP)
+    world.run("xpk.sh", "run", "my-job", *ARGS, **XPK)
+    (call,) = world.calls()
+    assert call[1:3] == ["workload", "create"]
+    expected = {"--cluster=c", "--project=p", "--zone=z", "--workload=my-job"}
+    expected |= {"--tpu-type=v5litepod-16", "--num-slices=1", "--restart-on-exit-codes=75"}
+    assert expected <= set(call)
+    shipped = world.folder / "host/shipped"
+    assert sorted(path.name for path in shipped.iterdir()) == ["committed.txt", "launch"]
+    assert (shipped / "committed.txt").read_text() == "as committed"
+    script_dir = next(arg for arg in call if arg.startswith("--script-dir=")).split("=", 1)[1]
+    assert not pathlib.Path(script_dir).exists()  # cleaned up
+
+    # What xpk makes of the command: a line in the shell of a pod.
+    world.fake("pip", "")
+    world.fake("python", PYTHON)
+    command = call[-1].removeprefix("--command=")
+    subprocess.run(["bash", "-c", f"({command}) & wait $!"], env=world.env, check=True)
+    assert world.trained_with() == ["-m", "dense_jax.main", "--multihost", *ARGS]
+    assert world.calls()[-1] == ["pip", "install", "-q", "-r", "requirements.txt", "jax[tpu]"]
+
+
+def test_xpk_stop_deletes_that_workload_only(world):
+    world.fake("xpk", "")
+    world.run("xpk.sh", "stop", "my-job", **XPK)
+    where = ["--cluster=c", "--project=p", "--zone=z"]
+    assert world.calls() == [["xpk", "workload", "delete", *where, "--workload=my-job"]]
+
+
+def test_slurm_starts_the_trainer_and_passes_its_exit_code_on(world):
+    world.fake("srun", 'exec "$@"')
+    world.fake("scontrol", "")
+    world.fake("python", PYTHON)
+    result = world.run("slurm.sbatch", *ARGS, SLURM_JOB_ID="7", CODE="75", check=False)
+    assert result.returncode == 75
+    assert world.trained_with() == ["-m", "dense_jax.main", "--multihost", *ARGS]
+    # 75 without the time limit's USR1 is an scancel: the user wants it gone.
+    assert [call[0] for call in world.calls()] == ["srun"]
+
+
+def test_slurm_array_index_is_the_sweep_index(world):
+    world.fake("srun", 'exec "$@"')
+    world.fake("python", PYTHON)
+    world.run("slurm.sbatch", *ARGS, SLURM_JOB_ID="7", SLURM_ARRAY_TASK_ID="3")
+    assert world.trained_with() == ["-m", "dense_jax.sweep", "--multihost", "--index=3", *ARGS]
+
+
+def test_slurm_saves_and_requeues_when_time_runs_out(world):
+    world.fake("srun", 'exec "$@"')
+    world.fake("scontrol", "")
+    world.fake("scancel", 'kill -TERM "$(cat "$ARGV.pid")"')  # to the tasks, as Slurm does
+    world.fake("python", PYTHON)
+    env = world.env | {"SLURM_JOB_ID": "7", "SECONDS_TO_TRAIN": "60"}
+    job = subprocess.Popen(world.command("slurm.sbatch", *ARGS), env=env)
+    world.trained_with()
+    job.send_signal(signal.SIGUSR1)  # to the shell alone: --signal=B:USR1
+    assert job.wait(timeout=20) == 75
+    assert world.calls()[1:] == [["scancel", "--signal=TERM", "7"], ["scontrol", "requeue", "7"]]

@@ -1,0 +1,220 @@
+"""The report's numbers against plain numpy and scipy, and what a nasty name does to each format."""
+
+import csv
+import html.parser
+import io
+import json
+import math
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from dense_jax import report
+
+
+def add_run(root, name, scores, *, status="finished", num_parameters=1000, **config):
+    """Writes a workdir; `scores` are final mean IoUs, from which the curve and the rest follow."""
+    folder = root / name
+    folder.mkdir(parents=True)
+    nested = {"seed": 0, "num_steps": 20, "loss": "dice", **config}
+    (folder / "config.json").write_text(json.dumps(nested))
+    lines = [{"step": 10, "eval/mean_iou": scores / 2}, {"step": 20, "eval/mean_iou": scores}]
+    lines.insert(1, {"step": 15, "train/loss": 1.0})
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 2')
+    if status:
+        final = {"step": 20, "eval/mean_iou": scores, "eval/mean_dice": scores + 0.1}
+        final |= {"eval/pixel_accuracy": 0.9, "eval/mean_accuracy": None, "eval/iou/a": scores}
+        result = {"status": status, "num_parameters": num_parameters, "final": final}
+        (folder / "result.json").write_text(json.dumps({**result, "best": {"step": 10}}))
+
+
+def read_csv(root):
+    return list(csv.DictReader(io.StringIO(report.to_csv(*report.build(root)))))
+
+
+@pytest.mark.parametrize("values", [[0.5, 0.6], [0.71, 0.74, 0.69], [0.1, 0.1, 0.4, 0.9, 0.2]])
+def test_interval_is_scipys(values):
+    mean, half = report.interval(values)
+    low, high = scipy.stats.t.interval(
+        0.95, len(values) - 1, loc=np.mean(values), scale=scipy.stats.sem(values)
+    )
+    np.testing.assert_allclose([mean - half, mean + half], [low, high], rtol=1e-12)
+
+
+def test_rows_are_configs_and_cells_are_means_over_seeds(tmp_path):
+    values = {"dice": [0.5, 0.6, 0.58], "focal": [0.4, 0.44, 0.47]}
+    for loss, scores in values.items():
+        for seed, score in enumerate(scores):
+            name = f"{loss}-{seed}"
+            add_run(tmp_path, name, score, loss=loss, seed=seed, log_every=seed + 1)
+    rows = read_csv(tmp_path)
+    assert [row["loss"] for row in rows] == ["dice", "focal"]
+    assert "seed" not in rows[0] and "log_every" not in rows[0] and "num_steps" not in rows[0]
+    for row in rows:
+        expected = np.array(values[row["loss"]])
+        half = 4.302652729911275 * expected.std(ddof=1) / math.sqrt(3)  # t(0.975, 2)
+        np.testing.assert_allclose(float(row["eval/mean_iou"]), expected.mean(), rtol=1e-12)
+        np.testing.assert_allclose(float(row["eval/mean_iou/half_interval"]), half, rtol=1e-9)
+        assert (row["num_seeds"], row["num_parameters"]) == ("3", "1000")
+        assert row["eval/mean_accuracy"] == ""  # null: no number, rather than zero or NaN
+
+
+def test_one_seed_has_no_interval_and_the_best_is_bold(tmp_path):
+    add_run(tmp_path, "a", 0.5, loss="dice")
+    add_run(tmp_path, "b", 0.75, loss="focal")
+    found = report.build(tmp_path)
+    markdown = report.to_markdown(*found)
+    assert "| dice | 0.500 | 0.600 |" in markdown
+    assert "| focal | **0.750** | **0.850** | **0.900** | – | 1,000 | 1 |" in markdown
+    assert r"focal & \textbf{0.750}" in report.to_latex(*found)
+    assert "<b>0.750</b>" in report.to_html("x", *found)
+    assert "±" not in markdown.split("Scores")[0]
+
+
+def test_fields_sort_as_a_reader_expects(tmp_path):
+    for i, skips in enumerate([[16, 8], [], [16]]):
+        for steps in (100, 20):
+            name = f"{i}-{steps}"
+            add_run(tmp_path, name, 0.5, model={"skips": skips}, num_steps=steps)
+    labels = [(row["num_steps"], row["model.skips"]) for row in read_csv(tmp_path)]
+    skips = ["none", "16", "16, 8"]
+    assert labels == [(steps, skip) for steps in ("20", "100") for skip in skips]
+
+
+def test_a_field_that_only_some_configs_have_is_shown(tmp_path):
+    add_run(tmp_path, "a", 0.5, loss_options={})
+    add_run(tmp_path, "b", 0.6, loss_options={"per": "image"})
+    assert {row["loss_options.per"] for row in read_csv(tmp_path)} == {"–", "image"}
+
+
+def test_unfinished_and_failed_runs_are_named_and_never_counted(tmp_path):
+    add_run(tmp_path, "a", 0.5, seed=0)
+    add_run(tmp_path, "b", 0.9, seed=1, status=None)
+    add_run(tmp_path, "c", 0.9, seed=2, status="failed: loss is NaN at step 7")
+    add_run(tmp_path, "d", 0.9, seed=3)
+    (tmp_path / "d" / "config.json").write_text("{")
+    fields, rows, notes = report.build(tmp_path)
+    assert fields == ["run"]
+    assert [run.name for row in rows for run in row.runs] == ["a"]
+    assert notes == [
+        "b: unfinished, at step 20 of 20",
+        "c: failed: loss is NaN at step 7",
+        "d: its config.json cannot be read",
+    ]
+    for page in (report.to_markdown(fields, rows, notes), report.to_html("x", fields, rows, notes)):
+        assert all(note in page for note in notes)
+
+
+def test_the_same_seed_twice_does_not_narrow_the_interval(tmp_path):
+    add_run(tmp_path, "a", 0.5, seed=0)
+    add_run(tmp_path, "copy", 0.5, seed=0)
+    _, (row,), notes = report.build(tmp_path)
+    assert len(row.runs) == 1
+    assert notes == ["copy: left out, it repeats the config and seed of a"]
+
+
+def test_other_data_is_another_row(tmp_path):
+    add_run(tmp_path, "a", 0.5, seed=0, data={"name": "folder", "root": "/cats", "workers": 1})
+    add_run(tmp_path, "b", 0.6, seed=1, data={"name": "folder", "root": "/dogs", "workers": 2})
+    assert [row["data.root"] for row in read_csv(tmp_path)] == ["/cats", "/dogs"]
+
+
+def test_the_workdir_may_be_one_run(tmp_path):
+    add_run(tmp_path, "only", 0.5)
+    assert [row["run"] for row in read_csv(tmp_path / "only")] == ["only"]
+
+
+def test_curves_survive_a_restart_and_a_crash(tmp_path):
+    add_run(tmp_path, "a", 0.5)
+    path = tmp_path / "a" / "metrics.jsonl"
+    path.write_text('{"step": 20, "eval/mean_iou": 0.4}\n{"st\n' + path.read_text())
+    assert report.read_curve(path) == (20, [(10, 0.25), (20, 0.5)])
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 400.0), (0.83, 0.871), (0.5, 0.5), (0.0, 4e4), (0.0, 1.0), (0.999, 1.0)]
+)
+def test_ticks_cover_the_values_with_few_round_numbers(low, high):
+    ticks = report.ticks(low, high)
+    assert ticks[0] <= low and ticks[-1] >= high
+    assert 2 <= len(ticks) <= 6
+    np.testing.assert_allclose(np.diff(ticks), ticks[1] - ticks[0])
+
+
+NASTY = [
+    "<script>alert(1)</script>",
+    "a|b",
+    "50% & $x_1$ #{~^\\}",
+    "*bold* _it_ [x](y) `c`",
+    "ü\nn",
+]
+
+
+class Reader(html.parser.HTMLParser):
+    """Collects the tags and texts that a browser would see."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.texts = set(), []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+@pytest.mark.parametrize("nasty", NASTY)
+def test_nasty_names_stay_text(tmp_path, nasty):
+    add_run(tmp_path, "a", 0.5, loss=nasty)
+    add_run(tmp_path, "b", 0.6, loss="dice")
+    fields, rows, _ = report.build(tmp_path)
+    found = fields, rows, [nasty]
+
+    reader = Reader()
+    reader.feed(report.to_html(nasty, *found))
+    assert "script" not in reader.tags
+    assert reader.texts.count(nasty) == 4  # title, heading, cell, note
+
+    table = report.to_markdown(*found).splitlines()[:4]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {len(fields) + 7}
+
+    body = report.to_latex(*found).split("midrule\n")[1].splitlines()
+    assert len(body) == 4  # two rows, \bottomrule, \end
+    cell = next(line for line in body if "0.500" in line).split(" & 0.500")[0]
+    assert not re.search(r"(?<!\\)[#%&_$]", cell)
+
+
+def test_latex_and_markdown_escapes():
+    assert report.latex("a_b\\~^") == (r"a\_b\textbackslash{}\textasciitilde{}\textasciicircum{}")
+    assert report.latex("0.5 ± 0.1") == r"0.5 $\pm$ 0.1"
+    assert report.markdown("bed_of_nails *x* _y_") == r"bed_of_nails \*x\* \_y\_"
+
+
+def test_the_page_is_self_contained(tmp_path):
+    add_run(tmp_path, "a", 0.5)
+    page = report.to_html("x", *report.build(tmp_path))
+    assert "<polyline" in page and "prefers-color-scheme: dark" in page
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
+
+
+def test_the_command_writes_four_files(tmp_path):
+    def call(folder):
+        command = [sys.executable, "-m", "dense_jax.report", f"--workdir={folder}"]
+        cwd = pathlib.Path(report.__file__).parents[1]
+        return subprocess.run(command, check=False, cwd=cwd, capture_output=True, text=True)
+
+    empty = call(tmp_path)
+    assert empty.returncode == 1
+    assert empty.stderr == f"error: no runs in {tmp_path}: no folder in it has a config.json\n"
+    add_run(tmp_path, "a", 0.5, status=None)
+    assert call(tmp_path).returncode == 0  # nothing finished yet: an empty table and a note
+    assert {path.name for path in tmp_path.glob("report.*")} == {
+        f"report.{ending}" for ending in ("html", "md", "csv", "tex")
+    }
+    assert "no finished run yet" in (tmp_path / "report.html").read_text()

@@ -1,0 +1,259 @@
+"""What a sweep promises: readable unique names, run order, and that the same command goes on."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from etils import epath
+
+from dense_jax import sweep
+
+AXES = {"model.upsampling": ["bilinear", "nearest"], "model.skips": [(), (4, 2)], "seed": [0, 1]}
+
+
+def test_grid_is_every_combination_with_the_last_axis_fastest():
+    runs = sweep.grid(**AXES)
+    assert len(runs) == 8
+    assert runs[0] == {"model.upsampling": "bilinear", "model.skips": (), "seed": 0}
+    assert runs[1] == {"model.upsampling": "bilinear", "model.skips": (), "seed": 1}
+    assert runs[-1] == {"model.upsampling": "nearest", "model.skips": (4, 2), "seed": 1}
+
+
+def test_grid_rejects_a_bare_string():
+    with pytest.raises(TypeError, match=r"'loss' needs a list of values, got 'dice'"):
+        sweep.grid(loss="dice")
+
+
+def test_flags_are_one_word_each():
+    flags = sweep.as_flags({"model.skips": (4, 8), "loss": "soft_dice"})
+    assert flags == ["--config.model.skips=(4, 8)", "--config.loss=soft_dice"]
+
+
+def test_none_cannot_be_a_flag():
+    with pytest.raises(ValueError, match=r"optimizer.grad_clip_norm=None cannot be written"):
+        sweep.as_flags({"optimizer.grad_clip_norm": None})
+
+
+def test_names_say_what_differs_and_nothing_else():
+    runs = [{"num_steps": 50, **run} for run in sweep.grid(**AXES)]
+    names = sweep.run_names(runs)
+    assert names[0] == "upsampling=bilinear,skips=none,seed=0"
+    assert names[-1] == "upsampling=nearest,skips=4-2,seed=1"
+    assert names == sweep.run_names(runs)
+    assert len(set(names)) == len(names)
+
+
+def test_names_stay_when_a_sweep_gets_more_seeds():
+    axes = {"loss": ["dice", "focal"], "seed": [0]}
+    assert set(sweep.run_names(sweep.grid(**axes))) <= set(
+        sweep.run_names(sweep.grid(**axes | {"seed": [0, 1, 2]}))
+    )
+
+
+def test_names_keep_as_much_of_a_path_as_tells_it_from_the_others():
+    names = sweep.run_names(sweep.grid(**{"data.name": ["a", "b"], "model.name": ["a", "b"]}))
+    assert names[1] == "data.name=a,model.name=b"
+    names = sweep.run_names(sweep.grid(**{"name": ["a", "b"], "model.name": ["a", "b"]}))
+    assert names[1] == "name=a,model.name=b"
+
+
+def test_a_run_that_changes_nothing_has_a_name():
+    assert sweep.run_names([{}, {"loss": "focal"}]) == ["default", "loss=focal"]
+
+
+@pytest.mark.parametrize("value", ["../../etc", "a b", "ü\n", "$(rm)", "x=1,y=2", {"per": (1, 2)}])
+def test_names_are_safe_for_files_shells_and_buckets(value):
+    (name, _) = sweep.run_names([{"data.root": value}, {"data.root": "other"}])
+    assert re.fullmatch(r"root=[A-Za-z0-9._+-]+", name)
+
+
+@pytest.mark.parametrize("values", [["a b", "a/b"], ["Dice", "dice"], [4, (4,)], [1, 1]])
+def test_two_runs_never_share_a_folder(values):
+    with pytest.raises(ValueError, match="runs 0 and 1 of the sweep would share the folder"):
+        sweep.run_names([{"x": value, "y": y} for y in (1, 2) for value in values])
+
+
+def test_a_name_no_file_system_takes_is_an_error():
+    with pytest.raises(ValueError, match="run 0 has a name of 302 characters"):
+        sweep.run_names([{"x": "a" * 300}, {"x": "b"}])
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("", r"has no get_sweep\(\): to train it once, use dense_jax.main"),
+        ("def get_sweep(): return []", "is an empty list"),
+        ("def get_sweep(): return {'seed': [1]}", "must return a list of dicts"),
+    ],
+)
+def test_a_bad_experiment_file_is_named(tmp_path, source, message):
+    file = tmp_path / "ablation.py"
+    file.write_text(source)
+    with pytest.raises(ValueError, match=f"{re.escape(str(file))}.*{message}"):
+        sweep.load_sweep(str(file))
+    with pytest.raises(ValueError, match=r"no experiment file 'nowhere\.py'"):
+        sweep.load_sweep("nowhere.py")
+
+
+def make_runs(folder: pathlib.Path, names: str) -> list[tuple[str, epath.Path, list[str]]]:
+    return [(name, epath.Path(folder / name), [name]) for name in names]
+
+
+def finish(folder: pathlib.Path) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "result.json").write_text(json.dumps({"status": "finished"}))
+
+
+def test_runs_go_in_order_past_finished_and_failed_ones(tmp_path, capsys):
+    finish(tmp_path / "b")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "result.json").write_text('{"status": "fini')  # cut off by a crash
+    ran = []
+
+    def fake(command):
+        ran.extend(command)
+        return 3 if command == ["a"] else 0
+
+    assert sweep.run_sweep(make_runs(tmp_path, "abcd"), fake) == 1
+    assert ran == ["a", "c", "d"]
+    out, err = capsys.readouterr()
+    assert "[2/4] b: already finished" in out
+    assert "[3/4] c: resumes" in out
+    assert "[4/4] d: starts" in out
+    assert err.endswith("1 of 4 runs failed:\n  a (exit code 3)\n")
+
+
+def test_a_preempted_run_ends_the_sweep(tmp_path):
+    codes = iter([0, 75])  # and no third one
+    assert sweep.run_sweep(make_runs(tmp_path, "abc"), lambda command: next(codes)) == 75
+
+
+# A trainer in three lines, where `python -m dense_jax.main` looks first: the working directory.
+FAKE_MAIN = """
+import json, os, pathlib, signal, sys, time
+args = dict(arg.removeprefix("--").split("=", 1) for arg in sys.argv[1:] if "=" in arg)
+workdir = pathlib.Path(args["workdir"])
+workdir.mkdir(parents=True, exist_ok=True)
+(workdir / "argv.json").write_text(json.dumps(sys.argv[1:]))
+if "wait" in os.environ:
+    signal.signal(signal.SIGTERM, lambda *_: ((workdir / "saved").touch(), sys.exit(75)))
+    (workdir / "ready").touch()
+    time.sleep(60)
+if args["config.seed"] == "1":
+    sys.exit(1)
+(workdir / "result.json").write_text('{"status": "finished"}')
+"""
+EXPERIMENT = """
+from dense_jax import sweep
+def get_sweep():
+    return sweep.grid(**{"model.skips": [(4, 8), ()], "seed": [0, 1]})
+"""
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Returns the argv of the sweep command in a folder with a fake trainer."""
+    package = tmp_path / "dense_jax"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "main.py").write_text(FAKE_MAIN)
+    (package / "sweep.py").write_text(pathlib.Path(sweep.__file__).read_text())
+    (tmp_path / "ablation.py").write_text(EXPERIMENT)
+    return [sys.executable, "-m", "dense_jax.sweep", "--config=ablation.py", "--workdir=runs"]
+
+
+def call(command, folder, *args):
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    return subprocess.run(
+        [*command, *args],
+        check=False,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=60,
+    )
+
+
+def test_the_command_runs_lists_and_skips(command, tmp_path):
+    first = call(command, tmp_path, "--config.data.name=my data", "--multihost")
+    assert first.returncode == 1
+    assert "2 of 4 runs failed" in first.stderr
+    argv = json.loads((tmp_path / "runs/skips=4-8,seed=0/argv.json").read_text())
+    assert argv == [
+        "--config=ablation.py",
+        "--multihost",
+        "--workdir=runs/skips=4-8,seed=0",
+        "--config.model.skips=(4, 8)",
+        "--config.seed=0",
+        "--config.data.name=my data",
+    ]
+    listing = call(command, tmp_path, "--list", "--config.batch_size=2")
+    assert listing.returncode == 0
+    lines = listing.stdout.splitlines()
+    assert [line.split()[:3] for line in lines] == [
+        ["0", "finished", "skips=4-8,seed=0"],
+        ["1", "unfinished", "skips=4-8,seed=1"],
+        ["2", "finished", "skips=none,seed=0"],
+        ["3", "unfinished", "skips=none,seed=1"],
+    ]
+    assert lines[0].endswith("'--config.model.skips=(4, 8)' --config.seed=0 --config.batch_size=2")
+
+
+def test_an_index_runs_that_one_only(command, tmp_path):
+    assert call(command, tmp_path, "--index=2").returncode == 0
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["skips=none,seed=0"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--index=4"], "--index=4 is not in 0..3"),
+        (["--config.seed=3"], "--config.seed is what this sweep varies; edit ablation.py"),
+        (["--confg.seed=3"], "unexpected argument '--confg.seed=3'; overrides are --config.x=y"),
+        (["--config.batch_size", "3"], "unexpected argument '--config.batch_size'"),
+        (["--list", "--index=1"], "--list and --index exclude each other"),
+        (["--index=x"], "--index=x"),
+    ],
+)
+def test_bad_arguments_are_one_clear_error(command, tmp_path, args, message):
+    result = call(command, tmp_path, *args)
+    assert result.returncode != 0
+    assert message in result.stderr + result.stdout
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_current_run_save_and_starts_no_other(command, tmp_path, number):
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "wait": "1"},
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "runs/skips=4-8,seed=0/ready").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, number)  # as a terminal does
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert "stopped at skips=4-8,seed=0; the same command resumes there" in err
+    assert (tmp_path / "runs/skips=4-8,seed=0/saved").exists()
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def test_importing_it_brings_neither_jax_nor_flags():
+    code = "import sys; from dense_jax import sweep; from absl import flags; "
+    code += "assert 'jax' not in sys.modules; assert 'config' not in flags.FLAGS"
+    cwd = pathlib.Path(sweep.__file__).parents[1]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=cwd)
