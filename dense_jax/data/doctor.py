@@ -17,10 +17,6 @@ from dense_jax import data
 from dense_jax.data import verify
 from dense_jax.labels import IGNORE_LABEL
 
-_NAME = flags.DEFINE_enum("name", None, list(data.DATASETS), "Dataset.")
-_ROOT = flags.DEFINE_string("root", "", "The folder that holds its files.")
-_JSON = flags.DEFINE_bool("json", False, "Print JSON instead of text.")
-
 
 def examine(name: str, root: str) -> dict[str, Any]:
     """{split: what is in it}; `errors` lists what is wrong."""
@@ -48,7 +44,7 @@ def _examine_split(name: str, root: str, split: str) -> dict[str, Any]:
         "max_size": sizes.max(axis=0).tolist() if good else None,
         "pixels": pixels,
         "ignored_pixels": int(counts[IGNORE_LABEL]),
-        "missing_classes": [name for name, count in pixels.items() if not count],
+        "missing_classes": [missing for missing, count in pixels.items() if not count],
         "errors": errors,
     }
 
@@ -81,11 +77,13 @@ def as_text(report: dict[str, Any]) -> str:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    report = examine(_NAME.value, _ROOT.value)
-    print(json.dumps(report, indent=1) if _JSON.value else as_text(report))
+    report = examine(flags.FLAGS.name, flags.FLAGS.root)
+    print(json.dumps(report, indent=1) if flags.FLAGS.json else as_text(report))
     sys.exit(any(found["errors"] for found in report.values()))
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required(_NAME)
+    flags.DEFINE_enum("name", None, list(data.DATASETS), "Dataset.", required=True)
+    flags.DEFINE_string("root", "", "The folder that holds its files.")
+    flags.DEFINE_bool("json", False, "Print JSON instead of text.")
     app.run(main)

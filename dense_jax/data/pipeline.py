@@ -66,12 +66,12 @@ def eval_batches(
     return _iterate(grain.MapDataset.source(block).batch(host_batch), workers)
 
 
-def cached(source: Source) -> Source:
+def cached(source: Source) -> "Cached":
     """The same source, keeping every example it has decoded in memory.
 
     Worker processes would each fill a cache of their own: use it with threads.
     """
-    return _Cached(source)
+    return Cached(source)
 
 
 def _host_batch(batch_size: int, num_hosts: int) -> int:
@@ -119,17 +119,17 @@ class _Block:
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        i += self._start
-        tile = dict(self._tiles[min(i, len(self._tiles) - 1)])
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        k = self._start + index
+        tile = dict(self._tiles[min(k, len(self._tiles) - 1)])
         tile["label"] = tile["label"].astype(np.uint8)
-        if i >= len(self._tiles):
+        if k >= len(self._tiles):
             tile["label"] = np.full_like(tile["label"], IGNORE_LABEL)
             tile["index"] = np.full_like(tile["index"], -1)
         return tile
 
 
-class _Cached:
+class Cached:
     """A source that keeps decoded examples, with labels as uint8: a quarter of the memory."""
 
     def __init__(self, source: Source):

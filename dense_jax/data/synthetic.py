@@ -86,7 +86,7 @@ def _scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarra
     y, x = np.mgrid[:height, :width].astype(np.float32)
     label = np.zeros((height, width), np.int32)
     value = np.zeros((3, height, width), np.float32)  # relative to the scene's brightness
-    value += _wave(rng, x, y, wavelength=rng.uniform(20, 50), amplitude=15)
+    value += _wave(rng, x, y, wavelength=rng.uniform(20, 50), amplitude=15.0)
 
     def paint(name: str, mask: np.ndarray, texture: np.ndarray) -> None:
         class_id = CLASSES.index(name)
@@ -126,7 +126,7 @@ def _scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarra
         u, v = place()
         paint("speck", np.hypot(u, v) < rng.uniform(2, 4), grains)
 
-    value += _wave(rng, x, y, wavelength=2 * (height + width), amplitude=25)
+    value += _wave(rng, x, y, wavelength=2.0 * (height + width), amplitude=25.0)
     value += 6 * rng.standard_normal(value.shape, np.float32)  # the sensor's noise
     return value + rng.uniform(110, 145), label
 

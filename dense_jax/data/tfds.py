@@ -1,7 +1,7 @@
 """TensorFlow Datasets, read without TensorFlow.
 
 Reads what `python -m dense_jax.data.prepare` (or TFDS itself) has prepared as array_record under
-`root`, the `data_dir` of TFDS. Each dataset is one entry of `DATASETS`: what TFDS calls it and
+`root`, the `data_dir` of TFDS. Each dataset is one entry of `TFDS_DATASETS`: what TFDS calls it and
 its features, what the raw label values mean, and which part of which TFDS split is our split.
 """
 
@@ -41,7 +41,7 @@ class TfdsDataset:
         return tuple(self.tfds_splits)
 
 
-DATASETS = {
+TFDS_DATASETS = {
     "oxford_iiit_pet": TfdsDataset(
         tfds_name="oxford_iiit_pet",
         image_key="image",
@@ -76,7 +76,7 @@ class TfdsSource:
                 f"needs array_record; remove it or choose another root, then run\n  {command}"
             )
         skip = tfds.decode.SkipDecoding()
-        self._records = builder.as_data_source(
+        self._records: Any = builder.as_data_source(
             split=dataset.tfds_splits[split],
             decoders={dataset.image_key: skip, dataset.label_key: skip},
             file_format="array_record",

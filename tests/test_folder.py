@@ -1,0 +1,308 @@
+"""Folder datasets: what is read, and one clear error for each way to get it wrong."""
+
+import io
+import json
+import pathlib
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dense_jax.data import open_dataset, verify
+from dense_jax.data.folder import Folder
+from dense_jax.labels import IGNORE_LABEL
+
+CLASSES = ["sky", "road"]
+
+
+def save(path: pathlib.Path, pixels, mode=None, **options) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(np.asarray(pixels))
+    (image.convert(mode) if mode else image).save(path, **options)
+
+
+def write_options(root: pathlib.Path, **options) -> None:
+    (root / "dataset.json").write_text(json.dumps({"classes": CLASSES, **options}))
+
+
+@pytest.fixture
+def root(tmp_path) -> pathlib.Path:
+    """A good dataset: three train images of different sizes, one val image."""
+    rng = np.random.default_rng(0)
+    for split, name, size in [
+        ("train", "b", (4, 6)),
+        ("train", "a", (5, 3)),
+        ("train", "c", (1, 1)),
+        ("val", "v", (2, 2)),
+    ]:
+        save(tmp_path / "images" / split / f"{name}.png", rng.integers(0, 256, (*size, 3), "uint8"))
+        save(tmp_path / "labels" / split / f"{name}.png", rng.integers(0, 2, size, "uint8"))
+    write_options(tmp_path)
+    return tmp_path
+
+
+def test_reads_what_was_written(root):
+    source = open_dataset("folder", str(root), "train")
+    assert [example["name"] for example in source] == ["a", "b", "c"]
+    assert source.class_names == ("sky", "road")
+    assert (source.num_classes, source.num_channels, source.palette) == (2, 3, None)
+    np.testing.assert_array_equal(source.sizes, [[5, 3], [4, 6], [1, 1]])
+    for example in source:
+        for folder, key in [("images", "image"), ("labels", "label")]:
+            with Image.open(root / folder / "train" / f"{example['name']}.png") as file:
+                np.testing.assert_array_equal(example[key], np.asarray(file))
+    assert source[0]["image"].dtype == np.uint8 and source[0]["label"].dtype == np.int32
+
+
+def test_a_pickled_source_reads_the_same(root):
+    source = open_dataset("folder", str(root), "train")
+    np.testing.assert_array_equal(
+        pickle.loads(pickle.dumps(source))[1]["image"], source[1]["image"]
+    )
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "JPG", "webp", "tif", "tiff"])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_formats(root, suffix, mode):
+    smooth = np.add.outer(np.arange(16), np.arange(24)).astype(np.uint8) * 5
+    save(root / "images" / "train" / f"z.{suffix}", smooth, mode)
+    save(root / "labels" / "train" / "z.png", np.zeros((16, 24), np.uint8))
+    image = open_dataset("folder", str(root), "train")[3]["image"]
+    assert image.shape == (16, 24, 3)
+    assert np.abs(image.astype(int) - smooth[..., None]).max() <= 12  # lossy formats
+
+
+def test_grey_only_if_every_image_of_every_split_is(root):
+    for path in root.glob("images/*/*.png"):
+        with Image.open(path) as image:
+            grey = image.convert("L")
+        grey.save(path)
+    source = open_dataset("folder", str(root), "train")
+    assert source.num_channels == 1 and source[0]["image"].shape == (5, 3, 1)
+    save(root / "images" / "val" / "v.png", np.zeros((2, 2, 3), np.uint8))
+    source = open_dataset("folder", str(root), "train")
+    assert source.num_channels == 3 and source[0]["image"].shape == (5, 3, 3)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "LA", "1", "CMYK"])
+def test_other_modes_become_rgb(root, mode):
+    suffix = "tif" if mode == "CMYK" else "png"
+    save(root / "images" / "train" / f"z.{suffix}", np.full((2, 3, 3), 255, np.uint8), mode)
+    save(root / "labels" / "train" / "z.png", np.zeros((2, 3), np.uint8))
+    image = open_dataset("folder", str(root), "train")[3]["image"]
+    np.testing.assert_array_equal(image, np.full((2, 3, 3), 255))
+
+
+def test_transparent_palette_image(root):
+    palette = Image.new("P", (3, 2), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    palette.save(root / "images" / "train" / "a.png", transparency=b"\x00\xff")
+    save(root / "labels" / "train" / "a.png", np.zeros((2, 3), np.uint8))
+    image = open_dataset("folder", str(root), "train")[0]["image"]
+    np.testing.assert_array_equal(image, np.tile([10, 20, 30], (2, 3, 1)))
+
+
+def test_palette_labels_give_their_indices(root):
+    label = Image.new("P", (3, 5), 1)
+    label.putpalette([0, 0, 0, 200, 100, 50])
+    label.save(root / "labels" / "train" / "a.png")
+    assert (open_dataset("folder", str(root), "train")[0]["label"] == 1).all()
+
+
+def test_values_and_ignored_values(root):
+    raw = np.array([[0, 255, 7], [128, 9, 255]], np.uint8)
+    for path in root.glob("labels/train/*.png"):
+        size = open_dataset("folder", str(root), "train").sizes["abc".index(path.stem)]
+        save(path, np.resize(raw, size))
+    write_options(root, values=[255, 0], ignored_values=[7, 9, 128], palette=[[0, 0, 0], [9, 8, 7]])
+    source = open_dataset("folder", str(root), "train")
+    expected = np.array([[1, 0, IGNORE_LABEL], [IGNORE_LABEL, IGNORE_LABEL, 0]])
+    np.testing.assert_array_equal(source[0]["label"], np.resize(expected, (5, 3)))
+    np.testing.assert_array_equal(source.palette, [[0, 0, 0], [9, 8, 7]])
+
+
+def test_labels_of_16_bits(root):
+    save(root / "labels" / "train" / "a.png", np.full((5, 3), 40000, np.uint16))
+    write_options(root, values=[0, 40000], ignored_values=[1])
+    assert (open_dataset("folder", str(root), "train")[0]["label"] == 1).all()
+
+
+def test_names_outside_ascii(root):
+    save(root / "images" / "train" / "straße 漢.png", np.zeros((2, 3, 3), np.uint8))
+    save(root / "labels" / "train" / "straße 漢.png", np.zeros((2, 3), np.uint8))
+    assert open_dataset("folder", str(root), "train")[3]["name"] == "straße 漢"
+
+
+def test_hidden_files_and_notes_are_passed_over(root):
+    (root / "images" / "train" / "._a.png").write_bytes(b"")
+    (root / "labels" / "train" / "notes.txt").write_text("by hand")
+    assert len(open_dataset("folder", str(root), "train")) == 3
+
+
+def truncate(path: pathlib.Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def pages(path: pathlib.Path) -> None:
+    page = Image.new("L", (3, 5))
+    page.save(path, save_all=True, append_images=[page])
+
+
+TRAIN_IMAGES = "images/train"
+ERRORS = {  # how to break the dataset, and what the message must contain
+    "no root": (lambda r: shutil.rmtree(r), ["no such folder"]),
+    "no dataset.json": (lambda r: (r / "dataset.json").unlink(), ["dataset.json", "no such file"]),
+    "not json": (
+        lambda r: (r / "dataset.json").write_text("{'classes'}"),
+        ["dataset.json", "not valid JSON"],
+    ),
+    "not an object": (lambda r: (r / "dataset.json").write_text("[]"), ["dataset.json", "classes"]),
+    "unknown key": (lambda r: write_options(r, colours=[]), ["colours", "palette"]),
+    "no classes": (lambda r: write_options(r, classes=[]), ["1 to 255"]),
+    "many classes": (
+        lambda r: write_options(r, classes=[str(i) for i in range(256)]),
+        ["1 to 255"],
+    ),
+    "same class": (lambda r: write_options(r, classes=["a", "a"]), ["'a'", "more than once"]),
+    "same value": (lambda r: write_options(r, values=[3, 3]), ["[3]", "more than once"]),
+    "ignored class": (lambda r: write_options(r, ignored_values=[1]), ["[1]", "more than once"]),
+    "few values": (lambda r: write_options(r, values=[3]), ["2 classes", "1 values"]),
+    "large value": (lambda r: write_options(r, values=[0, 65536]), ["65536", "0..65535"]),
+    "text value": (lambda r: write_options(r, ignored_values=["1"]), ["ignored_values"]),
+    "palette of one": (lambda r: write_options(r, palette=[[0, 0, 0]]), ["palette", "2 classes"]),
+    "palette of floats": (lambda r: write_options(r, palette=[[0.5] * 3] * 2), ["palette"]),
+    "no split": (
+        lambda r: shutil.rmtree(r / TRAIN_IMAGES),
+        ["no split 'train'", "there are: val"],
+    ),
+    "no images": (lambda r: shutil.rmtree(r / "images"), ["images", "no such folder"]),
+    "no labels": (lambda r: shutil.rmtree(r / "labels/train"), ["labels/train", "no such folder"]),
+    "empty split": (
+        lambda r: [path.unlink() for path in (r / TRAIN_IMAGES).iterdir()],
+        [TRAIN_IMAGES, "no images"],
+    ),
+    "label missing": (
+        lambda r: (r / "labels/train/b.png").unlink(),
+        ["no label", "1 files: b.png"],
+    ),
+    "image missing": (
+        lambda r: (r / "images/train/b.png").unlink(),
+        ["no image", "1 files: b.png"],
+    ),
+    "two of a name": (
+        lambda r: save(r / "images/train/a.jpg", np.zeros((5, 3, 3), np.uint8)),
+        ["a.jpg and a.png", "same name"],
+    ),
+    "sizes differ": (
+        lambda r: save(r / "labels/train/a.png", np.zeros((3, 5), np.uint8)),
+        ["a.png", "5 x 3", "3 x 5"],
+    ),
+    "colour label": (
+        lambda r: save(r / "labels/train/a.png", np.zeros((5, 3, 3), np.uint8)),
+        ["labels/train/a.png", "one channel", "'RGB'"],
+    ),
+    "undeclared value": (
+        lambda r: save(r / "labels/train/a.png", np.array([[0, 1, 1]] * 4 + [[0, 7, 9]], np.uint8)),
+        ["labels/train/a.png", "[7, 9]", "0: 5, 1: 8, 7: 1, 9: 1"],
+    ),
+    "undeclared 255": (
+        lambda r: save(r / "labels/train/a.png", np.full((5, 3), 255, np.uint8)),
+        ["a.png", "255: 15", '"values": [0, 255]'],
+    ),
+    "truncated image": (lambda r: truncate(r / "images/train/b.png"), ["images/train/b.png"]),
+    "truncated label": (lambda r: truncate(r / "labels/train/b.png"), ["labels/train/b.png"]),
+    "not an image": (
+        lambda r: (r / "images/train/b.png").write_text("hello"),
+        ["images/train/b.png", "not a readable image"],
+    ),
+    "empty file": (lambda r: (r / "labels/train/b.png").write_bytes(b""), ["labels/train/b.png"]),
+    "16 bits": (
+        lambda r: save(r / "images/train/a.png", np.zeros((5, 3), np.uint16)),
+        ["images/train/a.png", "8 bits"],
+    ),
+    "float label": (
+        lambda r: save(r / "labels/train/a.png", np.zeros((5, 3), np.float32), format="TIFF"),
+        ["labels/train/a.png", "'F'"],
+    ),
+    "pages": (
+        lambda r: ((r / "images/train/a.png").unlink(), pages(r / "images/train/a.tif")),
+        ["a.tif", "2 pages"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors_name_the_culprit(root, case):
+    verify.verify(open_dataset("folder", str(root), "train"))  # good before it is broken
+    spoil, words = ERRORS[case]
+    spoil(root)
+    with pytest.raises(ValueError) as error:
+        verify.verify(open_dataset("folder", str(root), "train"))
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_missing_labels_are_counted(root):
+    for i in range(7):
+        save(root / "images" / "train" / f"x{i}.png", np.zeros((2, 2, 3), np.uint8))
+    with pytest.raises(
+        ValueError, match=r"7 files: x0.png, x1.png, x2.png, x3.png, x4.png, \.\.\."
+    ):
+        open_dataset("folder", str(root), "train")
+
+
+def test_verify_lists_all_that_is_wrong(root):
+    truncate(root / "images/train/a.png")
+    truncate(root / "labels/train/c.png")
+    with pytest.raises(ValueError, match="2 of 3 examples are bad") as error:
+        verify.verify(open_dataset("folder", str(root), "train"), progress=False)
+    assert "images/train/a.png" in str(error.value) and "labels/train/c.png" in str(error.value)
+
+
+class CountsReads(Folder):
+    """A folder that counts how often an example is read."""
+
+    reads = 0
+
+    def __getitem__(self, i):
+        self.reads += 1
+        return super().__getitem__(i)
+
+
+def test_verified_once_until_a_file_changes(root):
+    def reads() -> int:
+        source = CountsReads(root, "train")
+        verify.verify(source)
+        return source.reads
+
+    assert [reads(), reads()] == [3, 0]
+    save(root / "labels" / "train" / "a.png", np.ones((5, 3), np.uint8), compress_level=0)
+    assert [reads(), reads()] == [3, 0]
+    write_options(root, ignored_values=[9])
+    assert reads() == 3
+    truncate(root / "labels/train/a.png")
+    for _ in range(2):  # a failure is not remembered as a success
+        with pytest.raises(ValueError, match=r"a\.png"):
+            reads()
+
+
+def test_headers_are_enough_for_sizes(root, monkeypatch):
+    def refuse(*args):
+        raise AssertionError("decoded")
+
+    source = open_dataset("folder", str(root), "train")
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", refuse)
+    assert source.sizes.tolist() == [[5, 3], [4, 6], [1, 1]] and source.num_channels == 3
+
+
+def test_real_camvid(real_data):
+    source = open_dataset("folder", str(real_data / "camvid"), "val")
+    assert (len(source), source.num_classes, source.num_channels) == (101, 11, 3)
+    assert (source.sizes == [360, 480]).all()
+    example = source[50]
+    path = real_data / "camvid" / "labels" / "val" / f"{example['name']}.png"
+    raw = np.asarray(Image.open(io.BytesIO(path.read_bytes())))
+    np.testing.assert_array_equal(example["label"], np.where(raw == 11, IGNORE_LABEL, raw))
+    assert example["image"].std() > 20

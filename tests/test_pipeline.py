@@ -1,0 +1,212 @@
+"""Batches: the same examples for any number of hosts and workers, from any step."""
+
+import itertools
+import pickle
+
+import numpy as np
+import pytest
+
+from dense_jax.data import Synthetic
+from dense_jax.data.pipeline import cached, eval_batches, train_batches
+from dense_jax.data.transforms import fit
+from dense_jax.labels import IGNORE_LABEL
+
+CANVAS = (8, 12)
+NUM_EXAMPLES = 7
+
+
+class Scenes(Synthetic):
+    """Images with one axis longer and one shorter than the canvas; counts what it makes."""
+
+    made = 0
+
+    def __init__(self):
+        super().__init__("", "train", size=(11, 9), num_examples=NUM_EXAMPLES)
+
+    def __getitem__(self, i):
+        self.made += 1
+        return super().__getitem__(i)
+
+
+def take(num_batches, *, seed=3, batch_size=4, **options):
+    stream = train_batches(Scenes(), canvas=CANVAS, seed=seed, batch_size=batch_size, **options)
+    batches = list(itertools.islice(stream, num_batches))
+    stream.close()
+    return batches
+
+
+def assert_equal(batches, others):
+    assert len(batches) == len(others)
+    for a, b in zip(batches, others, strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert a[key].dtype.kind == b[key].dtype.kind
+            np.testing.assert_array_equal(a[key], b[key])
+
+
+def test_shapes_and_types():
+    (batch,) = take(1)
+    assert {key: (value.shape, str(value.dtype)) for key, value in batch.items()} == {
+        "image": ((4, 8, 12, 3), "uint8"),
+        "label": ((4, 8, 12), "uint8"),
+        "size": ((4, 2), "int32"),
+        "index": ((4,), "uint32"),
+        "name": ((4,), "<U11"),
+    }
+    np.testing.assert_array_equal(batch["size"], np.tile([8, 9], (4, 1)))
+    assert (batch["label"][:, :, 9:] == IGNORE_LABEL).all()
+    assert (batch["label"][:, :, :9] < 6).all()
+
+
+@pytest.mark.parametrize("num_hosts", [2, 4])
+def test_hosts_share_the_batches_of_one_host(num_hosts):
+    hosts = [take(5, host=host, num_hosts=num_hosts) for host in range(num_hosts)]
+    together = [
+        {key: np.stack([b[key] for b in parts], axis=1).reshape(4, *parts[0][key].shape[1:])
+         for key in parts[0]}
+        for parts in zip(*hosts, strict=True)
+    ]  # fmt: skip
+    assert_equal(together, take(5))
+
+
+@pytest.mark.parametrize("step", [1, 2, 5])
+def test_started_at_a_step_it_goes_on_as_if_never_stopped(step):
+    assert_equal(take(7)[step:], take(7 - step, step=step))
+    assert_equal(
+        take(7, host=1, num_hosts=2)[step:], take(7 - step, step=step, host=1, num_hosts=2)
+    )
+
+
+def test_worker_processes_change_nothing():
+    assert_equal(take(5), take(5, workers=2))
+    assert_equal(take(5)[3:], take(2, workers=2, step=3))
+
+
+def test_each_epoch_is_another_permutation():
+    epochs = np.concatenate([batch["name"] for batch in take(7, batch_size=4)]).reshape(4, -1)
+    for epoch in epochs:
+        assert len(set(epoch)) == NUM_EXAMPLES
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+    numbers = np.concatenate([batch["index"] for batch in take(7)])
+    np.testing.assert_array_equal(numbers, np.arange(28))
+
+
+def test_the_seed_decides_order_and_windows():
+    assert_equal(take(2, seed=5), take(2, seed=5))
+    names = [np.concatenate([b["name"] for b in take(7, seed=s)]).tolist() for s in (5, 6)]
+    assert names[0] != names[1]
+
+
+def test_windows_differ_between_epochs():
+    """An example that is larger than the canvas is not always cut at the same place."""
+    seen = {}
+    for batch in take(14):
+        for name, label in zip(batch["name"], batch["label"], strict=True):
+            seen.setdefault(name, set()).add(label.tobytes())
+    assert max(map(len, seen.values())) > 1
+
+
+def test_little_is_read_ahead():
+    source = Scenes()
+    stream = train_batches(source, canvas=CANVAS, seed=0, batch_size=2)
+    next(stream)
+    stream.close()
+    assert source.made <= 2 * 6
+
+
+@pytest.mark.parametrize("make", [train_batches, eval_batches])
+def test_batch_size_must_be_divisible_by_hosts(make):
+    options = {"canvas": CANVAS, "seed": 0} if make is train_batches else {}
+    with pytest.raises(ValueError, match="batch_size 4 is not divisible by 3 hosts"):
+        make(Scenes(), batch_size=4, num_hosts=3, **options)
+
+
+def test_one_pixel_images():
+    source = Synthetic("", "train", size=(1, 1), num_examples=1)
+    batch = next(train_batches(source, canvas=(1, 1), seed=0, batch_size=2))
+    assert batch["image"].shape == (2, 1, 1, 3)
+
+
+def tiles(num_tiles):
+    return [
+        {
+            "image": np.full((2, 3, 1), k, np.uint8),
+            "label": np.full((2, 3), k % 5, np.int32),
+            "index": np.int64(k),
+        }
+        for k in range(num_tiles)
+    ]
+
+
+@pytest.mark.parametrize("num_tiles", [0, 1, 3, 8, 9])
+@pytest.mark.parametrize("batch_size, num_hosts", [(1, 1), (3, 1), (4, 2), (8, 4)])
+def test_each_tile_once_in_equally_many_batches(num_tiles, batch_size, num_hosts):
+    hosts = [
+        list(eval_batches(tiles(num_tiles), batch_size=batch_size, host=host, num_hosts=num_hosts))
+        for host in range(num_hosts)
+    ]
+    assert {len(batches) for batches in hosts} == {int(np.ceil(num_tiles / batch_size))}
+    seen = []
+    for batch in itertools.chain(*hosts):
+        assert batch["image"].shape == (batch_size // num_hosts, 2, 3, 1)
+        assert batch["label"].dtype == np.uint8
+        real = batch["index"] >= 0
+        seen += batch["index"][real].tolist()
+        assert (batch["label"][real] == batch["index"][real, None, None] % 5).all()
+        assert (batch["image"][real, :, :, 0] == batch["index"][real, None, None]).all()
+        assert (batch["label"][~real] == IGNORE_LABEL).all()
+        assert (batch["index"][~real] == -1).all()
+    assert seen == list(range(num_tiles))  # hosts hold contiguous blocks
+
+
+def test_evaluation_in_worker_processes():
+    stream = eval_batches(tiles(5), batch_size=2, workers=2)
+    assert np.concatenate([batch["index"] for batch in stream]).tolist() == [0, 1, 2, 3, 4, -1]
+    stream.close()
+
+
+@pytest.mark.parametrize("size", [(3, 4), (3, 9), (9, 2), (7, 8), (1, 1)])
+def test_fit_keeps_a_window_and_ignores_the_rest(size):
+    canvas = (5, 6)
+    numbers = np.arange(size[0] * size[1]).reshape(size)
+    example = {"image": numbers[..., None].astype(np.uint8), "label": numbers, "name": "x"}
+    fitted = fit(example, canvas, np.random.default_rng(0))
+    h, w = fitted["size"]
+    assert (h, w) == (min(size[0], 5), min(size[1], 6))
+    label, image = fitted["label"], fitted["image"][..., 0]
+    assert label.shape == image.shape == canvas
+    np.testing.assert_array_equal(label[:h, :w], image[:h, :w])
+    assert (np.diff(label[:h, :w], axis=0) == size[1]).all()  # one connected window
+    assert (np.diff(label[:h, :w], axis=1) == 1).all()
+    outside = np.ones(canvas, bool)
+    outside[:h, :w] = False
+    assert (label[outside] == IGNORE_LABEL).all() and (image[outside] == 0).all()
+    np.testing.assert_array_equal(example["label"], numbers)  # the input is left alone
+
+
+def test_fit_reaches_every_window():
+    example = {"image": np.zeros((3, 5, 1), np.uint8), "label": np.arange(15).reshape(3, 5)}
+    rng = np.random.default_rng(0)
+    corners = {int(fit(example, (2, 3), rng)["label"][0, 0]) for _ in range(200)}
+    assert corners == {0, 1, 2, 5, 6, 7}
+
+
+def test_cached_decodes_once_and_equals_its_source():
+    source = Scenes()
+    keeper = cached(source)
+    for _ in range(2):
+        for i in range(NUM_EXAMPLES):
+            for key in ("image", "label"):
+                np.testing.assert_array_equal(keeper[i][key], Scenes()[i][key])
+                assert keeper[i][key].dtype == Scenes()[i][key].dtype
+    assert source.made == NUM_EXAMPLES == len(keeper)
+    for attribute in ("num_classes", "class_names", "num_channels", "palette", "fingerprint"):
+        assert getattr(keeper, attribute) == getattr(source, attribute)
+    np.testing.assert_array_equal(keeper.sizes, source.sizes)
+
+
+def test_cached_examples_are_not_sent_to_workers():
+    keeper = cached(Scenes())
+    before = len(pickle.dumps(keeper))
+    [keeper[i] for i in range(NUM_EXAMPLES)]
+    assert len(pickle.dumps(keeper)) < before + 100
