@@ -3,13 +3,15 @@
 The position in the data is a function of the step, so a checkpoint needs no iterator state.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 from etils import epath
+
+_LOG = logging.getLogger("dense_jax")
 
 
 class Checkpoints:
@@ -66,7 +68,7 @@ class Checkpoints:
             try:
                 return self.restore(step, like)
             except ValueError as error:
-                logging.warning("%s; trying the one before it", error)
+                _LOG.warning("%s; trying the one before it", error)
                 if jax.process_index() == 0:
                     aside = self.directory.parent / f"{self.directory.name}.unreadable"
                     aside.mkdir(exist_ok=True)

@@ -4,6 +4,7 @@ Only process 0 writes. Metric names are paths, the same everywhere: `eval/iou/CL
 """
 
 import json
+import logging
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -11,12 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 import tensorboardX
-from absl import logging
 from etils import epath
 from PIL import Image
 from tqdm import tqdm
 
 from dense_jax import workdir as workdirs
+
+_LOG = logging.getLogger("dense_jax")
 
 
 class Logger:
@@ -60,7 +62,7 @@ class Logger:
             self._tensorboard.add_scalar(name, value, step)
         if not self._interactive:
             shown = (f"{k} {v:.4g}" for k, v in scalars.items() if k.count("/") == 1)
-            logging.info("step %d: %s", step, ", ".join(shown))
+            _LOG.info("step %d: %s", step, ", ".join(shown))
 
     def picture(self, step: int, picture: np.ndarray) -> None:
         """Writes pictures/STEP.png and the same picture to TensorBoard."""

@@ -3,8 +3,10 @@
 The same command on the same workdir resumes. Exit status: 0 finished, 75 interrupted and saved.
 """
 
+import logging
+
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file.", lock_config=True)
@@ -18,7 +20,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     if _MULTIHOST.value:
         jax.distributed.initialize()  # finds its peers on TPU, SLURM and Kubernetes
-    logging.set_verbosity(logging.INFO)
+    logging.getLogger("dense_jax").setLevel(logging.INFO)  # ours alone: orbax tells too much
     # After the processes have found each other, and not in data workers, which import this file.
     from dense_jax import train
 

@@ -7,6 +7,7 @@ resumes a run, `load` restores one for evaluation and prediction.
 import functools
 import inspect
 import json
+import logging
 import math
 import signal
 import sys
@@ -16,7 +17,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-from absl import logging
 from etils import epath
 from flax import linen as nn
 from jax.experimental import multihost_utils
@@ -41,6 +41,7 @@ from dense_jax.augment import make_augment
 from dense_jax.data import pipeline, verify
 from dense_jax.tiles import Tiles
 
+_LOG = logging.getLogger("dense_jax")
 PREEMPTED = 75  # exit status (EX_TEMPFAIL): everything is saved, start the same command again
 CACHES: dict[str, Callable] = {"none": lambda source: source, "host": pipeline.cached}
 LATEST_TO_KEEP = 2  # one to fall back to
@@ -86,7 +87,7 @@ def train(config: ConfigDict, directory: str) -> None:
         if step > first:  # of a future that is about to happen again
             best.remove(step)
     num_parameters = sum(x.size for x in jax.tree.leaves(shapes.params))
-    logging.info(
+    _LOG.info(
         "%s: %d parameters, steps %d to %d, %d training and %d evaluation examples on %d %s",
         "resuming" if first else "starting",
         *(num_parameters, first + 1, config.num_steps, len(source), len(eval_source)),
