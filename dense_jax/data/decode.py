@@ -3,8 +3,8 @@
 `file` is an open binary file, `where` is what messages call it.
 """
 
+import io
 from collections.abc import Sequence
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -12,11 +12,13 @@ from PIL import Image
 
 from dense_jax.labels import IGNORE_LABEL
 
+BinaryFile = io.BytesIO | io.BufferedReader
+
 _GREY_MODES = ("1", "L", "LA")
 _UNDECLARED = -1
 
 
-def _open(file: BinaryIO, where: str, *, pixels: bool) -> Image.Image:
+def _open(file: BinaryFile, where: str, *, pixels: bool) -> Image.Image:
     """Reads the header of an image file, and its `pixels` too where asked."""
     try:
         image = Image.open(file)
@@ -38,14 +40,14 @@ def _check_depth(image: Image.Image, where: str) -> None:
         )
 
 
-def image_header(file: BinaryIO, where: str) -> tuple[int, int, bool]:
+def image_header(file: BinaryFile, where: str) -> tuple[int, int, bool]:
     """Height and width in pixels and whether the image is grey, without decoding it."""
     image = _open(file, where, pixels=False)
     _check_depth(image, where)
     return image.height, image.width, image.mode in _GREY_MODES
 
 
-def read_image(file: BinaryIO, where: str, num_channels: int) -> UInt8[np.ndarray, "h w c"]:
+def read_image(file: BinaryFile, where: str, num_channels: int) -> UInt8[np.ndarray, "h w c"]:
     """Decodes an image to grey (1 channel) or RGB (3 channels); alpha is dropped."""
     image = _open(file, where, pixels=True)
     _check_depth(image, where)
@@ -64,7 +66,7 @@ def label_table(values: Sequence[int], ignored_values: Sequence[int]) -> Int32[n
 
 
 def read_label(
-    file: BinaryIO, where: str, table: Int32[np.ndarray, "65536"]
+    file: BinaryFile, where: str, table: Int32[np.ndarray, "65536"]
 ) -> Int32[np.ndarray, "h w"]:
     """Decodes a label image (grey values or palette indices) to classes by `label_table`."""
     image = _open(file, where, pixels=True)

@@ -1,0 +1,55 @@
+"""The prepare command: what it asks of TFDS, and what it says when that cannot be had."""
+
+import subprocess
+import sys
+
+import pytest
+import tensorflow_datasets as tfds
+
+from dense_jax.data.prepare import prepare
+
+
+class Builder:
+    """Stands for TFDS's: remembers how it was called, and fails where told to."""
+
+    def __init__(self, error=None):
+        self.error, self.calls = error, []
+
+    def __call__(self, name, **options):
+        self.calls.append((name, options))
+        return self
+
+    def download_and_prepare(self):
+        self.calls.append("prepared")
+        if self.error:
+            raise self.error
+
+
+def test_prepares_as_array_record(monkeypatch, capsys):
+    builder = Builder()
+    monkeypatch.setattr(tfds, "builder", builder)
+    prepare("oxford_iiit_pet", "somewhere")
+    options = {"data_dir": "somewhere", "file_format": "array_record"}
+    assert builder.calls == [("oxford_iiit_pet", options), "prepared"]
+    assert (
+        "--config.data.name=oxford_iiit_pet --config.data.root=somewhere" in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (ConnectionError("name not resolved"), "name not resolved.*needs the network"),
+        (ModuleNotFoundError("No module named 'tensorflow'"), "needs a package.*'tensorflow'"),
+    ],
+)
+def test_failures_say_what_is_missing(monkeypatch, error, words):
+    monkeypatch.setattr(tfds, "builder", Builder(error))
+    with pytest.raises(RuntimeError, match=words):
+        prepare("oxford_iiit_pet", "somewhere")
+
+
+def test_the_command_lists_the_datasets():
+    command = [sys.executable, "-m", "dense_jax.data.prepare", "--name=pets", "--root=x"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode != 0 and "oxford_iiit_pet" in done.stderr
