@@ -105,6 +105,8 @@ class TfdsSource:
 
     def _record(self, i: int) -> tuple[dict[str, Any], str]:
         """The i-th record, its images still encoded, and its name."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"example {i} of {len(self)}")
         try:
             record = self._records[i]
         except Exception as error:  # the reader raises nearly anything on broken files
