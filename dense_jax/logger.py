@@ -37,7 +37,8 @@ class Logger:
         kept = [
             record
             for record in read_records(self._path)
-            if record["step"] < first_step or (record["step"] == first_step and not _is_eval(record))
+            if record["step"] < first_step
+            or (record["step"] == first_step and not _is_eval(record))
         ]
         unfinished = workdir / "metrics.jsonl.tmp"
         unfinished.write_text("".join(json.dumps(record) + "\n" for record in kept))

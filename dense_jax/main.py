@@ -9,6 +9,8 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
+from dense_jax import train
+
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go.")
 _MULTIHOST = flags.DEFINE_bool("multihost", False, "One of several processes (TPU pod, SLURM).")
@@ -21,9 +23,6 @@ def main(argv: list[str]) -> None:
     if _MULTIHOST.value:
         jax.distributed.initialize()  # finds its peers on TPU, SLURM and Kubernetes
     logging.getLogger("dense_jax").setLevel(logging.INFO)  # ours alone: orbax tells too much
-    # After the processes have found each other, and not in data workers, which import this file.
-    from dense_jax import train
-
     train.train(_CONFIG.value, _WORKDIR.value)
 
 

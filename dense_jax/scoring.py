@@ -63,18 +63,41 @@ def score(
     eval_step: as of `steps.make_eval_step`, its counts replicated, its classes split.
     """
     total: Any = 0
-    canvases = {
-        i: np.full(tiles.source.sizes[i], IGNORE_LABEL, np.uint8)
-        for i in range(min(num_pictures, len(tiles.source)))
-    }
+    stitcher = Stitcher(tiles)
+    pictures = []
     for numbers, (counts, predictions) in predict_tiles(
         eval_step, variables, tiles, mesh=mesh, **options
     ):
         total += np.asarray(counts).astype(np.int64).sum(axis=0)
-        wanted = [row for row, k in enumerate(numbers) if k >= 0 and tiles.place(k)[0] in canvases]
-        if wanted:
-            rows = local(predictions)
-            for row in wanted:
-                i, in_image, in_tile = tiles.place(numbers[row])
-                canvases[i][in_image] = rows[row][in_tile]
-    return total, [(tiles.source[i], canvas) for i, canvas in canvases.items()]
+        if any(0 <= k and tiles.place(k)[0] < num_pictures for k in numbers):
+            pictures += stitcher.add(numbers, local(predictions))
+    pictures = [(tiles.source[i], classes) for i, classes in pictures if i < num_pictures]
+    return total, pictures
+
+
+class Stitcher:
+    """Puts the predicted cores of tiles together; they may come in any order."""
+
+    def __init__(self, tiles: Tiles):
+        self._tiles = tiles
+        self._unfinished: dict[int, tuple[np.ndarray, int]] = {}
+
+    def add(self, numbers: np.ndarray, classes: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """Takes tiles [b, th, tw] by number, -1 for padding; returns the images now complete.
+
+        An image is its index in the source and its classes, uint8 [h, w].
+        """
+        complete = []
+        for k, tile in zip(numbers, classes, strict=True):
+            if k < 0:
+                continue
+            i, in_image, in_tile = self._tiles.place(k)
+            canvas, missing = self._unfinished.pop(i, (None, self._tiles.num_tiles[i].prod()))
+            if canvas is None:
+                canvas = np.full(self._tiles.source.sizes[i], IGNORE_LABEL, np.uint8)
+            canvas[in_image] = tile[in_tile]
+            if missing == 1:
+                complete.append((i, canvas))
+            else:
+                self._unfinished[i] = canvas, missing - 1
+        return complete

@@ -1,0 +1,292 @@
+"""Losses of semantic segmentation, called as `LOSSES[name](logits, labels, **options)`.
+
+Pure functions. logits are floats [b, h, w, c] before the softmax, labels integers [b, h, w] in
+[0, c), c <= 255; the result is one float32 number over the whole batch, under `jit` the global one.
+
+A pixel labelled IGNORE_LABEL, or anything else outside [0, c), is ignored: it has no value and no
+gradient, even where its logits are NaN. If no pixel is valid, loss and gradient are 0. Sums are
+float32 under float16 and bfloat16 logits, float64 under float64. `class_weights` are c numbers, not
+negative. What does not fit (shapes, types, options) is a ValueError while tracing.
+
+In the formulas p is the softmax probability, t the one-hot label, and sums run over valid pixels.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float
+
+from dense_jax.labels import IGNORE_LABEL
+
+Number = float | int  # the type checker of the tests does not take 1 for a float
+Weights = Sequence[Number] | ArrayLike | None
+
+
+def cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    class_weights: Weights = None,
+    pixel_weights: ArrayLike | None = None,
+    label_smoothing: Number = 0.0,
+    top_k_fraction: Number = 1.0,
+) -> Float[Array, ""]:
+    """Weighted mean of the negative log-likelihood, in nats per pixel.
+
+    sum_i v_i l_i / sum_i v_i w[y_i], where v are the pixel weights [b, h, w], w the class weights,
+    e the label smoothing, and l_i = -sum_c w[c] ((1 - e) t[i, c] + e / c) log p[i, c]. That is
+    PyTorch's convention: smoothing spreads e over all classes, each with its own weight.
+
+    With `top_k_fraction` < 1 both sums run over only the hardest pixels of the batch: that fraction
+    of the valid ones, rounded up, with the largest v l (Wu et al. 2016, "Bridging category-level
+    and instance-level semantic image segmentation", section 3.2); pixels that tie with the last one
+    are kept too.
+    """
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must be in [0, 1], not {label_smoothing}")
+    if not 0 < top_k_fraction <= 1:
+        raise ValueError(f"top_k_fraction must be in (0, 1], not {top_k_fraction}")
+    logits, target, valid = _prepare(logits, labels)
+    class_weights = _class_weights(class_weights, logits)
+    if pixel_weights is None:
+        pixel_weights = jnp.ones(valid.shape, logits.dtype)
+    elif jnp.shape(pixel_weights) != valid.shape:
+        raise ValueError(
+            f"pixel_weights must have the labels' shape {valid.shape}, not "
+            f"{jnp.shape(pixel_weights)}"
+        )
+    pixel_weights = jnp.where(valid, jnp.asarray(pixel_weights, logits.dtype), 0)  # [b, h, w]
+
+    smooth_target = (1 - label_smoothing) * target + label_smoothing / logits.shape[-1]
+    nll = -jnp.sum(class_weights * smooth_target * jax.nn.log_softmax(logits), axis=-1)
+    loss = pixel_weights * nll  # [b, h, w], in nats
+    weights = pixel_weights * jnp.sum(class_weights * target, axis=-1)  # [b, h, w]
+    if top_k_fraction < 1:
+        hardest_first = jnp.sort(
+            jax.lax.stop_gradient(jnp.where(valid, loss, -jnp.inf)), axis=None, descending=True
+        )
+        k = jnp.ceil(top_k_fraction * jnp.sum(valid)).astype(jnp.int32)
+        keep = loss >= hardest_first[jnp.maximum(k - 1, 0)]
+        loss, weights = jnp.where(keep, loss, 0), jnp.where(keep, weights, 0)
+    return _ratio(jnp.sum(loss), jnp.sum(weights))
+
+
+def focal(
+    logits: ArrayLike, labels: ArrayLike, *, gamma: Number = 2.0, class_weights: Weights = None
+) -> Float[Array, ""]:
+    """Cross-entropy that fades out on pixels already right, in nats per pixel.
+
+    sum w[y] (1 - p[y])^gamma (-log p[y]) / sum w[y], over the softmax, not one sigmoid per class;
+    gamma = 0 is `cross_entropy` (Lin et al. 2017, "Focal loss for dense object detection",
+    section 3.2; their alpha is `class_weights`).
+    """
+    logits, target, _ = _prepare(logits, labels)
+    weights = jnp.sum(_class_weights(class_weights, logits) * target, axis=-1)  # [b, h, w]
+    log_p = jnp.sum(jax.nn.log_softmax(logits), axis=-1, where=target)  # [b, h, w], 0 if ignored
+    loss = _power(-jnp.expm1(log_p), gamma) * -log_p
+    return _ratio(jnp.sum(weights * loss), jnp.sum(weights))
+
+
+def tversky(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    alpha: Number = 0.5,
+    beta: Number = 0.5,
+    gamma: Number = 1.0,
+    class_weights: Weights = None,
+    per: str = "batch",
+    absent: str = "skip",
+    smooth: Number = 0.0,
+    squared: bool = False,
+    include_background: bool = True,
+) -> Float[Array, ""]:
+    """Mean over classes of (1 - Tversky index)^gamma, in [0, 1].
+
+    index = (tp + smooth) / (tp + alpha fp + beta fn + smooth), with, in pixels, tp = sum p t,
+    fp = sum p (1 - t), fn = sum (1 - p) t; with `squared`, fp = sum p^2 (1 - t) and
+    fn = sum (1 - p)^2 t. alpha prices false positives, beta misses (Salehi et al. 2017, "Tversky
+    loss function", section 2.2). gamma is the exponent itself: the focal Tversky loss of Abraham
+    and Khan 2019 writes it 1 / gamma, with 4 / 3.
+
+    per: "batch" sums over all pixels of the batch; "image" scores each (image, class) by itself and
+      averages over all those pairs, leaving out images without a valid pixel.
+    absent: what to do with a class that has no valid pixel in the labels of the batch (or image).
+      "skip" leaves it out of the mean; "zero" lets it count with loss 0; "one" takes the formula
+      as it stands, which is 1 for any false positive if smooth = 0.
+    class_weights: the mean is sum w l / sum w over what counts.
+    include_background: whether class 0 counts.
+    """
+    _check_choice("per", per, "batch", "image")
+    _check_choice("absent", absent, "skip", "zero", "one")
+    logits, target, valid = _prepare(logits, labels)
+    probs = jax.nn.softmax(logits)
+    error = jnp.where(target, 1 - probs, probs)
+    if squared:
+        error = error**2
+
+    def count(x: Array, where: Array) -> Array:  # -> [b or 1, c], in pixels
+        per_image = jnp.sum(x, axis=(1, 2), where=where)
+        return per_image if per == "image" else jnp.sum(per_image, axis=0, keepdims=True)
+
+    ones = jnp.ones_like(probs)
+    true_positive = count(probs, target)
+    missed = alpha * count(error, valid[..., None] & ~target) + beta * count(error, target)
+    # 1 - index in one fraction: exact near 0. The floor, in pixels, is far below any prediction
+    # that matters; it makes 0 / 0 a 0 and keeps 1 / x^2, in the gradient, a finite float32.
+    loss = missed / jnp.maximum(true_positive + missed + smooth, 1e-12)
+    loss = _power(loss, gamma)  # [b or 1, c]
+
+    present = count(ones, target) > 0
+    counts = present if absent == "skip" else count(ones, valid[..., None]) > 0
+    if absent == "zero":
+        loss = jnp.where(present, loss, 0)
+    weights = jnp.where(counts, _class_weights(class_weights, logits)[0, 0], 0)
+    if not include_background:
+        weights = weights.at[:, 0].set(0)
+    return _ratio(jnp.sum(weights * loss), jnp.sum(weights))
+
+
+def soft_dice(
+    logits: ArrayLike, labels: ArrayLike, *, smooth: Number = 0.0, **options
+) -> Float[Array, ""]:
+    """One minus the soft Dice coefficient, averaged over classes, in [0, 1].
+
+    dice = (2 sum p t + smooth) / (sum p + sum t + smooth), with `squared` sum p^2 for sum p
+    (Milletari et al. 2016, "V-Net", section 3). Options `class_weights`, `per`, `absent`, `squared`
+    and `include_background` as in `tversky`: Dice is its case alpha = beta = 1/2.
+    """
+    return tversky(logits, labels, alpha=0.5, beta=0.5, smooth=smooth / 2, **options)
+
+
+def soft_jaccard(logits: ArrayLike, labels: ArrayLike, **options) -> Float[Array, ""]:
+    """One minus the soft Jaccard index (IoU), averaged over classes, in [0, 1].
+
+    jaccard = (sum p t + smooth) / (sum p + sum t - sum p t + smooth), with `squared` sum p^2 for
+    sum p (Rahman and Wang 2016, "Optimizing intersection-over-union in deep neural networks").
+    Options as in `tversky`: Jaccard is its case alpha = beta = 1.
+    """
+    return tversky(logits, labels, alpha=1, beta=1, **options)
+
+
+def dice_ce(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    ce_weight: Number = 1.0,
+    dice_weight: Number = 1.0,
+    class_weights: Weights = None,
+    pixel_weights: ArrayLike | None = None,
+    label_smoothing: Number = 0.0,
+    **dice_options,
+) -> Float[Array, ""]:
+    """ce_weight * cross_entropy + dice_weight * soft_dice; class weights go to both.
+
+    Pixel weights and label smoothing go to the cross-entropy, other options to the Dice loss
+    (the sum of Isensee et al. 2018, "nnU-Net", up to their constant -1).
+    """
+    ce = cross_entropy(
+        logits,
+        labels,
+        class_weights=class_weights,
+        pixel_weights=pixel_weights,
+        label_smoothing=label_smoothing,
+    )
+    dice = soft_dice(logits, labels, class_weights=class_weights, **dice_options)
+    return ce_weight * ce + dice_weight * dice
+
+
+def lovasz_softmax(
+    logits: ArrayLike, labels: ArrayLike, *, class_weights: Weights = None, per: str = "batch"
+) -> Float[Array, ""]:
+    """Convex surrogate of one minus IoU, averaged over the classes present, in [0, 1].
+
+    For each class sum_i e_i (J_i - J_(i-1)), with e = |t - p| sorted downwards and J_i the Jaccard
+    loss of being wrong on exactly the first i pixels (Berman et al. 2018, "The Lovász-softmax
+    loss", section 3). per="batch" sorts all pixels of the batch together; per="image" is the mean,
+    over images with a valid pixel, of each image's loss (their `per_image`).
+    """
+    _check_choice("per", per, "batch", "image")
+    logits, target, valid = _prepare(logits, labels)
+    probs = jax.nn.softmax(logits)
+    error = jnp.where(target, 1 - probs, probs)
+    # Below every valid error: ignored pixels come last, where J no longer changes.
+    error = jnp.where(valid[..., None], error, -1)
+    shape = (len(logits) if per == "image" else 1, -1, logits.shape[-1])  # images, pixels, classes
+    negated, hit = jax.lax.sort((-error.reshape(shape), target.reshape(shape)), 1, num_keys=1)
+
+    size = jnp.sum(hit, axis=1, keepdims=True)
+    intersection = size - jnp.cumsum(hit, axis=1)
+    union = (size + jnp.cumsum(~hit, axis=1)).astype(error.dtype)
+    # J_i - J_(i-1) written out: the difference itself would lose its digits in a large image.
+    step = jnp.where(hit, 1 / union, intersection / (union * jnp.maximum(union - 1, 1)))
+    loss = jnp.sum(-negated * step, axis=1)  # [b or 1, c]; 0 for an absent class
+
+    weights = jnp.where(size[:, 0] > 0, _class_weights(class_weights, logits)[0, 0], 0)
+    per_image = _ratio(jnp.sum(weights * loss, axis=1), jnp.sum(weights, axis=1))
+    return _ratio(jnp.sum(per_image), jnp.sum(jnp.any(weights > 0, axis=1)))
+
+
+LOSSES: dict[str, Callable[..., Float[Array, ""]]] = {
+    "cross_entropy": cross_entropy,
+    "soft_dice": soft_dice,
+    "dice_ce": dice_ce,
+    "focal": focal,
+    "soft_jaccard": soft_jaccard,
+    "tversky": tversky,
+    "lovasz_softmax": lovasz_softmax,
+}
+
+
+def _prepare(
+    logits: ArrayLike, labels: ArrayLike
+) -> tuple[Float[Array, "b h w c"], Bool[Array, "b h w c"], Bool[Array, "b h w"]]:
+    """Checks the input; returns logits (0 where ignored), one-hot target, and the valid pixels."""
+    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    if logits.ndim != 4 or not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(f"logits must be floats [b, h, w, c], not {logits.dtype} {logits.shape}")
+    if labels.shape != logits.shape[:3] or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"labels must be integers {logits.shape[:3]}, the logits' [b, h, w], not "
+            f"{labels.dtype} {labels.shape}"
+        )
+    num_classes = logits.shape[-1]
+    if num_classes > IGNORE_LABEL:
+        raise ValueError(
+            f"{num_classes} classes, but label {IGNORE_LABEL} is ignored: at most {IGNORE_LABEL}"
+        )
+    labels = labels.astype(jnp.int32)
+    valid = (labels >= 0) & (labels < num_classes)
+    target = labels[..., None] == jax.lax.broadcasted_iota(jnp.int32, logits.shape, 3)
+    # Before any arithmetic: the gradient of what is selected away later would be 0 * NaN = NaN.
+    logits = jnp.where(valid[..., None], logits, 0)
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), target, valid
+
+
+def _class_weights(weights: Weights, logits: Float[Array, "b h w c"]) -> Float[Array, "1 1 1 c"]:
+    num_classes = logits.shape[-1]
+    weights = jnp.ones(num_classes) if weights is None else jnp.asarray(weights)
+    if weights.shape != (num_classes,):
+        raise ValueError(
+            f"class_weights must be {num_classes} numbers, one per class, not {weights.shape}"
+        )
+    return weights.astype(logits.dtype).reshape(1, 1, 1, num_classes)
+
+
+def _check_choice(name: str, value: object, *choices: str) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def _ratio(numerator: Array, denominator: Array) -> Array:
+    """numerator / denominator; 0, in value and gradient, where the denominator is 0."""
+    some = denominator > 0
+    return jnp.where(some, numerator, 0) / jnp.where(some, denominator, 1)
+
+
+def _power(base: Float[Array, "*d"], exponent: Number) -> Float[Array, "*d"]:
+    """base ** exponent for base >= 0, with gradient 0 at 0, where an exponent < 1 has infinity."""
+    some = base > 0
+    return jnp.where(some, jnp.where(some, base, 1) ** exponent, 0)

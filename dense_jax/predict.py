@@ -1,0 +1,114 @@
+"""Segments image files of any size.
+
+python -m dense_jax.predict --workdir=DIR --images='GLOB' --output=OUT
+
+Writes OUT/NAME.png, the class ids as palette indices at the image's own size, and
+OUT/NAME_overlay.png. Exit status 1 if any file could not be read; the others are done.
+"""
+
+import glob
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from PIL import Image
+
+from dense_jax import mesh, plots, scoring, train
+from dense_jax.data import decode
+from dense_jax.tiles import Tiles
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Of a run of dense_jax.main.")
+_IMAGES = flags.DEFINE_string("images", None, "Glob of image files; quote it.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for the results.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results that are there already.")
+
+
+def main(argv: list[str]) -> None:
+    """Restores, predicts tile by tile, writes each image when its last tile is done."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    files = [Path(name) for name in sorted(glob.glob(_IMAGES.value, recursive=True))]
+    if not files:
+        raise ValueError(f"--images={_IMAGES.value!r} matches no file")
+    output = Path(_OUTPUT.value)
+    results = [path for file in files for path in result_paths(output, file)]
+    if twice := {path.name for path in results if results.count(path) > 1}:
+        raise ValueError(f"several images would be written to {sorted(twice)}: rename them")
+    there = [path for path in results if path.exists()]
+    if there and not _OVERWRITE.value:
+        raise ValueError(f"{there[0]} exists ({len(there)} results do): pass --overwrite")
+
+    loaded = train.load(_WORKDIR.value, _CHECKPOINT.value)
+    images = ImageFiles(files, loaded.dataset["num_channels"])
+    for problem in images.problems:
+        print(problem, file=sys.stderr)
+    output.mkdir(parents=True, exist_ok=True)
+    if len(images):
+        palette = np.array(loaded.dataset["palette"], np.uint8)
+        tiles = Tiles(images, loaded.config.eval.tile_size, loaded.config.eval.margin)
+        predict = jax.jit(loaded.run.predict_step, out_shardings=mesh.sharded(loaded.mesh))
+        stitcher = scoring.Stitcher(tiles)
+        for numbers, classes in scoring.predict_tiles(
+            lambda variables, batch: predict(variables, batch["image"]),
+            loaded.variables,
+            tiles,
+            mesh=loaded.mesh,
+            batch_size=loaded.config.eval.batch_size,
+            workers=0,
+        ):
+            for i, labels in stitcher.add(numbers, scoring.local(classes)):
+                write(output, images.files[i], images[i]["image"], labels, palette)
+    print(f"{len(images)} of {len(files)} images segmented into {output}")
+    if images.problems:
+        sys.exit(1)
+
+
+def result_paths(output: Path, file: Path) -> tuple[Path, Path]:
+    """Where an image's class ids and overlay go."""
+    return output / f"{file.stem}.png", output / f"{file.stem}_overlay.png"
+
+
+def write(
+    output: Path, file: Path, image: np.ndarray, labels: np.ndarray, palette: np.ndarray
+) -> None:
+    """Writes one image's results."""
+    ids, overlaid = result_paths(output, file)
+    picture = Image.fromarray(labels)
+    picture.putpalette(palette.tobytes())
+    picture.save(ids)
+    Image.fromarray(plots.overlay(image, labels, palette)).save(overlaid)
+
+
+class ImageFiles:
+    """Image files as a source without truth; those that cannot be read are left out, and said."""
+
+    def __init__(self, files: list[Path], num_channels: int):
+        self._num_channels = num_channels
+        self.files, self.problems, sizes = [], [], []
+        for file in files:
+            try:
+                sizes.append(self._read(file).shape[:2])
+                self.files.append(file)
+            except ValueError as error:
+                self.problems.append(str(error))
+        self.sizes = np.array(sizes, np.int32).reshape(-1, 2)
+
+    def _read(self, file: Path) -> np.ndarray:
+        with file.open("rb") as opened:
+            return decode.read_image(opened, str(file), self._num_channels)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        image = self._read(self.files[i])
+        return {"image": image, "label": np.zeros(image.shape[:2], np.uint8), "name": ""}
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["workdir", "images", "output"])
+    app.run(main)
