@@ -214,17 +214,19 @@ def lovasz_softmax(
     error = jnp.where(target, 1 - probs, probs)
     # Below every valid error: ignored pixels come last, where J no longer changes.
     error = jnp.where(valid[..., None], error, -1)
-    shape = (len(logits) if per == "image" else 1, -1, logits.shape[-1])  # images, pixels, classes
-    negated, hit = jax.lax.sort((-error.reshape(shape), target.reshape(shape)), 1, num_keys=1)
 
-    size = jnp.sum(hit, axis=1, keepdims=True)
-    intersection = size - jnp.cumsum(hit, axis=1)
-    union = (size + jnp.cumsum(~hit, axis=1)).astype(error.dtype)
+    def flat(x: Array) -> Array:  # [b, h, w, c] -> [b or 1, c, pixels]
+        return x.reshape(len(x) if per == "image" else 1, -1, x.shape[-1]).swapaxes(1, 2)
+
+    negated, hit = jax.lax.sort((-flat(error), flat(target)), num_keys=1)
+    size = jnp.sum(hit, axis=-1, keepdims=True)
+    intersection = size - jnp.cumsum(hit, axis=-1)
+    union = (size + jnp.cumsum(~hit, axis=-1)).astype(error.dtype)
     # J_i - J_(i-1) written out: the difference itself would lose its digits in a large image.
     step = jnp.where(hit, 1 / union, intersection / (union * jnp.maximum(union - 1, 1)))
-    loss = jnp.sum(-negated * step, axis=1)  # [b or 1, c]; 0 for an absent class
+    loss = jnp.sum(-negated * step, axis=-1)  # [b or 1, c]; 0 for an absent class
 
-    weights = jnp.where(size[:, 0] > 0, _class_weights(class_weights, logits)[0, 0], 0)
+    weights = jnp.where(size[..., 0] > 0, _class_weights(class_weights, logits)[0, 0], 0)
     per_image = _ratio(jnp.sum(weights * loss, axis=1), jnp.sum(weights, axis=1))
     return _ratio(jnp.sum(per_image), jnp.sum(jnp.any(weights > 0, axis=1)))
 

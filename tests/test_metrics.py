@@ -1,0 +1,345 @@
+"""Metrics: against other libraries, against slow references, and by their properties."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dense_jax import metrics
+from dense_jax.labels import IGNORE_LABEL
+
+MEANS = ("pixel_accuracy", "mean_accuracy", "mean_iou", "frequency_weighted_iou", "mean_dice")
+BOUNDARY = (
+    metrics.boundary_f1,
+    metrics.boundary_iou,
+    metrics.hausdorff95,
+    metrics.average_surface_distance,
+)
+confusion_matrix = jax.jit(metrics.confusion_matrix, static_argnums=2)
+
+# Confusion matrices of one prediction against four label maps (all classes; some pixels ignored;
+# class 2 absent; class 1 absent from one image) and their scores by FCN's score.py and
+# torchmetrics 1.9.0, which agree wherever both define a metric; binary accuracy is
+# segmentation_models.pytorch's `accuracy`, averaged over classes.
+GOLDEN = {
+    "full": {
+        "counts": [[3, 6, 7], [6, 4, 6], [4, 2, 2]],
+        "pixel_accuracy": 0.225,
+        "mean_accuracy": 0.2291667,
+        "mean_iou": 0.1257631,
+        "frequency_weighted_iou": 0.1318681,
+        "mean_dice": 0.2221746,
+        "iou": [0.1153846, 0.1666667, 0.0952381],
+        "binary_accuracy": 0.4833333,
+    },
+    "ign": {
+        "counts": [[1, 5, 5], [6, 2, 6], [4, 2, 2]],
+        "pixel_accuracy": 0.1515152,
+        "mean_accuracy": 0.1612554,
+        "mean_iou": 0.0827068,
+        "frequency_weighted_iou": 0.0817954,
+        "iou": [0.0476190, 0.0952381, 0.1052632],
+        "binary_accuracy": 0.4343434,
+    },
+    "abs": {
+        "counts": [[7, 8, 9], [6, 4, 6], [0, 0, 0]],
+        "pixel_accuracy": 0.275,
+        "mean_accuracy": 0.2708333,
+        "mean_iou": 0.1333333,
+        "frequency_weighted_iou": 0.2066667,
+        "mean_dice": 0.2213642,
+        "iou": [0.2333333, 0.1666667, 0.0],
+        "binary_accuracy": 0.5166667,
+    },
+    "img": {
+        "counts": [[4, 7, 9], [5, 3, 4], [4, 2, 2]],
+        "pixel_accuracy": 0.225,
+        "mean_accuracy": 0.2333333,
+        "mean_iou": 0.1253421,
+        "frequency_weighted_iou": 0.1308703,
+        "mean_dice": 0.2221124,
+        "iou": [0.1379310, 0.1428571, 0.0952381],
+        "binary_accuracy": 0.4833333,
+    },
+}
+
+
+def golden_input(case: str) -> tuple[np.ndarray, np.ndarray]:
+    """The arg-max of the logits that the losses' tests use, and their labels."""
+    n, h, w, c = np.indices((2, 4, 5, 3))
+    predictions = np.argmax(np.sin(0.7 * n + 1.3 * h + 0.9 * w + 2.1 * c), axis=-1)
+    n, h, w = np.indices((2, 4, 5))
+    labels = (n + h * w + h) % 3
+    if case == "ign":
+        labels[0, 0, :] = labels[1, 3, 1:3] = IGNORE_LABEL
+    elif case == "abs":
+        labels[labels == 2] = 0
+    elif case == "img":
+        labels[0][labels[0] == 1] = 0
+    return predictions, labels
+
+
+def random_maps(shape: tuple[int, ...], num_classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Class maps with values outside of the classes on both sides, and ignored labels."""
+    rng = np.random.default_rng(0)
+    predictions = rng.integers(-1, num_classes + 1, shape)
+    labels = rng.choice([*range(-1, num_classes + 1), IGNORE_LABEL], shape)
+    return predictions, labels
+
+
+def by_hand(predictions: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    counts = np.zeros((num_classes, num_classes), np.int64)
+    for guess, truth in zip(predictions.flat, labels.flat, strict=True):
+        if 0 <= guess < num_classes and 0 <= truth < num_classes:
+            counts[truth, guess] += 1
+    return counts
+
+
+@pytest.mark.parametrize("case", GOLDEN)
+def test_other_libraries_agree(case):
+    golden = dict(GOLDEN[case])
+    counts = confusion_matrix(*golden_input(case), 3)
+    np.testing.assert_array_equal(counts, golden.pop("counts"))
+    scores = metrics.summarize(counts)
+    scores["binary_accuracy"] = scores["binary_accuracy"].mean()
+    for name, expected in golden.items():
+        assert scores[name] == pytest.approx(expected, abs=1e-6), name
+
+
+def test_confusion_matrix_equals_a_python_loop():
+    for shape in [(2, 4, 5), (3, 7), (1, 1), (11,), (0, 3)]:
+        predictions, labels = random_maps(shape)
+        counts = metrics.confusion_matrix(predictions, labels, 3)
+        assert counts.dtype == jnp.int32
+        np.testing.assert_array_equal(counts, by_hand(predictions, labels, 3))
+
+
+def test_labels_of_one_byte():
+    predictions, labels = (x.astype(np.uint8) for x in golden_input("ign"))
+    counts = metrics.confusion_matrix(predictions, labels, 3)
+    np.testing.assert_array_equal(counts, GOLDEN["ign"]["counts"])
+
+
+def test_label_equal_to_num_classes_is_not_the_last_class():
+    assert not metrics.confusion_matrix(np.array([2, 2]), np.array([3, 255]), 3).any()
+
+
+def test_predicting_a_class_on_a_valid_pixel_is_never_excused():
+    """Ignoring drops pixels by label, not a class: false negatives of the others still count."""
+    counts = metrics.confusion_matrix(np.array([0, 0, 1, 1]), np.array([255, 1, 1, 255]), 2)
+    np.testing.assert_array_equal(counts, [[0, 0], [1, 1]])
+    assert metrics.summarize(counts)["iou"][1] == 0.5
+
+
+def test_jit_vmap_pmap_and_sharding_count_alike():
+    predictions, labels = random_maps((4, 2, 5))
+    expected = by_hand(predictions, labels, 3)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    sharded = (jax.device_put(x, sharding) for x in (predictions, labels))
+
+    def per_image(p, y):
+        return metrics.confusion_matrix(p, y, 3)
+
+    for counts in (
+        confusion_matrix(predictions, labels, 3),
+        confusion_matrix(*sharded, 3),
+        jax.vmap(per_image)(predictions, labels).sum(0),
+        jax.pmap(per_image)(predictions, labels).sum(0),
+    ):
+        np.testing.assert_array_equal(counts, expected)
+
+
+def test_batching_padding_and_order_change_nothing():
+    predictions, labels = random_maps((6, 4, 5))
+    expected = by_hand(predictions, labels, 3)
+    for batch in (1, 4, 6):
+        counts = np.zeros((3, 3), np.int64)
+        order = np.random.default_rng(batch).permutation(6)
+        for start in range(0, 6, batch):
+            chosen = order[start : start + batch]
+            label = np.full((batch, 4, 5), IGNORE_LABEL)
+            label[: len(chosen)] = labels[chosen]
+            counts += np.asarray(
+                confusion_matrix(np.resize(predictions[chosen], label.shape), label, 3)
+            )
+        np.testing.assert_array_equal(counts, expected)
+
+
+def test_one_prediction_has_one_mean_iou():
+    """Class 2 is nowhere; then two false positives of class 1 in an image without it.
+
+    Other tools give 0.5 to 0.875 for the second, by averaging over images or counting the absent
+    class as 0 or 1.
+    """
+    labels = np.zeros((2, 2, 4), np.int32)
+    labels[0, 1] = 1
+    predictions = labels.copy()
+    assert metrics.summarize(confusion_matrix(predictions, labels, 3))["mean_iou"] == 1.0
+    predictions[1, 0, :2] = 1
+    scores = metrics.summarize(confusion_matrix(predictions, labels, 3))
+    assert scores["mean_iou"] == pytest.approx(0.75)
+    assert np.isnan(scores["iou"][2]) and np.isnan(scores["binary_accuracy"][2])
+
+
+def test_scores_equal_their_definitions_pixel_by_pixel():
+    predictions, labels = golden_input("ign")
+    valid = labels != IGNORE_LABEL
+    scores = metrics.summarize(np.array(GOLDEN["ign"]["counts"]))
+    for c in range(3):
+        p, t = predictions[valid] == c, labels[valid] == c
+        assert scores["dice"][c] == pytest.approx(2 * (p & t).sum() / (p.sum() + t.sum()))
+        assert scores["accuracy"][c] == pytest.approx((p & t).sum() / t.sum())
+        assert scores["precision"][c] == pytest.approx((p & t).sum() / p.sum())
+        assert scores["binary_accuracy"][c] == pytest.approx((p == t).mean())
+    assert all(type(scores[name]) is float for name in MEANS)
+
+
+def test_nan_only_where_nothing_is_divided_by_nothing():
+    scores = metrics.summarize(np.array([[4, 1, 0, 0], [0] * 4, [2, 0, 0, 0], [0] * 4]))
+    nan = math.nan
+    for name, expected in {
+        "iou": [4 / 7, 0, 0, nan],
+        "dice": [8 / 11, 0, 0, nan],
+        "accuracy": [4 / 5, nan, 0, nan],
+        "precision": [4 / 6, 0, nan, nan],
+        "binary_accuracy": [4 / 7, 6 / 7, 5 / 7, nan],
+    }.items():
+        assert scores[name] == pytest.approx(expected, nan_ok=True), name
+    assert scores["mean_accuracy"] == pytest.approx(0.4)
+    assert scores["mean_iou"] == pytest.approx(4 / 21)
+
+
+def test_nothing_counted_is_nan_without_a_warning():
+    for value in metrics.summarize(np.zeros((3, 3), np.int64)).values():
+        assert np.all(np.isnan(value))
+
+
+def test_one_pixel():
+    for guess, iou in [(1, 1.0), (0, 0.0)]:
+        counts = confusion_matrix(np.array([[guess]]), np.array([[1]]), 2)
+        assert metrics.summarize(counts)["mean_iou"] == iou
+
+
+def test_more_pixels_than_int32_holds():
+    counts = np.array([[3_000_000_000, 0], [1_000_000_000, 10**18]])
+    scores = metrics.summarize(counts)
+    assert scores["iou"] == pytest.approx([0.75, 1.0])
+    assert metrics.summarize(np.diag([10**18] * 10))["pixel_accuracy"] == 1.0
+    with pytest.raises(ValueError, match="negative or NaN count -1294967296"):
+        metrics.summarize(np.diag([3_000_000_000]).astype(np.int32))
+
+
+def test_wrong_input_is_an_error_that_says_what_was_found():
+    with pytest.raises(ValueError, match=r"square, not \(2, 3\)"):
+        metrics.summarize(np.zeros((2, 3)))
+    with pytest.raises(ValueError, match=r"\(2,\) and labels \(3,\) differ"):
+        metrics.confusion_matrix(np.zeros(2, int), np.zeros(3, int), 2)
+    with pytest.raises(ValueError, match="predictions must be integer class ids, not float32"):
+        metrics.confusion_matrix(np.zeros(2, np.float32), np.zeros(2, int), 2)
+    with pytest.raises(ValueError, match="1 to 255, not 256"):
+        metrics.confusion_matrix(np.zeros(2, int), np.zeros(2, int), 256)
+    for metric in BOUNDARY:
+        with pytest.raises(ValueError, match=r"\[h, w\], not \(3, 3\) and \(3, 2\)"):
+            metric(np.zeros((3, 3), int), np.zeros((3, 2), int))
+
+
+def boundaries_by_hand(prediction, label, c, reach, chessboard):
+    """Per side, class c within `reach` of a valid pixel outside it or of the image's end."""
+    h, w = label.shape
+    valid = {(i, j) for i in range(h) for j in range(w) if 0 <= label[i, j] < 3}
+    frame = {(i, j) for i in range(-1, h + 1) for j in range(-1, w + 1)} - set(np.ndindex(h, w))
+    sides = []
+    for classes in (prediction, label):
+        mask = {pixel for pixel in valid if classes[pixel] == c}
+        outside = (valid - mask) | frame
+        sides.append(
+            {
+                (i, j)
+                for i, j in mask
+                for a, b in outside
+                if (max if chessboard else sum)((abs(i - a), abs(j - b))) <= reach
+            }
+        )
+    return sides
+
+
+def boundary_scores_by_hand(prediction, label, c, tolerance):
+    guess, truth = boundaries_by_hand(prediction, label, c, 1, chessboard=False)
+    diagonal = math.hypot(*label.shape)
+    near = boundaries_by_hand(prediction, label, c, max(1, round(0.2 * diagonal)), chessboard=True)
+    iou = len(near[0] & near[1]) / len(near[0] | near[1]) if near[0] | near[1] else math.nan
+    if not guess and not truth:
+        return [math.nan, iou, math.nan, math.nan]
+    if not guess or not truth:
+        return [0, iou, diagonal, diagonal]
+    forth, back = (
+        [min(math.dist(p, q) for q in goal) for p in start]
+        for start, goal in ((guess, truth), (truth, guess))
+    )
+    precision, recall = (np.mean(np.array(d) <= tolerance * diagonal) for d in (forth, back))
+    return [
+        2 * precision * recall / (precision + recall) if precision + recall else 0,
+        iou,
+        max(np.percentile(forth, 95), np.percentile(back, 95)),
+        (sum(forth) + sum(back)) / (len(forth) + len(back)),
+    ]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_boundary_metrics_equal_brute_force(seed):
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(1, 12, 2))
+    prediction = rng.choice(4, shape, p=[0.6, 0.2, 0.1, 0.1])
+    label = np.where(rng.random(shape) < 0.7, prediction, rng.choice([0, 1, 3, 255], shape))
+    scores = [
+        metrics.boundary_f1(prediction, label, num_classes=3, tolerance=0.1),
+        metrics.boundary_iou(prediction, label, num_classes=3, width=0.2),
+        metrics.hausdorff95(prediction, label, num_classes=3),
+        metrics.average_surface_distance(prediction, label, num_classes=3),
+    ]
+    expected = [boundary_scores_by_hand(prediction, label, c, 0.1) for c in range(3)]
+    np.testing.assert_allclose(np.stack(scores, axis=1), expected)
+
+
+def test_boundary_metrics_of_perfect_missed_and_absent_classes():
+    """A missed object costs the whole diagonal: leaving it out would reward finding less."""
+    label = np.zeros((30, 40), np.uint8)
+    label[10:20, 10:20] = 1
+    for metric, best, worst in zip(BOUNDARY, (1, 1, 0, 0), (0, 0, 50, 50), strict=True):
+        perfect = metric(label, label, num_classes=3)
+        assert perfect.dtype == np.float64
+        np.testing.assert_array_equal(perfect, [best, best, np.nan])
+        np.testing.assert_array_equal(metric(label, label), [best, best])
+        missed = metric(np.zeros_like(label), label, num_classes=3)
+        assert missed[1] == worst and np.isnan(missed[2])
+        invented = metric(label, np.zeros_like(label), num_classes=3)
+        assert invented[1] == worst
+
+
+def test_boundary_metrics_of_a_shifted_square():
+    label, prediction = np.zeros((2, 100, 100), np.int32)
+    label[20:40, 20:40] = prediction[20:40, 23:43] = 1  # 3 pixels to the right
+    assert metrics.hausdorff95(prediction, label)[1] == 3
+    for tolerance, everything in [(0.0075, False), (0.03, True)]:  # 1.06 and 4.2 pixels
+        score = metrics.boundary_f1(prediction, label, tolerance=tolerance)[1]
+        assert (score == 1) == everything
+
+
+def test_ignored_pixels_have_no_boundary_and_make_none():
+    label = np.full((9, 9), IGNORE_LABEL)
+    label[3:6, 3:6] = 1  # nothing valid next to it
+    for metric in BOUNDARY:
+        for prediction in (np.ones_like(label), np.where(label == 1, 1, 0)):
+            assert np.all(np.isnan(metric(prediction, label, num_classes=2)))
+        assert np.all(np.isnan(metric(label, np.full_like(label, IGNORE_LABEL), num_classes=2)))
+
+
+def test_boundary_metrics_of_one_pixel():
+    one, zero = np.ones((1, 1), int), np.zeros((1, 1), int)
+    for metric, best, worst in zip(BOUNDARY, (1, 1, 0, 0), (0, 0, 2**0.5, 2**0.5), strict=True):
+        np.testing.assert_allclose(metric(one, one), [np.nan, best])
+        np.testing.assert_allclose(metric(one, zero), [worst, worst])
