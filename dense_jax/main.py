@@ -7,6 +7,7 @@ import logging
 
 import jax
 from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from dense_jax import train
@@ -22,7 +23,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     if _MULTIHOST.value:
         jax.distributed.initialize()  # finds its peers on TPU, SLURM and Kubernetes
-    logging.getLogger("dense_jax").setLevel(logging.INFO)  # ours alone: orbax tells too much
+    absl_logging.set_verbosity(absl_logging.WARNING)  # orbax tells too much
+    logging.getLogger("dense_jax").setLevel(logging.INFO)
     train.train(_CONFIG.value, _WORKDIR.value)
 
 

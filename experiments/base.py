@@ -22,6 +22,12 @@ def get_config() -> ConfigDict:
         "smooth": placeholder(float),  # pixels added to both sides of the ratio
         "squared": placeholder(bool),  # squares in the denominator (V-Net)
         "include_background": placeholder(bool),  # whether class 0 counts
+        "alpha": placeholder(float),  # price of false positives (tversky)
+        "beta": placeholder(float),  # price of misses (tversky)
+        "gamma": placeholder(float),  # focusing exponent (focal, tversky)
+        "ce_weight": placeholder(float),  # of the cross-entropy in dice_ce
+        "dice_weight": placeholder(float),  # of the Dice loss in dice_ce
+        "top_k_fraction": placeholder(float),  # of the valid pixels, the hardest (cross_entropy)
     }
 
     config.model = {
@@ -44,7 +50,7 @@ def get_config() -> ConfigDict:
         "root": "",  # folder of the dataset
         "train_split": "train",
         "eval_split": "val",
-        "crop_size": (96, 96),  # height and width that the network trains on, pixels
+        "crop_size": (64, 64),  # height and width that the network trains on, pixels
         "resolution": 1.0,  # that the network sees, relative to the files'; scores are at the files'
         "canvas_size": placeholder(tuple),  # pixels kept of each image; unset: the largest image
         "workers": 0,  # decoding processes; 0: threads
@@ -60,7 +66,7 @@ def get_config() -> ConfigDict:
 
     config.optimizer = {
         "name": "adamw",  # "adamw" | "sgd"
-        "learning_rate": 2e-3,  # at its highest
+        "learning_rate": 1e-2,  # at its highest
         "schedule": "cosine",  # "constant" | "cosine" | "poly"
         "warmup_steps": 20,  # optimizer steps
         "momentum": 0.9,  # Adam's first-moment decay

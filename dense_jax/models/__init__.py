@@ -7,7 +7,7 @@ image float [b, h, w, 1 or 3] of any height and width >= 1, already normalised; 
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax.numpy as jnp
@@ -75,6 +75,8 @@ def build(config: Any, num_classes: int) -> nn.Module:
     skips = below_deepest if config.skips is None else tuple(config.skips)
     for stride in skips:
         _check("model.skips", stride, below_deepest)
+    if len(set(skips)) < len(skips):
+        raise ValueError(f"model.skips={skips} has a stride twice")
     shared = {
         "num_classes": num_classes,
         "upsample": functools.partial(upsampler, dtype=dtype, **options),
@@ -91,6 +93,6 @@ def _check(what: str, value: Any, valid: Iterable[Any]) -> None:
         raise ValueError(f"{what}: {value!r} is not one of {', '.join(map(repr, valid)) or 'none'}")
 
 
-def given(options: Mapping[str, Any] | None) -> dict[str, Any]:
+def given(options: Any) -> dict[str, Any]:
     """The options that were set; None stands for a module's own default."""
     return {name: value for name, value in (options or {}).items() if value is not None}

@@ -1,0 +1,23 @@
+"""U-Net on the electron-microscopy membranes of ISBI 2012, the original paper's task.
+
+python -m dense_jax.main --config=experiments/isbi_unet.py --config.data.root=ISBI2012 \
+    --workdir=runs/isbi_unet
+
+Narrower than the paper's network, with batch norm and no border weights.
+"""
+
+from experiments import base
+
+
+def get_config():
+    """Flips in both directions: a section has no up."""
+    config = base.get_config()
+    config.num_steps = 400
+    config.batch_size = 2
+    config.data.name = "folder"
+    config.data.crop_size = (256, 256)
+    config.data.cache = "host"
+    config.augment.flip_vertical = 0.5
+    config.augment.scale = 0.2
+    config.optimizer.learning_rate = 5e-3
+    return config

@@ -1,0 +1,82 @@
+"""Who may import whom: the rooms of the house stay apart."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+EVERYTHING = {path.stem for path in (REPOSITORY / "dense_jax").iterdir()} - {"__pycache__"}
+COMMANDS = {"main", "evaluate", "predict", "sweep", "report"}
+ALLOWED = {
+    "__init__": set(),
+    "labels": set(),
+    "losses": {"labels"},
+    "metrics": {"labels"},
+    "augment": {"labels"},
+    "tiles": {"labels"},
+    "plots": {"labels"},
+    "steps": set(),
+    "optim": set(),
+    "mesh": set(),
+    "checkpoint": set(),
+    "workdir": set(),
+    "logger": {"workdir"},
+    "scoring": {"data", "labels", "mesh", "tiles"},
+    "data": {"data", "labels"},
+    "models": {"models"},
+    "train": EVERYTHING - COMMANDS,
+    "main": {"train"},
+    "evaluate": EVERYTHING - COMMANDS,
+    "predict": EVERYTHING - COMMANDS,
+    "sweep": set(),
+    "report": {"workdir"},
+}
+NEVER_JAX = ("dense_jax/data", "dense_jax/sweep.py", "experiments")
+
+
+def imported(path: Path) -> set[str]:
+    """The dotted names of all modules that a file imports, also inside functions."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def files(folder: str) -> list[Path]:
+    path = REPOSITORY / folder
+    return [path] if path.is_file() else sorted(path.rglob("*.py"))
+
+
+def test_every_room_has_its_rule():
+    assert set(ALLOWED) == EVERYTHING
+
+
+@pytest.mark.parametrize("path", files("dense_jax"), ids=lambda path: path.stem)
+def test_rooms_import_only_what_they_may(path):
+    room = path.relative_to(REPOSITORY / "dense_jax").parts[0].removesuffix(".py")
+    ours = {name.split(".")[1] for name in imported(path) if name.startswith("dense_jax.")}
+    assert ours <= ALLOWED[room]
+
+
+@pytest.mark.parametrize("folder", NEVER_JAX)
+def test_no_jax_where_it_does_not_belong(folder):
+    for path in files(folder):
+        assert not {name for name in imported(path) if name.split(".")[0] == "jax"}, path
+
+
+def test_training_needs_neither_tensorflow_nor_torch():
+    code = (
+        "import sys; from dense_jax import train; "
+        "print({'tensorflow', 'torch', 'tensorflow_datasets'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,78 @@
+"""Every pixel is predicted exactly once, from a tile with real or mirrored context."""
+
+import numpy as np
+import pytest
+
+from dense_jax.labels import IGNORE_LABEL
+from dense_jax.tiles import Tiles
+
+
+class Source:
+    """Images whose pixels hold their own place."""
+
+    def __init__(self, *sizes):
+        self.sizes = np.array(sizes, np.int32)
+        self.reads = 0
+
+    def __len__(self):
+        return len(self.sizes)
+
+    def __getitem__(self, i):
+        self.reads += 1
+        h, w = self.sizes[i]
+        image = np.stack(np.broadcast_arrays(np.arange(h)[:, None], np.arange(w), i), axis=-1)
+        return {"image": image.astype(np.uint8), "label": np.zeros((h, w), np.int32), "name": ""}
+
+
+@pytest.mark.parametrize("tile", [(8, 8), (16, 10), (300, 9), (64, 64)], ids=str)
+@pytest.mark.parametrize("margin", [0, 1, 3])
+def test_every_pixel_belongs_to_exactly_one_core(tile, margin):
+    sizes = [(1, 1), (7, 13), (40, 9), (16, 10), (17, 50)]
+    tiles = Tiles(Source(*sizes), tile, margin)
+    count = [np.zeros(size, int) for size in sizes]
+    for k in range(len(tiles)):
+        example = tiles[k]
+        assert example["image"].shape == (*tiles.tile_size, 3)
+        i, in_image, in_tile = tiles.place(k)
+        count[i][in_image] += 1
+        core = example["image"][in_tile]
+        rows, columns = np.mgrid[in_image]
+        np.testing.assert_array_equal(core, np.stack([rows, columns, rows * 0 + i], axis=-1))
+        valid = np.zeros(tiles.tile_size, bool)
+        valid[in_tile] = True
+        np.testing.assert_array_equal(example["label"] == 0, valid)
+        np.testing.assert_array_equal(example["label"] == IGNORE_LABEL, ~valid)
+        assert example["index"] == k
+    for each in count:
+        np.testing.assert_array_equal(each, 1)
+
+
+def test_context_is_real_inside_the_image_and_mirrored_outside():
+    source = Source((20, 30))
+    tiles = Tiles(source, (12, 12), 3)
+    padded = np.pad(source[0]["image"], ((9, 9), (9, 9), (0, 0)), mode="reflect")
+    for k in range(len(tiles)):
+        _, (rows, columns), _ = tiles.place(k)
+        top, left = rows.start + 9 - 3, columns.start + 9 - 3
+        expected = padded[top : top + 12, left : left + 12]
+        np.testing.assert_array_equal(tiles[k]["image"], expected)
+
+
+def test_an_axis_that_fits_is_one_tile_without_margin():
+    tiles = Tiles(Source((10, 40), (12, 90)), (16, 32), 4)
+    assert tuple(tiles.tile_size) == (12, 32)
+    assert tuple(tiles.margin) == (0, 4)
+    assert len(tiles) == 2 + 4  # columns of 24 pixels
+
+
+def test_neighbouring_tiles_decode_their_image_once():
+    source = Source((64, 64), (64, 64))
+    tiles = Tiles(source, (16, 16), 0)
+    for k in range(len(tiles)):
+        tiles[k]
+    assert source.reads == 2
+
+
+def test_a_margin_that_leaves_no_core_is_an_error():
+    with pytest.raises(ValueError, match=r"\(16, 16\).*margin of 8"):
+        Tiles(Source((64, 64)), (16, 16), 8)
