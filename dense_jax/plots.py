@@ -59,7 +59,7 @@ def comparison(
     return np.concatenate(columns, axis=1)
 
 
-def stack(pictures: Sequence[UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "h w 3"]:
+def stack(pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> UInt8[np.ndarray, "h w 3"]:
     """One below the other, white to the right of the narrower ones."""
     width = max(picture.shape[1] for picture in pictures)
     rows = [

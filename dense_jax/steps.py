@@ -23,10 +23,11 @@ Variables = Mapping[str, Any]
 class TrainState:
     """Everything that a checkpoint must hold. Arrays only.
 
+    step: int32, optimizer steps done.
     ema: moving averages of params and batch_stats, or None.
     """
 
-    step: Int[Array, ""]
+    step: Any
     params: Any
     batch_stats: Any
     opt_state: optax.OptState

@@ -13,9 +13,9 @@ def get_config():
     """Flips in both directions: a section has no up."""
     config = base.get_config()
     config.num_steps = 400
-    config.batch_size = 2
+    config.batch_size = 4
     config.data.name = "folder"
-    config.data.crop_size = (256, 256)
+    config.data.crop_size = (192, 192)
     config.data.cache = "host"
     config.augment.flip_vertical = 0.5
     config.augment.scale = 0.2
