@@ -17,7 +17,7 @@ NUM_EXAMPLES = {"train": 256, "val": 64, "test": 64}
 
 _UNIT_AREA = 96 * 96  # in pixels; the number of objects grows with the image
 _TINTS = np.array(
-    [[0, 0, 0], [10, -5, -5], [-5, 10, -5], [-5, -5, 10], [8, 8, -12], [-10, 8, 8]], np.float32
+    [[0, 0, 0], [10, -5, -5], [-5, 10, -5], [-5, -5, 10], [8, 8, -12], [30, -30, 30]], np.float32
 )
 
 
@@ -108,7 +108,7 @@ def _scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarra
     down = np.where((y + rng.uniform(0, 6)) % 6 < 3, 40, -40)
     checker = np.where((x // 3 + y // 3) % 2, 50, -50)
     dark = np.full_like(x, -60)
-    grains = 60 + 30 * rng.standard_normal(x.shape, np.float32)
+    grains = 80 + 30 * rng.standard_normal(x.shape, np.float32)
     for _ in range(count(1, 2)):
         u, v = place()
         paint("disk", np.hypot(u, v) < rng.uniform(9, 18), across)
