@@ -35,6 +35,7 @@ class Pets(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     name = "oxford_iiit_pet"
     VERSION = tfds.core.Version("4.0.0")
+    code_path = None  # TFDS would look for files beside this module
 
     def _info(self):
         return tfds.core.DatasetInfo(

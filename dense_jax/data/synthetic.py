@@ -17,7 +17,7 @@ NUM_EXAMPLES = {"train": 256, "val": 64, "test": 64}
 
 _UNIT_AREA = 96 * 96  # in pixels; the number of objects grows with the image
 _TINTS = np.array(
-    [[0, 0, 0], [10, -5, -5], [-5, 10, -5], [-5, -5, 10], [8, 8, -12], [30, -30, 30]], np.float32
+    [[0, 0, 0], [10, -5, -5], [-5, 10, -5], [-5, -5, 10], [8, 8, -12], [12, -12, 12]], np.float32
 )
 
 
