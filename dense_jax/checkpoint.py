@@ -4,7 +4,6 @@ The position in the data is a function of the step, so a checkpoint needs no ite
 """
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,7 +20,7 @@ class Checkpoints:
     appears under its final name only when it is complete.
     """
 
-    def __init__(self, directory: Path | str, max_to_keep: int | None = None):
+    def __init__(self, directory: epath.PathLike, max_to_keep: int | None = None):
         self.directory = epath.Path(directory).resolve()
         self._max_to_keep = max_to_keep
         self._manager = self._open()

@@ -5,6 +5,7 @@ at the labels' own resolution; ignored pixels count nowhere; a class that is nei
 nor predicted has no score (null) and is left out of the means.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,24 +16,27 @@ from etils import epath
 from dense_jax import data, mesh, scoring, train, workdir
 from dense_jax.tiles import Tiles
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Of a run of dense_jax.main.")
-_SPLIT = flags.DEFINE_string("split", None, "Which to score; by default the run's eval_split.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Tiles per step; by default the run's.")
-_TILE_SIZE = flags.DEFINE_list("tile_size", None, "HEIGHT,WIDTH in pixels; by default the run's.")
-_MARGIN = flags.DEFINE_integer("margin", None, "Context in pixels; by default the run's.")
-
 MEANS = ("mean_iou", "mean_dice", "mean_accuracy", "pixel_accuracy", "frequency_weighted_iou")
 PER_CLASS = ("iou", "dice", "accuracy", "precision", "binary_accuracy")
 
 
-def main(argv: list[str]) -> None:
-    """Restores, scores, writes and prints."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    loaded = train.load(_WORKDIR.value, _CHECKPOINT.value)
+def evaluate(
+    directory: str,
+    split: str | None = None,
+    checkpoint: str = "best",
+    *,
+    batch_size: int | None = None,
+    tile_size: Sequence[int] | None = None,
+    margin: int | None = None,
+) -> dict[str, Any]:
+    """Scores one split with one checkpoint; writes and returns evaluation_SPLIT.json.
+
+    What is None is as in the run: its eval_split, and eval.batch_size in tiles per step,
+    eval.tile_size and eval.margin in pixels. The scores do not depend on the batch size.
+    """
+    loaded = train.load(directory, checkpoint)
     config = loaded.config
-    split = _SPLIT.value or config.data.eval_split
+    split = split or config.data.eval_split
     source = data.open_dataset(config.data.name, config.data.root, split)
     if source.class_names != tuple(loaded.dataset["class_names"]):
         raise ValueError(
@@ -41,16 +45,16 @@ def main(argv: list[str]) -> None:
         )
     tiles = Tiles(
         source,
-        list(map(int, _TILE_SIZE.value or config.eval.tile_size)),
-        config.eval.margin if _MARGIN.value is None else _MARGIN.value,
+        tile_size or config.eval.tile_size,
+        config.eval.margin if margin is None else margin,
     )
-    sharding = mesh.replicated(loaded.mesh), mesh.sharded(loaded.mesh)
+    shardings = mesh.replicated(loaded.mesh), mesh.sharded(loaded.mesh)
     counts, _ = scoring.score(
-        jax.jit(loaded.run.eval_step, out_shardings=sharding),
+        jax.jit(loaded.run.eval_step, out_shardings=shardings),
         loaded.variables,
         tiles,
         mesh=loaded.mesh,
-        batch_size=_BATCH_SIZE.value or config.eval.batch_size,
+        batch_size=batch_size or config.eval.batch_size,
         workers=config.data.workers,
     )
     evaluation = {
@@ -67,12 +71,11 @@ def main(argv: list[str]) -> None:
         **train.named_scores(counts, source.class_names),
         "confusion_matrix": counts,
     }
-    path = epath.Path(_WORKDIR.value).resolve() / f"evaluation_{split}"
-    text = markdown(evaluation)
     if jax.process_index() == 0:
-        workdir.write_json(path.with_suffix(".json"), evaluation)
-        path.with_suffix(".md").write_text(text)
-    print(f"{text}\nwritten to {path}.json and .md")
+        path = epath.Path(directory) / f"evaluation_{split}.json"
+        workdir.write_json(path, evaluation)
+        path.with_suffix(".md").write_text(markdown(evaluation))
+    return evaluation
 
 
 def markdown(evaluation: dict[str, Any]) -> str:
@@ -106,6 +109,27 @@ def markdown(evaluation: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def main(argv: list[str]) -> None:
+    """Evaluates and prints the table."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    args = flags.FLAGS
+    evaluation = evaluate(
+        args.workdir,
+        args.split,
+        args.checkpoint,
+        batch_size=args.batch_size,
+        tile_size=args.tile_size and [int(length) for length in args.tile_size],
+        margin=args.margin,
+    )
+    print(markdown(evaluation))
+
+
 if __name__ == "__main__":
-    flags.mark_flag_as_required("workdir")
+    flags.DEFINE_string("workdir", None, "Of a run of dense_jax.main.", required=True)
+    flags.DEFINE_string("split", None, "Which to score; by default the run's eval_split.")
+    flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
+    flags.DEFINE_integer("batch_size", None, "Tiles per step; by default the run's.")
+    flags.DEFINE_list("tile_size", None, "HEIGHT,WIDTH in pixels; by default the run's.")
+    flags.DEFINE_integer("margin", None, "Context in pixels; by default the run's.")
     app.run(main)

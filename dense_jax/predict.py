@@ -20,51 +20,51 @@ from dense_jax import mesh, plots, scoring, train
 from dense_jax.data import decode
 from dense_jax.tiles import Tiles
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Of a run of dense_jax.main.")
-_IMAGES = flags.DEFINE_string("images", None, "Glob of image files; quote it.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the results.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results that are there already.")
 
+def predict(
+    directory: str,
+    pattern: str,
+    output: str | Path,
+    checkpoint: str = "best",
+    *,
+    overwrite: bool = False,
+) -> list[str]:
+    """Segments the images that match a glob; returns what was wrong with those left out.
 
-def main(argv: list[str]) -> None:
-    """Restores, predicts tile by tile, writes each image when its last tile is done."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    files = [Path(name) for name in sorted(glob.glob(_IMAGES.value, recursive=True))]
+    Raises ValueError, before anything is read or written, if no file matches, if two images would
+    have the same result, or if a result is there already and may not be overwritten.
+    """
+    output = Path(output)
+    files = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
     if not files:
-        raise ValueError(f"--images={_IMAGES.value!r} matches no file")
-    output = Path(_OUTPUT.value)
+        raise ValueError(f"--images={pattern!r} matches no file")
     results = [path for file in files for path in result_paths(output, file)]
-    if twice := {path.name for path in results if results.count(path) > 1}:
-        raise ValueError(f"several images would be written to {sorted(twice)}: rename them")
+    if twice := sorted({path.name for path in results if results.count(path) > 1}):
+        raise ValueError(f"several images would be written to {twice}: rename them")
     there = [path for path in results if path.exists()]
-    if there and not _OVERWRITE.value:
+    if there and not overwrite:
         raise ValueError(f"{there[0]} exists ({len(there)} results do): pass --overwrite")
 
-    loaded = train.load(_WORKDIR.value, _CHECKPOINT.value)
+    loaded = train.load(directory, checkpoint)
     images = ImageFiles(files, loaded.dataset["num_channels"])
-    for problem in images.problems:
-        print(problem, file=sys.stderr)
     output.mkdir(parents=True, exist_ok=True)
-    if len(images):
-        palette = np.array(loaded.dataset["palette"], np.uint8)
-        tiles = Tiles(images, loaded.config.eval.tile_size, loaded.config.eval.margin)
-        predict = jax.jit(loaded.run.predict_step, out_shardings=mesh.sharded(loaded.mesh))
-        stitcher = scoring.Stitcher(tiles)
-        for numbers, classes in scoring.predict_tiles(
-            lambda variables, batch: predict(variables, batch["image"]),
-            loaded.variables,
-            tiles,
-            mesh=loaded.mesh,
-            batch_size=loaded.config.eval.batch_size,
-            workers=0,
-        ):
-            for i, labels in stitcher.add(numbers, scoring.local(classes)):
-                write(output, images.files[i], images[i]["image"], labels, palette)
-    print(f"{len(images)} of {len(files)} images segmented into {output}")
-    if images.problems:
-        sys.exit(1)
+    if not images.files:
+        return images.problems
+    palette = np.array(loaded.dataset["palette"], np.uint8)
+    tiles = Tiles(images, loaded.config.eval.tile_size, loaded.config.eval.margin)
+    stitcher = scoring.Stitcher(tiles)
+    step = jax.jit(loaded.run.predict_step, out_shardings=mesh.sharded(loaded.mesh))
+    for numbers, classes in scoring.predict_tiles(
+        lambda variables, batch: step(variables, batch["image"]),
+        loaded.variables,
+        tiles,
+        mesh=loaded.mesh,
+        batch_size=loaded.config.eval.batch_size,
+        workers=0,
+    ):
+        for i, labels in stitcher.add(numbers, scoring.local(classes)):
+            write(output, images.files[i], images[i]["image"], labels, palette)
+    return images.problems
 
 
 def result_paths(output: Path, file: Path) -> tuple[Path, Path]:
@@ -109,6 +109,22 @@ class ImageFiles:
         return {"image": image, "label": np.zeros(image.shape[:2], np.uint8), "name": ""}
 
 
+def main(argv: list[str]) -> None:
+    """Predicts and says what could not be read."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]} (quote the glob of --images)")
+    args = flags.FLAGS
+    problems = predict(
+        args.workdir, args.images, args.output, args.checkpoint, overwrite=args.overwrite
+    )
+    if problems:
+        sys.exit("\n".join([*problems, f"{len(problems)} images were left out"]))
+
+
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["workdir", "images", "output"])
+    flags.DEFINE_string("workdir", None, "Of a run of dense_jax.main.", required=True)
+    flags.DEFINE_string("images", None, "Glob of image files; quote it.", required=True)
+    flags.DEFINE_string("output", None, "Folder for the results.", required=True)
+    flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
+    flags.DEFINE_bool("overwrite", False, "Replace results that are there already.")
     app.run(main)

@@ -4,6 +4,7 @@ The only reader of the whole config; every other room takes plain arguments. `tr
 resumes a run, `load` restores one for evaluation and prediction.
 """
 
+import contextlib
 import functools
 import inspect
 import json
@@ -150,7 +151,10 @@ def train(config: ConfigDict, directory: str) -> None:
             best.save(step, state)
 
     pending = None  # the step whose metrics are still on their way
-    with Interrupts() as interrupts:
+    with contextlib.ExitStack() as stack:
+        for opened in (latest, best, log, batches):
+            stack.callback(opened.close)
+        interrupts = stack.enter_context(Interrupts())
         if first and _due(first, config.eval_every, config.num_steps):
             evaluate(first, state)  # cut off between the save and the end of the evaluation
         for step in range(first + 1, config.num_steps + 1):
@@ -166,16 +170,10 @@ def train(config: ConfigDict, directory: str) -> None:
                 pending = None
                 latest.save(step, state)
             if interrupted:
-                latest.close()
-                best.close()
-                log.close()
                 print(f"stopped after step {step}; the same command resumes", file=sys.stderr)
                 sys.exit(PREEMPTED)
             if evaluate_now:
                 evaluate(step, state)
-    latest.close()
-    best.close()
-    log.close()
     result = {
         "status": "finished",
         "num_parameters": num_parameters,

@@ -35,7 +35,7 @@ def to_json(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def write_json(path: Path | epath.Path, value: Any) -> None:
+def write_json(path: epath.PathLike, value: Any) -> None:
     """Writes a file that is either the old or the new one, whenever the process dies."""
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def compare(workdir: Path | epath.Path, config: ConfigDict) -> None:
+def compare(workdir: epath.PathLike, config: ConfigDict) -> None:
     """Raises ValueError, listing the fields that differ, if the workdir is another config's."""
     path = epath.Path(workdir) / "config.json"
     if not path.exists():
@@ -73,7 +73,7 @@ def compare(workdir: Path | epath.Path, config: ConfigDict) -> None:
         )
 
 
-def read(workdir: Path | epath.Path, name: str) -> Any:
+def read(workdir: epath.PathLike, name: str) -> Any:
     """One of the JSON files. Raises ValueError if this is no workdir of a run."""
     path = epath.Path(workdir) / name
     if not path.exists():

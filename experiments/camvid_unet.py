@@ -26,15 +26,15 @@ def get_config(size: str = "full"):
     config.checkpoint_every = 1000
     config.log_every = 50
     if size == "reduced":
-        config.num_steps = 1500
+        config.num_steps = 1200
         config.batch_size = 4
         config.model.widths = (16, 32, 64, 128, 128)
         config.data.resolution = 0.5
         config.data.crop_size = (160, 208)
         config.optimizer.learning_rate = 5e-3
         config.optimizer.warmup_steps = 50
-        config.eval_every = 250
-        config.checkpoint_every = 250
+        config.eval_every = 200
+        config.checkpoint_every = 200
     elif size != "full":
         raise ValueError(f"camvid_unet.py:{size}: the size must be full or reduced")
     return config

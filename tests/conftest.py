@@ -1,11 +1,14 @@
 """Shared by every test: four CPU devices, strict rank promotion, little time spent in XLA."""
 
+import json
 import os
 import pathlib
 
 import jax
+import numpy as np
 import pytest
 from absl import flags
+from PIL import Image
 
 # Tests are about values, not speed, and most of their time is compilation.
 jax.config.update("jax_platforms", "cpu")
@@ -30,3 +33,23 @@ def real_data() -> pathlib.Path:
     if not root:
         pytest.skip("needs real images: set DENSE_JAX_DATA to a folder with camvid and isbi2012")
     return pathlib.Path(root)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> pathlib.Path:
+    """A folder dataset of small images of several sizes, half bright and half dark."""
+    root = tmp_path_factory.mktemp("tiny")
+    rng = np.random.default_rng(0)
+    for split, num_images in (("train", 7), ("val", 3), ("test", 5)):
+        for kind in ("images", "labels"):
+            (root / kind / split).mkdir(parents=True)
+        for i in range(num_images):
+            h, w = 12 + 2 * (i % 3), 16 - (i % 2)
+            label = np.indices((h, w))[i % 2] * 2 // (h, w)[i % 2]
+            image = 60 + 120 * label + rng.integers(-20, 20, (h, w))
+            label[0, : i + 1] = 9
+            for kind, pixels in (("images", image), ("labels", label)):
+                Image.fromarray(pixels.astype(np.uint8)).save(root / kind / split / f"{i}.png")
+    options = {"classes": ["dark", "bright"], "ignored_values": [9]}
+    (root / "dataset.json").write_text(json.dumps(options))
+    return root

@@ -30,12 +30,22 @@ def max_pool(
 ) -> tuple[Float[Array, "b h/2 w/2 c"], Int[Array, "b h/2 w/2 c"]]:
     """2x2 max-pool with stride 2, and its switches as in `Pyramid`; h and w must be even.
 
-    A reshape and a maximum: its gradient is a select, not XLA's slow select-and-scatter.
+    Three elementwise selections: their gradient is a selection too, where XLA's own pooling needs
+    select-and-scatter and jnp.max divides by the number of maxima, which is 0 (and the gradient
+    NaN) where the compiler recomputes x a little differently. Of equal pixels the first one wins.
     """
     b, h, w, c = x.shape
-    windows = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
-    windows = windows.reshape(b, h // 2, w // 2, 4, c)
-    return windows.max(axis=3), windows.argmax(axis=3)
+    windows = x.reshape(b, h // 2, 2, w // 2, 2, c)
+
+    def larger(left, right):
+        second = right[0] > left[0]
+        return tuple(jnp.where(second, r, l) for l, r in zip(left, right, strict=True))
+
+    upper, lower = (
+        larger((windows[:, :, row, :, 0], 2 * row), (windows[:, :, row, :, 1], 2 * row + 1))
+        for row in (0, 1)
+    )
+    return larger(upper, lower)
 
 
 class Norm(nn.Module):

@@ -1,0 +1,122 @@
+"""Evaluation counts each valid pixel exactly once, however the split is cut into batches."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dense_jax import data, evaluate, metrics, predict, train
+from dense_jax.labels import IGNORE_LABEL
+from experiments import base
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_folder):
+    """A workdir trained for one step."""
+    path = tmp_path_factory.mktemp("run")
+    config = base.get_config()
+    config.num_steps = 1
+    config.batch_size = 4
+    config.model.widths = (2, 3)
+    config.data.name = "folder"
+    config.data.root = str(tiny_folder)
+    config.data.crop_size = (8, 8)
+    train.train(config, str(path))
+    return path
+
+
+def counts_of(evaluation):
+    return np.array(evaluation["confusion_matrix"])
+
+
+@pytest.mark.parametrize("tile_size", [(64, 64), (8, 10)], ids=str)
+def test_the_matrix_holds_every_valid_pixel_for_every_batch_size(run, tiny_folder, tile_size):
+    evaluations = [
+        evaluate.evaluate(str(run), "test", batch_size=b, tile_size=tile_size, margin=2)
+        for b in (1, 5, 8)
+    ]
+    source = data.open_dataset("folder", str(tiny_folder), "test")
+    labels = np.concatenate([source[i]["label"].ravel() for i in range(len(source))])
+    for evaluation in evaluations:
+        np.testing.assert_array_equal(counts_of(evaluation), counts_of(evaluations[0]))
+        np.testing.assert_array_equal(
+            counts_of(evaluation).sum(axis=1), np.bincount(labels, minlength=256)[:2]
+        )
+        assert evaluation["num_pixels"] == np.sum(labels != IGNORE_LABEL)
+
+
+def test_predict_writes_the_labels_that_evaluate_counts(run, tiny_folder, tmp_path):
+    problems = predict.predict(str(run), str(tiny_folder / "images/test/*.png"), tmp_path / "out")
+    assert problems == []
+    source = data.open_dataset("folder", str(tiny_folder), "test")
+    total = 0
+    for i in range(len(source)):
+        example = source[i]
+        written = Image.open(tmp_path / "out" / f"{example['name']}.png")
+        assert written.mode == "P"
+        total += np.asarray(
+            metrics.confusion_matrix(np.asarray(written).astype(np.int32), example["label"], 2)
+        ).astype(np.int64)
+        overlay = Image.open(tmp_path / "out" / f"{example['name']}_overlay.png")
+        assert (overlay.height, overlay.width) == example["label"].shape
+    evaluation = evaluate.evaluate(str(run), "test")
+    np.testing.assert_array_equal(total, counts_of(evaluation))
+
+
+def test_the_files_hold_the_same_numbers(run, tiny_folder):
+    evaluation = evaluate.evaluate(str(run), "val", "latest")
+    written = json.loads((run / "evaluation_val.json").read_text())
+    assert written["eval/mean_iou"] == evaluation["eval/mean_iou"]
+    assert written["step"] == 1
+    text = (run / "evaluation_val.md").read_text()
+    assert f"{100 * evaluation['eval/mean_iou']:.2f}" in text
+    assert "| dark |" in text and "| bright |" in text
+
+
+def test_a_class_without_score_is_null_and_named():
+    counts = np.array([[5, 0], [0, 0]])
+    scores = train.named_scores(counts, ["a", "b|c"])
+    assert scores["eval/mean_iou"] == 1.0 and np.isnan(scores["eval/iou/b|c"])
+    text = evaluate.markdown(
+        {
+            "dataset": "x",
+            "split": "test",
+            "step": 1,
+            "num_images": 1,
+            "num_pixels": 5,
+            "class_names": ["a", "b|c"],
+            **scores,
+        }
+    )
+    assert "| b\\|c | no score | no score |" in text
+
+
+def test_another_splits_name_is_refused_with_those_there_are(run):
+    with pytest.raises(ValueError, match=r"no split 'dev'.*test, train, val"):
+        evaluate.evaluate(str(run), "dev")
+
+
+def test_broken_images_are_left_out_and_said(run, tiny_folder, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    Image.open(tiny_folder / "images/test/0.png").save(tmp_path / "good.tif")
+    problems = predict.predict(str(run), str(tmp_path / "*"), tmp_path / "out")
+    assert len(problems) == 1 and "broken.png" in problems[0]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"good.png", "good_overlay.png"}
+
+
+def test_results_are_not_overwritten_unless_told(run, tiny_folder, tmp_path):
+    pattern = str(tiny_folder / "images/test/0.png")
+    predict.predict(str(run), pattern, tmp_path)
+    with pytest.raises(ValueError, match=r"0.png exists \(2 results do\): pass --overwrite"):
+        predict.predict(str(run), pattern, tmp_path)
+    predict.predict(str(run), pattern, tmp_path, overwrite=True)
+
+
+def test_images_that_would_share_a_result_are_refused(run, tmp_path):
+    for name in ("a.png", "a.tif", "a_overlay.png"):
+        Image.new("L", (4, 4)).save(tmp_path / name)
+    with pytest.raises(ValueError, match=r"'a.png', 'a_overlay.png'"):
+        predict.predict(str(run), str(tmp_path / "*"), tmp_path / "out")
+    with pytest.raises(ValueError, match="matches no file"):
+        predict.predict(str(run), str(tmp_path / "*.webp"), tmp_path / "out")

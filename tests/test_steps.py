@@ -1,0 +1,110 @@
+"""The pure steps: what enters the network, what leaves it, and that sharding changes nothing."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from dense_jax import losses, mesh, metrics, steps
+from dense_jax.augment import make_augment
+
+
+class Net(nn.Module):
+    """A convolution and a batch norm: enough to see statistics and gradients."""
+
+    @nn.compact
+    def __call__(self, image, *, train):
+        x = nn.BatchNorm(not train, momentum=0.5)(nn.Conv(4, (3, 3))(image))
+        return nn.Conv(3, (1, 1))(jax.nn.relu(x))
+
+
+def batch(size=8, index=0):
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.integers(0, 256, (size, 12, 12, 3), np.uint8),
+        "label": rng.integers(0, 3, (size, 12, 12)).astype(np.uint8),
+        "size": np.full((size, 2), 12, np.int32),
+        "index": np.arange(index, index + size, dtype=np.uint32),
+    }
+
+
+def make_step(**options):
+    augment = make_augment((8, 8), flip=0.5, scale=0.3)
+    return steps.make_train_step(
+        Net(), optax.sgd(0.1, momentum=0.9), losses.cross_entropy, augment, seed=0, **options
+    )
+
+
+def init(with_ema=False):
+    tx = optax.sgd(0.1, momentum=0.9)
+    return steps.init_state(Net(), tx, jax.random.key(0), num_channels=3, with_ema=with_ema)
+
+
+def test_normalise_maps_bytes_to_unit_range():
+    image = jnp.array([0, 255], jnp.uint8)
+    np.testing.assert_allclose(steps.normalise(image), [-2, 2])
+
+
+def test_a_step_is_the_same_over_one_and_four_devices():
+    results = []
+    for num_devices in (1, 4):
+        devices = jax.make_mesh((num_devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        step = jax.jit(make_step(), in_shardings=(mesh.replicated(devices), mesh.sharded(devices)))
+        results.append(step(init(), mesh.to_global(batch(), devices)))
+    (one, metrics_one), (four, metrics_four) = results
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(four), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    np.testing.assert_allclose(metrics_one["train/loss"], metrics_four["train/loss"], rtol=1e-5)
+
+
+def test_a_step_moves_everything_it_should():
+    state = init(with_ema=True)
+    new, _ = jax.jit(make_step(ema_decay=0.9))(state, batch())
+    assert new.step == 1
+    for field in ("params", "batch_stats", "opt_state", "ema"):
+        old_leaves, new_leaves = (jax.tree.leaves(getattr(s, field)) for s in (state, new))
+        assert any(np.any(a != b) for a, b in zip(old_leaves, new_leaves, strict=True)), field
+
+
+def test_the_average_starts_from_the_first_steps():
+    """decay is at most (1 + t) / (10 + t): the first average is 0.1 of the old, 0.9 of the new."""
+    state = init(with_ema=True)
+    new, _ = jax.jit(make_step(ema_decay=0.99))(state, batch())
+    expected = jax.tree.map(lambda old, x: 0.1 * old + 0.9 * x, state.params, new.params)
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(new.ema["params"]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_examples_are_augmented_by_their_own_number():
+    """The same examples in another order give the same loss; other numbers give another one."""
+    step = jax.jit(make_step())
+    there = batch()
+    back = {name: array[::-1] for name, array in there.items()}
+    _, values = step(init(), there)
+    _, reordered = step(init(), back)
+    _, renumbered = step(init(), batch(index=8))
+    np.testing.assert_allclose(values["train/loss"], reordered["train/loss"], rtol=1e-6)
+    assert abs(values["train/loss"] - renumbered["train/loss"]) > 1e-4
+
+
+@pytest.mark.parametrize("resolution", [1.0, 0.5, 0.3])
+def test_predictions_have_the_images_size_at_any_resolution(resolution):
+    state = init()
+    predict = steps.make_predict_step(Net(), resolution=resolution)
+    image = jnp.asarray(batch()["image"][:, :11, :7])
+    classes = predict(state.variables(), image)
+    assert classes.shape == (8, 11, 7) and classes.dtype == jnp.uint8
+
+
+def test_the_evaluation_step_counts_each_example_by_itself():
+    state, examples = init(), batch()
+    predict = steps.make_predict_step(Net())
+    confusion = functools.partial(metrics.confusion_matrix, num_classes=3)
+    counts, classes = steps.make_eval_step(predict, confusion)(state.variables(), examples)
+    assert counts.shape == (8, 3, 3)
+    expected = confusion(classes[5], jnp.asarray(examples["label"][5]))
+    np.testing.assert_array_equal(counts[5], expected)

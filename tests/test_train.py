@@ -1,0 +1,257 @@
+"""The loop: what it writes, and that stopping it anywhere changes nothing."""
+
+import itertools
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from etils import epath
+
+from dense_jax import checkpoint, logger, mesh, train, workdir
+from dense_jax.data import pipeline
+from experiments import base
+
+NUM_STEPS = 6
+
+
+def make_config(tiny_folder):
+    config = base.get_config()
+    config.num_steps = NUM_STEPS
+    config.batch_size = 4
+    config.ema_decay = 0.5
+    config.model.widths = (2, 3)
+    config.data.name = "folder"
+    config.data.root = str(tiny_folder)
+    config.data.crop_size = (8, 8)
+    config.augment.scale = 0.5
+    config.optimizer.warmup_steps = 2
+    config.eval.batch_size = 4
+    config.eval.num_pictures = 1
+    config.eval_every = 4
+    config.checkpoint_every = 2
+    config.log_every = 1
+    return config
+
+
+@pytest.fixture
+def config(tiny_folder):
+    return make_config(tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_folder):
+    """A workdir that was trained without interruption."""
+    path = tmp_path_factory.mktemp("finished")
+    train.train(make_config(tiny_folder), str(path))
+    return path
+
+
+def saved(path, step=NUM_STEPS, kind="latest"):
+    """The arrays of a checkpoint, as numpy."""
+    directory = path / "checkpoints" / kind / str(step) / "default"
+    state = ocp.StandardCheckpointer().restore(epath.Path(directory))
+    return jax.tree.map(np.asarray, state)
+
+
+def assert_same_run(path, expected):
+    """Bitwise: parameters, statistics, optimizer state, averages, metrics and result."""
+    for kind in ("latest", "best"):
+        step = checkpoint.Checkpoints(path / "checkpoints" / kind).steps[-1]
+        jax.tree.map(
+            np.testing.assert_array_equal, saved(path, step, kind), saved(expected, step, kind)
+        )
+    for name in ("metrics.jsonl", "result.json"):
+        assert (path / name).read_text() == (expected / name).read_text()
+
+
+def interrupt(monkeypatch, after, action):
+    """Calls `action` when the batch of step after + 1 is asked for."""
+    make = pipeline.train_batches
+
+    def batches(*args, **kwargs):
+        for step, batch in zip(itertools.count(kwargs["step"]), make(*args, **kwargs)):  # noqa: B905
+            if step == after:
+                action()
+            yield batch
+
+    monkeypatch.setattr(pipeline, "train_batches", batches)
+
+
+class Killed(Exception):
+    pass
+
+
+def kill():
+    raise Killed
+
+
+def test_a_run_writes_what_it_promises(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert names == {
+        *("config.json", "dataset.json", "environment.json", "metrics.jsonl", "result.json"),
+        *("tensorboard", "pictures", "checkpoints"),
+    }
+    records = logger.read_records(epath.Path(finished / "metrics.jsonl"))
+    trained = [record["step"] for record in records if "train/loss" in record]
+    evaluated = {record["step"]: record for record in records if "eval/mean_iou" in record}
+    assert trained == list(range(1, NUM_STEPS + 1))
+    assert list(evaluated) == [4, NUM_STEPS]
+    result = json.loads((finished / "result.json").read_text())
+    assert result["status"] == "finished"
+    assert result["final"] == evaluated[NUM_STEPS]
+    best = max(evaluated.values(), key=lambda record: (record["eval/mean_iou"], -record["step"]))
+    assert result["best"] == best
+    assert checkpoint.Checkpoints(finished / "checkpoints" / "best").steps == [best["step"]]
+    assert {"eval/iou/dark", "eval/dice/bright", "eval/pixel_accuracy"} <= set(result["final"])
+    environment = json.loads((finished / "environment.json").read_text())
+    assert environment["num_devices"] == 4 and environment["versions"]["jax"] == jax.__version__
+
+
+def test_a_finished_run_says_so_and_changes_nothing(config, finished, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    train.train(config, str(finished))
+    assert "is finished" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+@pytest.mark.parametrize("after", [0, 3, 4])
+def test_killed_and_started_again_ends_bitwise_the_same(
+    config, finished, tmp_path, monkeypatch, after
+):
+    with monkeypatch.context() as patch:
+        interrupt(patch, after, kill)
+        with pytest.raises(Killed):
+            train.train(config, str(tmp_path))
+    assert not (tmp_path / "result.json").exists()
+    train.train(config, str(tmp_path))
+    assert_same_run(tmp_path, finished)
+
+
+def test_killed_in_the_evaluation_and_started_again_ends_bitwise_the_same(
+    config, finished, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(train.scoring, "score", lambda *args, **kwargs: kill())
+        with pytest.raises(Killed):
+            train.train(config, str(tmp_path))
+    train.train(config, str(tmp_path))
+    assert_same_run(tmp_path, finished)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_for_a_restart(config, finished, tmp_path, monkeypatch, number):
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 2, lambda: os.kill(os.getpid(), number))
+        with pytest.raises(SystemExit) as stopped:
+            train.train(config, str(tmp_path))
+    assert stopped.value.code == train.PREEMPTED
+    assert checkpoint.Checkpoints(tmp_path / "checkpoints" / "latest").steps[-1] == 3
+    assert signal.getsignal(number) is before
+    train.train(config, str(tmp_path))
+    assert_same_run(tmp_path, finished)
+
+
+def test_an_unreadable_checkpoint_is_set_aside_for_the_one_before(
+    config, finished, tmp_path, monkeypatch, caplog
+):
+    with monkeypatch.context() as patch:
+        interrupt(patch, 5, kill)
+        with pytest.raises(Killed):
+            train.train(config, str(tmp_path))
+    latest = tmp_path / "checkpoints" / "latest"
+    assert checkpoint.Checkpoints(latest).steps == [2, 4]
+    for path in (latest / "4").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    train.train(config, str(tmp_path))
+    assert f"cannot read checkpoint {latest / '4'}" in caplog.text
+    assert (tmp_path / "checkpoints" / "latest.unreadable" / "4").is_dir()
+    assert_same_run(tmp_path, finished)
+
+
+def test_a_run_whose_checkpoints_are_all_unreadable_does_not_start_over(
+    config, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        interrupt(patch, 3, kill)
+        with pytest.raises(Killed):
+            train.train(config, str(tmp_path))
+    for path in (tmp_path / "checkpoints" / "latest").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    with pytest.raises(ValueError, match="none of the checkpoints in .* could be read"):
+        train.train(config, str(tmp_path))
+
+
+def test_nan_stops_the_run_with_step_and_names_and_keeps_the_last_good_state(config, tmp_path):
+    config.optimizer.name = "sgd"
+    config.optimizer.schedule = "constant"
+    config.optimizer.learning_rate = 1e38
+    config.optimizer.warmup_steps = 0
+    config.checkpoint_every = 1
+    with pytest.raises(FloatingPointError, match=r"step \d: .*examples on this host: \d, \d, \d, "):
+        train.train(config, str(tmp_path))
+    steps = checkpoint.Checkpoints(tmp_path / "checkpoints" / "latest").steps
+    for step in steps:
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(saved(tmp_path, step)["params"]))
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_another_config_on_the_same_workdir_is_refused(config, finished):
+    config.model.fusion = "add"
+    config.num_steps = 7
+    config.log_every = 5  # operational: may change
+    with pytest.raises(ValueError) as refused:
+        train.train(config, str(finished))
+    assert "model.fusion: 'concat' there, 'add' now" in str(refused.value)
+    assert "num_steps: 6 there, 7 now" in str(refused.value)
+    assert "log_every" not in str(refused.value)
+
+
+def test_one_device_gives_the_numbers_of_four(config, finished, tmp_path, monkeypatch):
+    one = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    monkeypatch.setattr(mesh, "make_mesh", lambda: one)
+    train.train(config, str(tmp_path))
+    for kind, tolerance in (("params", 1e-4), ("batch_stats", 1e-4)):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance),  # noqa: B023
+            saved(tmp_path)[kind],
+            saved(finished)[kind],
+        )
+    ours, theirs = (
+        logger.read_records(epath.Path(path / "metrics.jsonl")) for path in (tmp_path, finished)
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.keys() == b.keys()
+        np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=1e-3, atol=1e-5)
+
+
+def test_a_bad_dataset_is_refused_before_anything_is_written(config, tmp_path):
+    config.data.root = str(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="nowhere"):
+        train.train(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("which", ["best", "latest", "4"])
+def test_load_restores_what_was_trained(finished, which):
+    loaded = train.load(str(finished), which)
+    kind = "latest" if which == "latest" else "best" if which == "best" else "latest"
+    expected = saved(finished, loaded.step, kind)["ema"]
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, expected)
+    assert loaded.dataset["class_names"] == ["dark", "bright"]
+
+
+@pytest.mark.parametrize("which", ["newest", "3"])
+def test_a_checkpoint_that_is_not_there_is_named_with_those_that_are(finished, which):
+    with pytest.raises(ValueError, match=rf"no checkpoint '{which}'.*\[4, 6\]"):
+        train.load(str(finished), which)
+
+
+def test_operational_fields_exist(config):
+    assert set(workdir.OPERATIONAL) <= workdir.flatten(config.to_dict()).keys()
