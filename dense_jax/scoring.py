@@ -16,7 +16,7 @@ from dense_jax.tiles import Tiles
 
 def predict_tiles(
     step: Callable, variables: Any, tiles: Tiles, *, mesh: Mesh, batch_size: int, workers: int
-) -> Iterator[tuple[np.ndarray, Any]]:
+) -> Iterator[tuple[list[int], Any]]:
     """Runs `step(variables, batch)` over all tiles; yields this host's tile numbers and outputs.
 
     batch_size: tiles per step over all hosts, rounded up to a multiple of the devices. Padding has
@@ -32,12 +32,12 @@ def predict_tiles(
     pending = None
     bar = tqdm(total=len(tiles), unit="tile", leave=False, disable=None)
     for batch in batches:
-        numbers = batch.pop("index")
+        numbers = batch.pop("index").tolist()
         outputs = step(variables, meshes.to_global(batch, mesh))
         if pending is not None:
             yield pending
         pending = numbers, outputs
-        bar.update(int((numbers >= 0).sum()))
+        bar.update(sum(k >= 0 for k in numbers))
     bar.close()
     if pending is not None:
         yield pending
@@ -82,7 +82,7 @@ class Stitcher:
         self._tiles = tiles
         self._unfinished: dict[int, tuple[np.ndarray, int]] = {}
 
-    def add(self, numbers: np.ndarray, classes: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    def add(self, numbers: list[int], classes: np.ndarray) -> list[tuple[int, np.ndarray]]:
         """Takes tiles [b, th, tw] by number, -1 for padding; returns the images now complete.
 
         An image is its index in the source and its classes, uint8 [h, w].

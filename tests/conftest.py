@@ -15,9 +15,15 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 flags.FLAGS.mark_as_parsed()
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Programs compiled by one test, or one run of the suite, serve the others."""
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
 
 
 @pytest.fixture(autouse=True)
