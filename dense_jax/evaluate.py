@@ -88,12 +88,15 @@ def markdown(evaluation: dict[str, Any]) -> str:
     def row(*cells: str) -> str:
         return f"| {' | '.join(cells)} |"
 
+    about = (
+        f"{evaluation['num_images']} images, {evaluation['num_pixels']} valid pixels, at the "
+        "labels' own resolution. Ignored pixels count nowhere; a class neither in the labels nor "
+        "predicted has no score and is not in the means. In percent."
+    )
     lines = [
         f"# {evaluation['dataset']} {evaluation['split']}, step {evaluation['step']}",
         "",
-        f"{evaluation['num_images']} images, {evaluation['num_pixels']} valid pixels, at the "
-        "labels' own resolution. Ignored pixels count nowhere; a class neither in the labels nor "
-        "predicted has no score and is not in the means. In percent.",
+        about,
         "",
         row(*(name.replace("_", " ") for name in MEANS)),
         row(*(["---:"] * len(MEANS))),

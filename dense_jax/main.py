@@ -13,7 +13,7 @@ from ml_collections import config_flags
 from dense_jax import train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go.", required=True)
 _MULTIHOST = flags.DEFINE_bool("multihost", False, "One of several processes (TPU pod, SLURM).")
 
 
@@ -29,5 +29,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
     app.run(main)

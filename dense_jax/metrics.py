@@ -221,7 +221,7 @@ def _per_class(
     def distances(start: Mask, goal: Mask) -> np.ndarray:
         if not goal.any():
             return np.full(start.sum(), _diagonal(label))
-        return ndimage.distance_transform_edt(~goal)[start]
+        return np.asarray(ndimage.distance_transform_edt(~goal))[start]
 
     scores = []
     for guess, truth, valid in _masks(prediction, label, num_classes):

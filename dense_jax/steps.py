@@ -122,7 +122,7 @@ def make_predict_step(
         if resolution != 1.0:
             size = (max(1, round(h * resolution)), max(1, round(w * resolution)))
             x = jax.image.resize(x, (b, *size, c), "bilinear", antialias=False)
-        logits = model.apply(variables, x, train=False)
+        logits = jnp.asarray(model.apply(variables, x, train=False))
         if resolution != 1.0:
             logits = jax.image.resize(logits, (b, h, w, logits.shape[-1]), "bilinear")
         return jnp.argmax(logits, axis=-1).astype(jnp.uint8)

@@ -16,8 +16,8 @@ from dense_jax.labels import IGNORE_LABEL
 class Tiles:
     """A source cut into tiles: itself a random-access source of equal examples.
 
-    tiles[k]: `image` uint8 [th, tw, c], `label` [th, tw] with IGNORE_LABEL outside the core, and
-    `index` = k.
+    tiles[index]: `image` uint8 [th, tw, c], `label` [th, tw] with IGNORE_LABEL outside the core, and
+    `index`.
 
     source: has `sizes`, int [n, 2], and source[i] with `image`, `label`.
     tile_size: height and width with the margins, in pixels; an axis on which every image fits
@@ -45,7 +45,7 @@ class Tiles:
     def __len__(self) -> int:
         return int(self._first[-1])
 
-    def place(self, k: int) -> tuple[int, tuple[slice, slice], tuple[slice, slice]]:
+    def place(self, k: int) -> tuple[int, tuple[slice, ...], tuple[slice, ...]]:
         """The image that tile k belongs to, its core in that image, and its core in the tile."""
         i = int(np.searchsorted(self._first, k, side="right")) - 1
         start = np.array(divmod(k - self._first[i], self.num_tiles[i, 1])) * self.core
@@ -54,8 +54,8 @@ class Tiles:
         in_tile = tuple(slice(int(m), int(m + n)) for m, n in zip(self.margin, length, strict=True))
         return i, in_image, in_tile
 
-    def __getitem__(self, k: int) -> dict[str, Any]:
-        i, in_image, in_tile = self.place(k)
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        i, in_image, in_tile = self.place(index)
         example = self._example(i)
         image = example["image"]
         # Only what the tile shows is mirrored, not the whole image.
@@ -67,7 +67,7 @@ class Tiles:
         )
         label = np.full(self.tile_size, IGNORE_LABEL, np.uint8)
         label[in_tile] = example["label"][in_image]
-        return {"image": image[rows[:, None], columns], "label": label, "index": np.int64(k)}
+        return {"image": image[rows[:, None], columns], "label": label, "index": np.int64(index)}
 
     def _example(self, i: int) -> dict[str, Any]:
         # Neighbouring tiles are read one after the other: keep a few decoded images at hand.

@@ -104,7 +104,7 @@ def train(config: ConfigDict, directory: str) -> None:
     eval_step = jax.jit(run.eval_step, out_shardings=(replicated, sharded))
     batches = pipeline.train_batches(
         CACHES[config.data.cache](source),
-        canvas=tuple(config.data.canvas_size or map(int, source.sizes.max(axis=0))),
+        canvas=config.data.canvas_size or tuple(source.sizes.max(axis=0).tolist()),
         seed=config.seed,
         batch_size=config.batch_size,
         step=first,
@@ -126,7 +126,7 @@ def train(config: ConfigDict, directory: str) -> None:
                 "optimizer.grad_clip_norm"
             )
         if step % config.log_every == 0:
-            host_values["train/learning_rate"] = float(run.schedule(step - 1))
+            host_values["train/learning_rate"] = np.asarray(run.schedule(step - 1)).item()
             log.scalars(step, host_values)
         log.progress(step, loss=host_values["train/loss"])
 
@@ -333,8 +333,8 @@ def named_scores(counts: np.ndarray, class_names: Iterable[str]) -> dict[str, fl
     """`metrics.summarize` as flat paths: eval/mean_iou, eval/iou/CLASS."""
     scores: dict[str, float] = {}
     for name, value in metrics.summarize(counts).items():
-        if np.ndim(value) == 0:
-            scores[f"eval/{name}"] = float(value)
+        if isinstance(value, float):
+            scores[f"eval/{name}"] = value
         else:
             for class_name, each in zip(class_names, value, strict=True):
                 scores[f"eval/{name}/{class_name}"] = float(each)

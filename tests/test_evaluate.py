@@ -53,13 +53,12 @@ def test_predict_writes_the_labels_that_evaluate_counts(run, tiny_folder, tmp_pa
     total = 0
     for i in range(len(source)):
         example = source[i]
-        written = Image.open(tmp_path / "out" / f"{example['name']}.png")
-        assert written.mode == "P"
-        total += np.asarray(
-            metrics.confusion_matrix(np.asarray(written).astype(np.int32), example["label"], 2)
-        ).astype(np.int64)
-        overlay = Image.open(tmp_path / "out" / f"{example['name']}_overlay.png")
-        assert (overlay.height, overlay.width) == example["label"].shape
+        with Image.open(tmp_path / "out" / f"{example['name']}.png") as written:
+            assert written.mode == "P"
+            classes = np.asarray(written).astype(np.int32)
+        total += np.asarray(metrics.confusion_matrix(classes, example["label"], 2)).astype(int)
+        with Image.open(tmp_path / "out" / f"{example['name']}_overlay.png") as overlay:
+            assert (overlay.height, overlay.width) == example["label"].shape
     evaluation = evaluate.evaluate(str(run), "test")
     np.testing.assert_array_equal(total, counts_of(evaluation))
 
@@ -99,7 +98,8 @@ def test_another_splits_name_is_refused_with_those_there_are(run):
 
 def test_broken_images_are_left_out_and_said(run, tiny_folder, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"not an image")
-    Image.open(tiny_folder / "images/test/0.png").save(tmp_path / "good.tif")
+    with Image.open(tiny_folder / "images/test/0.png") as image:
+        image.save(tmp_path / "good.tif")
     problems = predict.predict(str(run), str(tmp_path / "*"), tmp_path / "out")
     assert len(problems) == 1 and "broken.png" in problems[0]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"good.png", "good_overlay.png"}

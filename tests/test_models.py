@@ -29,7 +29,7 @@ def initialise(model, channels=3):
     image = jax.ShapeDtypeStruct((1, 16, 16, channels), jnp.float32)
     shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
     rng = np.random.default_rng(0)
-    fill = lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), x.dtype)  # noqa: E731
+    fill = lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), x.dtype)
     variables = jax.tree.map(fill, shapes)
     if "batch_stats" in variables:  # variances
         variables["batch_stats"] = jax.tree.map(lambda x: abs(x) + 0.5, variables["batch_stats"])
@@ -52,11 +52,21 @@ def test_logits_have_the_size_of_any_input(name, upsampling):
         assert logits_shape(model, variables, size) == (2, *size, NUM_CLASSES)
 
 
-def test_every_height_from_1_to_70_is_kept():
-    model = make(widths=(2, 2, 2, 2, 2, 2))  # stride 32
-    variables = initialise(model)
+def test_every_size_from_1_to_70_is_padded_to_the_stride_and_cropped_back():
+    class Encoder(nn.Module):
+        strides = (1, 32)
+
+        def __call__(self, image, *, train):
+            assert image.shape[1] % 32 == image.shape[2] % 32 == 0
+            return image
+
+    class Decoder(nn.Module):
+        def __call__(self, pyramid, *, train):
+            return pyramid
+
+    model = models.Segmenter(Encoder(), Decoder())
     for h in range(1, 71):
-        assert logits_shape(model, variables, (h, 71 - h)) == (2, h, 71 - h, NUM_CLASSES)
+        assert logits_shape(model, {}, (h, 71 - h)) == (2, h, 71 - h, 3)
 
 
 @pytest.mark.parametrize("name", models.MODELS)
@@ -80,7 +90,7 @@ def test_each_skip_and_no_other_connects_its_stride_to_the_output(name, skips):
     pyramid = model.apply(variables, image, method=lambda m, x: m.encoder(x, train=False))
 
     def output(features):
-        decode = lambda m: m.decoder(pyramid.replace(features=features), train=False)  # noqa: E731
+        decode = lambda m: m.decoder(pyramid.replace(features=features), train=False)
         return model.apply(variables, method=decode).std()
 
     gradients = jax.grad(output)(dict(pyramid.features))

@@ -101,10 +101,10 @@ def test_predictions_have_the_images_size_at_any_resolution(resolution):
 
 
 def test_the_evaluation_step_counts_each_example_by_itself():
-    state, examples = init(), batch()
+    state, examples = init(), jax.tree.map(jnp.asarray, batch())
     predict = steps.make_predict_step(Net())
     confusion = functools.partial(metrics.confusion_matrix, num_classes=3)
     counts, classes = steps.make_eval_step(predict, confusion)(state.variables(), examples)
     assert counts.shape == (8, 3, 3)
-    expected = confusion(classes[5], jnp.asarray(examples["label"][5]))
+    expected = confusion(classes[5], examples["label"][5])
     np.testing.assert_array_equal(counts[5], expected)

@@ -73,7 +73,7 @@ def interrupt(monkeypatch, after, action):
     make = pipeline.train_batches
 
     def batches(*args, **kwargs):
-        for step, batch in zip(itertools.count(kwargs["step"]), make(*args, **kwargs)):  # noqa: B905
+        for step, batch in zip(itertools.count(kwargs["step"]), make(*args, **kwargs)):
             if step == after:
                 action()
             yield batch
@@ -184,7 +184,7 @@ def test_a_run_whose_checkpoints_are_all_unreadable_does_not_start_over(
     for path in (tmp_path / "checkpoints" / "latest").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    with pytest.raises(ValueError, match="none of the checkpoints in .* could be read"):
+    with pytest.raises(ValueError, match=r"none of the checkpoints in .* could be read"):
         train.train(config, str(tmp_path))
 
 

@@ -39,7 +39,7 @@ def max_pool(
 
     def larger(left, right):
         second = right[0] > left[0]
-        return tuple(jnp.where(second, r, l) for l, r in zip(left, right, strict=True))
+        return jnp.where(second, right[0], left[0]), jnp.where(second, right[1], left[1])
 
     upper, lower = (
         larger((windows[:, :, row, :, 0], 2 * row), (windows[:, :, row, :, 1], 2 * row + 1))

@@ -1,0 +1,69 @@
+"""The README's commands run as they are written, on small models and few steps."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from tests.conftest import REPOSITORY
+
+SMALL = [
+    *("--config.num_steps=2", "--config.model.widths=(2,2,2,2)"),
+    *("--config.data.crop_size=(16,16)", "--config.eval.num_pictures=1"),
+]
+
+
+def commands() -> list[list[str]]:
+    """The arguments of every `python -m dense_jax...` in the README, in order."""
+    blocks = re.findall(r"```bash\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    lines = [part.strip() for block in blocks for part in re.split(r"&&|\n", block)]
+    return [shlex.split(line)[2:] for line in lines if line.startswith("python -m dense_jax")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "photos").mkdir()
+    Image.new("RGB", (40, 30)).save(folder / "photos" / "a.jpg")
+    return folder
+
+
+def test_the_readme_has_every_command():
+    modules = {command[0] for command in commands()}
+    names = ("main", "evaluate", "predict", "sweep", "report", "data.doctor")
+    assert modules == {f"dense_jax.{name}" for name in names}
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_commands_run_as_written(command, folder, tiny_folder, request):
+    """In the README's order: later ones use what earlier ones made."""
+    module, *arguments = [
+        re.sub(r"\bROOT\b", str(tiny_folder), argument)
+        .replace("=runs/", f"={folder}/runs/")
+        .replace("=photos/", f"={folder}/photos/")
+        .replace("=masks", f"={folder}/masks")
+        for argument in command
+    ]
+    if module == "dense_jax.main":
+        arguments += SMALL
+    if module == "dense_jax.sweep":
+        arguments.append("--list")  # 36 runs
+    if module == "dense_jax.report":
+        arguments = [f"--workdir={folder}/runs"]  # of what was trained here
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(request.config.cache.mkdir("jax")),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=REPOSITORY,
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
