@@ -4,11 +4,13 @@ The same command on the same workdir resumes. Exit status: 0 finished, 75 interr
 """
 
 import logging
+import runpy
+import sys
 
 import jax
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from dense_jax import train
 
@@ -28,6 +30,23 @@ def main(argv: list[str]) -> None:
     train.train(_CONFIG.value, _WORKDIR.value)
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parsing, where an unknown config field is one line that lists the valid ones."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, TypeError):  # of ml_collections, on a field that is not there
+        given = [argument.partition("=")[::2] for argument in argv]
+        file, _, argument = dict(given)["--config"].partition(":")
+        config = runpy.run_path(file)["get_config"](*filter(None, [argument]))
+        for name, _ in given:
+            fields = config
+            for word in name.split(".")[1:] if name.startswith("--config.") else ():
+                if word not in fields:
+                    sys.exit(f"{name}: no such field. Valid there: {', '.join(fields) or 'none'}")
+                fields = fields[word] if isinstance(fields[word], ConfigDict) else ()
+        raise
+
+
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)
