@@ -26,8 +26,13 @@ NUM_STEPS = 40
 def start(workdir: pathlib.Path, workers: int) -> subprocess.Popen:
     """Starts or resumes the run."""
     overrides = {
-        **{"num_steps": NUM_STEPS, "eval_every": 15, "checkpoint_every": 5, "log_every": 1},
-        **{"model.widths": "(4, 8)", "data.crop_size": "(32, 32)", "data.workers": workers},
+        "num_steps": NUM_STEPS,
+        "eval_every": 15,
+        "checkpoint_every": 5,
+        "log_every": 1,
+        "model.widths": "(4, 8)",
+        "data.crop_size": "(32, 32)",
+        "data.workers": workers,
     }
     return subprocess.Popen(
         [

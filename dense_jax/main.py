@@ -34,7 +34,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     """absl's parsing, where an unknown config field is one line that lists the valid ones."""
     try:
         return app.parse_flags_with_usage(argv)
-    except (AttributeError, TypeError):  # of ml_collections, on a field that is not there
+    except (AttributeError, KeyError):  # of ml_collections, on a field that is not there
         given = [argument.partition("=")[::2] for argument in argv]
         file, _, argument = dict(given)["--config"].partition(":")
         config = runpy.run_path(file)["get_config"](*filter(None, [argument]))

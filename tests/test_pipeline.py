@@ -1,7 +1,11 @@
 """Batches: the same examples for any number of hosts and workers, from any step."""
 
 import itertools
+import os
 import pickle
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ from dense_jax.data import Synthetic
 from dense_jax.data.pipeline import cached, eval_batches, train_batches
 from dense_jax.data.transforms import fit
 from dense_jax.labels import IGNORE_LABEL
+from tests.conftest import REPOSITORY
 
 CANVAS = (8, 12)
 NUM_EXAMPLES = 7
@@ -209,3 +214,32 @@ def test_cached_examples_are_not_sent_to_workers():
     before = len(pickle.dumps(keeper))
     [keeper[i] for i in range(NUM_EXAMPLES)]
     assert len(pickle.dumps(keeper)) < before + 100
+
+
+def test_workers_end_when_training_is_killed(tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(
+        "import os, signal, sys, multiprocessing\n"
+        "from absl import flags\n"
+        "from dense_jax.data import pipeline, synthetic\n"
+        "if __name__ == '__main__':\n"
+        "    flags.FLAGS.mark_as_parsed()\n"
+        "    source = synthetic.Synthetic('', 'train', size=(8, 8))\n"
+        "    batches = pipeline.train_batches(\n"
+        "        source, canvas=(8, 8), seed=0, batch_size=2, workers=1)\n"
+        "    next(batches)\n"
+        "    print(*[child.pid for child in multiprocessing.active_children()], flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    # The workers share the pipe: reading it to the end waits for them to end.
+    killed = subprocess.run(
+        [sys.executable, script],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert killed.stdout.split(), "no worker was running"

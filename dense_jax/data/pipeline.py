@@ -7,6 +7,10 @@ number of hosts or workers: global batch k of a run always holds the examples k 
 """
 
 import functools
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from typing import Any
 
 import grain
@@ -104,8 +108,22 @@ def _iterate(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
         grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads)
     )
     if workers:
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_end_with_parent
+        )
     return iter(dataset)
+
+
+def _end_with_parent(worker: int, num_workers: int) -> None:
+    """Ends a worker process when the training process is killed: nobody else would."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class _Block:
