@@ -36,7 +36,7 @@ class Logger:
             return
         kept = [
             record
-            for record in read_records(self._path)
+            for record in workdirs.read_records(self._path)
             if record["step"] < first_step
             or (record["step"] == first_step and not _is_eval(record))
         ]
@@ -87,17 +87,6 @@ class Logger:
             self._file.close()
             self._tensorboard.close()
             self._bar.close()
-
-
-def read_records(path: epath.Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line cut off by a kill is left out."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
 
 
 def _is_eval(record: Mapping[str, Any]) -> bool:

@@ -23,6 +23,8 @@ import numpy as np
 import scipy.stats
 from absl import app, flags
 
+from dense_jax import workdir
+
 METRICS = {  # as result.json has them -> as a reader does
     "eval/mean_iou": "mean IoU",
     "eval/mean_dice": "mean Dice",
@@ -82,14 +84,6 @@ def number(scores: dict[str, Any] | None, key: str) -> float:
     return math.nan if value is None else float(value)
 
 
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    fields = {}
-    for key, value in config.items():
-        nested = isinstance(value, dict)
-        fields |= flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value}
-    return fields
-
-
 def read_json(path: pathlib.Path) -> dict[str, Any] | None:
     """None where there is no such file, or a crash cut it off."""
     try:
@@ -101,11 +95,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any] | None:
 def read_curve(path: pathlib.Path) -> tuple[int, list[tuple[float, float]]]:
     """The last step logged, and mean IoU by step; a step done again after a restart counts once."""
     last, points = 0, {}
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:  # the line that a crash cut off
-            continue
+    for record in workdir.read_records(path):
         last = max(last, record["step"])
         if not math.isnan(value := number(record, "eval/mean_iou")):
             points[float(record["step"])] = value
@@ -116,7 +106,7 @@ def read_run(folder: pathlib.Path, root: pathlib.Path) -> Run:
     name = folder.relative_to(root).as_posix() if folder != root else root.resolve().name
     config, result = read_json(folder / "config.json"), read_json(folder / "result.json")
     last, curve = read_curve(folder / "metrics.jsonl")
-    fields = flatten(config or {})
+    fields = workdir.flatten(config or {})
     status = (result or {}).get(
         "status", f"unfinished, at step {last} of {fields.get('num_steps')}"
     )

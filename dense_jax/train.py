@@ -383,7 +383,7 @@ def _evaluations(path: epath.Path) -> dict[int, dict[str, float]]:
     """The evaluations already recorded, by step."""
     return {
         record.pop("step"): {k: float("nan") if v is None else v for k, v in record.items()}
-        for record in logger.read_records(path / "metrics.jsonl")
+        for record in workdir.read_records(path / "metrics.jsonl")
         if "eval/mean_iou" in record
     }
 

@@ -3,6 +3,7 @@
 config.json       the whole config, as nested objects
 dataset.json      class names, palette and number of channels: enough to predict without the data
 environment.json  versions, git commit and devices, of the run's latest start
+metrics.jsonl     one object per line: the step, and values by their path
 result.json       written when the run is finished
 """
 
@@ -79,6 +80,17 @@ def read(workdir: epath.PathLike, name: str) -> Any:
     if not path.exists():
         raise ValueError(f"{path} is missing: --workdir must be that of a run of dense_jax.main")
     return json.loads(path.read_text())
+
+
+def read_records(path: epath.PathLike) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a line cut off by a kill is left out."""
+    path, records = epath.Path(path), []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
 
 
 def environment() -> dict[str, Any]:

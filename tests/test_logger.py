@@ -40,7 +40,7 @@ def test_resuming_drops_what_is_about_to_be_done_again(folder):
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "tra')  # cut off by a kill
     write(folder, 2, [(3, {"train/loss": 0.8})])
-    records = logger.read_records(folder / "metrics.jsonl")
+    records = workdir.read_records(folder / "metrics.jsonl")
     assert records == [{"step": 2, "train/loss": 1.0}, {"step": 3, "train/loss": 0.8}]
 
 

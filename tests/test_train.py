@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
-from dense_jax import checkpoint, logger, mesh, train, workdir
+from dense_jax import checkpoint, mesh, train, workdir
 from dense_jax.data import pipeline
 from experiments import base
 
@@ -95,7 +95,7 @@ def test_a_run_writes_what_it_promises(finished):
         *("config.json", "dataset.json", "environment.json", "metrics.jsonl", "result.json"),
         *("tensorboard", "pictures", "checkpoints"),
     }
-    records = logger.read_records(epath.Path(finished / "metrics.jsonl"))
+    records = workdir.read_records(finished / "metrics.jsonl")
     trained = [record["step"] for record in records if "train/loss" in record]
     evaluated = {record["step"]: record for record in records if "eval/mean_iou" in record}
     assert trained == list(range(1, NUM_STEPS + 1))
@@ -223,9 +223,7 @@ def test_one_device_gives_the_numbers_of_four(config, finished, tmp_path, monkey
             saved(tmp_path)[kind],
             saved(finished)[kind],
         )
-    ours, theirs = (
-        logger.read_records(epath.Path(path / "metrics.jsonl")) for path in (tmp_path, finished)
-    )
+    ours, theirs = (workdir.read_records(path / "metrics.jsonl") for path in (tmp_path, finished))
     for a, b in zip(ours, theirs, strict=True):
         assert a.keys() == b.keys()
         np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=1e-3, atol=1e-5)
