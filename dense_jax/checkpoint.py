@@ -44,11 +44,10 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def restore(self, step: int, like: Any) -> Any:
-        """The state at a step, placed like `like`, a tree of arrays or jax.ShapeDtypeStructs.
+        """The state at a step, placed like `like`, a tree of jax.ShapeDtypeStructs.
 
         Raises ValueError if it cannot be read as that.
         """
-        like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         try:
             return self._manager.restore(step, args=ocp.args.StandardRestore(like))
         except Exception as error:  # orbax and tensorstore raise all sorts

@@ -38,11 +38,15 @@ def evaluate(
     config = loaded.config
     split = split or config.data.eval_split
     source = data.open_dataset(config.data.name, config.data.root, split)
-    if source.class_names != tuple(loaded.dataset["class_names"]):
-        raise ValueError(
-            f"the classes of {config.data.root or config.data.name} are {source.class_names}, but "
-            f"the run was trained on {tuple(loaded.dataset['class_names'])}"
-        )
+    for field, there in (
+        ("class_names", list(source.class_names)),
+        ("num_channels", source.num_channels),
+    ):
+        if there != loaded.dataset[field]:
+            raise ValueError(
+                f"{config.data.root or config.data.name} has {field} {there}, but the run was "
+                f"trained with {loaded.dataset[field]}"
+            )
     tiles = Tiles(
         source,
         tile_size or config.eval.tile_size,

@@ -150,25 +150,65 @@ def tversky(
 
 
 def soft_dice(
-    logits: ArrayLike, labels: ArrayLike, *, smooth: Number = 0.0, **options
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    class_weights: Weights = None,
+    per: str = "batch",
+    absent: str = "skip",
+    smooth: Number = 0.0,
+    squared: bool = False,
+    include_background: bool = True,
 ) -> Float[Array, ""]:
     """One minus the soft Dice coefficient, averaged over classes, in [0, 1].
 
     dice = (2 sum p t + smooth) / (sum p + sum t + smooth), with `squared` sum p^2 for sum p
-    (Milletari et al. 2016, "V-Net", section 3). Options `class_weights`, `per`, `absent`, `squared`
-    and `include_background` as in `tversky`: Dice is its case alpha = beta = 1/2.
+    (Milletari et al. 2016, "V-Net", section 3). Options as in `tversky`: Dice is its case
+    alpha = beta = 1/2.
     """
-    return tversky(logits, labels, alpha=0.5, beta=0.5, smooth=smooth / 2, **options)
+    return tversky(
+        logits,
+        labels,
+        alpha=0.5,
+        beta=0.5,
+        class_weights=class_weights,
+        per=per,
+        absent=absent,
+        smooth=smooth / 2,
+        squared=squared,
+        include_background=include_background,
+    )
 
 
-def soft_jaccard(logits: ArrayLike, labels: ArrayLike, **options) -> Float[Array, ""]:
+def soft_jaccard(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    class_weights: Weights = None,
+    per: str = "batch",
+    absent: str = "skip",
+    smooth: Number = 0.0,
+    squared: bool = False,
+    include_background: bool = True,
+) -> Float[Array, ""]:
     """One minus the soft Jaccard index (IoU), averaged over classes, in [0, 1].
 
     jaccard = (sum p t + smooth) / (sum p + sum t - sum p t + smooth), with `squared` sum p^2 for
     sum p (Rahman and Wang 2016, "Optimizing intersection-over-union in deep neural networks").
     Options as in `tversky`: Jaccard is its case alpha = beta = 1.
     """
-    return tversky(logits, labels, alpha=1, beta=1, **options)
+    return tversky(
+        logits,
+        labels,
+        alpha=1,
+        beta=1,
+        class_weights=class_weights,
+        per=per,
+        absent=absent,
+        smooth=smooth,
+        squared=squared,
+        include_background=include_background,
+    )
 
 
 def dice_ce(
@@ -180,11 +220,15 @@ def dice_ce(
     class_weights: Weights = None,
     pixel_weights: ArrayLike | None = None,
     label_smoothing: Number = 0.0,
-    **dice_options,
+    per: str = "batch",
+    absent: str = "skip",
+    smooth: Number = 0.0,
+    squared: bool = False,
+    include_background: bool = True,
 ) -> Float[Array, ""]:
     """ce_weight * cross_entropy + dice_weight * soft_dice; class weights go to both.
 
-    Pixel weights and label smoothing go to the cross-entropy, other options to the Dice loss
+    Pixel weights and label smoothing go to the cross-entropy, the other options to the Dice loss
     (the sum of Isensee et al. 2018, "nnU-Net", up to their constant -1).
     """
     ce = cross_entropy(
@@ -194,7 +238,16 @@ def dice_ce(
         pixel_weights=pixel_weights,
         label_smoothing=label_smoothing,
     )
-    dice = soft_dice(logits, labels, class_weights=class_weights, **dice_options)
+    dice = soft_dice(
+        logits,
+        labels,
+        class_weights=class_weights,
+        per=per,
+        absent=absent,
+        smooth=smooth,
+        squared=squared,
+        include_background=include_background,
+    )
     return ce_weight * ce + dice_weight * dice
 
 

@@ -35,7 +35,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError):  # of ml_collections, on a field that is not there
-        given = [argument.partition("=")[::2] for argument in argv]
+        joined = " ".join(argv).replace("--config ", "--config=").split()
+        given = [argument.partition("=")[::2] for argument in joined]
         file, _, argument = dict(given)["--config"].partition(":")
         config = runpy.run_path(file)["get_config"](*filter(None, [argument]))
         for name, _ in given:

@@ -32,8 +32,7 @@ METRICS = {  # as result.json has them -> as a reader does
     "eval/mean_accuracy": "mean class accuracy",
 }
 # How a run is carried out, not what it computes. (data.root stays: another folder, other images.)
-OPERATIONAL = {"data.workers", "data.cache", "data.verify"}
-OPERATIONAL |= {"eval_every", "checkpoint_every", "log_every"}
+OPERATIONAL = {*workdir.OPERATIONAL, "eval_every"}
 NOTE = (
     "Scores of the final checkpoint, on the labels' own pixels; ± is the half width of the 95 % "
     "t-interval over the seeds; bold is the highest mean of its column, significant or not."

@@ -103,7 +103,11 @@ def make_train_step(
             new = {"params": params, "batch_stats": batch_stats}
             ema = jax.tree.map(lambda old, x: decay * old + (1 - decay) * x, ema, new)
         state = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
-        return state, {"train/loss": loss, "train/grad_norm": optax.tree.norm(grads)}
+        return state, {
+            "train/loss": loss,
+            "train/grad_norm": optax.tree.norm(grads),
+            "train/param_norm": optax.tree.norm(params),  # not finite: the update was not
+        }
 
     return train_step
 

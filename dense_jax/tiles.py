@@ -21,7 +21,8 @@ class Tiles:
 
     source: has `sizes`, int [n, 2], and source[i] with `image`, `label`.
     tile_size: height and width with the margins, in pixels; an axis on which every image fits
-      into one tile is as long as the longest image and needs no margin.
+      into one tile is as long as the longest image and needs no margin. There a smaller image is
+      mirrored at its bottom and right up to that length.
     margin: in pixels.
     """
 

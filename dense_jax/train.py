@@ -12,14 +12,13 @@ import logging
 import math
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 from etils import epath
-from flax import linen as nn
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -44,7 +43,7 @@ from dense_jax.tiles import Tiles
 
 _LOG = logging.getLogger("dense_jax")
 PREEMPTED = 75  # exit status (EX_TEMPFAIL): everything is saved, start the same command again
-CACHES: dict[str, Callable] = {"none": lambda source: source, "host": pipeline.cached}
+CACHES: dict[str, Callable] = {"none": lambda source: source, "host": pipeline.Cached}
 LATEST_TO_KEEP = 2  # one to fall back to
 
 
@@ -55,27 +54,33 @@ def train(config: ConfigDict, directory: str) -> None:
     compilation, and FloatingPointError when loss or gradient are no longer finite.
     """
     path = epath.Path(directory).resolve()
-    check(config)
     workdir.compare(path, config)
     if (path / "result.json").exists():
         print(f"{path} is finished: {_summary(workdir.read(path, 'result.json'))}")
         return
+    check(config)
     source, eval_source = (
         data.open_dataset(config.data.name, config.data.root, split)
         for split in (config.data.train_split, config.data.eval_split)
     )
+    dataset = describe(source)
+    workdir.compare_dataset(path, dataset)
     if config.data.verify:
         verify.verify(source)
         verify.verify(eval_source)
-    tiles = Tiles(eval_source, config.eval.tile_size, config.eval.margin)
+    cached = CACHES[config.data.cache]
+    tiles = Tiles(cached(eval_source), config.eval.tile_size, config.eval.margin)
+    canvas = config.data.canvas_size or tuple(source.sizes.max(axis=0).tolist())
     devices = mesh.make_mesh()
     replicated, sharded = mesh.replicated(devices), mesh.sharded(devices)
 
     run = assemble(config, source.num_classes, source.num_channels)
-    shapes = jax.eval_shape(run.init)  # also the first look at the model: its errors come here
+    shapes = jax.eval_shape(run.init)
+    # What model, loss or augmentation cannot do is said here, before anything is written.
+    jax.eval_shape(run.train_step, shapes, batch_shapes(config, canvas, source.num_channels))
     if jax.process_index() == 0:
         workdir.write_json(path / "config.json", config.to_dict())
-        workdir.write_json(path / "dataset.json", describe(source))
+        workdir.write_json(path / "dataset.json", dataset)
         workdir.write_json(path / "environment.json", workdir.environment())
 
     latest = checkpoint.Checkpoints(path / "checkpoints" / "latest", LATEST_TO_KEEP)
@@ -103,8 +108,8 @@ def train(config: ConfigDict, directory: str) -> None:
     )
     eval_step = jax.jit(run.eval_step, out_shardings=(replicated, sharded))
     batches = pipeline.train_batches(
-        CACHES[config.data.cache](source),
-        canvas=config.data.canvas_size or tuple(source.sizes.max(axis=0).tolist()),
+        cached(source),
+        canvas=canvas,
         seed=config.seed,
         batch_size=config.batch_size,
         step=first,
@@ -113,7 +118,7 @@ def train(config: ConfigDict, directory: str) -> None:
         workers=config.data.workers,
     )
     log = logger.Logger(path, first_step=first, num_steps=config.num_steps)
-    scores = _evaluations(path)
+    scores = _evaluations(path, before=first)
 
     def record(step: int, values: Mapping[str, jax.Array], names: np.ndarray) -> None:
         """Waits for a step's metrics; logs them, or stops the run if they are not finite."""
@@ -147,7 +152,8 @@ def train(config: ConfigDict, directory: str) -> None:
             palette = palette_of(source)
             rows = [plots.comparison(e["image"], e["label"], p, palette) for e, p in examples]
             log.picture(step, plots.stack(rows))
-        if _best(scores) == step:
+        held = best.steps
+        if not held or _rank(scores[step]) > _rank(scores[held[-1]]):
             best.save(step, state)
 
     pending = None  # the step whose metrics are still on their way
@@ -166,19 +172,21 @@ def train(config: ConfigDict, directory: str) -> None:
             interrupted = interrupts.requested(step)
             evaluate_now = _due(step, config.eval_every, config.num_steps)
             if interrupted or evaluate_now or step % config.checkpoint_every == 0:
-                record(*pending)  # a state that is not finite is never saved
+                record(*pending)  # first, so that a state that is not finite is never saved
                 pending = None
+                best.wait()  # its scores are on disk: it must not be missing after a kill
                 latest.save(step, state)
             if interrupted:
                 print(f"stopped after step {step}; the same command resumes", file=sys.stderr)
                 sys.exit(PREEMPTED)
             if evaluate_now:
                 evaluate(step, state)
+    best_step = best.steps[-1]
     result = {
         "status": "finished",
         "num_parameters": num_parameters,
         "final": {"step": config.num_steps, **scores[config.num_steps]},
-        "best": {"step": _best(scores), **scores[_best(scores)]},
+        "best": {"step": best_step, **scores[best_step]},
     }
     if jax.process_index() == 0:
         workdir.write_json(path / "result.json", result)
@@ -193,7 +201,6 @@ class Run(NamedTuple):
     predict_step: Callable
     eval_step: Callable
     schedule: optax.Schedule
-    model: nn.Module
 
 
 def assemble(config: ConfigDict, num_classes: int, num_channels: int) -> Run:
@@ -236,7 +243,6 @@ def assemble(config: ConfigDict, num_classes: int, num_channels: int) -> Run:
         predict_step=predict_step,
         eval_step=steps.make_eval_step(predict_step, confusion),
         schedule=schedule,
-        model=model,
     )
 
 
@@ -253,22 +259,40 @@ def check(config: ConfigDict) -> None:
             raise ValueError(f"{field}={value!r} is not one of {', '.join(valid)}")
     valid = list(inspect.signature(losses.LOSSES[config.loss]).parameters)[2:]
     for option in models.given(config.loss_options):
-        # Options that some loss passes on by name are checked where they arrive.
-        if option not in valid and "options" not in valid:
+        if option not in valid:
             raise ValueError(
                 f"loss_options.{option} is no option of loss={config.loss!r}, which has: "
                 f"{', '.join(valid)}"
             )
-    for field in (
-        *("num_steps", "batch_size", "eval_every", "checkpoint_every", "log_every"),
-        *("eval.batch_size", "data.resolution", "optimizer.learning_rate"),
+    for fields, low, high in (
+        (("num_steps", "batch_size", "eval_every", "checkpoint_every", "log_every"), 1, math.inf),
+        (("eval.batch_size",), 1, math.inf),
+        (("data.resolution", "optimizer.learning_rate"), 1e-12, math.inf),
+        (("augment.flip", "augment.flip_vertical"), 0, 1),
+        (("ema_decay", "optimizer.momentum"), 0, 1 - 1e-12),
+        (("augment.scale", "optimizer.weight_decay", "optimizer.grad_clip_norm"), 0, math.inf),
+        (("eval.margin", "eval.num_pictures", "data.workers"), 0, math.inf),
+        (("optimizer.warmup_steps",), 0, config.num_steps),
     ):
-        if _get(config, field) <= 0:
-            raise ValueError(f"{field}={_get(config, field)} must be positive")
+        for field in fields:
+            if not low <= _get(config, field) <= high:
+                limits = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+                raise ValueError(f"{field}={_get(config, field)} must be {limits}")
     for field in ("data.crop_size", "data.canvas_size", "eval.tile_size"):
         size = _get(config, field)
-        if size is not None and (len(size) != 2 or min(size) < 1):
+        if size is not None and not (
+            len(size) == 2 and all(isinstance(length, int) and length > 0 for length in size)
+        ):
             raise ValueError(f"{field}={tuple(size)} must be a height and a width in pixels")
+    if not config.data.root and not config.data.name.startswith("synthetic"):
+        raise ValueError(
+            f"data.root is not set: pass --config.data.root=FOLDER, that of {config.data.name!r}"
+        )
+    if config.data.cache == "host" and config.data.workers:
+        raise ValueError(
+            "data.cache='host' keeps the images in this process: it goes with data.workers=0, not "
+            f"{config.data.workers}, each of which would fill a cache of its own"
+        )
     if config.batch_size % jax.device_count():
         raise ValueError(
             f"batch_size={config.batch_size} is the global batch and must be a multiple of the "
@@ -314,12 +338,26 @@ def load(directory: str, which: str) -> Loaded:
     return Loaded(config, dataset, run, wanted, state.variables(), devices)
 
 
+def batch_shapes(
+    config: ConfigDict, canvas: Sequence[int], num_channels: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The global training batch, as of `pipeline.train_batches` without the names."""
+    b = config.batch_size
+    return {
+        "image": jax.ShapeDtypeStruct((b, *canvas, num_channels), "uint8"),
+        "label": jax.ShapeDtypeStruct((b, *canvas), "uint8"),
+        "size": jax.ShapeDtypeStruct((b, 2), "int32"),
+        "index": jax.ShapeDtypeStruct((b,), "uint32"),
+    }
+
+
 def describe(source: Any) -> dict[str, Any]:
     """What dataset.json holds: all that is needed to use the model without the data."""
     return {
         "class_names": source.class_names,
         "num_channels": source.num_channels,
         "palette": palette_of(source),
+        "num_examples": len(source),
         "fingerprint": source.fingerprint,
     }
 
@@ -342,14 +380,15 @@ def named_scores(counts: np.ndarray, class_names: Iterable[str]) -> dict[str, fl
 
 
 class Interrupts:
-    """SIGTERM (preemption) and Ctrl-C ask the loop to save and stop; a second one kills."""
+    """SIGTERM (preemption) and Ctrl-C ask the loop to save and stop; a second one kills.
+
+    With several processes JAX has a SIGTERM handler of its own, which tells all of them.
+    """
 
     def __enter__(self):
         self._received = False
-        self._before = {
-            number: signal.signal(number, self._receive)
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
+        numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+        self._before = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 
     def __exit__(self, *_):
@@ -379,18 +418,18 @@ def _get(config: ConfigDict, field: str) -> Any:
     return functools.reduce(lambda value, name: value[name], field.split("."), config)
 
 
-def _evaluations(path: epath.Path) -> dict[int, dict[str, float]]:
-    """The evaluations already recorded, by step."""
+def _evaluations(path: epath.Path, *, before: int) -> dict[int, dict[str, float]]:
+    """The evaluations recorded before a step, by step."""
     return {
         record.pop("step"): {k: float("nan") if v is None else v for k, v in record.items()}
         for record in workdir.read_records(path / "metrics.jsonl")
-        if "eval/mean_iou" in record
+        if "eval/mean_iou" in record and record["step"] < before
     }
 
 
-def _best(scores: Mapping[int, Mapping[str, float]]) -> int:
-    """The first step with the highest mean IoU; a split without any valid pixel counts as 0."""
-    return max(scores, key=lambda step: (np.nan_to_num(scores[step]["eval/mean_iou"]), -step))
+def _rank(scores: Mapping[str, float]) -> float:
+    """What the best checkpoint is the best in; a split without any valid pixel counts as 0."""
+    return float(np.nan_to_num(scores["eval/mean_iou"]))
 
 
 def _summary(result: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ result.json       written when the run is finished
 
 import importlib.metadata
 import json
+import logging
 import math
 import platform
 import subprocess
@@ -22,7 +23,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 # Fields that may change between two starts of a run: they do not change its numbers.
-OPERATIONAL = ("checkpoint_every", "log_every", "data.workers", "data.cache", "data.verify")
+OPERATIONAL = (
+    *("checkpoint_every", "log_every", "eval.batch_size", "eval.num_pictures"),
+    *("data.workers", "data.cache", "data.verify"),
+)
+
+_LOG = logging.getLogger("dense_jax")
 
 
 def to_json(value: Any) -> Any:
@@ -72,6 +78,25 @@ def compare(workdir: epath.PathLike, config: ConfigDict) -> None:
             f"{path.parent} is the workdir of another config; use another --workdir, or the same "
             "config to resume. The fields that differ:\n" + "\n".join(different)
         )
+
+
+def compare_dataset(workdir: epath.PathLike, dataset: Mapping[str, Any]) -> None:
+    """Raises ValueError if a run to be resumed was started on other data; warns if files changed.
+
+    dataset: as in dataset.json.
+    """
+    path = epath.Path(workdir) / "dataset.json"
+    if not path.exists():
+        return
+    old, new = json.loads(path.read_text()), to_json(dataset)
+    for field in ("class_names", "num_channels", "num_examples"):
+        if old[field] != new[field]:
+            raise ValueError(
+                f"the dataset has changed since {path.parent} was started: {field} was "
+                f"{old[field]} and is {new[field]}. Restore the data, or use another --workdir"
+            )
+    if old["fingerprint"] != new["fingerprint"]:
+        _LOG.warning("the dataset's files are not those that %s was started on", path.parent)
 
 
 def read(workdir: epath.PathLike, name: str) -> Any:

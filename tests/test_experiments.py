@@ -1,15 +1,20 @@
 """Every experiment is a small difference from `base`, and builds."""
 
 import importlib.util
+import inspect
 
 import jax
+import numpy as np
 import pytest
 
-from dense_jax import train, workdir
+from dense_jax import losses, train, workdir
 from experiments import base, unet_ce, unet_dice
 from tests.conftest import REPOSITORY
 
 PATHS = sorted((REPOSITORY / "experiments").glob("[!_]*.py"))
+CONFIGS = [(path, ()) for path in PATHS] + [
+    (REPOSITORY / "experiments" / "camvid_unet.py", ("reduced",)),
+]
 
 
 def load(path):
@@ -19,19 +24,16 @@ def load(path):
     return module
 
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_every_experiment_builds(path):
-    config = load(path).get_config()
+@pytest.mark.parametrize(
+    ("path", "arguments"), CONFIGS, ids=lambda value: getattr(value, "stem", "")
+)
+def test_every_experiment_builds(path, arguments):
+    config = load(path).get_config(*arguments)
+    config.data.root = "anywhere"
     train.check(config)
     run = train.assemble(config, num_classes=4, num_channels=3)
     state = jax.eval_shape(run.init)
-    size = config.data.crop_size
-    batch = {
-        "image": jax.ShapeDtypeStruct((config.batch_size, *size, 3), "uint8"),
-        "label": jax.ShapeDtypeStruct((config.batch_size, *size), "uint8"),
-        "size": jax.ShapeDtypeStruct((config.batch_size, 2), "int32"),
-        "index": jax.ShapeDtypeStruct((config.batch_size,), "uint32"),
-    }
+    batch = train.batch_shapes(config, config.data.crop_size, num_channels=3)
     new_state, metrics = jax.eval_shape(run.train_step, state, batch)
     assert jax.tree.structure(new_state) == jax.tree.structure(state)
     assert metrics["train/loss"].shape == ()
@@ -55,6 +57,31 @@ def test_dice_and_cross_entropy_differ_in_the_loss_alone():
     assert {field for field in ce if ce[field] != dice[field]} == {"loss"}
 
 
+@pytest.mark.parametrize("loss", losses.LOSSES)
+def test_every_loss_takes_its_options_from_the_config_and_no_others(loss):
+    tried = {"per": "image", "absent": "one", "smooth": 1.0, "squared": True, "gamma": 2.0}
+    tried |= {"class_weights": (1.0, 2.0), "label_smoothing": 0.1, "alpha": 0.3, "ce_weight": 2.0}
+    valid = inspect.signature(losses.LOSSES[loss]).parameters
+    logits, labels = np.zeros((1, 2, 2, 2), np.float32), np.zeros((1, 2, 2), np.int32)
+    for option, value in tried.items():
+        config = base.get_config()
+        config.loss = loss
+        config.loss_options[option] = value
+        if option in valid:
+            train.check(config)
+            losses.LOSSES[loss](logits, labels, **{option: value})
+        else:
+            with pytest.raises(ValueError, match=f"loss_options.{option} is no option of"):
+                train.check(config)
+
+
+def test_a_memory_cache_is_refused_with_worker_processes():
+    config = base.get_config()
+    config.data.cache, config.data.workers = "host", 2
+    with pytest.raises(ValueError, match=r"goes with data\.workers=0, not 2"):
+        train.check(config)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
@@ -64,9 +91,13 @@ def test_dice_and_cross_entropy_differ_in_the_loss_alone():
         ("optimizer.name", "lion", "optimizer.name='lion' is not one of adamw, sgd"),
         ("optimizer.schedule", "step", "optimizer.schedule='step' is not one of constant"),
         ("loss_options.smooth", 1.0, "loss_options.smooth is no option of loss='cross_entropy'"),
-        ("num_steps", 0, "num_steps=0 must be positive"),
-        ("eval_every", -1, "eval_every=-1 must be positive"),
-        ("data.resolution", 0.0, "data.resolution=0.0 must be positive"),
+        ("num_steps", 0, "num_steps=0 must be at least 1"),
+        ("eval_every", -1, "eval_every=-1 must be at least 1"),
+        ("data.resolution", 0.0, "data.resolution=0.0 must be at least 1e-12"),
+        ("augment.flip", 3.0, "augment.flip=3.0 must be from 0 to 1"),
+        ("augment.scale", -1.5, "augment.scale=-1.5 must be at least 0"),
+        ("optimizer.warmup_steps", 301, "optimizer.warmup_steps=301 must be from 0 to 300"),
+        ("data.name", "folder", "data.root is not set: pass --config.data.root=FOLDER"),
         ("data.crop_size", (64,), r"data.crop_size=\(64,\) must be a height and a width"),
         ("batch_size", 6, "batch_size=6 .* multiple of the number of devices, 4"),
     ],

@@ -3,7 +3,10 @@
 import itertools
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -11,9 +14,10 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
-from dense_jax import checkpoint, mesh, train, workdir
+from dense_jax import checkpoint, data, mesh, train, workdir
 from dense_jax.data import pipeline
 from experiments import base
+from tests.conftest import REPOSITORY
 
 NUM_STEPS = 6
 
@@ -197,6 +201,7 @@ def test_nan_stops_the_run_with_step_and_names_and_keeps_the_last_good_state(con
     with pytest.raises(FloatingPointError, match=r"step \d: .*examples on this host: \d, \d, \d, "):
         train.train(config, str(tmp_path))
     steps = checkpoint.Checkpoints(tmp_path / "checkpoints" / "latest").steps
+    assert steps
     for step in steps:
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(saved(tmp_path, step)["params"]))
     assert not (tmp_path / "result.json").exists()
@@ -211,6 +216,46 @@ def test_another_config_on_the_same_workdir_is_refused(config, finished):
     assert "model.fusion: 'concat' there, 'add' now" in str(refused.value)
     assert "num_steps: 6 there, 7 now" in str(refused.value)
     assert "log_every" not in str(refused.value)
+
+
+def test_bad_loss_options_are_refused_before_anything_is_written(config, tmp_path):
+    config.loss_options.class_weights = (1.0, 2.0, 3.0)
+    with pytest.raises(ValueError, match="class_weights must be 2 numbers"):
+        train.train(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_on_other_data_is_refused_and_loses_nothing(
+    config, tiny_folder, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        interrupt(patch, 3, kill)
+        with pytest.raises(Killed):
+            train.train(config, str(tmp_path / "run"))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    options = json.loads((tiny_folder / "dataset.json").read_text())
+    more = {"classes": [*options["classes"], "more"], "ignored_values": [9]}
+    other = tmp_path / "other"
+    shutil.copytree(tiny_folder, other)
+    (other / "dataset.json").write_text(json.dumps(more))
+    described = train.describe(data.open_dataset("folder", str(other), "train"))
+    with pytest.raises(ValueError, match=r"the dataset has changed .* class_names was"):
+        workdir.compare_dataset(tmp_path / "run", described)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+def test_killed_in_the_middle_of_anything_with_worker_processes(request):
+    """The real command and SIGKILL; the script says what it compares."""
+    done = subprocess.run(
+        [sys.executable, "benchmarks/kill_and_resume.py", "--kills=1", "--workers=1"],
+        cwd=REPOSITORY,
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(request.config.cache.mkdir("jax"))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "bitwise the same" in done.stdout
 
 
 def test_one_device_gives_the_numbers_of_four(config, finished, tmp_path, monkeypatch):

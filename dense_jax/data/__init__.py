@@ -1,4 +1,4 @@
-"""Datasets as random-access sources, and batches made of them. Never imports jax.
+"""Datasets as random-access sources, and batches made of them. Never uses jax.
 
 A source is one split of a dataset. It is cheap to make, reads an example when asked for it, and
 can be pickled, because worker processes get a copy. Every source has

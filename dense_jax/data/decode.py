@@ -27,7 +27,7 @@ def _open(file: BinaryFile, where: str, *, pixels: bool) -> Image.Image:
             image.load()
     except Exception as error:  # on broken bytes decoders raise nearly anything
         raise ValueError(f"{where}: not a readable image ({error})") from error
-    if num_pages > 1:
+    if num_pages > 1 and image.format != "MPO":  # a camera's JPEG, with previews after the image
         raise ValueError(f"{where}: holds {num_pages} pages; save each page as a file of its own")
     return image
 

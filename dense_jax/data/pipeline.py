@@ -10,12 +10,12 @@ import functools
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import threading
 from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Int32, UInt8
 
 from dense_jax.data import Source, transforms
 from dense_jax.labels import IGNORE_LABEL
@@ -70,14 +70,6 @@ def eval_batches(
     return _iterate(grain.MapDataset.source(block).batch(host_batch), workers)
 
 
-def cached(source: Source) -> "Cached":
-    """The same source, keeping every example it has decoded in memory.
-
-    Worker processes would each fill a cache of their own: use it with threads.
-    """
-    return Cached(source)
-
-
 def _host_batch(batch_size: int, num_hosts: int) -> int:
     if batch_size % num_hosts:
         raise ValueError(f"batch_size {batch_size} is not divisible by {num_hosts} hosts")
@@ -115,7 +107,12 @@ def _iterate(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
 
 
 def _end_with_parent(worker: int, num_workers: int) -> None:
-    """Ends a worker process when the training process is killed: nobody else would."""
+    """Ends a worker process with the training process, however that ends, and not before.
+
+    A Ctrl-C, or a launcher's SIGTERM to the whole group, must leave training its data: it saves.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -148,10 +145,14 @@ class _Block:
 
 
 class Cached:
-    """A source that keeps decoded examples, with labels as uint8: a quarter of the memory."""
+    """A source that keeps decoded examples in memory, with labels as uint8: a quarter of it.
+
+    For threads: worker processes would each fill a cache of their own.
+    """
 
     def __init__(self, source: Source):
         self._source = source
+        self.sizes = source.sizes
         self._examples: dict[int, dict[str, Any]] = {}
 
     def __len__(self) -> int:
@@ -163,30 +164,3 @@ class Cached:
             self._examples[i] = dict(example, label=example["label"].astype(np.uint8))
         example = self._examples[i]
         return dict(example, label=example["label"].astype(np.int32))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return dict(self.__dict__, _examples={})  # worker processes get the source alone
-
-    @property
-    def num_classes(self) -> int:
-        return self._source.num_classes
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self._source.class_names
-
-    @property
-    def num_channels(self) -> int:
-        return self._source.num_channels
-
-    @property
-    def palette(self) -> UInt8[np.ndarray, "num_classes 3"] | None:
-        return self._source.palette
-
-    @property
-    def sizes(self) -> Int32[np.ndarray, "n 2"]:
-        return self._source.sizes
-
-    @property
-    def fingerprint(self) -> str | None:
-        return self._source.fingerprint

@@ -1,5 +1,6 @@
 """Opens every example of a source once, before hours are spent on it."""
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Callable
@@ -29,8 +30,9 @@ def verify(source: Source, *, progress: bool = True) -> None:
         listed = "\n  ".join(errors[:10])
         more = "\n  ..." if len(errors) > 10 else ""
         raise ValueError(f"{len(errors)} of {len(source)} examples are bad:\n  {listed}{more}")
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    mark.touch()
+    with contextlib.suppress(OSError):  # a cache that cannot be written: verified again next time
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
 
 
 def scan(
@@ -44,7 +46,7 @@ def scan(
     def visit(i: int) -> tuple[list[T], list[str]]:
         try:
             return [function(source[i])], []
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             return [], [str(error)]
 
     results, errors = [], []

@@ -1,5 +1,6 @@
 """Building blocks that encoders and decoders share. Feature maps are [b, h, w, c]."""
 
+import math
 from collections.abc import Mapping
 
 import jax
@@ -49,7 +50,7 @@ def max_pool(
 
 
 class Norm(nn.Module):
-    """Batch norm over the global batch, group norm (at most 32 groups), or nothing."""
+    """Batch norm over the global batch, group norm (8 groups if they divide c), or nothing."""
 
     kind: str
     dtype: DTypeLike = jnp.float32
@@ -60,8 +61,8 @@ class Norm(nn.Module):
             # 0.9 rather than 0.99: the averages must be settled after a few hundred steps.
             return nn.BatchNorm(not train, momentum=0.9, dtype=self.dtype, name="batch")(x)
         if self.kind == "group":
-            num_groups = next(n for n in range(32, 0, -1) if x.shape[-1] % n == 0)
-            return nn.GroupNorm(num_groups, dtype=self.dtype, name="group")(x)
+            # More groups would be instance norm at a U-Net's 16 or 32 channels.
+            return nn.GroupNorm(math.gcd(8, x.shape[-1]), dtype=self.dtype, name="group")(x)
         return x
 
 

@@ -42,8 +42,4 @@ class UNet(nn.Module):
         return nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="head")(x)
 
     def fuse(self, skip: Float[Array, "b h w c"], x: Float[Array, "b h w d"]) -> Array:
-        if self.fusion == "concat":
-            return jnp.concatenate([skip, x], axis=-1)
-        if skip.shape[-1] != x.shape[-1]:
-            skip = nn.Conv(x.shape[-1], (1, 1), dtype=self.dtype)(skip)
-        return skip + x
+        return skip + x if self.fusion == "add" else jnp.concatenate([skip, x], axis=-1)

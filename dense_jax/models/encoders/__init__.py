@@ -1,8 +1,9 @@
 """Encoders: the `model.encoder` axis.
 
 Every encoder is a Module called `encoder(image, train=...)` with image [b, h, w, c], h and w
-multiples of its deepest stride. It returns a `layers.Pyramid` and has `strides`, the keys of the
-pyramid's features in increasing order. To add one, write a file here and a line in ENCODERS.
+multiples of its deepest stride. It is made with `widths` (channels at strides 1, 2, 4, ...), `norm`
+and `dtype`, and has `strides`, those of its features in increasing order. It returns a
+`layers.Pyramid`. To add one, write a file here and a line in ENCODERS.
 """
 
 from collections.abc import Callable
