@@ -35,16 +35,16 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError):  # of ml_collections, on a field that is not there
-        joined = " ".join(argv).replace("--config ", "--config=").split()
-        given = [argument.partition("=")[::2] for argument in joined]
-        file, _, argument = dict(given)["--config"].partition(":")
+        words = " ".join(argv).replace("--config ", "--config=").split()
+        file = next(word for word in words if word.startswith("--config="))
+        file, _, argument = file.removeprefix("--config=").partition(":")
         config = runpy.run_path(file)["get_config"](*filter(None, [argument]))
-        for name, _ in given:
+        for flag in (word.partition("=")[0] for word in words if word.startswith("--config.")):
             fields = config
-            for word in name.split(".")[1:] if name.startswith("--config.") else ():
-                if word not in fields:
-                    sys.exit(f"{name}: no such field. Valid there: {', '.join(fields) or 'none'}")
-                fields = fields[word] if isinstance(fields[word], ConfigDict) else ()
+            for name in flag.split(".")[1:]:
+                if name not in fields:
+                    sys.exit(f"{flag}: no such field. Valid there: {', '.join(fields) or 'none'}")
+                fields = fields[name] if isinstance(fields[name], ConfigDict) else ()
         raise
 
 
