@@ -42,9 +42,10 @@ def parse_flags(argv: list[str]) -> list[str]:
         for flag in (word.partition("=")[0] for word in words if word.startswith("--config.")):
             fields = config
             for name in flag.split(".")[1:]:
-                if name not in fields:
-                    sys.exit(f"{flag}: no such field. Valid there: {', '.join(fields) or 'none'}")
-                fields = fields[name] if isinstance(fields[name], ConfigDict) else ()
+                valid = list(fields) if isinstance(fields, ConfigDict) else []
+                if name not in valid:
+                    sys.exit(f"{flag}: no such field. Valid there: {', '.join(valid) or 'none'}")
+                fields = fields[name]
         raise
 
 
