@@ -54,7 +54,7 @@ def evaluate(
     )
     shardings = mesh.replicated(loaded.mesh), mesh.sharded(loaded.mesh)
     counts, _ = scoring.score(
-        jax.jit(loaded.run.eval_step, out_shardings=shardings),
+        jax.jit(mesh.map_examples(loaded.run.eval_step, loaded.mesh), out_shardings=shardings),
         loaded.variables,
         tiles,
         mesh=loaded.mesh,

@@ -3,7 +3,7 @@
 The only file that names a mesh axis. Parameters are replicated, batches split.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -24,6 +24,22 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def sharded(mesh: Mesh) -> NamedSharding:
     """The leading axis split over the devices."""
     return NamedSharding(mesh, P("data"))
+
+
+def map_examples(function: Callable, mesh: Mesh) -> Callable:
+    """function(variables, example) -> the same over a batch, split over the devices.
+
+    Each device takes its examples one after the other, by the same program whatever the batch:
+    in a batched convolution the order of a sum, and so the last bit of a logit and now and then a
+    predicted class, depends on the batch size.
+    """
+
+    def over_batch(variables, batch):
+        return jax.lax.map(lambda example: function(variables, example), batch)
+
+    return jax.shard_map(
+        over_batch, mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data"), check_vma=False
+    )
 
 
 def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

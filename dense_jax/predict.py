@@ -53,9 +53,12 @@ def predict(
     palette = np.array(loaded.dataset["palette"], np.uint8)
     tiles = Tiles(images, loaded.config.eval.tile_size, loaded.config.eval.margin)
     stitcher = scoring.Stitcher(tiles)
-    step = jax.jit(loaded.run.predict_step, out_shardings=mesh.sharded(loaded.mesh))
+    predict_step = loaded.run.predict_step
+    step = mesh.map_examples(
+        lambda variables, example: predict_step(variables, example["image"]), loaded.mesh
+    )
     for numbers, classes in scoring.predict_tiles(
-        lambda variables, batch: step(variables, batch["image"]),
+        jax.jit(step),
         loaded.variables,
         tiles,
         mesh=loaded.mesh,

@@ -60,7 +60,8 @@ def score(
 ) -> tuple[np.ndarray, list[tuple[dict, np.ndarray]]]:
     """Returns the confusion matrix, int64 [c, c], and (example, prediction) of the first images.
 
-    eval_step: as of `steps.make_eval_step`, its counts replicated, its classes split.
+    eval_step: as of `steps.make_eval_step`, mapped over batches; its counts are replicated, its
+      classes split over the devices.
     """
     total: Any = 0
     stitcher = Stitcher(tiles)

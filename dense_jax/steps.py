@@ -1,8 +1,9 @@
 """The train and evaluation steps: pure functions, compiled by `jit` at the call site.
 
 Nothing of ours is imported: model, optimizer, loss, augmentation and metric come in as arguments.
-A batch holds `image` uint8 [b, H, W, c] and `label` uint8 [b, H, W]; for training also `size`
-int32 [b, 2], the valid part of the canvas, and `index` uint32 [b], the example's number in the run.
+A training batch holds `image` uint8 [b, H, W, c], `label` uint8 [b, H, W], `size` int32 [b, 2], the
+valid part of the canvas, and `index` uint32 [b], the example's number in the run. Evaluation and
+prediction are written for one example; `mesh.map_examples` makes them take batches.
 """
 
 from collections.abc import Callable, Mapping
@@ -114,21 +115,21 @@ def make_train_step(
 
 def make_predict_step(
     model: nn.Module, *, resolution: float = 1.0
-) -> Callable[[Variables, UInt8[Array, "b h w c"]], UInt8[Array, "b h w"]]:
-    """Returns predict_step(variables, image) -> classes, at the image's resolution.
+) -> Callable[[Variables, UInt8[Array, "h w c"]], UInt8[Array, "h w"]]:
+    """Returns predict_step(variables, image) -> classes, for one image, at its own resolution.
 
     resolution: the network sees the image resized by this factor; its logits are resized back.
     """
 
-    def predict_step(variables: Variables, image: UInt8[Array, "b h w c"]):
-        b, h, w, c = image.shape
+    def predict_step(variables: Variables, image: UInt8[Array, "h w c"]) -> UInt8[Array, "h w"]:
+        h, w, c = image.shape
         x = normalise(image)
         if resolution != 1.0:
-            size = (max(1, round(h * resolution)), max(1, round(w * resolution)))
-            x = jax.image.resize(x, (b, *size, c), "bilinear", antialias=False)
-        logits = jnp.asarray(model.apply(variables, x, train=False))
+            size = (max(1, round(h * resolution)), max(1, round(w * resolution)), c)
+            x = jax.image.resize(x, size, "bilinear", antialias=False)
+        logits = jnp.asarray(model.apply(variables, x[None], train=False))[0]
         if resolution != 1.0:
-            logits = jax.image.resize(logits, (b, h, w, logits.shape[-1]), "bilinear")
+            logits = jax.image.resize(logits, (h, w, logits.shape[-1]), "bilinear")
         return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
 
     return predict_step
@@ -136,11 +137,11 @@ def make_predict_step(
 
 def make_eval_step(
     predict_step: Callable, confusion_matrix: Callable
-) -> Callable[[Variables, Batch], tuple[Int[Array, "b c c"], UInt8[Array, "b h w"]]]:
-    """Returns eval_step(variables, batch) -> (confusion matrix per example, classes)."""
+) -> Callable[[Variables, Batch], tuple[Int[Array, "c c"], UInt8[Array, "h w"]]]:
+    """Returns eval_step(variables, example) -> (confusion matrix, classes), for one example."""
 
-    def eval_step(variables: Variables, batch: Batch):
-        predictions = predict_step(variables, batch["image"])
-        return jax.vmap(confusion_matrix)(predictions, batch["label"]), predictions
+    def eval_step(variables: Variables, example: Batch):
+        classes = predict_step(variables, example["image"])
+        return confusion_matrix(classes, example["label"]), classes
 
     return eval_step

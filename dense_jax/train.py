@@ -106,7 +106,9 @@ def train(config: ConfigDict, directory: str) -> None:
         out_shardings=replicated,
         donate_argnums=0,
     )
-    eval_step = jax.jit(run.eval_step, out_shardings=(replicated, sharded))
+    eval_step = jax.jit(
+        mesh.map_examples(run.eval_step, devices), out_shardings=(replicated, sharded)
+    )
     batches = pipeline.train_batches(
         cached(source),
         canvas=canvas,

@@ -32,6 +32,10 @@ def batch(size=8, index=0):
     }
 
 
+def make_mesh(num_devices):
+    return jax.make_mesh((num_devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
 def make_step(**options):
     augment = make_augment((8, 8), flip=0.5, scale=0.3)
     return steps.make_train_step(
@@ -52,7 +56,7 @@ def test_normalise_maps_bytes_to_unit_range():
 def test_a_step_is_the_same_over_one_and_four_devices():
     results = []
     for num_devices in (1, 4):
-        devices = jax.make_mesh((num_devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        devices = make_mesh(num_devices)
         step = jax.jit(make_step(), in_shardings=(mesh.replicated(devices), mesh.sharded(devices)))
         results.append(step(init(), mesh.to_global(batch(), devices)))
     (one, metrics_one), (four, metrics_four) = results
@@ -95,16 +99,26 @@ def test_examples_are_augmented_by_their_own_number():
 def test_predictions_have_the_images_size_at_any_resolution(resolution):
     state = init()
     predict = steps.make_predict_step(Net(), resolution=resolution)
-    image = jnp.asarray(batch()["image"][:, :11, :7])
+    image = jnp.asarray(batch()["image"][0, :11, :7])
     classes = predict(state.variables(), image)
-    assert classes.shape == (8, 11, 7) and classes.dtype == jnp.uint8
+    assert classes.shape == (11, 7) and classes.dtype == jnp.uint8
 
 
-def test_the_evaluation_step_counts_each_example_by_itself():
-    state, examples = init(), jax.tree.map(jnp.asarray, batch())
-    predict = steps.make_predict_step(Net())
+def test_evaluation_of_an_example_does_not_depend_on_its_batch_or_device():
+    state, examples = init(), batch()
     confusion = functools.partial(metrics.confusion_matrix, num_classes=3)
-    counts, classes = steps.make_eval_step(predict, confusion)(state.variables(), examples)
-    assert counts.shape == (8, 3, 3)
-    expected = confusion(classes[5], examples["label"][5])
-    np.testing.assert_array_equal(counts[5], expected)
+    eval_step = steps.make_eval_step(steps.make_predict_step(Net()), confusion)
+    for num_devices, size in ((1, 8), (1, 1), (4, 4)):
+        devices = make_mesh(num_devices)
+        some = {name: array[:size] for name, array in examples.items()}
+        counts, classes = mesh.map_examples(eval_step, devices)(
+            state.variables(), mesh.to_global(some, devices)
+        )
+        assert counts.shape == (size, 3, 3)
+        np.testing.assert_array_equal(
+            counts[0], confusion(classes[0], jnp.asarray(examples["label"][0]))
+        )
+        if size == 8:
+            expected = counts, classes
+        np.testing.assert_array_equal(counts, expected[0][:size])
+        np.testing.assert_array_equal(classes, expected[1][:size])
