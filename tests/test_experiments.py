@@ -96,7 +96,7 @@ def test_a_memory_cache_is_refused_with_worker_processes():
         ("data.resolution", 0.0, "data.resolution=0.0 must be at least 1e-12"),
         ("augment.flip", 3.0, "augment.flip=3.0 must be from 0 to 1"),
         ("augment.scale", -1.5, "augment.scale=-1.5 must be at least 0"),
-        ("optimizer.warmup_steps", 301, "optimizer.warmup_steps=301 must be from 0 to 300"),
+        ("optimizer.warmup_steps", -3, "optimizer.warmup_steps=-3 must be at least 0"),
         ("data.name", "folder", "data.root is not set: pass --config.data.root=FOLDER"),
         ("data.crop_size", (64,), r"data.crop_size=\(64,\) must be a height and a width"),
         ("batch_size", 6, "batch_size=6 .* multiple of the number of devices, 4"),
