@@ -19,11 +19,9 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 flags.FLAGS.mark_as_parsed()
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Programs compiled by one test, or one run of the suite, serve the others."""
-    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
+# Programs compiled by one test, or one run of the suite, serve the others.
+COMPILED = str(REPOSITORY / ".pytest_cache" / "jax")
+jax.config.update("jax_compilation_cache_dir", COMPILED)
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import sys
 import pytest
 from PIL import Image
 
-from tests.conftest import REPOSITORY
+from tests.conftest import COMPILED, REPOSITORY
 
 SMALL = [
     *("--config.num_steps=2", "--config.model.widths=(2,2,2,2)"),
@@ -42,7 +42,7 @@ def test_the_readme_has_every_command():
 @pytest.mark.parametrize(
     "command", [c for c in commands() if "oxford_iiit_pet" not in " ".join(c)], ids=" ".join
 )
-def test_commands_run_as_written(command, folder, tiny_folder, request):
+def test_commands_run_as_written(command, folder, tiny_folder):
     """In the README's order: later ones use what earlier ones made."""
     module, *arguments = [
         re.sub(r"\bROOT\b", str(tiny_folder), argument)
@@ -59,7 +59,7 @@ def test_commands_run_as_written(command, folder, tiny_folder, request):
         arguments = [f"--workdir={folder}/runs"]  # of what was trained here
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(request.config.cache.mkdir("jax")),
+        "JAX_COMPILATION_CACHE_DIR": COMPILED,
     }
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],

@@ -17,7 +17,7 @@ from etils import epath
 from dense_jax import checkpoint, data, mesh, train, workdir
 from dense_jax.data import pipeline
 from experiments import base
-from tests.conftest import REPOSITORY
+from tests.conftest import COMPILED, REPOSITORY
 
 NUM_STEPS = 6
 
@@ -243,12 +243,12 @@ def test_resuming_on_other_data_is_refused_and_loses_nothing(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
 
-def test_killed_in_the_middle_of_anything_with_worker_processes(request):
+def test_killed_in_the_middle_of_anything_with_worker_processes():
     """The real command and SIGKILL; the script says what it compares."""
     done = subprocess.run(
         [sys.executable, "benchmarks/kill_and_resume.py", "--kills=1", "--workers=1"],
         cwd=REPOSITORY,
-        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(request.config.cache.mkdir("jax"))},
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": COMPILED},
         capture_output=True,
         text=True,
         check=False,
