@@ -5,6 +5,7 @@ Only process 0 writes. Metric names are paths, the same everywhere: `eval/iou/CL
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -60,7 +61,8 @@ class Logger:
         self._file.write(json.dumps(workdirs.to_json({"step": step, **scalars})) + "\n")
         self._file.flush()
         for name, value in scalars.items():
-            self._tensorboard.add_scalar(name, value, step)
+            if not math.isnan(value):
+                self._tensorboard.add_scalar(name, value, step)
         if not self._interactive:
             shown = (f"{k} {v:.4g}" for k, v in scalars.items() if k.count("/") == 1)
             _LOG.info("step %d: %s", step, ", ".join(shown))
