@@ -13,7 +13,7 @@ import numpy as np
 from absl import app, flags
 from etils import epath
 
-from dense_jax import data, mesh, scoring, train, workdir
+from dense_jax import data, logger, mesh, scoring, train, workdir
 from dense_jax.tiles import Tiles
 
 MEANS = ("mean_iou", "mean_dice", "mean_accuracy", "pixel_accuracy", "frequency_weighted_iou")
@@ -120,6 +120,7 @@ def main(argv: list[str]) -> None:
     """Evaluates and prints the table."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    logger.show_own_lines()
     args = flags.FLAGS
     evaluation = evaluate(
         args.workdir,

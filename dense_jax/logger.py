@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import absl.logging
 import jax
 import numpy as np
 import tensorboardX
@@ -89,6 +90,12 @@ class Logger:
             self._file.close()
             self._tensorboard.close()
             self._bar.close()
+
+
+def show_own_lines() -> None:
+    """Called by the commands: our lines from INFO on, those of libraries from WARNING on."""
+    absl.logging.set_verbosity(absl.logging.WARNING)  # orbax tells too much
+    logging.getLogger("dense_jax").setLevel(logging.INFO)
 
 
 def _is_eval(record: Mapping[str, Any]) -> bool:

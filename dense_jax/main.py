@@ -3,16 +3,14 @@
 The same command on the same workdir resumes. Exit status: 0 finished, 75 interrupted and saved.
 """
 
-import logging
 import runpy
 import sys
 
 import jax
 from absl import app, flags
-from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from dense_jax import train
+from dense_jax import logger, train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go.", required=True)
@@ -25,8 +23,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     if _MULTIHOST.value:
         jax.distributed.initialize()  # finds its peers on TPU, SLURM and Kubernetes
-    absl_logging.set_verbosity(absl_logging.WARNING)  # orbax tells too much
-    logging.getLogger("dense_jax").setLevel(logging.INFO)
+    logger.show_own_lines()
     train.train(_CONFIG.value, _WORKDIR.value)
 
 

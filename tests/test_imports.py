@@ -29,7 +29,7 @@ ALLOWED = {
     "data": {"data", "labels"},
     "models": {"models"},
     "train": EVERYTHING - COMMANDS,
-    "main": {"train"},
+    "main": {"logger", "train"},
     "evaluate": EVERYTHING - COMMANDS,
     "predict": EVERYTHING - COMMANDS,
     "sweep": set(),
