@@ -121,6 +121,7 @@ def main(argv: list[str]) -> None:
     problems = predict(
         args.workdir, args.images, args.output, args.checkpoint, overwrite=args.overwrite
     )
+    print(f"results are in {args.output}")
     if problems:
         sys.exit("\n".join([*problems, f"{len(problems)} images were left out"]))
 
