@@ -1,5 +1,6 @@
 """Exact evaluation of a split: every valid pixel of every image counted exactly once."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,14 +32,14 @@ def predict_tiles(
     )
     pending = None
     bar = tqdm(total=len(tiles), unit="tile", leave=False, disable=None)
-    for batch in batches:
-        numbers = batch.pop("index").tolist()
-        outputs = step(variables, meshes.to_global(batch, mesh))
-        if pending is not None:
-            yield pending
-        pending = numbers, outputs
-        bar.update(sum(k >= 0 for k in numbers))
-    bar.close()
+    with bar, contextlib.closing(batches):  # ends the workers, also after an error
+        for batch in batches:
+            numbers = batch.pop("index").tolist()
+            outputs = step(variables, meshes.to_global(batch, mesh))
+            if pending is not None:
+                yield pending
+            pending = numbers, outputs
+            bar.update(sum(k >= 0 for k in numbers))
     if pending is not None:
         yield pending
 
