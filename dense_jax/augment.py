@@ -20,6 +20,7 @@ Coordinates = tuple[Float[Array, "h w"], Float[Array, "h w"]]
 
 def make_augment(
     crop_size: Sequence[int],
+    context: int = 0,
     *,
     resolution: float = 1.0,
     flip: float = 0.0,
@@ -28,23 +29,25 @@ def make_augment(
 ) -> Callable:
     """Returns augment(key, image, label, size) -> (image, label).
 
-    crop_size: height and width of the result, in pixels.
+    crop_size: height and width of the label, in pixels.
+    context: by how many pixels the image is larger than the label on every side.
     resolution: of the result relative to the example's, e.g. 0.5 to halve height and width.
     flip, flip_vertical: probability of a left-right and a top-bottom flip.
     scale: the zoom is log-uniform in [1 / (1 + scale), 1 + scale].
     """
     height, width = crop_size
+    middle = (slice(context, context + height), slice(context, context + width))
 
     def augment(
         key: Key[Array, ""],
         image: UInt8[Array, "H W c"],
         label: UInt8[Array, "H W"],
         size: Int[Array, "2"],
-    ) -> tuple[Float[Array, "h w c"], Int[Array, "h w"]]:
+    ) -> tuple[Float[Array, "hi wi c"], Int[Array, "h w"]]:
         key_zoom, key_flip, key_vertical, key_crop = jax.random.split(key, 4)
         limit = jnp.log1p(scale)
         zoom = resolution * jnp.exp(jax.random.uniform(key_zoom, (), minval=-limit, maxval=limit))
-        y, x = jnp.arange(height) + 0.5, jnp.arange(width) + 0.5
+        y, x = (jnp.arange(-context, length + context) + 0.5 for length in crop_size)
         x = jnp.where(jax.random.bernoulli(key_flip, flip), width - x, x)
         y = jnp.where(jax.random.bernoulli(key_vertical, flip_vertical), height - y, y)
         # The window lies inside an image that is larger, and holds all of one that is smaller.
@@ -54,7 +57,7 @@ def make_augment(
         y, x = jnp.meshgrid(y / zoom + top - 0.5, x / zoom + left - 0.5, indexing="ij")
         return (
             sample_bilinear(image, (mirror(y, size[0]), mirror(x, size[1]))),
-            sample_nearest(label, (y, x), size),
+            sample_nearest(label, (y[middle], x[middle]), size),
         )
 
     return augment

@@ -51,6 +51,7 @@ def evaluate(
         source,
         tile_size or config.eval.tile_size,
         config.eval.margin if margin is None else margin,
+        loaded.run.context,
     )
     shardings = mesh.replicated(loaded.mesh), mesh.sharded(loaded.mesh)
     counts, _ = scoring.score(

@@ -32,8 +32,13 @@ def make_optimizer(
     momentum: float,
     weight_decay: float,
     grad_clip_norm: float,
+    encoder_lr_multiplier: float = 1.0,
+    freeze_encoder: bool = False,
 ) -> optax.GradientTransformation:
     """The chain: clip by global norm (0: off), then AdamW or SGD.
+
+    encoder_lr_multiplier: of the learning rate, for params["encoder"]; the rest is "decoder".
+    freeze_encoder: that part neither changes nor has moments.
 
     Weights of norms and biases, the arrays of one axis, are not decayed. AdamW's decay is
     decoupled from the gradient, SGD's is the classical L2 term; both are times the learning rate.
@@ -42,13 +47,21 @@ def make_optimizer(
     def decayed(params):
         return jax.tree.map(lambda x: x.ndim > 1, params)
 
+    def part(params):
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key, params)
+
     clip = optax.clip_by_global_norm(grad_clip_norm) if grad_clip_norm else optax.identity()
     if name == "adamw":
-        return optax.chain(
-            clip, optax.adamw(schedule, b1=momentum, weight_decay=weight_decay, mask=decayed)
+        tx = optax.adamw(schedule, b1=momentum, weight_decay=weight_decay, mask=decayed)
+    else:
+        tx = optax.chain(
+            optax.add_decayed_weights(weight_decay, mask=decayed),
+            optax.sgd(schedule, momentum=momentum or None),
         )
-    return optax.chain(
-        clip,
-        optax.add_decayed_weights(weight_decay, mask=decayed),
-        optax.sgd(schedule, momentum=momentum or None),
-    )
+    tx = optax.chain(clip, tx)
+    if encoder_lr_multiplier != 1.0:
+        scale = optax.scale(encoder_lr_multiplier)
+        tx = optax.chain(tx, optax.partition({"encoder": scale, "decoder": optax.identity()}, part))
+    if freeze_encoder:
+        tx = optax.partition({"encoder": optax.set_to_zero(), "decoder": tx}, part)
+    return tx

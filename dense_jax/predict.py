@@ -51,7 +51,8 @@ def predict(
     if not images.files:
         return images.problems
     palette = np.array(loaded.dataset["palette"], np.uint8)
-    tiles = Tiles(images, loaded.config.eval.tile_size, loaded.config.eval.margin)
+    config = loaded.config.eval
+    tiles = Tiles(images, config.tile_size, config.margin, loaded.run.context)
     stitcher = scoring.Stitcher(tiles)
     predict_step = loaded.run.predict_step
     step = mesh.map_examples(
@@ -62,7 +63,7 @@ def predict(
         loaded.variables,
         tiles,
         mesh=loaded.mesh,
-        batch_size=loaded.config.eval.batch_size,
+        batch_size=config.batch_size,
         workers=0,
     ):
         for i, labels in stitcher.add(numbers, scoring.local(classes)):

@@ -1,6 +1,8 @@
 """The train and evaluation steps: pure functions, compiled by `jit` at the call site.
 
-Nothing of ours is imported: model, optimizer, loss, augmentation and metric come in as arguments.
+Nothing of ours is imported: model, optimizer, loss, augmentation and metric come in as arguments,
+and `normalise`, from an image's bytes to what the network sees. A network may return the logits of
+the middle of its images alone; then the training labels are those of the middle.
 A training batch holds `image` uint8 [b, H, W, c], `label` uint8 [b, H, W], `size` int32 [b, 2], the
 valid part of the canvas, and `index` uint32 [b], the example's number in the run. Evaluation and
 prediction are written for one example; `mesh.map_examples` makes them take batches.
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from flax import struct
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Int, PRNGKeyArray, UInt8
 
 Batch = Mapping[str, Array]
 Variables = Mapping[str, Any]
@@ -39,22 +41,24 @@ class TrainState:
         return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def normalise(image: Array) -> Float[Array, "*shape"]:
-    """8-bit intensities to about unit range: 0..255 -> -2..2."""
-    return image.astype(jnp.float32) / 63.75 - 2.0
-
-
 def init_state(
     model: nn.Module,
     tx: optax.GradientTransformation,
     key: PRNGKeyArray,
     *,
+    normalise: Callable[[Array], Array],
     num_channels: int,
     with_ema: bool,
+    encoder: Variables | None = None,
 ) -> TrainState:
-    """The state before the first step; jit it so that it is born where it is to live."""
-    image = jnp.zeros((1, 64, 64, num_channels))
+    """The state before the first step; jit it so that it is born where it is to live.
+
+    encoder: variables of model.encoder in place of random ones.
+    """
+    image = normalise(jnp.zeros((1, 64, 64, num_channels), jnp.uint8))
     variables = model.init(key, image, train=False)
+    for collection, values in (encoder or {}).items():
+        variables[collection]["encoder"] = values
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -70,6 +74,7 @@ def make_train_step(
     tx: optax.GradientTransformation,
     loss_fn: Callable[[Array, Array], Array],
     augment: Callable,
+    normalise: Callable[[Array], Array],
     *,
     seed: int,
     ema_decay: float = 0.0,
@@ -84,6 +89,8 @@ def make_train_step(
         # many devices or hosts share the batch.
         keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.key(seed), n))(batch["index"])
         image, label = jax.vmap(augment)(keys, batch["image"], batch["label"], batch["size"])
+        # Examples are numbered from 0; the last number there is belongs to none.
+        dropout = jax.random.fold_in(jax.random.key(seed), 2**32 - 1)
 
         def loss_of(params):
             logits, mutated = model.apply(
@@ -91,6 +98,7 @@ def make_train_step(
                 normalise(image),
                 train=True,
                 mutable=["batch_stats"],
+                rngs={"dropout": jax.random.fold_in(dropout, state.step)},
             )
             return loss_fn(logits, label), mutated.get("batch_stats", {})
 
@@ -102,7 +110,8 @@ def make_train_step(
             # The average of the first steps, not of the random initial values.
             decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
             new = {"params": params, "batch_stats": batch_stats}
-            ema = jax.tree.map(lambda old, x: decay * old + (1 - decay) * x, ema, new)
+            # In this form, what does not change keeps its very bits.
+            ema = jax.tree.map(lambda old, x: old + (1 - decay) * (x - old), ema, new)
         state = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
         return state, {
             "train/loss": loss,
@@ -114,23 +123,27 @@ def make_train_step(
 
 
 def make_predict_step(
-    model: nn.Module, *, resolution: float = 1.0
+    model: nn.Module, normalise: Callable[[Array], Array], *, resolution: float = 1.0
 ) -> Callable[[Variables, UInt8[Array, "h w c"]], UInt8[Array, "h w"]]:
     """Returns predict_step(variables, image) -> classes, for one image, at its own resolution.
 
     resolution: the network sees the image resized by this factor; its logits are resized back.
+    Where the network returns the middle alone, the classes around it are 0 and mean nothing.
     """
 
     def predict_step(variables: Variables, image: UInt8[Array, "h w c"]) -> UInt8[Array, "h w"]:
-        h, w, c = image.shape
+        h, w, _ = image.shape
         x = normalise(image)
         if resolution != 1.0:
-            size = (max(1, round(h * resolution)), max(1, round(w * resolution)), c)
-            x = jax.image.resize(x, size, "bilinear", antialias=False)
+            size = (max(1, round(h * resolution)), max(1, round(w * resolution)))
+            x = jax.image.resize(x, (*size, x.shape[-1]), "bilinear", antialias=False)
         logits = jnp.asarray(model.apply(variables, x[None], train=False))[0]
         if resolution != 1.0:
             logits = jax.image.resize(logits, (h, w, logits.shape[-1]), "bilinear")
-        return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
+        classes = jnp.argmax(logits, axis=-1).astype(jnp.uint8)
+        return jnp.pad(
+            classes, [((n - m) // 2,) * 2 for n, m in zip((h, w), classes.shape, strict=True)]
+        )
 
     return predict_step
 

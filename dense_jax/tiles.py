@@ -21,22 +21,24 @@ class Tiles:
 
     source: has `sizes`, int [n, 2], and source[i] with `image`, `label`.
     tile_size: height and width with the margins, in pixels; an axis on which every image fits
-      into one tile is as long as the longest image and needs no margin. There a smaller image is
+      into one tile is as long as the longest image and needs no margin but `context`. There a smaller image is
       mirrored at its bottom and right up to that length.
     margin: in pixels.
+    context: the margin, in pixels, that the network cannot do without: no axis has less.
     """
 
-    def __init__(self, source: Any, tile_size: Sequence[int], margin: int):
+    def __init__(self, source: Any, tile_size: Sequence[int], margin: int, context: int = 0):
         self.source = source
         sizes = np.asarray(source.sizes)
-        longest = sizes.max(axis=0)
+        longest = sizes.max(axis=0) + 2 * context
         fits = longest <= np.asarray(tile_size)
         self.tile_size = np.where(fits, longest, tile_size)
-        self.margin = np.where(fits, 0, margin)
+        self.margin = np.where(fits, context, max(margin, context))
         self.core = self.tile_size - 2 * self.margin
         if min(self.core) < 1:
             raise ValueError(
-                f"tiles of {tuple(tile_size)} pixels have no core inside a margin of {margin} "
+                f"tiles of {tuple(tile_size)} pixels have no core inside a margin of "
+                f"{max(margin, context)} "
                 "pixels: the tile must be larger than twice the margin"
             )
         self.num_tiles = -(-sizes // self.core)  # rows and columns of tiles, per image

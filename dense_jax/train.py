@@ -39,6 +39,8 @@ from dense_jax import (
 )
 from dense_jax.augment import make_augment
 from dense_jax.data import pipeline, verify
+from dense_jax.models import pretrained
+from dense_jax.normalise import NORMALISATIONS
 from dense_jax.tiles import Tiles
 
 _LOG = logging.getLogger("dense_jax")
@@ -69,25 +71,31 @@ def train(config: ConfigDict, directory: str) -> None:
         verify.verify(source)
         verify.verify(eval_source)
     cached = CACHES[config.data.cache]
-    tiles = Tiles(cached(eval_source), config.eval.tile_size, config.eval.margin)
     canvas = config.data.canvas_size or tuple(source.sizes.max(axis=0).tolist())
     devices = mesh.make_mesh()
     replicated, sharded = mesh.replicated(devices), mesh.sharded(devices)
 
     run = assemble(config, source.num_classes, source.num_channels)
+    tiles = Tiles(cached(eval_source), config.eval.tile_size, config.eval.margin, run.context)
     shapes = jax.eval_shape(run.init)
     # What model, loss or augmentation cannot do is said here, before anything is written.
     jax.eval_shape(run.train_step, shapes, batch_shapes(config, canvas, source.num_channels))
+    latest = checkpoint.Checkpoints(path / "checkpoints" / "latest", LATEST_TO_KEEP)
+    state = latest.restore_latest(_placed(shapes, replicated))
+    encoder = None
+    if state is None and config.model.pretrained:
+        encoder = pretrained.load(
+            *(config.model.pretrained, config.model.encoder, config.model.norm),
+            {name: values["encoder"] for name, values in shapes.variables().items() if values},
+        )
     if jax.process_index() == 0:
         workdir.write_json(path / "config.json", config.to_dict())
         workdir.write_json(path / "dataset.json", dataset)
         workdir.write_json(path / "environment.json", workdir.environment())
 
-    latest = checkpoint.Checkpoints(path / "checkpoints" / "latest", LATEST_TO_KEEP)
     best = checkpoint.Checkpoints(path / "checkpoints" / "best", max_to_keep=1)
-    state = latest.restore_latest(_placed(shapes, replicated))
     if state is None:
-        state = jax.jit(run.init, out_shardings=replicated)()
+        state = jax.jit(run.init, out_shardings=replicated)(encoder)
     first = int(state.step)
     for step in best.steps:
         if step > first:  # of a future that is about to happen again
@@ -198,11 +206,12 @@ def train(config: ConfigDict, directory: str) -> None:
 class Run(NamedTuple):
     """The pure functions of a config; see `steps`."""
 
-    init: Callable[[], steps.TrainState]
+    init: Callable[..., steps.TrainState]
     train_step: Callable
     predict_step: Callable
     eval_step: Callable
     schedule: optax.Schedule
+    context: int  # pixels around what a tile predicts that predict_step and eval_step need
 
 
 def assemble(config: ConfigDict, num_classes: int, num_channels: int) -> Run:
@@ -220,12 +229,25 @@ def assemble(config: ConfigDict, num_classes: int, num_channels: int) -> Run:
         momentum=config.optimizer.momentum,
         weight_decay=config.optimizer.weight_decay,
         grad_clip_norm=config.optimizer.grad_clip_norm,
+        encoder_lr_multiplier=config.optimizer.encoder_lr_multiplier,
+        freeze_encoder=config.model.freeze_encoder,
     )
     loss_fn = functools.partial(losses.LOSSES[config.loss], **models.given(config.loss_options))
+    normalise = NORMALISATIONS[
+        config.model.normalisation
+        or (pretrained.normalisation(config.model.encoder) if config.model.pretrained else "unit")
+    ]
+    resolution = config.data.resolution
     augment = make_augment(
-        config.data.crop_size, resolution=config.data.resolution, **config.augment.to_dict()
+        *(config.data.crop_size, model.margin), resolution=resolution, **config.augment.to_dict()
     )
-    predict_step = steps.make_predict_step(model, resolution=config.data.resolution)
+    # Unpadded convolutions get real context around what they predict. At another resolution the
+    # tiles' margin would not be whole pixels there: then the network mirrors the tile itself.
+    inner = model.clone(has_context=True)
+    context = model.margin if resolution == 1.0 else 0
+    predict_step = steps.make_predict_step(
+        inner if context else model, normalise, resolution=resolution
+    )
 
     def confusion(predictions, labels):
         return metrics.confusion_matrix(predictions, labels, num_classes)
@@ -236,15 +258,19 @@ def assemble(config: ConfigDict, num_classes: int, num_channels: int) -> Run:
             model,
             tx,
             jax.random.key(config.seed),
+            normalise=normalise,
             num_channels=num_channels,
             with_ema=config.ema_decay > 0,
         ),
         train_step=steps.make_train_step(
-            model, tx, loss_fn, augment, seed=config.seed, ema_decay=config.ema_decay
+            *(inner, tx, loss_fn, augment, normalise),
+            seed=config.seed,
+            ema_decay=config.ema_decay,
         ),
         predict_step=predict_step,
         eval_step=steps.make_eval_step(predict_step, confusion),
         schedule=schedule,
+        context=context,
     )
 
 
@@ -256,6 +282,7 @@ def check(config: ConfigDict) -> None:
         ("data.cache", config.data.cache, CACHES),
         ("optimizer.name", config.optimizer.name, optim.OPTIMIZERS),
         ("optimizer.schedule", config.optimizer.schedule, optim.SCHEDULES),
+        ("model.normalisation", config.model.normalisation or "unit", NORMALISATIONS),
     ):
         if value not in valid:
             raise ValueError(f"{field}={value!r} is not one of {', '.join(valid)}")
@@ -274,7 +301,7 @@ def check(config: ConfigDict) -> None:
         (("ema_decay", "optimizer.momentum"), 0, 1 - 1e-12),
         (("augment.scale", "optimizer.weight_decay", "optimizer.grad_clip_norm"), 0, math.inf),
         (("eval.margin", "eval.num_pictures", "data.workers"), 0, math.inf),
-        (("optimizer.warmup_steps",), 0, math.inf),
+        (("optimizer.warmup_steps", "optimizer.encoder_lr_multiplier"), 0, math.inf),
     ):
         for field in fields:
             if not low <= _get(config, field) <= high:

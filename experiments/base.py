@@ -35,14 +35,32 @@ def get_config() -> ConfigDict:
         "encoder": "plain",  # models.ENCODERS
         "upsampling": "transposed_conv",  # models.UPSAMPLERS
         "upsampling_options": {  # unset: the method's own default
-            "kernel_size": placeholder(int),  # output pixels
+            "kernel_size": placeholder(int),  # output pixels (transposed_conv)
+            "init": placeholder(str),  # "bilinear" (transposed_conv) | "icnr" (pixel_shuffle)
+            "learn": placeholder(bool),  # False: the interpolation stays as it is (transposed_conv)
         },
         "skips": placeholder(tuple),  # encoder strides to fuse; unset: all; (): none
         "fusion": "concat",  # "concat" | "add" (unet)
-        "widths": (16, 32, 64, 128),  # channels at strides 1, 2, 4, ...
+        # Channels at strides 1, 2, 4, ... of plain and of unet; there the last for all deeper ones.
+        "widths": (16, 32, 64, 128),
         "norm": "batch",  # "batch" | "group" | "none"
         "dtype": "float32",  # of the computation: "float32" | "bfloat16"
-        "pretrained": placeholder(str),  # file of encoder weights
+        "normalisation": placeholder(str),  # normalise.NORMALISATIONS; unset: the weights', or unit
+        # Weights of the encoder in torchvision's or timm's names: FILE.safetensors, FILE.npz,
+        # FILE.pth or hf://REPO/FILE.
+        "pretrained": placeholder(str),
+        "freeze_encoder": False,  # neither its parameters nor its statistics change
+        # What only some encoders and decoders have; unset: their own default.
+        "width_multiplier": placeholder(float),  # of all channels of a classification encoder
+        "dropout": placeholder(float),  # probability, of the deepest features (after fc6, fc7)
+        "remat": placeholder(bool),  # compute activations twice rather than keep them (not fcn's)
+        "bottleneck": placeholder(bool),  # False: the deepest features are a max-pool's (plain)
+        "convs_per_level": placeholder(int),  # (plain, unet)
+        "kernel_size": placeholder(int),  # of these convolutions, pixels (plain, unet)
+        "padding": placeholder(str),  # "SAME" | "VALID" (unet over plain)
+        "decoder_relu": placeholder(bool),  # False: no ReLU on the way up (unet)
+        "zero_init": placeholder(bool),  # scores start at 0 (fcn)
+        "score_scales": placeholder(tuple),  # factor of each skip's features (fcn)
     }
 
     config.data = {
@@ -67,6 +85,7 @@ def get_config() -> ConfigDict:
     config.optimizer = {
         "name": "adamw",  # "adamw" | "sgd"
         "learning_rate": 1e-2,  # at its highest
+        "encoder_lr_multiplier": 1.0,  # of the learning rate, for the encoder
         "schedule": "cosine",  # "constant" | "cosine" | "poly"
         "warmup_steps": 20,  # optimizer steps
         "momentum": 0.9,  # Adam's first-moment decay

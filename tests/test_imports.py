@@ -20,6 +20,7 @@ ALLOWED = {
     "tiles": {"labels"},
     "plots": {"labels"},
     "steps": set(),
+    "normalise": set(),
     "optim": set(),
     "mesh": set(),
     "checkpoint": set(),
@@ -74,11 +75,12 @@ def test_no_jax_where_it_does_not_belong(folder):
 
 
 def test_training_needs_neither_tensorflow_nor_torch():
+    """Importing either fails here; tensorboardX would import torch where it is installed."""
     code = (
-        "import sys; from dense_jax import train; "
-        "print({'tensorflow', 'torch', 'tensorflow_datasets'} & set(sys.modules))"
+        "import sys; sys.modules |= {'tensorflow': None, 'torch': None}; "
+        "from dense_jax import train; print('tensorflow_datasets' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "set()"
+    assert done.stdout.strip() == "False"

@@ -1,4 +1,6 @@
-"""Every model x upsampling x skips, through `build` alone."""
+"""Every encoder x decoder x upsampling x skips, through `build` alone."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,29 +10,50 @@ from flax import linen as nn
 
 from dense_jax import models
 from dense_jax.models.encoders import ENCODERS
-from dense_jax.models.layers import max_pool
-from dense_jax.models.upsampling import UPSAMPLERS, enlarge_bilinear
+from dense_jax.models.layers import Pyramid
+from dense_jax.models.upsampling import UPSAMPLERS
 from experiments import base
 
 NUM_CLASSES = 3
 WIDTHS = (3, 4, 5, 6)  # strides 1, 2, 4, 8
+SKIPS = {"plain": (4, 1), "alexnet": (16, 8)} | dict.fromkeys(
+    ("vgg16", "googlenet", "resnet18", "resnet34", "resnet50"), (16, 2)
+)
 
 
 def make(**fields):
     config = base.get_config().model
     config.widths = WIDTHS
+    if fields.get("encoder", "plain") != "plain":
+        config.width_multiplier = 1 / 64
     with config.ignore_type():
         config.update(fields)
     return models.build(config, NUM_CLASSES)
 
 
+def crossings():
+    """Every encoder, decoder and upsampling that go together."""
+    for encoder in ENCODERS:
+        for name in models.MODELS:
+            for upsampling in UPSAMPLERS:
+                try:
+                    make(name=name, encoder=encoder, upsampling=upsampling)
+                except ValueError:
+                    assert upsampling == "max_unpool"
+                else:
+                    yield name, encoder, upsampling
+
+
+def shapes_of(model, channels=3):
+    image = jax.ShapeDtypeStruct((1, 16, 16, channels), jnp.float32)
+    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
+
+
 def initialise(model, channels=3):
     """Random variables of the right shapes, without compiling the model's own initialisation."""
-    image = jax.ShapeDtypeStruct((1, 16, 16, channels), jnp.float32)
-    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
     rng = np.random.default_rng(0)
     fill = lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), x.dtype)
-    variables = jax.tree.map(fill, shapes)
+    variables = jax.tree.map(fill, shapes_of(model, channels))
     if "batch_stats" in variables:  # variances
         variables["batch_stats"] = jax.tree.map(lambda x: abs(x) + 0.5, variables["batch_stats"])
     return variables
@@ -43,30 +66,50 @@ def logits_shape(model, variables, size):
     return logits.shape
 
 
-@pytest.mark.parametrize("upsampling", UPSAMPLERS)
-@pytest.mark.parametrize("name", models.MODELS)
-def test_logits_have_the_size_of_any_input(name, upsampling):
-    model = make(name=name, upsampling=upsampling)
-    variables = initialise(model)
-    for size in [(1, 1), (7, 9), (16, 24), (33, 2), (1, 70)]:
+@functools.cache
+def pyramid_shapes(name, encoder):
+    """Of an image of 2 x 3 cells of the deepest stride."""
+    model = make(name=name, encoder=encoder)
+    stride = model.encoder.strides[-1]
+    image = jax.ShapeDtypeStruct((1, 2 * stride, 3 * stride, 3), jnp.float32)
+
+    def encode(image):
+        pyramid, _ = model.encoder.init_with_output(jax.random.key(0), image, train=False)
+        return pyramid.features, pyramid.switches
+
+    return jax.eval_shape(encode, image)
+
+
+@pytest.mark.parametrize(("name", "encoder", "upsampling"), list(crossings()))
+def test_decoders_give_the_images_size(name, encoder, upsampling):
+    features, switches = pyramid_shapes(name, encoder)
+    stride = max(features)
+    for skips in (None, (), SKIPS[encoder]):
+        decoder = make(name=name, encoder=encoder, upsampling=upsampling, skips=skips).decoder
+
+        def decode(features, switches, decoder=decoder):
+            there = Pyramid(features, switches)
+            return decoder.init_with_output(jax.random.key(0), there, train=False)[0]
+
+        logits = jax.eval_shape(decode, features, switches)
+        assert logits.shape == (1, 2 * stride, 3 * stride, NUM_CLASSES)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_logits_have_the_size_of_any_input(encoder):
+    model = make(encoder=encoder, width_multiplier=None if encoder == "plain" else 1 / 64)
+    variables = shapes_of(model)
+    for size in [(1, 1), (33, 70)]:
         assert logits_shape(model, variables, size) == (2, *size, NUM_CLASSES)
 
 
-def test_every_size_from_1_to_70_is_padded_to_the_stride_and_cropped_back():
-    class Encoder(nn.Module):
-        strides = (1, 32)
-
-        def __call__(self, image, *, train):
-            assert image.shape[1] % 32 == image.shape[2] % 32 == 0
-            return image
-
-    class Decoder(nn.Module):
-        def __call__(self, pyramid, *, train):
-            return pyramid
-
-    model = models.Segmenter(Encoder(), Decoder())
+@pytest.mark.parametrize(("padding", "bottleneck"), [("SAME", False), ("VALID", True)])
+def test_every_size_from_1_to_70_has_logits_of_that_size(padding, bottleneck):
+    fields = {"widths": (2, 2, 2), "convs_per_level": 1, "norm": "none", "upsampling": "nearest"}
+    model = make(padding=padding, bottleneck=bottleneck, **fields)
+    variables = shapes_of(model)
     for h in range(1, 71):
-        assert logits_shape(model, {}, (h, 71 - h)) == (2, h, 71 - h, 3)
+        assert logits_shape(model, variables, (h, 71 - h)) == (2, h, 71 - h, NUM_CLASSES)
 
 
 @pytest.mark.parametrize("name", models.MODELS)
@@ -74,46 +117,80 @@ def test_padding_to_the_stride_leaves_the_visible_part_alone(name):
     model = make(name=name)
     variables = initialise(model)
     image = jax.random.normal(jax.random.key(1), (1, 13, 11, 3))
-    padded = jnp.pad(image, ((0, 0), (0, 3), (0, 5), (0, 0)), mode="edge")
+    padded = jnp.pad(image, ((0, 0), (0, 3), (0, 5), (0, 0)), mode="reflect")
     np.testing.assert_array_equal(
         model.apply(variables, image, train=False),
         model.apply(variables, padded, train=False)[:, :13, :11],
     )
 
 
+def connected_strides(name, encoder, skips):
+    """The strides of the features that the decoder's output has a gradient for."""
+    decoder = make(
+        name=name, encoder=encoder, skips=skips, norm="none", upsampling="bilinear"
+    ).decoder
+    rng = np.random.default_rng(0)
+    random = lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32)
+    features = jax.tree.map(random, pyramid_shapes(name, encoder)[0])
+    decode = lambda features: decoder.init_with_output(
+        jax.random.key(0), Pyramid(features), train=False
+    )[0]
+    gradients = jax.jit(jax.grad(lambda features: decode(features).std()))(features)
+    return {stride for stride, g in gradients.items() if np.any(g)}
+
+
 @pytest.mark.parametrize("name", models.MODELS)
 @pytest.mark.parametrize("skips", [(), (4,), (1, 4), (2,), None], ids=str)
 def test_each_skip_and_no_other_connects_its_stride_to_the_output(name, skips):
-    model = make(name=name, skips=skips, norm="none")
-    variables = initialise(model)
-    image = jax.random.normal(jax.random.key(1), (1, 16, 16, 3))
-    pyramid = model.apply(variables, image, method=lambda m, x: m.encoder(x, train=False))
+    there = connected_strides(name, "plain", skips)
+    assert there == {8, *((1, 2, 4) if skips is None else skips)}
 
-    def output(features):
-        decode = lambda m: m.decoder(pyramid.replace(features=features), train=False)
-        return model.apply(variables, method=decode).std()
 
-    gradients = jax.grad(output)(dict(pyramid.features))
-    connected = {stride for stride, g in gradients.items() if np.any(g)}
-    assert connected == {8, *((1, 2, 4) if skips is None else skips)}
+@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("encoder", ["alexnet", "vgg16", "resnet18"])  # one per set of strides
+def test_skips_connect_every_encoder(name, encoder):
+    assert connected_strides(name, encoder, SKIPS[encoder]) == {32, *SKIPS[encoder]}
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"name": "segformer"}, "model.name.*'segformer'.*'fcn', 'unet'"),
-        ({"encoder": "vgg99"}, "model.encoder.*'vgg99'.*'plain'"),
+        ({"encoder": "vgg99"}, "model.encoder.*'vgg99'.*'plain', 'alexnet', 'vgg16'"),
         ({"upsampling": "cubic"}, "model.upsampling.*'bilinear'"),
         ({"fusion": "mul"}, "model.fusion.*'concat', 'add'"),
         ({"norm": "layer"}, "model.norm.*'batch', 'group', 'none'"),
         ({"dtype": "float64"}, "model.dtype.*'float32', 'bfloat16'"),
         ({"skips": (3,)}, "model.skips: 3 is not one of 1, 2, 4"),
         ({"skips": (8,)}, "model.skips: 8 is not one of 1, 2, 4"),
+        ({"encoder": "resnet18", "skips": (1,)}, "model.skips: 1 is not one of 2, 4, 8, 16"),
         ({"skips": (2, 2)}, "twice"),
         ({"widths": ()}, "model.widths"),
         ({"widths": (4, 0)}, "model.widths"),
-        ({"pretrained": "vgg.npz"}, "model.pretrained"),
-        ({"upsampling_options": {"stride": 3}}, "'stride' is not one of 'kernel_size'"),
+        ({"dropout": 1.0}, "model.dropout=1.0 must be from 0 to below 1"),
+        ({"kernel_size": 4}, "model.kernel_size=4 must be odd"),
+        ({"convs_per_level": 0}, "model.convs_per_level=0 must be at least 1"),
+        ({"encoder": "resnet18", "width_multiplier": 0.0}, "model.width_multiplier=0.0 must be po"),
+        ({"padding": "REFLECT"}, "model.padding='REFLECT' must be 'SAME' or 'VALID'"),
+        ({"padding": "VALID", "name": "fcn"}, "only 'unet' over 'plain' has unpadded"),
+        ({"padding": "VALID", "encoder": "vgg16"}, "only 'unet' over 'plain' has unpadded"),
+        ({"width_multiplier": 0.5}, "width_multiplier=0.5: neither 'unet' nor 'plain' has it"),
+        ({"zero_init": True}, "model.zero_init=True: neither 'unet' nor 'plain' has it"),
+        ({"name": "fcn", "decoder_relu": False}, "neither 'fcn' nor 'plain' has it"),
+        ({"name": "fcn", "skips": (4, 2), "score_scales": (0.1,)}, r"one for each .*\(4, 2\)"),
+        ({"name": "fcn", "upsampling": "max_unpool"}, "score maps of 'fcn' .* use bed_of_nails"),
+        (
+            {"encoder": "resnet18", "upsampling": "max_unpool"},
+            r"'resnet18' has no 2x2 max-pool.*\[1, 2, 4, 8, 16\]: use bed_of_nails",
+        ),
+        ({"upsampling_options": {"stride": 3}}, "'stride' is not one of 'init', 'kernel_size'"),
+        ({"upsampling_options": {"kernel_size": 0}}, "kernel_size=0 must be at least 1"),
+        ({"upsampling_options": {"init": "he"}}, "init='he' must be 'bilinear'"),
+        ({"upsampling_options": {"learn": False}}, "needs init='bilinear'"),
+        (
+            {"upsampling": "pixel_shuffle", "upsampling_options": {"init": "bilinear"}},
+            "pixel_shuffle: init='bilinear' must be 'icnr'",
+        ),
         (
             {"upsampling": "nearest", "upsampling_options": {"kernel_size": 3}},
             "'kernel_size' is not one of none",
@@ -139,11 +216,16 @@ def test_fusions_and_norms_train(fusion, norm):
 
 
 def test_adding_fuses_in_place_and_concatenating_widens():
-    def head_inputs(fusion):
-        return initialise(make(fusion=fusion))["params"]["decoder"]["stride1"]["Conv_0"]["kernel"]
+    def first_kernel(fusion, **fields):
+        decoder = shapes_of(make(fusion=fusion, **fields))["params"]["decoder"]
+        return decoder["stride2"]["conv1"]["conv"]["kernel"]
 
-    assert head_inputs("concat").shape[2] == 2 * WIDTHS[0]
-    assert head_inputs("add").shape[2] == WIDTHS[0]
+    width = WIDTHS[1]
+    assert first_kernel("concat").shape[2] == 2 * width
+    assert first_kernel("add").shape[2] == width
+    # Features of another number of channels are projected to be added.
+    assert first_kernel("concat", encoder="vgg16").shape[2] == 2 + width
+    assert first_kernel("add", encoder="vgg16").shape[2] == width
 
 
 @pytest.mark.parametrize("name", models.MODELS)
@@ -158,65 +240,256 @@ def test_bfloat16_computes_near_float32_with_float32_parameters(name):
     np.testing.assert_allclose(logits, expected, atol=0.05 * float(jnp.abs(expected).max()))
 
 
-def test_encoders_keep_their_contract():
-    for make_encoder in ENCODERS.values():
-        encoder = make_encoder(widths=WIDTHS)
-        stride = encoder.strides[-1]
-        image = jnp.ones((1, 2 * stride, 3 * stride, 3))
-        pyramid, _ = encoder.init_with_output(jax.random.key(0), image, train=False)
-        assert tuple(pyramid.features) == encoder.strides == tuple(sorted(encoder.strides))
-        for s, x in pyramid.features.items():
-            assert x.shape[1:3] == (2 * stride // s, 3 * stride // s)
-        for s, winners in pyramid.switches.items():
-            b, h, w, c = pyramid.features[s].shape
-            assert winners.shape == (b, h // 2, w // 2, c)
+@pytest.mark.parametrize("encoder", [name for name in ENCODERS if name != "plain"])
+def test_every_encoder_computes_in_bfloat16_near_float32(encoder):
+    image = jax.random.normal(jax.random.key(1), (1, 32, 32, 3))
+    shapes = shapes_of(make(encoder=encoder))
+    # Real initial values: random ones of a deep network would be chaotic.
+    variables = jax.jit(lambda: make(encoder=encoder).init(jax.random.key(0), image, train=False))()
+    assert jax.tree.structure(variables) == jax.tree.structure(shapes)
+    logits = {}
+    for dtype in ("float32", "bfloat16"):
+        model = make(encoder=encoder, dtype=dtype)
+        logits[dtype] = jax.jit(lambda v, x, m=model: m.apply(v, x, train=False))(variables, image)
+        assert logits[dtype].dtype == jnp.float32
+    scale = float(jnp.abs(logits["float32"]).max())
+    assert scale > 0
+    np.testing.assert_allclose(logits["bfloat16"], logits["float32"], atol=0.1 * scale)
 
 
-def test_max_pool_equals_flax_and_switches_point_at_the_maximum():
-    x = jax.random.normal(jax.random.key(0), (2, 6, 4, 3))
-    pooled, switches = max_pool(x)
-    np.testing.assert_array_equal(pooled, nn.max_pool(x, (2, 2), (2, 2)))
-    b, i, j, c = np.indices(pooled.shape)
-    row, column = np.divmod(np.asarray(switches), 2)
-    np.testing.assert_array_equal(np.asarray(x)[b, 2 * i + row, 2 * j + column, c], pooled)
+def loss_and_gradients(model, variables, image):
+    """Of a training step's forward pass, with dropout and batch statistics."""
+
+    def loss(params):
+        logits, mutated = model.apply(
+            variables | {"params": params},
+            image,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(7)},
+        )
+        return (logits**2).mean(), mutated
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
 
 
-@pytest.mark.parametrize("upsampling", UPSAMPLERS)
-@pytest.mark.parametrize("factor", [2, 4])
-def test_upsamplers_enlarge_by_their_factor(upsampling, factor):
-    up = UPSAMPLERS[upsampling](features=5, factor=factor)
-    y, _ = up.init_with_output(jax.random.key(0), jnp.ones((2, 3, 4, 6)))
-    assert y.shape == (2, 3 * factor, 4 * factor, 5)
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"encoder": "alexnet", "name": "fcn", "skips": ()}, {"encoder": "vgg16"}],
+    ids=str,
+)
+def test_rematerialisation_changes_neither_values_nor_gradients(fields):
+    image = jax.random.normal(jax.random.key(1), (1, 32, 32, 3))
+    plain, remat = (make(remat=remat, dropout=0.5, **fields) for remat in (False, True))
+    variables = initialise(plain)
+    assert jax.tree.structure(variables) == jax.tree.structure(shapes_of(remat))
+    expected = loss_and_gradients(plain, variables, image)
+    for a, b in zip(
+        jax.tree.leaves(loss_and_gradients(remat, variables, image)),
+        jax.tree.leaves(expected),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [1, 2, 5])
-@pytest.mark.parametrize("factor", [2, 3, 8])
-def test_bilinear_has_half_pixel_centres(size, factor):
-    x = jax.random.normal(jax.random.key(0), (1, size, 3, 2))
-    expected = jax.image.resize(x, (1, factor * size, 3, 2), "bilinear")
-    np.testing.assert_allclose(enlarge_bilinear(x, factor, axis=1), expected, atol=1e-6)
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_every_stage_of_an_encoder_is_rematerialised(encoder):
+    """One checkpoint per stage of the encoder, seen in the program."""
+    model = make(encoder=encoder, remat=True, upsampling="nearest", name="fcn", skips=())
+    variables = shapes_of(model)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    program = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, image)
+    stages = {"plain": 4, "alexnet": 3, "googlenet": 5}.get(encoder, 5)
+    assert sum(eqn.primitive.name in ("checkpoint", "remat2") for eqn in program.eqns) == stages
 
 
-@pytest.mark.parametrize("upsampling", ["nearest", "bilinear"])
-def test_interpolation_keeps_constants(upsampling):
-    up = UPSAMPLERS[upsampling](features=1)
-    y, _ = up.init_with_output(jax.random.key(0), jnp.ones((1, 3, 3, 4)))
-    np.testing.assert_allclose(y, np.broadcast_to(y[0, 0, 0, 0], y.shape), rtol=1e-6)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"encoder": "resnet18"},
+        {"encoder": "googlenet"},
+        {"encoder": "vgg16"},
+        {"encoder": "vgg16", "name": "fcn"},
+        {"encoder": "alexnet", "name": "fcn"},
+    ],
+    ids=str,
+)
+def test_dropout_is_at_the_deepest_features_and_only_in_training(fields):
+    model = make(dropout=0.5, norm="none", **fields)
+    variables = initialise(model)
+    image = jax.random.normal(jax.random.key(1), (1, 64, 64, 3))
+
+    def encode(train, key):
+        return model.apply(
+            variables,
+            image,
+            method=lambda m, x: m.encoder(x, train=train),
+            rngs={"dropout": jax.random.key(key)},
+        ).features
+
+    deepest = max(model.encoder.strides)
+    still, one, two = encode(False, 0), encode(True, 0), encode(True, 1)
+    assert np.any(one[deepest] != two[deepest])
+    assert np.mean(one[deepest] == 0) > np.mean(still[deepest] == 0)
+    for stride in set(still) - {deepest}:
+        np.testing.assert_array_equal(one[stride], still[stride])
 
 
-@pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize("factor", [2, 4])
-def test_transposed_conv_scatters_each_pixel_through_its_kernel(kernel, factor):
-    """The definition: every input pixel adds its value times the kernel around its output pixels."""
-    up = UPSAMPLERS["transposed_conv"](features=3, factor=factor, kernel_size=kernel)
-    x = jax.random.normal(jax.random.key(0), (1, 3, 4, 2))
-    y, variables = up.init_with_output(jax.random.key(1), x)
-    weight = np.asarray(variables["params"]["ConvTranspose_0"]["kernel"])
-    first = -((kernel - factor + 1) // 2)  # torch's `padding` is cut off at the start
-    expected = np.zeros((3 * factor, 4 * factor, 3))
-    for i, j, u, v in np.ndindex(3, 4, kernel, kernel):
-        row, column = i * factor + u + first, j * factor + v + first
-        if 0 <= row < expected.shape[0] and 0 <= column < expected.shape[1]:
-            # ConvTranspose stores the kernel mirrored.
-            expected[row, column] += np.asarray(x[0, i, j]) @ weight[kernel - 1 - u, kernel - 1 - v]
-    np.testing.assert_allclose(y[0], expected, atol=1e-5)
+def test_a_frozen_encoder_has_no_gradient_and_keeps_its_statistics():
+    model = make(encoder="resnet18", freeze_encoder=True)
+    variables = initialise(model)
+    image = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    (_, mutated), gradients = loss_and_gradients(model, variables, image)
+    assert not any(np.any(g) for g in jax.tree.leaves(gradients["encoder"]))
+    assert any(np.any(g) for g in jax.tree.leaves(gradients["decoder"]))
+    before, after = variables["batch_stats"], mutated["batch_stats"]
+    jax.tree.map(np.testing.assert_array_equal, after["encoder"], before["encoder"])
+    moved = jax.tree.map(lambda a, b: np.any(a != b), after["decoder"], before["decoder"])
+    assert all(jax.tree.leaves(moved))
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_encoders_keep_their_contract(encoder, name):
+    made = make(encoder=encoder, name=name).encoder
+    features, switches = pyramid_shapes(name, encoder)
+    stride = made.strides[-1]
+    assert tuple(sorted(features)) == made.strides
+    for s, x in features.items():
+        assert x.shape[1:3] == (2 * stride // s, 3 * stride // s)
+    assert tuple(sorted(switches)) == made.switch_strides
+    for s, winners in switches.items():
+        b, h, w, c = features[s].shape
+        assert winners.shape == (b, h // 2, w // 2, c)
+
+
+# Parameters of the published networks: FCN's table 1 (arXiv 1411.4038) says 57 M, 134 M and 6 M
+# with 21 classes, U-Net's paper none, but its figure 1 gives 31.03 M with biases and 2 classes.
+@pytest.mark.parametrize(
+    ("fields", "num_classes", "millions"),
+    [
+        ({"name": "fcn", "encoder": "alexnet", "skips": (), "norm": "none"}, 21, 57.1),
+        ({"name": "fcn", "encoder": "vgg16", "skips": (), "norm": "none"}, 21, 134.3),
+        ({"name": "fcn", "encoder": "googlenet", "skips": ()}, 21, 5.6),
+        ({"widths": (64, 128, 256, 512, 1024), "norm": "none", "padding": "VALID"}, 2, 31.03),
+    ],
+    ids=["alexnet", "vgg16", "googlenet", "unet"],
+)
+def test_published_networks_have_their_number_of_parameters(fields, num_classes, millions):
+    config = base.get_config().model
+    config.upsampling = "bilinear" if fields.get("name") == "fcn" else "transposed_conv"
+    with config.ignore_type():
+        config.update(fields)
+    params = shapes_of(models.build(config, num_classes), channels=3)["params"]
+    count = sum(x.size for x in jax.tree.leaves(params))
+    digits = 2 if millions == 31.03 else 1
+    assert round(count / 1e6, digits) == millions
+
+
+UNPADDED = {"padding": "VALID", "norm": "none", "widths": (3, 4, 5, 6, 7)}
+
+
+class TestPaperUNet:
+    """The network of figure 1 (arXiv 1505.04597): 572 x 572 in, 388 x 388 out."""
+
+    def test_572_gives_388_through_23_convolutions(self):
+        model = make(**UNPADDED).clone(has_context=True)
+        variables = shapes_of(model, channels=1)
+        assert logits_shape_of_grey(model, variables, 572) == (1, 388, 388, NUM_CLASSES)
+        convolutions = [
+            path
+            for path, _ in jax.tree_util.tree_leaves_with_path(variables["params"])
+            if path[-1].key == "kernel"
+        ]
+        assert len(convolutions) == 23
+        assert model.margin == (572 - 388) // 2
+
+    def test_context_is_what_is_mirrored_without_it(self):
+        model = make(**UNPADDED)
+        variables = initialise(model, channels=1)
+        image = jax.random.normal(jax.random.key(0), (1, 22, 5, 1))
+        m = model.margin
+        mirrored = jnp.pad(image, ((0, 0), (m, m), (m, m), (0, 0)), mode="reflect")
+        apply = lambda model, x: jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, x)
+        np.testing.assert_allclose(
+            apply(model.clone(has_context=True), mirrored), apply(model, image), rtol=1e-5
+        )
+
+    def test_a_tile_sees_what_the_whole_image_does(self):
+        """Overlap-tile (figure 2): no pixel of a core depends on where the tile was cut."""
+        model = make(**UNPADDED).clone(has_context=True)
+        variables = initialise(model, channels=1)
+        m = model.margin
+        image = jax.random.normal(jax.random.key(0), (1, 52 + 2 * m, 36 + 2 * m, 1))
+        apply = jax.jit(lambda v, x: model.apply(v, x, train=False))
+        whole = apply(variables, image)
+        # Cut at a multiple of the deepest stride: pooling windows are the same ones.
+        tile = apply(variables, image[:, 16 : 36 + 2 * m, : 20 + 2 * m])
+        np.testing.assert_allclose(tile, whole[:, 16:36, :20], rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("upsampling", UPSAMPLERS)
+    def test_any_upsampling_and_fusion_fits(self, upsampling):
+        for fusion in ("concat", "add"):
+            model = make(**UNPADDED, upsampling=upsampling, fusion=fusion)
+            assert logits_shape(model, shapes_of(model), (9, 14)) == (2, 9, 14, NUM_CLASSES)
+
+
+def logits_shape_of_grey(model, variables, length):
+    image = jax.ShapeDtypeStruct((1, length, length, 1), jnp.float32)
+    return jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, image).shape
+
+
+def test_segnet_basic_is_a_set_of_fields():
+    """Four 7x7 convolutions down, four up, one classifier; no layer at the bottom."""
+    model = make(
+        widths=(4, 4, 4, 4),
+        convs_per_level=1,
+        kernel_size=7,
+        bottleneck=False,
+        decoder_relu=False,
+        upsampling="max_unpool",
+        skips=(),
+    )
+    params = shapes_of(model)["params"]
+    kernels = [x.shape for x in jax.tree.leaves(params) if x.ndim == 4]
+    assert sorted(kernels) == [(1, 1, 4, 3), (7, 7, 3, 4), *[(7, 7, 4, 4)] * 7]
+    variables = initialise(model)
+    logits = model.apply(variables, jnp.ones((1, 16, 16, 3)), train=False)
+    # Behind its norm, a convolution's output keeps its sign.
+    _, state = model.apply(
+        variables, jnp.ones((1, 16, 16, 3)), train=False, capture_intermediates=True
+    )
+    decoded = state["intermediates"]["decoder"]["stride1"]["__call__"][0]
+    assert np.any(decoded < 0) and logits.shape == (1, 16, 16, 3)
+
+
+class TestFCNScores:
+    def test_zero_init_gives_zero_scores_everywhere(self):
+        model = make(name="fcn", zero_init=True, upsampling="bilinear")
+        image = jax.random.normal(jax.random.key(0), (1, 16, 16, 3))
+        logits, _ = model.init_with_output(jax.random.key(0), image, train=False)
+        np.testing.assert_array_equal(logits, 0)
+        logits, _ = make(name="fcn", upsampling="bilinear").init_with_output(
+            jax.random.key(0), image, train=False
+        )
+        assert np.any(logits)
+
+    def test_scales_multiply_the_features_of_their_skip(self):
+        fields = {"name": "fcn", "upsampling": "bilinear", "skips": (4, 2)}
+        scaled, plain = make(**fields, score_scales=(0.5, 0.25)), make(**fields)
+        variables = initialise(plain)
+        image = jax.random.normal(jax.random.key(0), (1, 16, 16, 3))
+        expected = scaled.apply(variables, image, train=False)
+        for stride, scale in ((4, 0.5), (2, 0.25)):
+            score = variables["params"]["decoder"][f"score{stride}"]
+            score["kernel"] = scale * score["kernel"]
+        np.testing.assert_allclose(
+            plain.apply(variables, image, train=False), expected, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_the_models_submodules_are_the_encoder_and_the_decoder():
+    """The names that pretrained weights, freezing and the encoder's learning rate rely on."""
+    assert set(shapes_of(make())["params"]) == {"encoder", "decoder"}
+    assert isinstance(make(), nn.Module)

@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from dense_jax import losses, mesh, metrics, steps
 from dense_jax.augment import make_augment
+from dense_jax.normalise import unit
 
 
 class Net(nn.Module):
@@ -39,18 +40,17 @@ def make_mesh(num_devices):
 def make_step(**options):
     augment = make_augment((8, 8), flip=0.5, scale=0.3)
     return steps.make_train_step(
-        Net(), optax.sgd(0.1, momentum=0.9), losses.cross_entropy, augment, seed=0, **options
+        *(Net(), optax.sgd(0.1, momentum=0.9), losses.cross_entropy, augment, unit),
+        seed=0,
+        **options,
     )
 
 
 def init(with_ema=False):
     tx = optax.sgd(0.1, momentum=0.9)
-    return steps.init_state(Net(), tx, jax.random.key(0), num_channels=3, with_ema=with_ema)
-
-
-def test_normalise_maps_bytes_to_unit_range():
-    image = jnp.array([0, 255], jnp.uint8)
-    np.testing.assert_allclose(steps.normalise(image), [-2, 2])
+    return steps.init_state(
+        *(Net(), tx, jax.random.key(0)), normalise=unit, num_channels=3, with_ema=with_ema
+    )
 
 
 def test_a_step_is_the_same_over_one_and_four_devices():
@@ -98,7 +98,7 @@ def test_examples_are_augmented_by_their_own_number():
 @pytest.mark.parametrize("resolution", [1.0, 0.5, 0.3])
 def test_predictions_have_the_images_size_at_any_resolution(resolution):
     state = init()
-    predict = steps.make_predict_step(Net(), resolution=resolution)
+    predict = steps.make_predict_step(Net(), unit, resolution=resolution)
     image = jnp.asarray(batch()["image"][0, :11, :7])
     classes = predict(state.variables(), image)
     assert classes.shape == (11, 7) and classes.dtype == jnp.uint8
@@ -107,7 +107,7 @@ def test_predictions_have_the_images_size_at_any_resolution(resolution):
 def test_evaluation_of_an_example_does_not_depend_on_its_batch_or_device():
     state, examples = init(), batch()
     confusion = functools.partial(metrics.confusion_matrix, num_classes=3)
-    eval_step = steps.make_eval_step(steps.make_predict_step(Net()), confusion)
+    eval_step = steps.make_eval_step(steps.make_predict_step(Net(), unit), confusion)
     for num_devices, size in ((1, 8), (1, 1), (4, 4)):
         devices = make_mesh(num_devices)
         some = {name: array[:size] for name, array in examples.items()}

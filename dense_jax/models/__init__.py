@@ -10,37 +10,80 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from dense_jax.models.encoders import ENCODERS
 from dense_jax.models.fcn import FCN
-from dense_jax.models.layers import NORMS
+from dense_jax.models.layers import NORMS, PADDINGS
 from dense_jax.models.unet import FUSIONS, UNet
 from dense_jax.models.upsampling import UPSAMPLERS
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"fcn": FCN, "unet": UNet}
 DTYPES = ("float32", "bfloat16")
+# Fields of config.model that only some encoders or decoders have, and what they may be. Unset: the
+# encoder's or decoder's own default.
+OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "width_multiplier": ("positive", lambda value: value > 0),
+    "dropout": ("from 0 to below 1", lambda value: 0 <= value < 1),
+    "remat": ("True or False", lambda value: isinstance(value, bool)),
+    "bottleneck": ("True or False", lambda value: isinstance(value, bool)),
+    "convs_per_level": ("at least 1", lambda value: value >= 1),
+    "kernel_size": ("odd and positive", lambda value: value > 0 and value % 2 == 1),
+    "padding": ("'SAME' or 'VALID'", lambda value: value in PADDINGS),
+    "decoder_relu": ("True or False", lambda value: isinstance(value, bool)),
+    "zero_init": ("True or False", lambda value: isinstance(value, bool)),
+    "score_scales": ("numbers", lambda value: all(isinstance(x, float | int) for x in value)),
+}
 
 
 class Segmenter(nn.Module):
-    """An encoder and a decoder, for images of any size."""
+    """An encoder and a decoder, for images of any size.
+
+    What the network needs beyond the image is mirrored: rows and columns up to a multiple of the
+    deepest stride, and with unpadded convolutions the `margin` that they eat.
+
+    freeze_encoder: the encoder is as in evaluation, and gets no gradient.
+    block_loss, bottom_loss: pixels of height and width that each block of the two paths, and the
+      one between them, loses to unpadded convolutions.
+    has_context: whether the outer `margin` pixels of an image are context, for which no logits
+      are returned.
+    """
 
     encoder: nn.Module
     decoder: nn.Module
+    freeze_encoder: bool = False
+    block_loss: int = 0
+    bottom_loss: int = 0
+    has_context: bool = False
+
+    @property
+    def margin(self) -> int:
+        """Pixels on every side of an image that its logits depend on; 0 with padding."""
+        stride = self.encoder.strides[-1]
+        return self.block_loss * (stride - 1) + self.bottom_loss * stride // 2
 
     def __call__(
         self, image: Float[Array, "b h w c"], *, train: bool
-    ) -> Float[Array, "b h w num_classes"]:
-        _, h, w, _ = image.shape
+    ) -> Float[Array, "b H W num_classes"]:
         stride = self.encoder.strides[-1]
-        padding = ((0, 0), (0, -h % stride), (0, -w % stride), (0, 0))
-        pyramid = self.encoder(jnp.pad(image, padding, mode="edge"), train=train)
-        return self.decoder(pyramid, train=train)[:, :h, :w].astype(jnp.float32)
+        before, size = self.margin, image.shape[1:3]
+        if self.has_context:
+            before, size = 0, tuple(n - 2 * self.margin for n in size)
+        rest = [-(n + self.block_loss * (stride - 1)) % stride for n in size]
+        padding = ((0, 0), *((before, before + n) for n in rest), (0, 0))
+        pyramid = self.encoder(
+            jnp.pad(image, padding, mode="reflect"), train=train and not self.freeze_encoder
+        )
+        if self.freeze_encoder:
+            pyramid = jax.lax.stop_gradient(pyramid)
+        logits = self.decoder(pyramid, train=train)
+        return logits[:, : size[0], : size[1]].astype(jnp.float32)
 
 
-def build(config: Any, num_classes: int) -> nn.Module:
+def build(config: Any, num_classes: int) -> Segmenter:
     """Makes the model of `config.model`'s fields.
 
     Raises ValueError, naming the valid values, for a field that no model can be made of.
@@ -54,38 +97,87 @@ def build(config: Any, num_classes: int) -> nn.Module:
         ("dtype", DTYPES),
     ):
         _check(f"model.{field}", config[field], valid)
-    if config.pretrained:
-        raise ValueError(
-            f"model.pretrained={config.pretrained!r}: encoder {config.encoder!r} has no published "
-            "weights; leave model.pretrained unset"
-        )
     widths = tuple(config.widths)
     if not widths or min(widths) < 1:
         raise ValueError(f"model.widths={widths} must be one or more positive numbers of channels")
-    dtype = jnp.dtype(config.dtype)
-    options = given(config.upsampling_options)
-    upsampler = UPSAMPLERS[config.upsampling]
-    valid = set(inspect.signature(upsampler).parameters)
-    for option in options:
-        valid_options = sorted(valid - {"features", "factor", "dtype", "parent", "name"})
-        _check(f"upsampling_options of {config.upsampling!r}", option, valid_options)
+    make_encoder, make_decoder = ENCODERS[config.encoder], MODELS[config.name]
+    options = given({name: config[name] for name in OPTIONS})
+    for name, value in options.items():
+        what, is_valid = OPTIONS[name]
+        if not is_valid(value):
+            raise ValueError(f"model.{name}={value!r} must be {what}")
+        if not any(name in _fields(part) for part in (make_encoder, make_decoder)):
+            raise ValueError(
+                f"model.{name}={value!r}: neither {config.name!r} nor {config.encoder!r} has it; "
+                "leave it unset"
+            )
+    options["dtype"] = jnp.dtype(config.dtype)
+    options |= {"norm": config.norm, "widths": widths, "fusion": config.fusion}
 
-    encoder = ENCODERS[config.encoder](widths=widths, norm=config.norm, dtype=dtype)
+    encoder = _make(make_encoder, options | {"fcn": config.name == "fcn"})
     below_deepest = encoder.strides[:-1]
     skips = below_deepest if config.skips is None else tuple(config.skips)
     for stride in skips:
         _check("model.skips", stride, below_deepest)
     if len(set(skips)) < len(skips):
         raise ValueError(f"model.skips={skips} has a stride twice")
-    shared = {
-        "num_classes": num_classes,
-        "upsample": functools.partial(upsampler, dtype=dtype, **options),
-        "skips": skips,
-        "dtype": dtype,
-    }
-    if config.name == "unet":
-        shared |= {"widths": widths, "fusion": config.fusion, "norm": config.norm}
-    return Segmenter(encoder, MODELS[config.name](**shared))
+    scales = options.get("score_scales")
+    if scales is not None and len(scales) != len(skips):
+        raise ValueError(f"model.score_scales={scales} must be one for each of model.skips={skips}")
+    decoder = _make(
+        make_decoder,
+        options
+        | {"num_classes": num_classes, "skips": skips, "upsample": _upsampler(config, encoder)},
+    )
+    unpadded = options.get("padding") == "VALID"
+    if unpadded and (config.name, config.encoder) != ("unet", "plain"):
+        raise ValueError(
+            "model.padding='VALID': only 'unet' over 'plain' has unpadded convolutions, not "
+            f"{config.name!r} over {config.encoder!r}"
+        )
+    loss = decoder.convs_per_level * (decoder.kernel_size - 1) if unpadded else 0
+    return Segmenter(
+        encoder,
+        decoder,
+        freeze_encoder=config.freeze_encoder,
+        block_loss=loss,
+        bottom_loss=loss if unpadded and encoder.bottleneck else 0,
+    )
+
+
+def _upsampler(config: Any, encoder: nn.Module) -> Callable[..., nn.Module]:
+    """Makes upsamplers with `config.upsampling_options`, called with `features` and `factor`."""
+    method = config.upsampling
+    options = given(config.upsampling_options)
+    not_options = {"features", "factor", "dtype", "parent", "name"}
+    for option in options:
+        valid = sorted(_fields(UPSAMPLERS[method]) - not_options)
+        _check(f"upsampling_options of {method!r}", option, valid)
+    if method == "max_unpool":
+        instead = "use bed_of_nails or transposed_conv, or 'unet' over 'plain' or 'vgg16'"
+        if config.name != "unet":
+            raise ValueError(
+                "model.upsampling='max_unpool': the score maps of 'fcn' were never pooled, so that "
+                f"there are no switches for them: {instead}"
+            )
+        without = sorted({1, *encoder.strides[:-1]} - set(encoder.switch_strides))
+        if without:
+            raise ValueError(
+                f"model.upsampling='max_unpool': encoder {config.encoder!r} has no 2x2 max-pool, "
+                f"and so no switches, at the strides {without}: {instead}"
+            )
+    upsample = functools.partial(UPSAMPLERS[method], dtype=jnp.dtype(config.dtype), **options)
+    upsample(features=1)  # says now what is wrong with the options' values
+    return upsample
+
+
+def _fields(part: Callable) -> set[str]:
+    return set(inspect.signature(part).parameters)
+
+
+def _make(part: Callable[..., nn.Module], options: dict[str, Any]) -> nn.Module:
+    """Makes an encoder or a decoder with those of the options that it has."""
+    return part(**{name: value for name, value in options.items() if name in _fields(part)})
 
 
 def _check(what: str, value: Any, valid: Iterable[Any]) -> None:

@@ -18,18 +18,33 @@ class FCN(nn.Module):
     resolution, there is a single upsampling by that factor.
 
     upsample: makes an upsampler, called with `features` and `factor`.
+    zero_init: whether all scores start at 0, as in the paper.
+    score_scales: what the features of each of `skips` are multiplied with, in that order. With
+      (0.01, 0.0001) for (16, 8), FCN-8s trains at once rather than in stages (arXiv 1605.06211,
+      section 4.2).
     """
 
     num_classes: int
     upsample: Callable[..., nn.Module]
     skips: Sequence[int]
+    zero_init: bool = False
+    score_scales: Sequence[float] | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, pyramid: Pyramid, *, train: bool) -> Float[Array, "b h w num_classes"]:
+        init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
+        scales = dict(zip(self.skips, self.score_scales or [1] * len(self.skips), strict=True))
+
         def score(stride):
-            head = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name=f"score{stride}")
-            return head(pyramid.features[stride])
+            head = nn.Conv(
+                self.num_classes,
+                (1, 1),
+                kernel_init=init,
+                dtype=self.dtype,
+                name=f"score{stride}",
+            )
+            return head(scales.get(stride, 1) * pyramid.features[stride])
 
         def enlarge(x, stride, target):
             factor, name = stride // target, f"up{target}"

@@ -1,7 +1,7 @@
 """Building blocks that encoders and decoders share. Feature maps are [b, h, w, c]."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 NORMS = ("batch", "group", "none")
+PADDINGS = ("SAME", "VALID")
 
 
 @struct.dataclass
 class Pyramid:
     """What an encoder hands to a decoder, keyed by stride in input pixels.
 
-    features[s]: [b, h/s, w/s, c_s].
+    features[s]: [b, h/s, w/s, c_s]; smaller after unpadded ("VALID") convolutions.
     switches[s]: which pixel of each 2x2 window of features[s] won the max-pool that follows it,
       as 2 * row + column, [b, h/2s, w/2s, c_s]; only where the encoder max-pools 2x2.
     """
@@ -49,39 +50,151 @@ def max_pool(
     return larger(upper, lower)
 
 
+def max_unpool(
+    x: Float[Array, "b h w c"], switches: Int[Array, "b h w c"]
+) -> Float[Array, "b 2*h 2*w c"]:
+    """Every value goes where its 2x2 window's maximum was; 0 elsewhere (arXiv 1511.00561, 3.1)."""
+    return pixel_shuffle(jnp.concatenate([jnp.where(switches == k, x, 0) for k in range(4)], -1), 2)
+
+
+def pixel_shuffle(x: Float[Array, "b h w n"], factor: int) -> Float[Array, "b H W c"]:
+    """Spreads a pixel's n = factor^2 * c channels, ordered (row, column, c), over its own cell."""
+    b, h, w, n = x.shape
+    x = x.reshape(b, h, w, factor, factor, n // factor**2).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, factor * h, factor * w, n // factor**2)
+
+
+def centre(x: Array, size: tuple[int, int]) -> Array:
+    """The middle of a feature map, for one that lost its border to unpadded convolutions."""
+    top, left = ((n - wanted) // 2 for n, wanted in zip(x.shape[1:3], size, strict=True))
+    return x[:, top : top + size[0], left : left + size[1]]
+
+
+def scaled(channels: int, multiplier: float) -> int:
+    """A published number of channels, times a width multiplier."""
+    return max(1, round(multiplier * channels))
+
+
+def run(stage: Callable, module: nn.Module, x: Array, *, remat: bool) -> Array:
+    """stage(module, x); with `remat` only x is kept, and the rest computed again for gradients."""
+    return (nn.remat(stage) if remat else stage)(module, x)
+
+
+class Project(nn.Module):
+    """1x1 convolution to `features` where x has another number of channels."""
+
+    features: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w f"]:
+        if x.shape[-1] == self.features:
+            return x
+        return nn.Conv(self.features, (1, 1), dtype=self.dtype, name="conv")(x)
+
+
 class Norm(nn.Module):
     """Batch norm over the global batch, group norm (8 groups if they divide c), or nothing."""
 
     kind: str
     dtype: DTypeLike = jnp.float32
+    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w c"]:
+        options = {"epsilon": self.epsilon, "dtype": self.dtype, "name": self.kind}
         if self.kind == "batch":
             # 0.9 rather than 0.99: the averages must be settled after a few hundred steps.
-            return nn.BatchNorm(not train, momentum=0.9, dtype=self.dtype, name="batch")(x)
+            return nn.BatchNorm(not train, momentum=0.9, **options)(x)
         if self.kind == "group":
             # More groups would be instance norm at a U-Net's 16 or 32 channels.
-            return nn.GroupNorm(math.gcd(8, x.shape[-1]), dtype=self.dtype, name="group")(x)
+            return nn.GroupNorm(math.gcd(8, x.shape[-1]), **options)(x)
         return x
 
 
-class ConvBlock(nn.Module):
-    """Two times 3x3 convolution, norm, ReLU (U-Net, section 2)."""
+class ConvNorm(nn.Module):
+    """Convolution, norm and ReLU.
+
+    padding: pixels on every side, or "SAME" or "VALID".
+    use_bias: None is where no norm brings its own.
+    """
 
     features: int
+    kernel_size: int = 3
+    stride: int = 1
+    padding: int | str = "SAME"
     norm: str = "batch"
+    relu: bool = True
+    use_bias: bool | None = None
+    epsilon: float = 1e-5
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b H W f"]:
+        x = nn.Conv(
+            self.features,
+            (self.kernel_size, self.kernel_size),
+            strides=self.stride,
+            padding=self.padding,
+            use_bias=self.norm == "none" if self.use_bias is None else self.use_bias,
+            kernel_init=nn.initializers.he_normal(),
+            dtype=self.dtype,
+            name="conv",
+        )(x)
+        x = Norm(self.norm, self.dtype, self.epsilon, name="norm")(x, train=train)
+        return jax.nn.relu(x) if self.relu else x
+
+
+class ConvBlock(nn.Module):
+    """`num_convs` times convolution, norm and ReLU; two of 3x3 in U-Net (section 2)."""
+
+    features: int
+    num_convs: int = 2
+    kernel_size: int = 3
+    padding: str = "SAME"
+    norm: str = "batch"
+    relu: bool = True
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b H W f"]:
+        for i in range(self.num_convs):
+            x = ConvNorm(
+                self.features,
+                self.kernel_size,
+                padding=self.padding,
+                norm=self.norm,
+                relu=self.relu,
+                dtype=self.dtype,
+                name=f"conv{i + 1}",
+            )(x, train=train)
+        return x
+
+
+class Classifier(nn.Module):
+    """AlexNet's and VGG's fc6 and fc7 as convolutions (arXiv 1411.4038, section 3.1).
+
+    On a feature map of the training size, kernel_size x kernel_size, the pixel at
+    kernel_size // 2 is what the fully connected layers give.
+    """
+
+    features: int
+    kernel_size: int
+    dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w f"]:
-        for _ in range(2):
+        before = self.kernel_size // 2
+        padding = (before, self.kernel_size - 1 - before)
+        for name, size, pad in (("fc6", self.kernel_size, padding), ("fc7", 1, (0, 0))):
             x = nn.Conv(
                 self.features,
-                (3, 3),
-                use_bias=self.norm == "none",  # a norm brings its own
+                (size, size),
+                padding=(pad, pad),
                 kernel_init=nn.initializers.he_normal(),
                 dtype=self.dtype,
+                name=name,
             )(x)
-            x = jax.nn.relu(Norm(self.norm, self.dtype)(x, train=train))
+            x = nn.Dropout(self.dropout, deterministic=not train)(jax.nn.relu(x))
         return x

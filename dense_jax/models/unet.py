@@ -7,7 +7,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dense_jax.models.layers import ConvBlock, Pyramid
+from dense_jax.models.layers import ConvBlock, Project, Pyramid, centre, run
 
 FUSIONS = ("concat", "add")
 
@@ -16,8 +16,11 @@ class UNet(nn.Module):
     """Doubles the deepest features up to stride 1 and fuses the encoder's on the way.
 
     upsample: makes an upsampler, called with `features`.
-    widths: channels at strides 1, 2, 4, ...
-    skips: the strides whose encoder features are fused.
+    widths: channels at strides 1, 2, 4, ...; the last one also at all further strides.
+    skips: the strides whose encoder features are fused: their middle, where unpadded
+      convolutions have left less here than there.
+    fusion: "concat", or "add", for which a skip is projected to x's channels if it has others.
+    decoder_relu: False leaves out the ReLU behind the convolutions (SegNet-Basic).
     """
 
     num_classes: int
@@ -26,6 +29,11 @@ class UNet(nn.Module):
     skips: Sequence[int]
     fusion: str = "concat"
     norm: str = "batch"
+    convs_per_level: int = 2
+    kernel_size: int = 3
+    padding: str = "SAME"
+    decoder_relu: bool = True
+    remat: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -34,12 +42,29 @@ class UNet(nn.Module):
         x = pyramid.features[stride]
         while stride > 1:
             stride //= 2
-            width = self.widths[stride.bit_length() - 1]
-            x = self.upsample(features=width, name=f"up{stride}")(x, pyramid.switches.get(stride))
-            if stride in self.skips:
-                x = self.fuse(pyramid.features[stride], x)
-            x = ConvBlock(width, self.norm, self.dtype, name=f"stride{stride}")(x, train=train)
-        return nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="head")(x)
 
-    def fuse(self, skip: Float[Array, "b h w c"], x: Float[Array, "b h w d"]) -> Array:
-        return skip + x if self.fusion == "add" else jnp.concatenate([skip, x], axis=-1)
+            def stage(module, x, stride=stride):
+                width = self.widths[min(stride.bit_length(), len(self.widths)) - 1]
+                switches = pyramid.switches.get(stride)
+                if switches is not None:
+                    switches = centre(switches, x.shape[1:3])
+                x = self.upsample(features=width, name=f"up{stride}")(x, switches)
+                if stride in self.skips:
+                    skip = centre(pyramid.features[stride], x.shape[1:3])
+                    if self.fusion == "concat":
+                        x = jnp.concatenate([skip, x], axis=-1)
+                    else:
+                        x = x + Project(width, self.dtype, name=f"skip{stride}")(skip)
+                return ConvBlock(
+                    width,
+                    self.convs_per_level,
+                    self.kernel_size,
+                    self.padding,
+                    self.norm,
+                    self.decoder_relu,
+                    self.dtype,
+                    name=f"stride{stride}",
+                )(x, train=train)
+
+            x = run(stage, self, x, remat=self.remat)
+        return nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="head")(x)

@@ -1,0 +1,108 @@
+"""GoogLeNet (Szegedy et al. 2015, arXiv 1409.4842, table 1), as torchvision has it.
+
+That is with batch norm, and with 3x3 convolutions in the branches that the paper calls 5x5.
+"""
+
+import functools
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from dense_jax.models.layers import ConvNorm, Pyramid, max_pool, run, scaled
+
+STAGES = {  # by stride: channels of (1x1, 3x3 reduced, 3x3, 5x5 reduced, 5x5, pool projection)
+    8: {"3a": (64, 96, 128, 16, 32, 32), "3b": (128, 128, 192, 32, 96, 64)},
+    16: {
+        "4a": (192, 96, 208, 16, 48, 64),
+        "4b": (160, 112, 224, 24, 64, 64),
+        "4c": (128, 128, 256, 24, 64, 64),
+        "4d": (112, 144, 288, 32, 64, 64),
+        "4e": (256, 160, 320, 32, 128, 128),
+    },
+    32: {"5a": (256, 160, 320, 32, 128, 128), "5b": (384, 192, 384, 48, 128, 128)},
+}
+
+
+class GoogLeNet(nn.Module):
+    """Strides 2 to 32, the last one inception 5b."""
+
+    width_multiplier: float = 1.0
+    norm: str = "batch"
+    dropout: float = 0.0
+    remat: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    strides = (2, 4, 8, 16, 32)
+    switch_strides = (16,)
+
+    @nn.compact
+    def __call__(self, image: Float[Array, "b h w c"], *, train: bool) -> Pyramid:
+        conv = functools.partial(ConvNorm, norm=self.norm, epsilon=1e-3, dtype=self.dtype)
+
+        def scale(channels):
+            return scaled(channels, self.width_multiplier)
+
+        def stem(module, x):
+            return conv(scale(64), 7, stride=2, padding=3, name="conv1")(x, train=train)
+
+        def second(module, x):
+            x = conv(scale(64), 1, name="conv2")(x, train=train)
+            return conv(scale(192), 3, name="conv3")(x, train=train)
+
+        features, switches = {}, {}
+        x = features[2] = run(stem, self, image, remat=self.remat)
+        x = features[4] = run(second, self, halve(x), remat=self.remat)
+        for stride, blocks in STAGES.items():
+            if stride == 32:
+                x, switches[16] = max_pool(x)
+            else:
+                x = halve(x)
+
+            def stage(module, x, blocks=blocks):
+                for name, widths in blocks.items():
+                    widths = tuple(map(scale, widths))
+                    x = Inception(widths, conv, name=f"inception{name}")(x, train=train)
+                return x
+
+            x = features[stride] = run(stage, self, x, remat=self.remat)
+        features[32] = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return Pyramid(features, switches)
+
+
+class Inception(nn.Module):
+    """Four branches side by side, concatenated (figure 2b)."""
+
+    widths: tuple[int, ...]
+    conv: functools.partial
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w f"]:
+        direct, reduce3, width3, reduce5, width5, projected = self.widths
+
+        def branch(x, *convs):
+            for name, width, kernel_size in convs:
+                x = self.conv(width, kernel_size, name=name)(x, train=train)
+            return x
+
+        pooled = nn.max_pool(x, (3, 3), padding="SAME")
+        branches = (
+            branch(x, ("branch1", direct, 1)),
+            branch(x, ("branch2_0", reduce3, 1), ("branch2_1", width3, 3)),
+            branch(x, ("branch3_0", reduce5, 1), ("branch3_1", width5, 3)),
+            branch(pooled, ("branch4_1", projected, 1)),
+        )
+        return jnp.concatenate(branches, axis=-1)
+
+
+def halve(x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
+    """3x3 max-pool with stride 2; the window of the last pixel hangs over the edge."""
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((0, 1), (0, 1)))
+
+
+def torch_name(path: tuple[str, ...], *, norm: str) -> str:
+    """The name in torchvision's googlenet."""
+    last = "bn" if "norm" in path else "conv"
+    blocks = path[: path.index("norm" if last == "bn" else "conv")]
+    return ".".join((*blocks, last)).replace("_", ".")

@@ -1,0 +1,110 @@
+"""ResNet 18, 34 and 50 (He et al. 2016, arXiv 1512.03385, table 1), as torchvision has them.
+
+That is with the stride of a bottleneck on its 3x3 convolution.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from dense_jax.models.layers import ConvNorm, Pyramid, run, scaled
+
+
+class ResNet(nn.Module):
+    """Strides 2 (the first convolution) to 32; `depths` residual blocks at strides 4 to 32."""
+
+    depths: Sequence[int]
+    block: Callable[..., nn.Module]
+    width_multiplier: float = 1.0
+    norm: str = "batch"
+    dropout: float = 0.0
+    remat: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    strides = (2, 4, 8, 16, 32)
+    switch_strides = ()
+
+    @nn.compact
+    def __call__(self, image: Float[Array, "b h w c"], *, train: bool) -> Pyramid:
+        conv = functools.partial(ConvNorm, norm=self.norm, dtype=self.dtype)
+
+        def stem(module, x):
+            width = scaled(64, self.width_multiplier)
+            return conv(width, 7, stride=2, padding=3, name="conv1")(x, train=train)
+
+        features = {}
+        x = features[2] = run(stem, self, image, remat=self.remat)
+        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        for number, depth in enumerate(self.depths, 1):
+
+            def stage(module, x, number=number, depth=depth):
+                for i in range(depth):
+                    x = self.block(
+                        64 * 2 ** (number - 1),
+                        self.width_multiplier,
+                        stride=2 if i == 0 and number > 1 else 1,
+                        conv=conv,
+                        name=f"layer{number}_{i}",
+                    )(x, train=train)
+                return x
+
+            x = features[2 ** (number + 1)] = run(stage, self, x, remat=self.remat)
+        features[32] = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return Pyramid(features)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions (figure 5, left). `width` is the published number of channels."""
+
+    width: int
+    width_multiplier: float
+    stride: int
+    conv: functools.partial
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b H W f"]:
+        width = scaled(self.width, self.width_multiplier)
+        y = self.conv(width, 3, stride=self.stride, padding=1, name="conv1")(x, train=train)
+        y = self.conv(width, 3, padding=1, relu=False, name="conv2")(y, train=train)
+        return jax.nn.relu(y + shortcut(x, y, self.stride, self.conv, train))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions (figure 5, right), the last one four times as wide."""
+
+    width: int
+    width_multiplier: float
+    stride: int
+    conv: functools.partial
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b H W f"]:
+        width = scaled(self.width, self.width_multiplier)
+        wide = scaled(4 * self.width, self.width_multiplier)
+        y = self.conv(width, 1, name="conv1")(x, train=train)
+        y = self.conv(width, 3, stride=self.stride, padding=1, name="conv2")(y, train=train)
+        y = self.conv(wide, 1, relu=False, name="conv3")(y, train=train)
+        return jax.nn.relu(y + shortcut(x, y, self.stride, self.conv, train))
+
+
+def shortcut(x: Array, y: Array, stride: int, conv: functools.partial, train: bool) -> Array:
+    """x, projected by a 1x1 convolution where y has another shape (option B of section 4.1)."""
+    if x.shape == y.shape:
+        return x
+    project = conv(y.shape[-1], 1, stride=stride, relu=False, name="downsample")
+    return project(x, train=train)
+
+
+def torch_name(path: tuple[str, ...], *, norm: str) -> str:
+    """The name in torchvision's and timm's resnets."""
+    block = f"{path[0].replace('_', '.')}." if path[0].startswith("layer") else ""
+    name = path[1] if block else path[0]
+    is_norm = "norm" in path
+    if name == "downsample":
+        return f"{block}downsample.{int(is_norm)}"
+    return block + (name.replace("conv", "bn") if is_norm else name)

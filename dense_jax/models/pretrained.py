@@ -1,0 +1,159 @@
+"""Published weights of an encoder, in the names of torchvision or timm.
+
+`load` reads FILE.safetensors, FILE.npz, FILE.pth (if torch is installed) or hf://REPO/FILE. Every
+tensor is accounted for: each of the encoder's own must be there in its shape, and what is left over
+must belong to the classification head.
+"""
+
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from dense_jax.models.encoders import alexnet, googlenet, resnet, vgg
+
+TORCH_NAMES: dict[str, Callable[..., str]] = {
+    "alexnet": alexnet.torch_name,
+    "vgg16": vgg.torch_name,
+    "googlenet": googlenet.torch_name,
+    "resnet18": resnet.torch_name,
+    "resnet34": resnet.torch_name,
+    "resnet50": resnet.torch_name,
+}
+LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+HEADS = ("classifier.", "fc.", "aux1.", "aux2.")
+# timm keeps VGG's fully connected layers under other names, as convolutions already.
+TIMM = {"pre_logits.fc1.": "classifier.0.", "pre_logits.fc2.": "classifier.3.", "head.fc.": "fc."}
+
+
+def normalisation(encoder: str) -> str:
+    """What the images must be like for the encoder's weights."""
+    # GoogLeNet's were made with another library; torchvision renormalises its input for them.
+    return "inception" if encoder == "googlenet" else "imagenet"
+
+
+def load(path: str, encoder: str, norm: str, shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the encoder's variables, float32, as numpy arrays.
+
+    norm: the encoder's, `model.norm`.
+    shapes: of its variables, {"params": ..., "batch_stats": ...}, as of jax.eval_shape.
+
+    Raises ValueError for an encoder without published weights, a file that cannot be read, and,
+    listing them, for tensors that are missing, left over or of another shape.
+    """
+    if encoder not in TORCH_NAMES:
+        raise ValueError(
+            f"model.pretrained={path!r}: encoder {encoder!r} has no published weights, only "
+            f"{', '.join(TORCH_NAMES)} have; leave model.pretrained unset"
+        )
+    tensors = {name: array for name, array in read(path).items() if "num_batches" not in name}
+    for theirs, ours in TIMM.items():
+        tensors = {name.replace(theirs, ours): array for name, array in tensors.items()}
+    used, problems = set(), []
+
+    def convert(path_of_leaf, shape):
+        _, *modules, leaf = (key.key for key in path_of_leaf)
+        name = f"{TORCH_NAMES[encoder](tuple(modules), norm=norm)}.{LEAVES[leaf]}"
+        used.add(name)
+        if name not in tensors:
+            problems.append(f"  missing: {name}")
+            return None
+        array = tensors[name]
+        if leaf == "kernel":
+            h, w, channels, features = shape.shape
+            if array.ndim == 2 and array.shape == (features, channels * h * w):
+                array = array.reshape(features, channels, h, w)  # fully connected
+            array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
+        if array.shape != shape.shape:
+            problems.append(f"  of another shape: {name} gives {array.shape}, not {shape.shape}")
+        return np.asarray(array, np.float32)
+
+    variables = jax.tree_util.tree_map_with_path(convert, dict(shapes))
+    problems += [
+        f"  left over: {name}"
+        for name in sorted(tensors.keys() - used)
+        if not name.startswith(HEADS)
+    ]
+    if problems:
+        has_norm = any(name.endswith("running_mean") for name in tensors)
+        hint = (
+            ""
+            if has_norm == (norm == "batch")
+            else (
+                f" The weights are those of a network {'with' if has_norm else 'without'} batch norm: "
+                f"set model.norm={'batch' if has_norm else 'none'}."
+            )
+        )
+        raise ValueError(
+            f"model.pretrained={path!r} does not fit encoder {encoder!r} with norm {norm!r}."
+            f"{hint} Its tensors:\n" + "\n".join(problems)
+        )
+    return variables
+
+
+def read(path: str) -> dict[str, np.ndarray]:
+    """The tensors of a file, by name. Raises ValueError, naming the file, if it cannot be read."""
+    if path.startswith("hf://"):
+        return read(_download(path))
+    if Path(path).suffix not in READERS:
+        raise ValueError(
+            f"model.pretrained={path!r} must end in one of {', '.join(READERS)} or be "
+            "hf://REPO/FILE"
+        )
+    if not Path(path).is_file():
+        raise ValueError(f"model.pretrained={path!r}: there is no such file")
+    try:
+        return READERS[Path(path).suffix](path)
+    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile, UnpicklingError) as error:
+        raise ValueError(f"model.pretrained={path!r} cannot be read: {error}") from error
+
+
+def _read_npz(path: str) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _read_torch(path: str) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError(
+            "a file of PyTorch needs torch installed to be read; or convert it to safetensors"
+        ) from error
+    # Nothing but tensors: a pickle may otherwise run any code.
+    tensors = torch.load(path, map_location="cpu", weights_only=True)
+    return {name: tensor.float().numpy() for name, tensor in tensors.items()}
+
+
+def _download(path: str) -> str:
+    """hf://OWNER/NAME/FILE -> the file in the local cache."""
+    import huggingface_hub  # takes seconds to import, and few runs need it
+
+    owner, _, rest = path.removeprefix("hf://").partition("/")
+    name, _, file = rest.partition("/")
+    if not file:
+        raise ValueError(f"model.pretrained={path!r} must be hf://OWNER/NAME/FILE")
+    try:
+        return huggingface_hub.hf_hub_download(f"{owner}/{name}", file)
+    except (OSError, ValueError) as error:  # those of huggingface_hub are of these kinds
+        raise ValueError(f"model.pretrained={path!r} cannot be downloaded: {error}") from error
+
+
+READERS: dict[str, Callable[[str], dict[str, np.ndarray]]] = {
+    ".safetensors": load_file,
+    ".npz": _read_npz,
+    ".pth": _read_torch,
+    ".pt": _read_torch,
+}
