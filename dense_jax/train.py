@@ -95,7 +95,7 @@ def train(config: ConfigDict, directory: str) -> None:
 
     best = checkpoint.Checkpoints(path / "checkpoints" / "best", max_to_keep=1)
     if state is None:
-        state = jax.jit(run.init, out_shardings=replicated)(encoder)
+        state = jax.jit(run.init, out_shardings=replicated)(encoder=encoder)
     first = int(state.step)
     for step in best.steps:
         if step > first:  # of a future that is about to happen again

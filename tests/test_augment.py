@@ -108,3 +108,24 @@ def test_sampling_at_the_last_pixel_stays_inside():
     image, _ = example()
     at = jnp.full((1, 1), H - 1.0), jnp.full((1, 1), W - 1.0)
     np.testing.assert_array_equal(sample_bilinear(image, at)[0, 0], image[-1, -1])
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"flip": 1.0, "flip_vertical": 1.0, "scale": 0.5}], ids=str
+)
+def test_context_is_added_around_the_very_same_crop(options):
+    """The labelled window is chosen as without it: the border of an image is trained on too."""
+    image, label = example()
+    without = run(make_augment((5, 4), **options), 3, image, label)
+    new_image, new_label = run(make_augment((5, 4), 6, **options), 3, image, label)
+    assert new_image.shape == (5 + 12, 4 + 12, 3)
+    np.testing.assert_array_equal(new_label, without[1])
+    np.testing.assert_allclose(new_image[6:-6, 6:-6], without[0], rtol=1e-5)
+
+
+def test_context_beyond_the_image_is_mirrored():
+    image, label = example()
+    new_image, _ = run(make_augment((H, W), 3), 0, image, label)
+    np.testing.assert_array_equal(
+        new_image, np.pad(image, ((3, 3), (3, 3), (0, 0)), mode="reflect")
+    )

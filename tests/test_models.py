@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from dense_jax import models
 from dense_jax.models.encoders import ENCODERS
-from dense_jax.models.layers import Pyramid
+from dense_jax.models.layers import Classifier, Pyramid
 from dense_jax.models.upsampling import UPSAMPLERS
 from experiments import base
 
@@ -438,6 +438,25 @@ class TestPaperUNet:
 def logits_shape_of_grey(model, variables, length):
     image = jax.ShapeDtypeStruct((1, length, length, 1), jnp.float32)
     return jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, image).shape
+
+
+@pytest.mark.parametrize("size", [6, 7])
+def test_the_convolutional_classifier_is_a_fully_connected_one(size):
+    """On a map of the training size, at the pixel whose window is all of it."""
+    classifier = Classifier(features=5, kernel_size=size)
+    x = jax.random.normal(jax.random.key(0), (2, size, size, 3))
+    y, variables = classifier.init_with_output(jax.random.key(1), x, train=False)
+    fc6, fc7 = (variables["params"][name]["kernel"] for name in ("fc6", "fc7"))
+    hidden = jax.nn.relu(x.reshape(2, -1) @ fc6.reshape(-1, 5))
+    expected = jax.nn.relu(hidden @ fc7[0, 0])
+    np.testing.assert_allclose(y[:, size // 2, size // 2], expected, rtol=1e-4, atol=1e-5)
+    # And around it the same weights slide over the map, with zeros beyond its edge.
+    before = size // 2
+    padding = ((before, size - 1 - before),) * 2
+    slid = jax.lax.conv_general_dilated(
+        x, fc6, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(y, jax.nn.relu(jax.nn.relu(slid) @ fc7[0, 0]), atol=1e-4)
 
 
 def test_segnet_basic_is_a_set_of_fields():

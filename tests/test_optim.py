@@ -1,5 +1,6 @@
 """Schedules reach their values; decay spares norms and biases."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -51,3 +52,39 @@ def test_clipping_by_global_norm(limit, expected):
     gradient = {"a": jnp.full((1, 1), 3.0), "b": jnp.full((1, 1), 4.0)}
     updates, _ = tx.update(gradient, tx.init(params), params)
     np.testing.assert_allclose(optax.tree.norm(updates), expected, rtol=1e-6)
+
+
+def updates_of(name, params, gradients, **options):
+    tx = optim.make_optimizer(
+        *(name, optax.constant_schedule(0.5)),
+        momentum=0.9,
+        weight_decay=0.1,
+        grad_clip_norm=1.0,
+        **options,
+    )
+    return tx.update(gradients, tx.init(params), params)
+
+
+PARAMS = {"encoder": {"kernel": jnp.ones((2, 2))}, "decoder": {"kernel": jnp.ones((2, 2))}}
+
+
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_the_encoder_moves_by_its_multiple(name):
+    gradients = {part: {"kernel": jnp.full((2, 2), 3.0)} for part in PARAMS}
+    plain, _ = updates_of(name, PARAMS, gradients)
+    slower, _ = updates_of(name, PARAMS, gradients, encoder_lr_multiplier=0.25)
+    np.testing.assert_allclose(
+        slower["encoder"]["kernel"], 0.25 * plain["encoder"]["kernel"], rtol=1e-6
+    )
+    np.testing.assert_array_equal(slower["decoder"]["kernel"], plain["decoder"]["kernel"])
+
+
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_a_frozen_encoder_neither_moves_nor_has_moments(name):
+    gradients = {part: {"kernel": jnp.full((2, 2), 3.0)} for part in PARAMS}
+    updates, state = updates_of(name, PARAMS, gradients, freeze_encoder=True)
+    _, trained = updates_of(name, PARAMS, gradients)
+    np.testing.assert_array_equal(updates["encoder"]["kernel"], 0)
+    assert np.all(np.asarray(updates["decoder"]["kernel"]))
+    size = lambda tree: sum(x.size for x in jax.tree.leaves(tree) if x.ndim)
+    assert size(state) == size(trained) / 2

@@ -9,6 +9,8 @@ import sys
 import pytest
 from PIL import Image
 
+from dense_jax.models import summary
+from experiments import base
 from tests.conftest import COMPILED, REPOSITORY
 
 SMALL = [
@@ -35,7 +37,13 @@ def folder(tmp_path_factory):
 def test_the_readme_has_every_command():
     modules = {command[0] for command in commands()}
     names = ("main", "evaluate", "predict", "sweep", "report", "data.doctor", "data.prepare")
+    names += ("models.summary",)
     assert modules == {f"dense_jax.{name}" for name in names}
+
+
+def test_the_table_of_crossings_is_what_the_command_prints():
+    table = summary.crossings(base.get_config().model)
+    assert table in (REPOSITORY / "README.md").read_text()
 
 
 # Downloads are for a person to start.

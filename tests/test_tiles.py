@@ -76,3 +76,16 @@ def test_neighbouring_tiles_decode_their_image_once():
 def test_a_margin_that_leaves_no_core_is_an_error():
     with pytest.raises(ValueError, match=r"\(16, 16\).*margin of 8"):
         Tiles(Source((64, 64)), (16, 16), 8)
+
+
+def test_context_that_a_network_needs_is_on_every_axis():
+    source = Source((10, 40), (12, 90))
+    tiles = Tiles(source, (32, 32), 4, context=6)
+    assert tuple(tiles.margin) == (6, 6)
+    assert tuple(tiles.tile_size) == (12 + 12, 32)  # the first axis fits, with its context
+    padded = np.pad(source[1]["image"], ((6, 6), (6, 6), (0, 0)), mode="reflect")
+    last = max(k for k in range(len(tiles)) if tiles.place(k)[1][1].start == 20)
+    np.testing.assert_array_equal(tiles[last]["image"], padded[:24, 20:52])
+    assert tuple(Tiles(source, (32, 32), 8, context=6).margin) == (6, 8)
+    with pytest.raises(ValueError, match="margin of 16"):
+        Tiles(source, (32, 32), 4, context=16)

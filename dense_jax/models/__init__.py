@@ -61,7 +61,7 @@ class Segmenter(nn.Module):
 
     @property
     def margin(self) -> int:
-        """Pixels on every side of an image that its logits depend on; 0 with padding."""
+        """Pixels that unpadded convolutions take off every side of an image; 0 with padding."""
         stride = self.encoder.strides[-1]
         return self.block_loss * (stride - 1) + self.bottom_loss * stride // 2
 
@@ -160,7 +160,8 @@ def _upsampler(config: Any, encoder: nn.Module) -> Callable[..., nn.Module]:
                 "model.upsampling='max_unpool': the score maps of 'fcn' were never pooled, so that "
                 f"there are no switches for them: {instead}"
             )
-        without = sorted({1, *encoder.strides[:-1]} - set(encoder.switch_strides))
+        unpooled = {2**level for level in range(encoder.strides[-1].bit_length() - 1)}
+        without = sorted(unpooled - set(encoder.switch_strides))
         if without:
             raise ValueError(
                 f"model.upsampling='max_unpool': encoder {config.encoder!r} has no 2x2 max-pool, "

@@ -1,0 +1,44 @@
+"""FCN-32s on VGG16 (Long, Shelhamer and Darrell 2015, arXiv 1411.4038).
+
+python -m dense_jax.main --config=experiments/fcn32s_vgg16.py --config.data.root=ROOT \
+    --config.model.pretrained=hf://timm/vgg16.tv_in1k/model.safetensors --workdir=runs/fcn32s
+
+The paper's recipe (section 4.3): ImageNet weights; batches of 20 images; SGD with a fixed learning
+rate of 1e-4, momentum 0.9, weight decay 5e-4 (not of biases, which learn twice as fast); dropout
+0.5; scores that start at 0; bilinear upsampling; whole images without augmentation.
+
+Ours departs from it so: batches of 16 and crops of 480 x 480, to fill any number of devices; random
+flips; biases learn as fast as weights; torchvision's weights and input instead of Caffe's; fc6 is
+padded by 3 pixels and the image mirrored up to a multiple of 32, where Caffe pads the image by 100
+and crops, so that scores and pixels are aligned by construction.
+"""
+
+from experiments import base
+
+
+def get_config():
+    """All upsampling is fixed, as in the authors' released models."""
+    config = base.get_config()
+    config.num_steps = 10_000
+    config.batch_size = 16
+    config.model.name = "fcn"
+    config.model.encoder = "vgg16"
+    config.model.norm = "none"
+    config.model.skips = ()
+    config.model.upsampling = "transposed_conv"
+    config.model.upsampling_options.init = "bilinear"
+    config.model.upsampling_options.learn = False
+    config.model.dropout = 0.5
+    config.model.zero_init = True
+    config.data.name = "folder"
+    config.data.crop_size = (480, 480)
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.schedule = "constant"
+    config.optimizer.warmup_steps = 0
+    config.optimizer.weight_decay = 5e-4
+    config.optimizer.grad_clip_norm = 0.0
+    config.eval_every = 1000
+    config.checkpoint_every = 1000
+    config.log_every = 50
+    return config

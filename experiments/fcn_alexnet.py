@@ -1,0 +1,17 @@
+"""FCN-32s on AlexNet (arXiv 1411.4038, table 1).
+
+python -m dense_jax.main --config=experiments/fcn_alexnet.py --config.data.root=ROOT \
+    --config.model.pretrained=ALEXNET.safetensors --workdir=runs/fcn_alexnet
+
+The recipe and the departures of fcn32s_vgg16.py, but for the paper's learning rate, 1e-3. AlexNet is
+torchvision's: one tower, 64 to 384 channels, no local response normalisation.
+"""
+
+from experiments import fcn32s_vgg16
+
+
+def get_config():
+    config = fcn32s_vgg16.get_config()
+    config.model.encoder = "alexnet"
+    config.optimizer.learning_rate = 1e-3
+    return config

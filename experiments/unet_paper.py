@@ -1,0 +1,44 @@
+"""The U-Net of the paper (Ronneberger, Fischer and Brox 2015, arXiv 1505.04597).
+
+python -m dense_jax.main --config=experiments/unet_paper.py --config.data.root=ISBI2012 \
+    --workdir=runs/unet_paper
+
+Its network exactly: 23 convolutions, none padded, so that a tile of 572 x 572 pixels gives 388 x 388
+labels; tiles and crops carry the 92 pixels of context around them, mirrored at the image's border.
+Its recipe: batches of one tile, SGD with momentum 0.99, cross-entropy, He initialisation, dropout at
+the end of the contracting path (sections 3 and 3.1).
+
+Ours departs from it so: no border weights and no elastic deformations, but flips in both directions
+and zoom. The paper leaves out the learning rate, the dropout probability and the number of steps:
+here 1e-4, 0.5 and 20,000. On several devices, raise batch_size to a multiple of their number.
+"""
+
+from experiments import base
+
+
+def get_config():
+    """crop_size is that of the labels: the network sees 572 x 572 pixels."""
+    config = base.get_config()
+    config.num_steps = 20_000
+    config.batch_size = 1
+    config.model.widths = (64, 128, 256, 512, 1024)
+    config.model.norm = "none"
+    config.model.padding = "VALID"
+    config.model.dropout = 0.5
+    config.data.name = "folder"
+    config.data.crop_size = (388, 388)
+    config.data.cache = "host"
+    config.augment.flip_vertical = 0.5
+    config.augment.scale = 0.2
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.momentum = 0.99
+    config.optimizer.schedule = "constant"
+    config.optimizer.warmup_steps = 100
+    config.optimizer.weight_decay = 0.0
+    config.eval.tile_size = (572, 572)
+    config.eval.batch_size = 1
+    config.eval_every = 1000
+    config.checkpoint_every = 1000
+    config.log_every = 50
+    return config

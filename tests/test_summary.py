@@ -1,0 +1,273 @@
+"""Sizes, costs and receptive fields against published numbers and counts by hand."""
+
+import itertools
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dense_jax import models
+from dense_jax.models import summary
+from dense_jax.models.encoders import ENCODERS
+from dense_jax.models.upsampling import UPSAMPLERS
+from experiments import base
+from tests.conftest import COMPILED, REPOSITORY
+
+NUM_CLASSES = 2
+PUBLISHED = {  # parameters of torchvision's models, less those of the last layer, to 1000 classes
+    "alexnet": 61_100_840 - 4097 * 1000,
+    "vgg16": 138_357_544 - 4097 * 1000,
+    "googlenet": 6_624_904 - 1025 * 1000,
+    "resnet18": 11_689_512 - 513 * 1000,
+    "resnet34": 21_797_672 - 513 * 1000,
+    "resnet50": 25_557_032 - 2049 * 1000,
+}
+
+
+def make(**fields):
+    config = base.get_config().model
+    with config.ignore_type():
+        config.update(fields)
+    return models.build(config, NUM_CLASSES)
+
+
+def layers_of(model, size):
+    """The shapes of the model's variables, and its layers."""
+    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    init = lambda image: model.init(jax.random.key(0), image, train=False)
+    variables = jax.eval_shape(init, image)
+    return variables, summary.layers(model, variables, image)
+
+
+def cells(markdown):
+    """The table's rows, after its header, as lists of words."""
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+@pytest.fixture
+def no_flops(monkeypatch):
+    """They take most of the time."""
+    monkeypatch.setattr(summary, "_flops", lambda *_: 0)
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_no_parameter_is_lost_or_counted_twice(encoder, name, no_flops):
+    model = make(
+        name=name,
+        encoder=encoder,
+        norm="none" if encoder in ("alexnet", "vgg16") else "batch",
+        widths=(2, 3),
+        upsampling_options={"init": "bilinear"},  # has a kernel of its own beside a submodule's
+    )
+    variables, layers = layers_of(model, (64, 64))
+    assert len({layer.path for layer in layers}) == len(layers)
+    found = Counter()
+    for layer in layers:
+        found[layer.path[0]] += layer.parameters
+    for half, shapes in variables["params"].items():
+        assert found[half] == sum(x.size for x in jax.tree.leaves(shapes))
+    if name == "fcn" and encoder in PUBLISHED:
+        assert found["encoder"] == PUBLISHED[encoder]
+
+
+@pytest.fixture(scope="module")
+def table():
+    """Of a network that is small enough to be counted by hand."""
+    model = make(name="fcn", widths=(5, 7), convs_per_level=1, upsampling="bilinear")
+    return summary.table(model, (8, 6), channels=4)
+
+
+def test_layers_are_in_order_of_execution_with_their_shapes_and_parameters(table):
+    *rows, total = [row[:3] for row in cells(table)]
+    assert rows == [
+        ["encoder/stride1/conv1/conv", "1 x 8 x 6 x 5", "180"],
+        ["encoder/stride1/conv1/norm/batch", "1 x 8 x 6 x 5", "10"],
+        ["encoder/stride2/conv1/conv", "1 x 4 x 3 x 7", "315"],
+        ["encoder/stride2/conv1/norm/batch", "1 x 4 x 3 x 7", "14"],
+        ["decoder/score2", "1 x 4 x 3 x 2", "16"],
+        ["decoder/up1", "1 x 8 x 6 x 2", "0"],
+        ["decoder/score1", "1 x 8 x 6 x 2", "12"],
+    ]
+    assert total == ["total", "1 x 8 x 6 x 2", "547"]
+    assert table.endswith("Parameters: 519 in the encoder, 28 in the decoder.")
+
+
+def test_flops_are_those_counted_by_hand(table):
+    flops = {name: int(count.replace(",", "")) for name, *_, count in cells(table)}
+    # Two for each product with a kernel; a 3x3 kernel meets no padding (3h - 2)(3w - 2) times.
+    assert flops["encoder/stride1/conv1/conv"] == 2 * 22 * 16 * 4 * 5
+    assert flops["encoder/stride2/conv1/conv"] == 2 * 10 * 7 * 5 * 7
+    assert flops["decoder/score2"] == 4 * 3 * 2 * (2 * 7 + 1)
+    assert flops["decoder/score1"] == 8 * 6 * 2 * (2 * 5 + 1)
+    total = flops.pop("total")
+    assert sum(flops.values()) < total < 1.2 * sum(flops.values())  # ReLUs, the pool and the sum
+
+
+def test_remat_changes_no_layer(no_flops):
+    kept, again = (layers_of(make(widths=(2, 3), remat=remat), (8, 6)) for remat in (False, True))
+    assert kept == again
+
+
+def test_an_upsampler_counts_only_what_its_submodules_do_not():
+    model = make(name="fcn", widths=(3, 5), convs_per_level=1, upsampling="pixel_shuffle")
+    flops = {"/".join(layer.path): layer.flops for layer in layers_of(model, (8, 6))[1]}
+    # A 3x3 convolution to 4 * 2 channels at stride 2; to shuffle them is no work.
+    assert flops["decoder/up1/conv"] == 4 * 3 * 8 + 2 * 10 * 7 * 2 * 8
+    assert flops["decoder/up1"] == 0
+
+
+@pytest.mark.parametrize("upsampling", UPSAMPLERS)
+def test_every_upsampling_method_is_visible(upsampling, no_flops):
+    _, layers = layers_of(make(widths=(2, 3, 4), convs_per_level=1, upsampling=upsampling), (8, 8))
+    shapes = {layer.path: layer.shape[1:3] for layer in layers}
+    assert shapes["decoder", "up2"] == (4, 4)
+    assert shapes["decoder", "up1"] == (8, 8)
+
+
+def test_crossings_say_yes_exactly_where_a_model_can_be_built():
+    config = base.get_config().model
+    before = config.to_json_best_effort()
+    markdown = summary.crossings(config)
+    assert config.to_json_best_effort() == before
+    reasons = [line for line in markdown.splitlines() if line[:1].isdigit()]
+    assert len({reason.split(". ", 1)[1] for reason in reasons}) == len(reasons)
+    rows = cells(markdown)
+    assert [row[:2] for row in rows] == [
+        list(x) for x in itertools.product(ENCODERS, models.MODELS)
+    ]
+    said = set()
+    for encoder, name, *answers in rows:
+        for upsampling, answer in zip(UPSAMPLERS, answers, strict=True):
+            said.add(answer)
+            if answer == "yes":
+                make(encoder=encoder, name=name, upsampling=upsampling)
+            else:
+                with pytest.raises(ValueError) as error:
+                    make(encoder=encoder, name=name, upsampling=upsampling)
+                assert f"{answer}. {error.value}" in reasons
+    assert said == {"yes", *(str(i + 1) for i in range(len(reasons)))}
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+@pytest.mark.parametrize("kernel_size", [1, 2, 3, 4, 6])
+def test_transposed_convolutions_are_uneven_unless_the_factor_divides_the_kernel(
+    kernel_size, factor
+):
+    up = UPSAMPLERS["transposed_conv"](features=2, factor=factor, kernel_size=kernel_size)
+    # Along one axis, phase r gets the taps r, r + factor, ... of the kernel.
+    taps = [len(range(phase, kernel_size, factor)) for phase in range(factor)]
+    covered = np.outer(taps, taps)
+    index = summary.checkerboard_index(up)
+    np.testing.assert_allclose(index, covered.std() / covered.mean(), rtol=1e-6)
+    assert (index == 0) == (kernel_size % factor == 0)
+
+
+@pytest.mark.parametrize("upsampling", UPSAMPLERS)
+def test_only_bed_of_nails_is_uneven_by_default(upsampling):
+    index = summary.checkerboard_index(UPSAMPLERS[upsampling](features=2))
+    assert index == (np.sqrt(3) if upsampling == "bed_of_nails" else 0)
+
+
+def test_a_fixed_bilinear_kernel_is_even():
+    fixed = UPSAMPLERS["transposed_conv"](features=2, factor=4, init="bilinear", learn=False)
+    assert summary.checkerboard_index(fixed) == 0
+
+
+def extent_of_unet(pixel, *, before, margin):
+    """What a U-Net of two widths and single 3x3 convolutions sees along one axis, by hand.
+
+    before: pixels of padding at each convolution; margin: of the image's.
+    """
+
+    def convolve(low, high):
+        return low - before, high - before + 2
+
+    low, high = convolve(pixel, pixel)
+    low, high = convolve(low // 2, high // 2)
+    low, high = convolve(2 * low, 2 * high + 1)
+    return slice(low - margin, high - margin + 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "before", "margin"),
+    [
+        ({}, 1, 0),
+        ({"freeze_encoder": True}, 1, 0),
+        ({"padding": "VALID"}, 0, 4),
+    ],
+    ids=str,
+)
+def test_receptive_field_of_a_unet_equals_the_one_by_hand(fields, before, margin):
+    model = make(widths=(2, 3), convs_per_level=1, upsampling="nearest", **fields)
+    model = model.clone(has_context=True)  # whose logits are fewer than the pixels
+    rows, columns = summary.receptive_field(model, (24, 26), channels=1)
+    assert rows == extent_of_unet(12, before=before, margin=margin)
+    assert columns == extent_of_unet(13, before=before, margin=margin)
+
+
+@pytest.mark.parametrize(("encoder", "published"), [("vgg16", 404), ("alexnet", 355)])
+def test_fcn32s_has_the_published_receptive_field_around_its_cell(encoder, published):
+    """arXiv 1411.4038, table 1; and no crop or padding has moved the output off the input."""
+    model = make(
+        name="fcn",
+        encoder=encoder,
+        norm="none",
+        upsampling="nearest",
+        skips=(),
+        width_multiplier=1e-6,  # a single channel
+    )
+    for field in summary.receptive_field(model, (416, 416), channels=1):
+        assert field.stop - field.start == published
+        cell = 208 // 32 * 32  # first pixel of the one that has the centre pixel
+        assert abs((field.start + field.stop) / 2 - (cell + 16)) <= 1
+
+
+@pytest.mark.parametrize(("size", "fields"), [((10, 26), {}), ((24, 26), {"norm": "group"})])
+def test_a_truncated_receptive_field_is_an_error(size, fields):
+    model = make(widths=(2, 3), convs_per_level=1, upsampling="nearest", **fields)
+    with pytest.raises(ValueError, match="use a larger one"):
+        summary.receptive_field(model, size, channels=1)
+
+
+@pytest.mark.parametrize(
+    "words", [["10"], [], ["8", "8", "8"], ["0", "8"], ["-8", "8"], ["8", "x"]]
+)
+def test_a_size_is_two_positive_numbers(words):
+    assert summary.is_size(["8", "16"])
+    assert not summary.is_size(words)
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "dense_jax.models.summary", *arguments],
+        cwd=REPOSITORY,
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": COMPILED},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_command_prints_the_table_of_the_changed_config():
+    done = run(
+        *("--config=experiments/unet_dice.py", "--config.model.widths=(2,3)"),
+        *("--size=16,18", "--channels=1", "--num_classes=5"),
+    )
+    assert done.returncode == 0, done.stderr
+    rows = cells(done.stdout)
+    assert rows[0][:3] == ["encoder/stride1/conv1/conv", "1 x 16 x 18 x 2", "18"]
+    assert rows[-1][:2] == ["total", "1 x 16 x 18 x 5"]
+
+
+def test_a_bad_size_is_one_clear_error():
+    done = run("--config=experiments/unet_dice.py", "--size=10")
+    assert done.returncode != 0
+    assert "must be HEIGHT,WIDTH in pixels" in done.stderr
+    assert "Traceback" not in done.stderr
