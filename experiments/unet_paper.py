@@ -10,7 +10,7 @@ the end of the contracting path (sections 3 and 3.1).
 
 Ours departs from it so: no border weights and no elastic deformations, but flips in both directions
 and zoom. The paper leaves out the learning rate, the dropout probability and the number of steps:
-here 1e-4, 0.5 and 20,000. On several devices, raise batch_size to a multiple of their number.
+here 1e-3, 0.5 and 20,000. On several devices, raise batch_size to a multiple of their number.
 """
 
 from experiments import base
@@ -31,7 +31,7 @@ def get_config():
     config.augment.flip_vertical = 0.5
     config.augment.scale = 0.2
     config.optimizer.name = "sgd"
-    config.optimizer.learning_rate = 1e-4
+    config.optimizer.learning_rate = 1e-3
     config.optimizer.momentum = 0.99
     config.optimizer.schedule = "constant"
     config.optimizer.warmup_steps = 100
