@@ -20,8 +20,8 @@ Coordinates = tuple[Float[Array, "h w"], Float[Array, "h w"]]
 
 def make_augment(
     crop_size: Sequence[int],
-    context: int = 0,
     *,
+    context: int = 0,
     resolution: float = 1.0,
     flip: float = 0.0,
     flip_vertical: float = 0.0,

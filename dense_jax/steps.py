@@ -89,7 +89,8 @@ def make_train_step(
         # many devices or hosts share the batch.
         keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.key(seed), n))(batch["index"])
         image, label = jax.vmap(augment)(keys, batch["image"], batch["label"], batch["size"])
-        # Examples are numbered from 0; the last number there is belongs to none.
+        # Examples are numbered from 0; the last number there is belongs to none. Masks belong to
+        # places in the global batch, the same on any number of devices.
         dropout = jax.random.fold_in(jax.random.key(seed), 2**32 - 1)
 
         def loss_of(params):
@@ -132,12 +133,11 @@ def make_predict_step(
     """
 
     def predict_step(variables: Variables, image: UInt8[Array, "h w c"]) -> UInt8[Array, "h w"]:
-        h, w, _ = image.shape
-        x = normalise(image)
-        if resolution != 1.0:
-            size = (max(1, round(h * resolution)), max(1, round(w * resolution)))
-            x = jax.image.resize(x, (*size, x.shape[-1]), "bilinear", antialias=False)
-        logits = jnp.asarray(model.apply(variables, x[None], train=False))[0]
+        h, w, c = image.shape
+        if resolution != 1.0:  # before it is normalised, as in training
+            size = (max(1, round(h * resolution)), max(1, round(w * resolution)), c)
+            image = jax.image.resize(image.astype(jnp.float32), size, "bilinear", antialias=False)
+        logits = jnp.asarray(model.apply(variables, normalise(image)[None], train=False))[0]
         if resolution != 1.0:
             logits = jax.image.resize(logits, (h, w, logits.shape[-1]), "bilinear")
         classes = jnp.argmax(logits, axis=-1).astype(jnp.uint8)

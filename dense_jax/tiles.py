@@ -21,8 +21,8 @@ class Tiles:
 
     source: has `sizes`, int [n, 2], and source[i] with `image`, `label`.
     tile_size: height and width with the margins, in pixels; an axis on which every image fits
-      into one tile is as long as the longest image and needs no margin but `context`. There a smaller image is
-      mirrored at its bottom and right up to that length.
+      into one tile is as long as the longest image, and has no margin but `context`. There a
+      smaller image is mirrored at its bottom and right up to that length.
     margin: in pixels.
     context: the margin, in pixels, that the network cannot do without: no axis has less.
     """
@@ -38,8 +38,7 @@ class Tiles:
         if min(self.core) < 1:
             raise ValueError(
                 f"tiles of {tuple(tile_size)} pixels have no core inside a margin of "
-                f"{max(margin, context)} "
-                "pixels: the tile must be larger than twice the margin"
+                f"{max(margin, context)} pixels: the tile must be larger than twice the margin"
             )
         self.num_tiles = -(-sizes // self.core)  # rows and columns of tiles, per image
         self._first = np.concatenate([[0], np.cumsum(self.num_tiles.prod(axis=1))])

@@ -67,34 +67,32 @@ def train(config: ConfigDict, directory: str) -> None:
     )
     dataset = describe(source)
     workdir.compare_dataset(path, dataset)
+
+    # What model, loss, augmentation or weights cannot do is said here, before anything is written.
+    run = assemble(config, source.num_classes, source.num_channels)
+    shapes = jax.eval_shape(run.init)
+    canvas = config.data.canvas_size or tuple(source.sizes.max(axis=0).tolist())
+    jax.eval_shape(run.train_step, shapes, batch_shapes(config, canvas, source.num_channels))
+    is_new = not (path / "config.json").exists()
+    encoder = _published(config, shapes) if is_new else None
     if config.data.verify:
         verify.verify(source)
         verify.verify(eval_source)
     cached = CACHES[config.data.cache]
-    canvas = config.data.canvas_size or tuple(source.sizes.max(axis=0).tolist())
+    tiles = Tiles(cached(eval_source), config.eval.tile_size, config.eval.margin, run.context)
     devices = mesh.make_mesh()
     replicated, sharded = mesh.replicated(devices), mesh.sharded(devices)
 
-    run = assemble(config, source.num_classes, source.num_channels)
-    tiles = Tiles(cached(eval_source), config.eval.tile_size, config.eval.margin, run.context)
-    shapes = jax.eval_shape(run.init)
-    # What model, loss or augmentation cannot do is said here, before anything is written.
-    jax.eval_shape(run.train_step, shapes, batch_shapes(config, canvas, source.num_channels))
-    latest = checkpoint.Checkpoints(path / "checkpoints" / "latest", LATEST_TO_KEEP)
-    state = latest.restore_latest(_placed(shapes, replicated))
-    encoder = None
-    if state is None and config.model.pretrained:
-        encoder = pretrained.load(
-            *(config.model.pretrained, config.model.encoder, config.model.norm),
-            {name: values["encoder"] for name, values in shapes.variables().items() if values},
-        )
     if jax.process_index() == 0:
         workdir.write_json(path / "config.json", config.to_dict())
         workdir.write_json(path / "dataset.json", dataset)
         workdir.write_json(path / "environment.json", workdir.environment())
 
+    latest = checkpoint.Checkpoints(path / "checkpoints" / "latest", LATEST_TO_KEEP)
     best = checkpoint.Checkpoints(path / "checkpoints" / "best", max_to_keep=1)
+    state = latest.restore_latest(_placed(shapes, replicated))
     if state is None:
+        encoder = encoder or _published(config, shapes)
         state = jax.jit(run.init, out_shardings=replicated)(encoder=encoder)
     first = int(state.step)
     for step in best.steps:
@@ -239,14 +237,17 @@ def assemble(config: ConfigDict, num_classes: int, num_channels: int) -> Run:
     ]
     resolution = config.data.resolution
     augment = make_augment(
-        *(config.data.crop_size, model.margin), resolution=resolution, **config.augment.to_dict()
+        config.data.crop_size,
+        context=model.margin,
+        resolution=resolution,
+        **config.augment.to_dict(),
     )
-    # Unpadded convolutions get real context around what they predict. At another resolution the
-    # tiles' margin would not be whole pixels there: then the network mirrors the tile itself.
+    # Unpadded convolutions get real context around what they predict. At another resolution it may
+    # not be a whole number of pixels: there, the tile's outermost predictions come from mirrored
+    # context, and are not used.
     inner = model.clone(has_context=True)
-    context = model.margin if resolution == 1.0 else 0
     predict_step = steps.make_predict_step(
-        inner if context else model, normalise, resolution=resolution
+        inner if resolution == 1.0 else model, normalise, resolution=resolution
     )
 
     def confusion(predictions, labels):
@@ -263,14 +264,18 @@ def assemble(config: ConfigDict, num_classes: int, num_channels: int) -> Run:
             with_ema=config.ema_decay > 0,
         ),
         train_step=steps.make_train_step(
-            *(inner, tx, loss_fn, augment, normalise),
+            inner,
+            tx,
+            loss_fn,
+            augment,
+            normalise,
             seed=config.seed,
             ema_decay=config.ema_decay,
         ),
         predict_step=predict_step,
         eval_step=steps.make_eval_step(predict_step, confusion),
         schedule=schedule,
-        context=context,
+        context=math.ceil(model.margin / resolution),
     )
 
 
@@ -313,6 +318,11 @@ def check(config: ConfigDict) -> None:
             len(size) == 2 and all(isinstance(length, int) and length > 0 for length in size)
         ):
             raise ValueError(f"{field}={tuple(size)} must be a height and a width in pixels")
+    if config.model.freeze_encoder and config.optimizer.encoder_lr_multiplier != 1:
+        raise ValueError(
+            "model.freeze_encoder leaves nothing to optimizer.encoder_lr_multiplier="
+            f"{config.optimizer.encoder_lr_multiplier}: leave one of them at its default"
+        )
     if not config.data.root and not config.data.name.startswith("synthetic"):
         raise ValueError(
             f"data.root is not set: pass --config.data.root=FOLDER, that of {config.data.name!r}"
@@ -433,6 +443,18 @@ class Interrupts:
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._received
+
+
+def _published(config: ConfigDict, shapes: steps.TrainState) -> Any:
+    """The encoder's published weights, or None if the config has none."""
+    if not config.model.pretrained:
+        return None
+    return pretrained.load(
+        config.model.pretrained,
+        config.model.encoder,
+        config.model.norm,
+        {name: values["encoder"] for name, values in shapes.variables().items() if values},
+    )
 
 
 def _placed(shapes: Any, sharding: jax.sharding.Sharding) -> Any:

@@ -41,7 +41,8 @@ def get_config() -> ConfigDict:
         },
         "skips": placeholder(tuple),  # encoder strides to fuse; unset: all; (): none
         "fusion": "concat",  # "concat" | "add" (unet)
-        # Channels at strides 1, 2, 4, ... of plain and of unet; there the last for all deeper ones.
+        # Channels at strides 1, 2, 4, ... of plain and of unet, which uses as many as it has strides,
+        # and the last one for all deeper ones.
         "widths": (16, 32, 64, 128),
         "norm": "batch",  # "batch" | "group" | "none"
         "dtype": "float32",  # of the computation: "float32" | "bfloat16"
@@ -57,7 +58,7 @@ def get_config() -> ConfigDict:
         "bottleneck": placeholder(bool),  # False: the deepest features are a max-pool's (plain)
         "convs_per_level": placeholder(int),  # (plain, unet)
         "kernel_size": placeholder(int),  # of these convolutions, pixels (plain, unet)
-        "padding": placeholder(str),  # "SAME" | "VALID" (unet over plain)
+        "padding": placeholder(str),  # of these: "SAME" | "VALID" (unet over plain)
         "decoder_relu": placeholder(bool),  # False: no ReLU on the way up (unet)
         "zero_init": placeholder(bool),  # scores start at 0 (fcn)
         "score_scales": placeholder(tuple),  # factor of each skip's features (fcn)

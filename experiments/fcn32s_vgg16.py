@@ -17,7 +17,10 @@ from experiments import base
 
 
 def get_config():
-    """All upsampling is fixed, as in the authors' released models."""
+    """All upsampling is fixed, as in the authors' later models.
+
+    The paper's first ones learned it from there, but for the last: upsampling_options.learn.
+    """
     config = base.get_config()
     config.num_steps = 10_000
     config.batch_size = 16

@@ -9,7 +9,8 @@ batch norm, without ReLU; a 1x1 classifier. Its recipe: He initialisation, SGD w
 rate of 0.1, momentum 0.9, batches of 12 whole images, weight decay 5e-4, 10,000 steps.
 
 Ours departs from it so: the loss is the mean over pixels, not their sum; its gradient is clipped;
-random flips; no bias in front of a norm. This is the row without class balancing of the paper's
+random flips; no bias in front of a norm; the best checkpoint is that of the best mean IoU on val, not
+of the best pixel accuracy. This is the row without class balancing of the paper's
 table 1.
 """
 

@@ -9,7 +9,7 @@ Its recipe: batches of one tile, SGD with momentum 0.99, cross-entropy, He initi
 the end of the contracting path (sections 3 and 3.1).
 
 Ours departs from it so: no border weights and no elastic deformations, but flips in both directions
-and zoom. The paper leaves out the learning rate, the dropout probability and the number of steps:
+and zoom; the gradient is clipped, and the learning rate warms up. The paper leaves out the learning rate, the dropout probability and the number of steps:
 here 1e-3, 0.5 and 20,000. On several devices, raise batch_size to a multiple of their number.
 """
 

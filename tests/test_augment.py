@@ -117,7 +117,7 @@ def test_context_is_added_around_the_very_same_crop(options):
     """The labelled window is chosen as without it: the border of an image is trained on too."""
     image, label = example()
     without = run(make_augment((5, 4), **options), 3, image, label)
-    new_image, new_label = run(make_augment((5, 4), 6, **options), 3, image, label)
+    new_image, new_label = run(make_augment((5, 4), context=6, **options), 3, image, label)
     assert new_image.shape == (5 + 12, 4 + 12, 3)
     np.testing.assert_array_equal(new_label, without[1])
     np.testing.assert_allclose(new_image[6:-6, 6:-6], without[0], rtol=1e-5)
@@ -125,7 +125,7 @@ def test_context_is_added_around_the_very_same_crop(options):
 
 def test_context_beyond_the_image_is_mirrored():
     image, label = example()
-    new_image, _ = run(make_augment((H, W), 3), 0, image, label)
+    new_image, _ = run(make_augment((H, W), context=3), 0, image, label)
     np.testing.assert_array_equal(
         new_image, np.pad(image, ((3, 3), (3, 3), (0, 0)), mode="reflect")
     )

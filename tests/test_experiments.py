@@ -30,6 +30,7 @@ def load(path):
 def test_every_experiment_builds(path, arguments):
     config = load(path).get_config(*arguments)
     config.data.root = "anywhere"
+    config.batch_size = max(config.batch_size, jax.device_count())  # one per device
     train.check(config)
     run = train.assemble(config, num_classes=4, num_channels=3)
     state = jax.eval_shape(run.init)
@@ -91,6 +92,12 @@ def test_a_memory_cache_is_refused_with_worker_processes():
         ("optimizer.name", "lion", "optimizer.name='lion' is not one of adamw, sgd"),
         ("optimizer.schedule", "step", "optimizer.schedule='step' is not one of constant"),
         ("loss_options.smooth", 1.0, "loss_options.smooth is no option of loss='cross_entropy'"),
+        (
+            "model.normalisation",
+            "caffe",
+            "model.normalisation='caffe' is not one of unit, imagenet",
+        ),
+        ("optimizer.encoder_lr_multiplier", -1.0, "encoder_lr_multiplier=-1.0 must be at least 0"),
         ("num_steps", 0, "num_steps=0 must be at least 1"),
         ("eval_every", -1, "eval_every=-1 must be at least 1"),
         ("data.resolution", 0.0, "data.resolution=0.0 must be at least 1e-12"),
@@ -106,4 +113,13 @@ def test_a_bad_value_is_named_with_the_valid_ones(field, value, message):
     config = base.get_config()
     config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError, match=message):
+        train.check(config)
+
+
+def test_a_frozen_encoder_has_no_learning_rate():
+    config = base.get_config()
+    config.model.freeze_encoder = True
+    train.check(config)
+    config.optimizer.encoder_lr_multiplier = 0.1
+    with pytest.raises(ValueError, match=r"nothing to optimizer\.encoder_lr_multiplier=0\.1"):
         train.check(config)

@@ -166,9 +166,17 @@ def test_a_torch_file_needs_torch_and_holds_nothing_but_tensors(vgg, tmp_path, t
     there = pretrained.read(str(path))
     assert there.keys() == tensors.keys()
     np.testing.assert_array_equal(there["features.0.weight"], tensors["features.0.weight"])
-    torch.save({"model": print}, path)
-    with pytest.raises(ValueError, match=r"vgg16\.pth' cannot be read"):
-        pretrained.read(str(path))
+    half = {"a": torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16))}
+    torch.save(half, path)
+    np.testing.assert_array_equal(pretrained.read(str(path))["a"], [1, 1])
+    for other in ({"model": print}, {"epoch": 3, "state_dict": half}):
+        torch.save(other, path)
+        with pytest.raises(ValueError, match=r"vgg16\.pth' cannot be read"):
+            pretrained.read(str(path))
+    for damaged in (b"", b"PK nothing"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"vgg16\.pth' cannot be read"):
+            pretrained.read(str(path))
 
 
 def test_timms_fully_connected_layers_are_those_of_torchvision(tmp_path):
@@ -200,15 +208,24 @@ def test_every_tensor_is_accounted_for(vgg):
         load(wrong)
     assert str(error.value).splitlines()[1:] == [
         "  missing: features.0.bias",
-        "  of another shape: features.2.weight gives (2, 3, 1, 1), not (3, 3, 1, 1)",
+        "  of another shape: features.2.weight is (1, 1, 2, 3), not (1, 1, 3, 3)",
         "  left over: extra.weight",
     ]
 
 
 def test_weights_without_batch_norm_say_which_norm_they_need(vgg):
     tensors, load = vgg
-    with pytest.raises(ValueError, match=r"without batch norm: set model\.norm=none"):
-        load(tensors, norm="batch")
+    for norm in ("batch", "group"):
+        with pytest.raises(ValueError, match=r"without batch norm: set model\.norm=none"):
+            load(tensors, norm=norm)
+
+
+def test_only_the_head_may_be_left_over(tmp_path):
+    tensors = expected_tensors("vgg16", "none", width_multiplier=1 / 64, fcn=True)
+    encoder = ENCODERS["vgg16"](width_multiplier=1 / 64, norm="none", fcn=True)
+    save_file(tensors | {"classifier.1.bias": np.zeros(3)}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"left over: classifier\.1\.bias$"):
+        pretrained.load(str(tmp_path / "a.safetensors"), "vgg16", "none", shapes_of(encoder))
 
 
 @pytest.mark.parametrize(
@@ -227,9 +244,11 @@ def test_a_file_that_cannot_be_found_is_named(path, message):
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
 def test_a_damaged_file_is_named(tmp_path, suffix):
     path = tmp_path / f"weights{suffix}"
-    path.write_bytes(b"nothing of the kind")
-    with pytest.raises(ValueError, match=f"weights{suffix}' cannot be read"):
-        pretrained.read(str(path))
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    for damaged in (b"nothing of the kind", b"", (tmp_path / "one.npy").read_bytes()):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"weights{suffix}' cannot be read"):
+            pretrained.read(str(path))
 
 
 def test_a_file_on_the_hub_is_downloaded_once(vgg, tmp_path, monkeypatch):

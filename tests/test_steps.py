@@ -15,12 +15,15 @@ from dense_jax.normalise import unit
 
 
 class Net(nn.Module):
-    """A convolution and a batch norm: enough to see statistics and gradients."""
+    """A convolution, a batch norm and dropout: statistics, gradients and a random mask."""
+
+    rate: float = 0.0
 
     @nn.compact
     def __call__(self, image, *, train):
         x = nn.BatchNorm(not train, momentum=0.5)(nn.Conv(4, (3, 3))(image))
-        return nn.Conv(3, (1, 1))(jax.nn.relu(x))
+        x = nn.Dropout(self.rate, deterministic=not train)(jax.nn.relu(x))
+        return nn.Conv(3, (1, 1))(x)
 
 
 def batch(size=8, index=0):
@@ -37,12 +40,11 @@ def make_mesh(num_devices):
     return jax.make_mesh((num_devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
-def make_step(**options):
-    augment = make_augment((8, 8), flip=0.5, scale=0.3)
+def make_step(net=None, seed=0, augment=None, **options):
+    augment = augment or make_augment((8, 8), flip=0.5, scale=0.3)
+    tx = optax.sgd(0.1, momentum=0.9)
     return steps.make_train_step(
-        *(Net(), optax.sgd(0.1, momentum=0.9), losses.cross_entropy, augment, unit),
-        seed=0,
-        **options,
+        net or Net(), tx, losses.cross_entropy, augment, unit, seed=seed, **options
     )
 
 
@@ -57,7 +59,9 @@ def test_a_step_is_the_same_over_one_and_four_devices():
     results = []
     for num_devices in (1, 4):
         devices = make_mesh(num_devices)
-        step = jax.jit(make_step(), in_shardings=(mesh.replicated(devices), mesh.sharded(devices)))
+        step = jax.jit(
+            make_step(Net(0.5)), in_shardings=(mesh.replicated(devices), mesh.sharded(devices))
+        )
         results.append(step(init(), mesh.to_global(batch(), devices)))
     (one, metrics_one), (four, metrics_four) = results
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(four), strict=True):
@@ -122,3 +126,15 @@ def test_evaluation_of_an_example_does_not_depend_on_its_batch_or_device():
             expected = counts, classes
         np.testing.assert_array_equal(counts, expected[0][:size])
         np.testing.assert_array_equal(classes, expected[1][:size])
+
+
+def test_dropout_depends_on_the_step_and_the_seed():
+    still = lambda key, image, label, size: (image, label)  # nothing else is random
+
+    def loss(seed, step):
+        train_step = jax.jit(make_step(Net(0.5), seed=seed, augment=still))
+        _, values = train_step(init().replace(step=jnp.int32(step)), batch())
+        return float(values["train/loss"])
+
+    assert loss(0, 0) == loss(0, 0)
+    assert len({loss(0, 0), loss(0, 1), loss(1, 0)}) == 3

@@ -43,7 +43,9 @@ class Segmenter(nn.Module):
     """An encoder and a decoder, for images of any size.
 
     What the network needs beyond the image is mirrored: rows and columns up to a multiple of the
-    deepest stride, and with unpadded convolutions the `margin` that they eat.
+    deepest stride, and with unpadded convolutions the `margin` that they eat. Upsampling that looks
+    beyond a pixel's own cell (bilinear, pixel_shuffle, resize_conv, larger kernels) still pads by
+    that: only with the others is a tile's middle exactly what the whole image would give.
 
     freeze_encoder: the encoder is as in evaluation, and gets no gradient.
     block_loss, bottom_loss: pixels of height and width that each block of the two paths, and the
@@ -111,6 +113,11 @@ def build(config: Any, num_classes: int) -> Segmenter:
                 f"model.{name}={value!r}: neither {config.name!r} nor {config.encoder!r} has it; "
                 "leave it unset"
             )
+    if config.freeze_encoder and options.get("dropout"):
+        raise ValueError(
+            f"model.dropout={options['dropout']} would do nothing: with model.freeze_encoder the "
+            "encoder is as in evaluation; set model.dropout=0"
+        )
     options["dtype"] = jnp.dtype(config.dtype)
     options |= {"norm": config.norm, "widths": widths, "fusion": config.fusion}
 

@@ -20,8 +20,7 @@ class FCN(nn.Module):
     upsample: makes an upsampler, called with `features` and `factor`.
     zero_init: whether all scores start at 0, as in the paper.
     score_scales: what the features of each of `skips` are multiplied with, in that order. With
-      (0.01, 0.0001) for (16, 8), FCN-8s trains at once rather than in stages (arXiv 1605.06211,
-      section 4.2).
+      (0.01, 0.0001) for (16, 8), FCN-8s trains at once rather than in stages (arXiv 1605.06211).
     """
 
     num_classes: int

@@ -175,9 +175,10 @@ class ConvBlock(nn.Module):
 def conv_by_patches(
     x: Float[Array, "b h w c"], kernel: Float[Array, "k k c f"], strides, padding, **_
 ) -> Float[Array, "b h w f"]:
-    """A convolution of stride 1 as a single matrix product with all k x k patches of x.
+    """A convolution of stride 1 as one matrix product with all k x k patches of x.
 
-    For a few pixels and thousands of channels: XLA:CPU's own takes a hundred times as long there.
+    For few pixels and thousands of channels, where XLA:CPU's own is many times slower; the patches
+    are k^2 times as large as x.
     """
     _, h, w, _ = x.shape
     k, _, _, features = kernel.shape

@@ -33,7 +33,13 @@ LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-HEADS = ("classifier.", "fc.", "aux1.", "aux2.")
+HEADS = ("classifier.6.", "fc.", "aux1.", "aux2.")
+FULLY_CONNECTED = "classifier."  # AlexNet's and VGG's fc6 and fc7, which only FCN uses
+# What readers raise for a damaged file or one of another kind.
+UNREADABLE = (
+    *(OSError, ValueError, TypeError, RuntimeError, EOFError, AttributeError),
+    *(SafetensorError, zipfile.BadZipFile, UnpicklingError),
+)
 # timm keeps VGG's fully connected layers under other names, as convolutions already.
 TIMM = {"pre_logits.fc1.": "classifier.0.", "pre_logits.fc2.": "classifier.3.", "head.fc.": "fc."}
 
@@ -70,35 +76,34 @@ def load(path: str, encoder: str, norm: str, shapes: Mapping[str, Any]) -> dict[
         if name not in tensors:
             problems.append(f"  missing: {name}")
             return None
-        array = tensors[name]
+        array, expected = tensors[name], shape.shape
         if leaf == "kernel":
             h, w, channels, features = shape.shape
-            if array.ndim == 2 and array.shape == (features, channels * h * w):
-                array = array.reshape(features, channels, h, w)  # fully connected
-            array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
-        if array.shape != shape.shape:
-            problems.append(f"  of another shape: {name} gives {array.shape}, not {shape.shape}")
-        return np.asarray(array, np.float32)
+            expected = features, channels, h, w
+            if array.shape == (features, channels * h * w):
+                array = array.reshape(expected)  # fully connected
+        if array.shape != expected:
+            problems.append(f"  of another shape: {name} is {array.shape}, not {expected}")
+            return None
+        array = np.asarray(array, np.float32)
+        return array.transpose(2, 3, 1, 0) if leaf == "kernel" else array
 
     variables = jax.tree_util.tree_map_with_path(convert, dict(shapes))
+    heads = HEADS
+    if not any(name.startswith(FULLY_CONNECTED) for name in used):
+        heads += (FULLY_CONNECTED,)
     problems += [
         f"  left over: {name}"
         for name in sorted(tensors.keys() - used)
-        if not name.startswith(HEADS)
+        if not name.startswith(heads)
     ]
     if problems:
         has_norm = any(name.endswith("running_mean") for name in tensors)
-        hint = (
-            ""
-            if has_norm == (norm == "batch")
-            else (
-                f" The weights are those of a network {'with' if has_norm else 'without'} batch norm: "
-                f"set model.norm={'batch' if has_norm else 'none'}."
-            )
-        )
+        theirs, word = ("batch", "with") if has_norm else ("none", "without")
+        hint = f" Its network is one {word} batch norm: set model.norm={theirs}."
         raise ValueError(
             f"model.pretrained={path!r} does not fit encoder {encoder!r} with norm {norm!r}."
-            f"{hint} Its tensors:\n" + "\n".join(problems)
+            f"{hint if norm != theirs else ''} Its tensors:\n" + "\n".join(problems)
         )
     return variables
 
@@ -116,7 +121,7 @@ def read(path: str) -> dict[str, np.ndarray]:
         raise ValueError(f"model.pretrained={path!r}: there is no such file")
     try:
         return READERS[Path(path).suffix](path)
-    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile, UnpicklingError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"model.pretrained={path!r} cannot be read: {error}") from error
 
 
@@ -134,12 +139,14 @@ def _read_torch(path: str) -> dict[str, np.ndarray]:
         ) from error
     # Nothing but tensors: a pickle may otherwise run any code.
     tensors = torch.load(path, map_location="cpu", weights_only=True)
-    return {name: tensor.float().numpy() for name, tensor in tensors.items()}
+    if not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise ValueError(f"it holds {', '.join(tensors)}, not tensors alone: save the state_dict")
+    return {name: tensor.detach().float().numpy() for name, tensor in tensors.items()}
 
 
 def _download(path: str) -> str:
     """hf://OWNER/NAME/FILE -> the file in the local cache."""
-    import huggingface_hub  # takes seconds to import, and few runs need it
+    import huggingface_hub  # few runs need it
 
     owner, _, rest = path.removeprefix("hf://").partition("/")
     name, _, file = rest.partition("/")

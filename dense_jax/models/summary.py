@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from flax import linen as nn
-from flax import traverse_util
 from ml_collections import config_flags
 
 from dense_jax import models
@@ -50,7 +49,7 @@ def layers(model: models.Segmenter, variables: Any, image: jax.ShapeDtypeStruct)
     image: [1, h, w, c].
 
     FLOPs are those of XLA's cost analysis before any optimisation; it leaves out products with the
-    zeros that pad a convolution.
+    zeros that pad a convolution, except for fc6, which is a matrix product.
     """
     calls = []
 
@@ -63,8 +62,8 @@ def layers(model: models.Segmenter, variables: Any, image: jax.ShapeDtypeStruct)
     with nn.intercept_methods(record):
         jax.eval_shape(functools.partial(model.apply, train=False), variables, image)
     parameters: Counter[tuple[str, ...]] = Counter()
-    for (*path, _), x in traverse_util.flatten_dict(variables["params"]).items():
-        parameters[tuple(path)] += x.size
+    for path, x in jax.tree_util.tree_leaves_with_path(variables["params"]):
+        parameters[tuple(key.key for key in path[:-1])] += x.size
 
     found: list[Layer] = []
     for module, args, output in calls:
@@ -168,7 +167,7 @@ def receptive_field(
 
     size: height and width of the image, pixels; must be larger than the result.
 
-    Raises ValueError if the box touches the border, so that the field may be larger: always with
+    Raises ValueError if the pixel depends on nothing, or if the box touches the border, so that the field may be larger: always with
     group norm, whose statistics are those of the whole image.
     """
 
@@ -194,6 +193,8 @@ def receptive_field(
     box = []
     for axis, length in enumerate(size):
         inside = np.flatnonzero(reached.any(axis=1 - axis))
+        if not len(inside):
+            raise ValueError(f"the logits of pixel {centre} depend on nothing (a bed of nails)")
         first, last = int(inside[0]), int(inside[-1])
         if first == 0 or last == length - 1:
             raise ValueError(

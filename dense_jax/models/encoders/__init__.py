@@ -10,8 +10,9 @@ multiples of its deepest stride, and returns a `layers.Pyramid`. It is made with
 and with `width_multiplier`, of all its channels, if its widths are published ones. It has
   strides         those of its features, in increasing order
   switch_strides  those with a 2x2 max-pool behind them
-A file whose weights `pretrained` can read also has torch_name(path) -> str, torchvision's name of
-the module at a path. To add an encoder, write a file here and a line in ENCODERS.
+One that FCN's paper uses with its classifier has `fcn`, which says to do so. A file whose weights
+`pretrained` can read has torch_name(path, norm=...) -> str, torchvision's name of the module at a
+path; `pretrained` lists it. To add an encoder, write a file here and a line in ENCODERS.
 """
 
 import functools
