@@ -407,9 +407,10 @@ class TestPaperUNet:
     """The network of figure 1 (arXiv 1505.04597): 572 x 572 in, 388 x 388 out."""
 
     def test_572_gives_388_through_23_convolutions(self):
-        model = make(**UNPADDED).clone(has_context=True)
+        model = make(**UNPADDED)
         variables = shapes_of(model, channels=1)
-        assert logits_shape_of_grey(model, variables, 572) == (1, 388, 388, NUM_CLASSES)
+        tile = model.clone(has_context=True)
+        assert logits_shape_of_grey(tile, variables, 572) == (1, 388, 388, NUM_CLASSES)
         convolutions = [
             path
             for path, _ in jax.tree_util.tree_leaves_with_path(variables["params"])
@@ -434,9 +435,9 @@ class TestPaperUNet:
     )
     def test_a_tile_sees_what_the_whole_image_does(self, upsampling):
         """Overlap-tile (figure 2): no pixel of a core depends on where the tile was cut."""
-        model = make(**UNPADDED, upsampling=upsampling).clone(has_context=True)
+        model = make(**UNPADDED, upsampling=upsampling)
         variables = initialise(model, channels=1)
-        m = model.margin
+        model, m = model.clone(has_context=True), model.margin
         image = jax.random.normal(jax.random.key(0), (1, 52 + 2 * m, 36 + 2 * m, 1))
         apply = jax.jit(lambda v, x: model.apply(v, x, train=False))
         whole = apply(variables, image)
