@@ -10,18 +10,22 @@ import pytest
 from absl import flags
 from PIL import Image
 
-# Tests are about values, not speed, and most of their time is compilation.
-jax.config.update("jax_platforms", "cpu")
+REPOSITORY = pathlib.Path(__file__).parents[1]
+# Here and in every command that a test starts.
+OPTIONS = {
+    "jax_platforms": "cpu",
+    # Tests are about values, not speed, and most of their time is compilation.
+    "jax_disable_most_optimizations": True,
+    # Programs compiled by one test, or one run of the suite, serve the others.
+    "jax_compilation_cache_dir": str(REPOSITORY / ".pytest_cache" / "jax"),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+}
+for option, value in OPTIONS.items():
+    jax.config.update(option, value)
+    os.environ[option.upper()] = str(value)
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_disable_most_optimizations", True)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 flags.FLAGS.mark_as_parsed()
-
-REPOSITORY = pathlib.Path(__file__).parents[1]
-# Programs compiled by one test, or one run of the suite, serve the others.
-COMPILED = str(REPOSITORY / ".pytest_cache" / "jax")
-jax.config.update("jax_compilation_cache_dir", COMPILED)
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """Sizes, costs and receptive fields against published numbers and counts by hand."""
 
 import itertools
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -16,7 +15,7 @@ from dense_jax.models import summary
 from dense_jax.models.encoders import ENCODERS
 from dense_jax.models.upsampling import UPSAMPLERS
 from experiments import base
-from tests.conftest import COMPILED, REPOSITORY
+from tests.conftest import REPOSITORY
 
 NUM_CLASSES = 2
 PUBLISHED = {  # parameters of torchvision's models, less those of the last layer, to 1000 classes
@@ -248,7 +247,6 @@ def run(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "dense_jax.models.summary", *arguments],
         cwd=REPOSITORY,
-        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": COMPILED},
         check=False,
         capture_output=True,
         text=True,

@@ -18,7 +18,7 @@ from dense_jax import checkpoint, data, evaluate, mesh, train, workdir
 from dense_jax.data import pipeline
 from dense_jax.models import pretrained
 from experiments import base
-from tests.conftest import COMPILED, REPOSITORY
+from tests.conftest import REPOSITORY
 
 NUM_STEPS = 6
 
@@ -247,7 +247,6 @@ def test_killed_in_the_middle_of_anything_with_worker_processes():
     done = subprocess.run(
         [sys.executable, "benchmarks/kill_and_resume.py", "--kills=1", "--workers=1"],
         cwd=REPOSITORY,
-        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": COMPILED},
         capture_output=True,
         text=True,
         check=False,
