@@ -38,7 +38,7 @@ from dense_jax import (
     workdir,
 )
 from dense_jax.augment import make_augment
-from dense_jax.data import pipeline, verify
+from dense_jax.data import balance, pipeline, verify
 from dense_jax.models import pretrained
 from dense_jax.normalise import NORMALISATIONS
 from dense_jax.tiles import Tiles
@@ -69,7 +69,12 @@ def train(config: ConfigDict, directory: str) -> None:
     workdir.compare_dataset(path, dataset)
 
     # What model, loss, augmentation or weights cannot do is said here, before anything is written.
-    run = assemble(config, source.num_classes, source.num_channels)
+    weights = config.loss_options.class_weights
+    if isinstance(weights, str):
+        weights = balance.class_weights(weights, source)
+        named = zip(source.class_names, weights, strict=True)
+        _LOG.info("class weights: %s", ", ".join(f"{name} {w:.4g}" for name, w in named))
+    run = assemble(config, source.num_classes, source.num_channels, class_weights=weights)
     shapes = jax.eval_shape(run.init)
     canvas = config.data.canvas_size or tuple(source.sizes.max(axis=0).tolist())
     jax.eval_shape(run.train_step, shapes, batch_shapes(config, canvas, source.num_channels))
@@ -212,8 +217,16 @@ class Run(NamedTuple):
     context: int  # pixels around what a tile predicts that predict_step and eval_step need
 
 
-def assemble(config: ConfigDict, num_classes: int, num_channels: int) -> Run:
-    """Makes a config's model, optimizer, loss and augmentation, and the steps of them."""
+def assemble(
+    config: ConfigDict,
+    num_classes: int,
+    num_channels: int,
+    class_weights: Sequence[float] | None = None,
+) -> Run:
+    """Makes a config's model, optimizer, loss and augmentation, and the steps of them.
+
+    class_weights: the numbers that loss_options.class_weights stands for; only training needs them.
+    """
     model = models.build(config.model, num_classes)
     schedule = optim.make_schedule(
         config.optimizer.schedule,
@@ -230,7 +243,8 @@ def assemble(config: ConfigDict, num_classes: int, num_channels: int) -> Run:
         encoder_lr_multiplier=config.optimizer.encoder_lr_multiplier,
         freeze_encoder=config.model.freeze_encoder,
     )
-    loss_fn = functools.partial(losses.LOSSES[config.loss], **models.given(config.loss_options))
+    options = models.given(config.loss_options.to_dict() | {"class_weights": class_weights})
+    loss_fn = functools.partial(losses.LOSSES[config.loss], **options)
     normalise = NORMALISATIONS[
         config.model.normalisation
         or (pretrained.normalisation(config.model.encoder) if config.model.pretrained else "unit")
@@ -298,6 +312,13 @@ def check(config: ConfigDict) -> None:
                 f"loss_options.{option} is no option of loss={config.loss!r}, which has: "
                 f"{', '.join(valid)}"
             )
+    weights = config.loss_options.class_weights
+    names = [*balance.METHODS, *balance.PUBLISHED]
+    if not (weights is None or isinstance(weights, tuple | list) or weights in names):
+        raise ValueError(
+            f"loss_options.class_weights={weights!r} must be one number per class, or one of "
+            f"{', '.join(names)}"
+        )
     for fields, low, high in (
         (("num_steps", "batch_size", "eval_every", "checkpoint_every", "log_every"), 1, math.inf),
         (("eval.batch_size",), 1, math.inf),

@@ -15,7 +15,9 @@ def get_config() -> ConfigDict:
 
     config.loss = "cross_entropy"  # losses.LOSSES
     config.loss_options = {  # unset: the loss's own default
-        "class_weights": placeholder(tuple),  # one per class
+        # One number per class, or by name: "median_frequency" | "inverse_frequency" (of the
+        # training split) | "segnet_camvid" (published).
+        "class_weights": placeholder(object),
         "label_smoothing": placeholder(float),  # probability spread over all classes
         "per": placeholder(str),  # "batch" | "image": what overlaps are summed over
         "absent": placeholder(str),  # "skip" | "zero" | "one": classes without a labelled pixel

@@ -33,6 +33,7 @@ def test_counts(root):
             "max_size": [2, 3],
             "pixels": {"sky": 2, "road": 2},
             "ignored_pixels": 2,
+            "class_weights": {"median_frequency": [1.0, 1.0], "inverse_frequency": [1.0, 1.0]},
             "missing_classes": [],
             "errors": [],
         },
@@ -43,11 +44,13 @@ def test_counts(root):
             "max_size": [1, 1],
             "pixels": {"sky": 0, "road": 1},
             "ignored_pixels": 0,
+            "class_weights": {"median_frequency": [0.0, 1.0], "inverse_frequency": [0.0, 1.0]},
             "missing_classes": ["sky"],
             "errors": [],
         },
     }
     text = as_text(report)
+    assert "median_frequency: 0.0000, 1.0000" in text
     assert "33.333 %" in text and "never seen: sky" in text and "error" not in text
 
 

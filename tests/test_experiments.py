@@ -98,6 +98,11 @@ def test_a_memory_cache_is_refused_with_worker_processes():
             "model.normalisation='caffe' is not one of unit, imagenet",
         ),
         ("optimizer.encoder_lr_multiplier", -1.0, "encoder_lr_multiplier=-1.0 must be at least 0"),
+        (
+            "loss_options.class_weights",
+            "median",
+            "class_weights='median' must be one number per class, or one of median_frequency, inv",
+        ),
         ("num_steps", 0, "num_steps=0 must be at least 1"),
         ("eval_every", -1, "eval_every=-1 must be at least 1"),
         ("data.resolution", 0.0, "data.resolution=0.0 must be at least 1e-12"),

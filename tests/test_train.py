@@ -15,7 +15,7 @@ import pytest
 from etils import epath
 
 from dense_jax import checkpoint, data, evaluate, mesh, train, workdir
-from dense_jax.data import pipeline
+from dense_jax.data import balance, pipeline
 from dense_jax.models import pretrained
 from experiments import base
 from tests.conftest import REPOSITORY
@@ -354,3 +354,18 @@ def test_unpadded_convolutions_train_and_score_every_pixel(config, tmp_path):
     # What is cut into tiles is what is predicted at once.
     whole = evaluate.evaluate(str(tmp_path), "test", tile_size=(256, 256))
     np.testing.assert_array_equal(whole["confusion_matrix"], evaluation["confusion_matrix"])
+
+
+def test_class_weights_by_name_are_those_of_the_training_labels(config, finished, tmp_path):
+    def first_loss(path):
+        return workdir.read_records(path / "metrics.jsonl")[0]["train/loss"]
+
+    source = data.open_dataset("folder", config.data.root, "train")
+    weights = balance.class_weights("median_frequency", source)
+    config.num_steps = config.eval_every = config.log_every = 1
+    for name, class_weights in (("name", "median_frequency"), ("numbers", weights)):
+        config.loss_options.class_weights = class_weights
+        train.train(config, str(tmp_path / name))
+    assert first_loss(tmp_path / "name") == first_loss(tmp_path / "numbers")
+    assert first_loss(tmp_path / "name") != first_loss(finished)
+    assert train.load(str(tmp_path / "name"), "latest").step == 1

@@ -14,7 +14,7 @@ from absl import app, flags
 from jaxtyping import Int64
 
 from dense_jax import data
-from dense_jax.data import verify
+from dense_jax.data import balance, verify
 from dense_jax.labels import IGNORE_LABEL
 
 
@@ -34,7 +34,8 @@ def _examine_split(name: str, root: str, split: str) -> dict[str, Any]:
     except ValueError as error:
         return {"errors": [str(error)]}
     good, errors = verify.scan(source, _measure)
-    counts = sum((c for _, c in good), np.zeros(IGNORE_LABEL + 1, np.int64))
+    per_image = np.array([counts for _, counts in good], np.int64).reshape(-1, IGNORE_LABEL + 1)
+    counts = per_image.sum(axis=0)
     sizes = np.array([size for size, _ in good])
     pixels = dict(zip(source.class_names, counts[: source.num_classes].tolist(), strict=True))
     return {
@@ -44,6 +45,11 @@ def _examine_split(name: str, root: str, split: str) -> dict[str, Any]:
         "max_size": sizes.max(axis=0).tolist() if good else None,
         "pixels": pixels,
         "ignored_pixels": int(counts[IGNORE_LABEL]),
+        "class_weights": {
+            method: compute(per_image[:, : source.num_classes]).tolist()
+            for method, compute in balance.METHODS.items()
+            if pixels and any(pixels.values())
+        },
         "missing_classes": [missing for missing, count in pixels.items() if not count],
         "errors": errors,
     }
@@ -66,6 +72,8 @@ def as_text(report: dict[str, Any]) -> str:
             )
             for name, count in [*found["pixels"].items(), ("(ignored)", found["ignored_pixels"])]:
                 lines.append(f"  {name:20} {count:>14} pixels {100 * count / total:7.3f} %")
+            for method, weights in found["class_weights"].items():
+                lines.append(f"  {method}: {', '.join(f'{weight:.4f}' for weight in weights)}")
             if found["missing_classes"]:
                 lines.append(f"  never seen: {', '.join(found['missing_classes'])}")
         else:

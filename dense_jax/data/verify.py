@@ -22,14 +22,11 @@ def verify(source: Source, *, progress: bool = True) -> None:
     """
     if source.fingerprint is None:
         return
-    mark = _cache_folder() / source.fingerprint
+    mark = cache_folder() / "verified" / source.fingerprint
     if mark.exists():
         return
     _, errors = scan(source, lambda example: None, progress=progress)
-    if errors:
-        listed = "\n  ".join(errors[:10])
-        more = "\n  ..." if len(errors) > 10 else ""
-        raise ValueError(f"{len(errors)} of {len(source)} examples are bad:\n  {listed}{more}")
+    refuse(errors, len(source))
     with contextlib.suppress(OSError):  # a cache that cannot be written: verified again next time
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
@@ -62,6 +59,15 @@ def scan(
     return results, errors
 
 
-def _cache_folder() -> pathlib.Path:
+def refuse(errors: list[str], num_examples: int) -> None:
+    """Raises ValueError with the first errors of a scan, if there are any."""
+    if errors:
+        listed = "\n  ".join(errors[:10])
+        more = "\n  ..." if len(errors) > 10 else ""
+        raise ValueError(f"{len(errors)} of {num_examples} examples are bad:\n  {listed}{more}")
+
+
+def cache_folder() -> pathlib.Path:
+    """Where what was found out about a dataset is kept, by its fingerprint."""
     cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(cache) / "dense_jax" / "verified"
+    return pathlib.Path(cache) / "dense_jax"
