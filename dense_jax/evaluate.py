@@ -1,6 +1,6 @@
 """Scores a trained workdir: python -m dense_jax.evaluate --workdir=DIR [--split=test].
 
-Writes DIR/evaluation_SPLIT.json and .md. Every valid pixel of the split is counted exactly once,
+Writes DIR/evaluation_SPLIT.json and .md, and .npz with the confusion matrix of each image. Every valid pixel of the split is counted exactly once,
 at the labels' own resolution; ignored pixels count nowhere; a class that is neither in the labels
 nor predicted has no score (null) and is left out of the means.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from absl import app, flags
 from etils import epath
 
-from dense_jax import data, logger, mesh, scoring, train, workdir
+from dense_jax import data, logger, mesh, metrics, scoring, train, workdir
 from dense_jax.tiles import Tiles
 
 MEANS = ("mean_iou", "mean_dice", "mean_accuracy", "pixel_accuracy", "frequency_weighted_iou")
@@ -54,7 +54,7 @@ def evaluate(
         loaded.run.context,
     )
     shardings = mesh.replicated(loaded.mesh), mesh.sharded(loaded.mesh)
-    counts, _ = scoring.score(
+    matrices, _ = scoring.score(
         jax.jit(mesh.map_examples(loaded.run.eval_step, loaded.mesh), out_shardings=shardings),
         loaded.variables,
         tiles,
@@ -62,6 +62,12 @@ def evaluate(
         batch_size=batch_size or config.eval.batch_size,
         workers=config.data.workers,
     )
+    counts = matrices.sum(axis=0, dtype=np.int64)
+    low, high = (
+        train.named_scores(ends, source.class_names) for ends in metrics.bootstrap(matrices)
+    )
+    of_images = [metrics.summarize(image) for image in matrices]
+    over_images = {name: metrics.mean(np.array([s[name] for s in of_images])) for name in MEANS}
     evaluation = {
         "dataset": config.data.name,
         "dataset_fingerprint": source.fingerprint,
@@ -73,22 +79,32 @@ def evaluate(
         "tile_size": tiles.tile_size,
         "margin": tiles.margin,
         "class_names": source.class_names,
-        **train.named_scores(counts, source.class_names),
+        **train.named_scores(metrics.summarize(counts), source.class_names),
+        "intervals": {name: (low[name], high[name]) for name in low},
+        "mean_over_images": over_images,
         "confusion_matrix": counts,
     }
     if jax.process_index() == 0:
         path = epath.Path(directory) / f"evaluation_{split}.json"
         workdir.write_json(path, evaluation)
         path.with_suffix(".md").write_text(markdown(evaluation))
+        with path.with_suffix(".npz").open("wb") as file:
+            np.savez_compressed(file, confusion_matrices=matrices)
     return evaluation
 
 
 def markdown(evaluation: dict[str, Any]) -> str:
     """The means, and a table with a row per class, in percent."""
 
-    def percent(name: str) -> str:
-        value = evaluation[f"eval/{name}"]
+    def percent(value: float) -> str:
         return "no score" if np.isnan(value) else f"{100 * value:.2f}"
+
+    def interval(name: str) -> str:
+        low, high = evaluation["intervals"][f"eval/{name}"]
+        return "" if np.isnan(low) else f"{100 * low:.2f} to {100 * high:.2f}"
+
+    def both(name: str) -> str:
+        return f"{percent(evaluation[f'eval/{name}'])} ({interval(name)})".removesuffix(" ()")
 
     def row(*cells: str) -> str:
         return f"| {' | '.join(cells)} |"
@@ -96,21 +112,24 @@ def markdown(evaluation: dict[str, Any]) -> str:
     about = (
         f"{evaluation['num_images']} images, {evaluation['num_pixels']} valid pixels, at the "
         "labels' own resolution. Ignored pixels count nowhere; a class neither in the labels nor "
-        "predicted has no score and is not in the means. In percent."
+        "predicted has no score and is not in the means. In percent, with 95 % intervals over "
+        "images (bootstrap); the mean over images is of each image's own score, another measure."
     )
     lines = [
         f"# {evaluation['dataset']} {evaluation['split']}, step {evaluation['step']}",
         "",
         about,
         "",
-        row(*(name.replace("_", " ") for name in MEANS)),
-        row(*(["---:"] * len(MEANS))),
-        row(*map(percent, MEANS)),
+        row("", *(name.replace("_", " ") for name in MEANS)),
+        row("---", *(["---:"] * len(MEANS))),
+        row("all pixels", *(percent(evaluation[f"eval/{name}"]) for name in MEANS)),
+        row("95 % interval", *map(interval, MEANS)),
+        row("mean over images", *(percent(evaluation["mean_over_images"][n]) for n in MEANS)),
         "",
         row("class", *(name.replace("_", " ") for name in PER_CLASS)),
         row("---", *(["---:"] * len(PER_CLASS))),
         *(
-            row(name.replace("|", "\\|"), *(percent(f"{metric}/{name}") for metric in PER_CLASS))
+            row(name.replace("|", "\\|"), *(both(f"{metric}/{name}") for metric in PER_CLASS))
             for name in evaluation["class_names"]
         ),
     ]

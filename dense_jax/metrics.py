@@ -83,16 +83,42 @@ def summarize(counts: ArrayLike) -> dict[str, float | PerClass]:
         binary_accuracy = (total - true - guessed + 2 * hit) / total
         return {
             "pixel_accuracy": float(hit.sum() / total),
-            "mean_accuracy": _mean(accuracy),
-            "mean_iou": _mean(iou),
+            "mean_accuracy": mean(accuracy),
+            "mean_iou": mean(iou),
             "frequency_weighted_iou": float(np.nansum(true * iou) / total),
-            "mean_dice": _mean(dice),
+            "mean_dice": mean(dice),
             "iou": iou,
             "dice": dice,
             "accuracy": accuracy,
             "precision": hit / guessed,
             "binary_accuracy": np.where(true + guessed > 0, binary_accuracy, np.nan),
         }
+
+
+def bootstrap(
+    matrices: ArrayLike, *, num_resamples: int = 1000, seed: int = 0
+) -> tuple[dict[str, float | PerClass], dict[str, float | PerClass]]:
+    """The lower and upper ends of 95 % intervals, over images, of every metric of `summarize`.
+
+    matrices: confusion matrices of n images, [n, c, c]. n images are drawn with replacement,
+    num_resamples times, and the 2.5th and 97.5th percentiles taken of the metrics of their sums
+    (Efron and Tibshirani 1993, "An introduction to the bootstrap", section 13.3). It says how much
+    the score depends on which images were tested, not on the training's randomness. Resamples
+    without the class do not count; NaN if there are no others.
+    """
+    matrices = np.asarray(matrices, np.float64)  # for BLAS; sums are exact up to 2^53 pixels
+    n, c, _ = matrices.shape
+    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=num_resamples)
+    sums = (draws @ matrices.reshape(n, -1)).reshape(-1, c, c)
+    summaries = [summarize(counts) for counts in sums]
+    low, high = {}, {}
+    for name, first in summaries[0].items():
+        values = np.array([summary[name] for summary in summaries]).reshape(num_resamples, -1)
+        ends = np.full((2, values.shape[1]), np.nan)
+        some = ~np.all(np.isnan(values), axis=0)
+        ends[:, some] = np.nanpercentile(values[:, some], (2.5, 97.5), axis=0)
+        low[name], high[name] = ends[:, 0].tolist() if isinstance(first, float) else ends
+    return low, high
 
 
 def boundary_f1(
@@ -174,7 +200,7 @@ def boundary_iou(
     return np.array(scores, np.float64)
 
 
-def _mean(values: PerClass) -> float:
+def mean(values: PerClass) -> float:
     """Mean without NaN; NaN, silently, if nothing is left."""
     values = values[~np.isnan(values)]
     return float(values.mean()) if values.size else math.nan

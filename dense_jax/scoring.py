@@ -34,7 +34,7 @@ def predict_tiles(
     bar = tqdm(total=len(tiles), unit="tile", leave=False, disable=None)
     with bar, contextlib.closing(batches):  # ends the workers, also after an error
         for batch in batches:
-            numbers = batch.pop("index").tolist()
+            numbers = batch["index"].tolist()
             outputs = step(variables, meshes.to_global(batch, mesh))
             if pending is not None:
                 yield pending
@@ -59,22 +59,29 @@ def score(
     num_pictures: int = 0,
     **options: int,
 ) -> tuple[np.ndarray, list[tuple[dict, np.ndarray]]]:
-    """Returns the confusion matrix, int64 [c, c], and (example, prediction) of the first images.
+    """Returns each image's confusion matrix, and (example, prediction) of the first images.
 
-    eval_step: as of `steps.make_eval_step`, mapped over batches; its counts are replicated, its
-      classes split over the devices.
+    The matrices are int32 [n, c, c], the same on every host: to add them up, use int64.
+
+    eval_step: as of `steps.make_eval_step`, mapped over batches; what it counted is replicated, its
+      classes are split over the devices.
     """
-    total: Any = 0
+    matrices: Any = None
     stitcher = Stitcher(tiles)
     pictures = []
-    for numbers, (counts, predictions) in predict_tiles(
+    for numbers, (counted, predictions) in predict_tiles(
         eval_step, variables, tiles, mesh=mesh, **options
     ):
-        total += np.asarray(counts).astype(np.int64).sum(axis=0)
+        counts = np.asarray(counted["counts"])
+        if matrices is None:
+            matrices = np.zeros((len(tiles.source), *counts.shape[1:]), np.int32)
+        for k, of_tile in zip(np.asarray(counted["index"]).tolist(), counts, strict=True):
+            if k >= 0:  # not padding
+                matrices[tiles.place(k)[0]] += of_tile
         if any(0 <= k and tiles.place(k)[0] < num_pictures for k in numbers):
             pictures += stitcher.add(numbers, local(predictions))
     pictures = [(tiles.source[i], classes) for i, classes in pictures if i < num_pictures]
-    return total, pictures
+    return matrices, pictures
 
 
 class Stitcher:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from flax import struct
-from jaxtyping import Array, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, PRNGKeyArray, UInt8
 
 Batch = Mapping[str, Array]
 Variables = Mapping[str, Any]
@@ -150,11 +150,15 @@ def make_predict_step(
 
 def make_eval_step(
     predict_step: Callable, confusion_matrix: Callable
-) -> Callable[[Variables, Batch], tuple[Int[Array, "c c"], UInt8[Array, "h w"]]]:
-    """Returns eval_step(variables, example) -> (confusion matrix, classes), for one example."""
+) -> Callable[[Variables, Batch], tuple[Batch, UInt8[Array, "h w"]]]:
+    """Returns eval_step(variables, example) -> (counted, classes), for one example.
+
+    counted: {"index": the example's, "counts": its confusion matrix}, both for the host.
+    """
 
     def eval_step(variables: Variables, example: Batch):
         classes = predict_step(variables, example["image"])
-        return confusion_matrix(classes, example["label"]), classes
+        counts = confusion_matrix(classes, example["label"])
+        return {"index": example["index"], "counts": counts}, classes
 
     return eval_step

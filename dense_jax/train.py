@@ -149,7 +149,7 @@ def train(config: ConfigDict, directory: str) -> None:
         log.progress(step, loss=host_values["train/loss"])
 
     def evaluate(step: int, state: steps.TrainState) -> None:
-        counts, examples = scoring.score(
+        matrices, examples = scoring.score(
             eval_step,
             state.variables(),
             tiles,
@@ -158,7 +158,8 @@ def train(config: ConfigDict, directory: str) -> None:
             workers=config.data.workers,
             num_pictures=config.eval.num_pictures,
         )
-        scores[step] = named_scores(counts, source.class_names)
+        counts = matrices.sum(axis=0, dtype=np.int64)
+        scores[step] = named_scores(metrics.summarize(counts), source.class_names)
         log.scalars(step, scores[step])
         log.progress(step, mean_iou=scores[step]["eval/mean_iou"])
         if examples:
@@ -427,10 +428,10 @@ def palette_of(source: Any) -> np.ndarray:
     return plots.default_palette(source.num_classes) if source.palette is None else source.palette
 
 
-def named_scores(counts: np.ndarray, class_names: Iterable[str]) -> dict[str, float]:
-    """`metrics.summarize` as flat paths: eval/mean_iou, eval/iou/CLASS."""
+def named_scores(summary: Mapping[str, Any], class_names: Iterable[str]) -> dict[str, float]:
+    """What `metrics.summarize` returns as flat paths: eval/mean_iou, eval/iou/CLASS."""
     scores: dict[str, float] = {}
-    for name, value in metrics.summarize(counts).items():
+    for name, value in summary.items():
         if isinstance(value, float):
             scores[f"eval/{name}"] = value
         else:

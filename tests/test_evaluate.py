@@ -71,11 +71,30 @@ def test_the_files_hold_the_same_numbers(run, tiny_folder):
     text = (run / "evaluation_val.md").read_text()
     assert f"{100 * evaluation['eval/mean_iou']:.2f}" in text
     assert "| dark |" in text and "| bright |" in text
+    low, high = written["intervals"]["eval/iou/dark"]
+    assert f"({100 * low:.2f} to {100 * high:.2f})" in text
+    assert low <= written["eval/iou/dark"] <= high
+
+
+def test_the_matrix_of_each_image_is_kept(run, tiny_folder):
+    """From which any score can be made later: here, the mean over images of the mean IoU."""
+    for tile_size in ((64, 64), (8, 10)):
+        evaluation = evaluate.evaluate(str(run), "test", tile_size=tile_size, margin=2)
+        with np.load(run / "evaluation_test.npz") as kept:
+            matrices = kept["confusion_matrices"]
+        np.testing.assert_array_equal(matrices.sum(axis=0), counts_of(evaluation))
+        source = data.open_dataset("folder", str(tiny_folder), "test")
+        for i, matrix in enumerate(matrices):
+            truth = np.bincount(source[i]["label"].ravel(), minlength=256)[:2]
+            np.testing.assert_array_equal(matrix.sum(axis=1), truth)
+        of_images = [metrics.summarize(matrix)["mean_iou"] for matrix in matrices]
+        assert evaluation["mean_over_images"]["mean_iou"] == np.mean(of_images)
 
 
 def test_a_class_without_score_is_null_and_named():
     counts = np.array([[5, 0], [0, 0]])
-    scores = train.named_scores(counts, ["a", "b|c"])
+    names = ["a", "b|c"]
+    scores = train.named_scores(metrics.summarize(counts), names)
     assert scores["eval/mean_iou"] == 1.0 and np.isnan(scores["eval/iou/b|c"])
     text = evaluate.markdown(
         {
@@ -84,8 +103,10 @@ def test_a_class_without_score_is_null_and_named():
             "step": 1,
             "num_images": 1,
             "num_pixels": 5,
-            "class_names": ["a", "b|c"],
+            "class_names": names,
             **scores,
+            "intervals": dict.fromkeys(scores, (np.nan, np.nan)),
+            "mean_over_images": dict.fromkeys(evaluate.MEANS, 1.0),
         }
     )
     assert "| b\\|c | no score | no score |" in text

@@ -343,3 +343,42 @@ def test_boundary_metrics_of_one_pixel():
     for metric, best, worst in zip(BOUNDARY, (1, 1, 0, 0), (0, 0, 2**0.5, 2**0.5), strict=True):
         np.testing.assert_allclose(metric(one, one), [np.nan, best])
         np.testing.assert_allclose(metric(one, zero), [worst, worst])
+
+
+class TestBootstrap:
+    MATRICES = np.random.default_rng(0).integers(0, 50, (12, 3, 3))
+
+    def test_intervals_are_percentiles_over_resampled_images(self):
+        low, high = metrics.bootstrap(self.MATRICES, num_resamples=200, seed=3)
+        draws = np.random.default_rng(3).multinomial(12, [1 / 12] * 12, size=200)
+        summaries = []
+        for draw in draws:
+            images = [m for m, times in zip(self.MATRICES, draw, strict=True) for _ in range(times)]
+            summaries.append(metrics.summarize(np.sum(images, axis=0)))
+        assert low.keys() == high.keys() == summaries[0].keys()
+        for name in low:
+            expected = np.percentile([s[name] for s in summaries], (2.5, 97.5), axis=0)
+            np.testing.assert_allclose([low[name], high[name]], expected)
+
+    def test_the_same_seed_gives_the_same_interval_and_another_one_another(self):
+        one, same, other = (metrics.bootstrap(self.MATRICES, seed=s)[0]["iou"] for s in (0, 0, 1))
+        np.testing.assert_array_equal(one, same)
+        assert np.any(one != other)
+
+    def test_equal_images_leave_no_doubt_and_more_images_less(self):
+        equal = np.repeat(self.MATRICES[:1], 5, axis=0)
+        width = lambda matrices: np.ptp([end["mean_iou"] for end in metrics.bootstrap(matrices)])
+        np.testing.assert_allclose(width(equal), 0, atol=1e-12)
+        assert width(np.repeat(self.MATRICES, 16, axis=0)) < 0.5 * width(self.MATRICES)
+
+    def test_a_class_that_is_nowhere_has_no_interval_and_one_that_is_rare_has(self):
+        matrices = np.zeros((6, 3, 3), int)
+        matrices[:, 0, 0] = 5
+        matrices[0, 1, 1] = 2  # in one image: many resamples are without it
+        low, high = (end["iou"] for end in metrics.bootstrap(matrices))
+        np.testing.assert_array_equal(low, [1, 1, np.nan])
+        np.testing.assert_array_equal(high, [1, 1, np.nan])
+
+    def test_counts_near_the_limit_of_int32_do_not_overflow(self):
+        matrices = np.full((3, 2, 2), 2**31 - 1, np.int32)
+        np.testing.assert_allclose(metrics.bootstrap(matrices)[1]["mean_iou"], 1 / 3)

@@ -115,9 +115,11 @@ def test_evaluation_of_an_example_does_not_depend_on_its_batch_or_device():
     for num_devices, size in ((1, 8), (1, 1), (4, 4)):
         devices = make_mesh(num_devices)
         some = {name: array[:size] for name, array in examples.items()}
-        counts, classes = mesh.map_examples(eval_step, devices)(
+        counted, classes = mesh.map_examples(eval_step, devices)(
             state.variables(), mesh.to_global(some, devices)
         )
+        counts = counted["counts"]
+        np.testing.assert_array_equal(counted["index"], some["index"])
         assert counts.shape == (size, 3, 3)
         np.testing.assert_array_equal(
             counts[0], confusion(classes[0], jnp.asarray(examples["label"][0]))
