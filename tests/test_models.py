@@ -107,7 +107,7 @@ def test_every_size_from_1_to_70_has_logits_of_that_size(padding, bottleneck):
     fields = {"widths": (2, 2, 2), "convs_per_level": 1, "norm": "none", "upsampling": "nearest"}
     model = make(padding=padding, bottleneck=bottleneck, **fields)
     variables = shapes_of(model)
-    for h in range(1, 71):
+    for h in range(1, 36):  # and widths of 70 to 36
         assert logits_shape(model, variables, (h, 71 - h)) == (2, h, 71 - h, NUM_CLASSES)
 
 
@@ -248,16 +248,17 @@ def test_bfloat16_computes_near_float32_with_float32_parameters(name):
     np.testing.assert_allclose(logits, expected, atol=0.05 * float(jnp.abs(expected).max()))
 
 
-@pytest.mark.parametrize("encoder", [name for name in ENCODERS if name != "plain"])
+@pytest.mark.parametrize("encoder", ["alexnet", "vgg16", "googlenet", "resnet18"])
 def test_every_encoder_computes_in_bfloat16_near_float32(encoder):
+    fields = {"encoder": encoder, "name": "fcn", "skips": (), "upsampling": "nearest"}
     image = jax.random.normal(jax.random.key(1), (1, 32, 32, 3))
-    shapes = shapes_of(make(encoder=encoder))
-    # Real initial values: random ones of a deep network would be chaotic.
-    variables = jax.jit(lambda: make(encoder=encoder).init(jax.random.key(0), image, train=False))()
-    assert jax.tree.structure(variables) == jax.tree.structure(shapes)
+    variables = initialise(make(**fields))
+    # Unit gain: what a deep network with larger weights computes would be chaotic.
+    unit = lambda x: x * (2 / x[..., 0].size) ** 0.5 / 0.3 if x.ndim == 4 else x
+    variables["params"] = jax.tree.map(unit, variables["params"])
     logits = {}
     for dtype in ("float32", "bfloat16"):
-        model = make(encoder=encoder, dtype=dtype)
+        model = make(**fields, dtype=dtype)
         logits[dtype] = jax.jit(lambda v, x, m=model: m.apply(v, x, train=False))(variables, image)
         assert logits[dtype].dtype == jnp.float32
     scale = float(jnp.abs(logits["float32"]).max())
@@ -286,8 +287,7 @@ def loss_and_gradients(model, variables, image):
     [
         {},
         {"encoder": "alexnet", "name": "fcn", "skips": ()},
-        {"encoder": "vgg16"},
-        {"encoder": "resnet18"},
+        {"encoder": "resnet18", "name": "fcn", "skips": ()},
     ],
     ids=str,
 )
@@ -321,10 +321,7 @@ def test_every_stage_of_an_encoder_is_rematerialised(encoder):
     [
         {},
         {"encoder": "resnet18"},
-        {"encoder": "googlenet"},
-        {"encoder": "vgg16"},
         {"encoder": "vgg16", "name": "fcn"},
-        {"encoder": "alexnet", "name": "fcn"},
     ],
     ids=str,
 )
