@@ -1,8 +1,9 @@
 """Scores a trained workdir: python -m dense_jax.evaluate --workdir=DIR [--split=test].
 
-Writes DIR/evaluation_SPLIT.json and .md, and .npz with the confusion matrix of each image. Every valid pixel of the split is counted exactly once,
-at the labels' own resolution; ignored pixels count nowhere; a class that is neither in the labels
-nor predicted has no score (null) and is left out of the means.
+Writes DIR/evaluation_SPLIT.json and .md, and .npz with the confusion matrix of each image. Every
+valid pixel of the split is counted exactly once, at the labels' own resolution; ignored pixels count
+nowhere; a class that is neither in the labels nor predicted has no score (null) and is left out of
+the means.
 """
 
 from collections.abc import Sequence

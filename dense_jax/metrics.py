@@ -102,7 +102,7 @@ def bootstrap(
 
     matrices: confusion matrices of n images, [n, c, c]. n images are drawn with replacement,
     num_resamples times, and the 2.5th and 97.5th percentiles taken of the metrics of their sums
-    (Efron and Tibshirani 1993, "An introduction to the bootstrap", section 13.3). It says how much
+    (Efron and Tibshirani 1993, "An introduction to the bootstrap", chapter 13). It says how much
     the score depends on which images were tested, not on the training's randomness. Resamples
     without the class do not count; NaN if there are no others.
     """

@@ -97,6 +97,7 @@ def train(config: ConfigDict, directory: str) -> None:
     best = checkpoint.Checkpoints(path / "checkpoints" / "best", max_to_keep=1)
     state = latest.restore_latest(_placed(shapes, replicated))
     if state is None:
+        # Not yet read where the run was cut off before its first checkpoint.
         encoder = encoder or _published(config, shapes)
         state = jax.jit(run.init, out_shardings=replicated)(encoder=encoder)
     first = int(state.step)

@@ -43,8 +43,8 @@ def get_config() -> ConfigDict:
         },
         "skips": placeholder(tuple),  # encoder strides to fuse; unset: all; (): none
         "fusion": "concat",  # "concat" | "add" (unet)
-        # Channels at strides 1, 2, 4, ... of plain and of unet, which uses as many as it has strides,
-        # and the last one for all deeper ones.
+        # Channels at strides 1, 2, 4, ... of plain and of unet, which uses as many as it has
+        # strides, and the last one for all deeper ones.
         "widths": (16, 32, 64, 128),
         "norm": "batch",  # "batch" | "group" | "none"
         "dtype": "float32",  # of the computation: "float32" | "bfloat16"

@@ -4,14 +4,13 @@ python -m dense_jax.main --config=experiments/segnet_basic.py --config.data.root
     --workdir=runs/segnet_basic
 
 The network as released: local response normalisation of the input; four 7x7 convolutions with 64
-channels, batch norm, ReLU and max-pooling; four times unpooling by the switches, 7x7 convolution and
-batch norm, without ReLU; a 1x1 classifier. Its recipe: He initialisation, SGD with a fixed learning
-rate of 0.1, momentum 0.9, batches of 12 whole images, weight decay 5e-4, 10,000 steps.
+channels, batch norm, ReLU and max-pooling; four times unpooling by the switches, 7x7 convolution
+and batch norm, without ReLU; a 1x1 classifier. Its recipe: He initialisation, SGD with a fixed
+learning rate of 0.1, momentum 0.9, batches of 12 whole images, weight decay 5e-4, 10,000 steps.
 
 Ours departs from it so: the loss is the mean over pixels, not their sum; its gradient is clipped;
-random flips; no bias in front of a norm; the best checkpoint is that of the best mean IoU on val, not
-of the best pixel accuracy. This is the row without class balancing of the paper's
-table 1.
+random flips; no bias in front of a norm; the best checkpoint is that of the best mean IoU on val,
+not of the best pixel accuracy. This is the row without class balancing of the paper's table 1.
 """
 
 from experiments import base

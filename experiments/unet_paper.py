@@ -3,14 +3,15 @@
 python -m dense_jax.main --config=experiments/unet_paper.py --config.data.root=ISBI2012 \
     --workdir=runs/unet_paper
 
-Its network exactly: 23 convolutions, none padded, so that a tile of 572 x 572 pixels gives 388 x 388
-labels; tiles and crops carry the 92 pixels of context around them, mirrored at the image's border.
-Its recipe: batches of one tile, SGD with momentum 0.99, cross-entropy, He initialisation, dropout at
-the end of the contracting path (sections 3 and 3.1).
+Its network exactly: 23 convolutions, none padded, so that a tile of 572 x 572 pixels gives 388 x
+388 labels; tiles and crops carry the 92 pixels of context around them, mirrored at the image's
+border. Its recipe: batches of one tile, SGD with momentum 0.99, cross-entropy, He initialisation,
+dropout at the end of the contracting path (sections 3 and 3.1).
 
-Ours departs from it so: no border weights and no elastic deformations, but flips in both directions
-and zoom; the gradient is clipped, and the learning rate warms up. The paper leaves out the learning rate, the dropout probability and the number of steps:
-here 1e-3, 0.5 and 20,000. On several devices, raise batch_size to a multiple of their number.
+Ours departs from it so: no border weights and no elastic deformations, but flips in both
+directions and zoom; the gradient is clipped, and the learning rate warms up. The paper leaves out
+the learning rate, the dropout probability and the number of steps: here 1e-3, 0.5 and 20,000. On
+several devices, raise batch_size to a multiple of their number.
 """
 
 from experiments import base

@@ -4,9 +4,10 @@ python -m dense_jax.main --config=experiments/unet_resnet34.py --config.data.roo
     --config.model.pretrained=hf://timm/resnet34.tv_in1k/model.safetensors --workdir=runs/resnet34
 
 No single paper's recipe: the decoder is close to that of segmentation_models.pytorch (nearest
-upsampling, concatenated skips at strides 2 to 16, two 3x3 convolutions with 256, 128, 64, 32 and 16
-channels), but projects before it concatenates; the training is AdamW with a cosine schedule on cross-entropy + soft Dice. With few images, try
---config.optimizer.encoder_lr_multiplier=0.1 or --config.model.freeze_encoder.
+upsampling, concatenated skips at strides 2 to 16, two 3x3 convolutions with 256, 128, 64, 32 and
+16 channels), but projects before it concatenates; the training is AdamW with a cosine schedule on
+cross-entropy + soft Dice. With few images, try --config.optimizer.encoder_lr_multiplier=0.1 or
+--config.model.freeze_encoder.
 """
 
 from experiments import base

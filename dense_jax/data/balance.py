@@ -21,7 +21,7 @@ Weights = Float64[np.ndarray, " c"]
 def median_frequency(counts: Counts) -> Weights:
     """median(f) / f, with f the class's pixels over the valid pixels of the images that show it.
 
-    Eigen and Fergus 2015 (arXiv 1411.4734, section 6.3.2), as in SegNet; the median is over the
+    Eigen and Fergus 2015 (arXiv 1411.4734), as in SegNet; the median is over the
     classes seen. 0 for a class without a pixel.
     """
     shown_in = counts.sum(axis=1) @ (counts > 0)  # [c], pixels

@@ -48,7 +48,7 @@ def _examine_split(name: str, root: str, split: str) -> dict[str, Any]:
         "class_weights": {
             method: compute(per_image[:, : source.num_classes]).tolist()
             for method, compute in balance.METHODS.items()
-            if pixels and any(pixels.values())
+            if any(pixels.values())
         },
         "missing_classes": [missing for missing, count in pixels.items() if not count],
         "errors": errors,

@@ -54,7 +54,7 @@ def max_pool(
 def max_unpool(
     x: Float[Array, "b h w c"], switches: Int[Array, "b h w c"]
 ) -> Float[Array, "b 2*h 2*w c"]:
-    """Every value goes where its 2x2 window's maximum was; 0 elsewhere (arXiv 1511.00561, 3.1)."""
+    """Every value goes where its 2x2 window's maximum was; 0 elsewhere (arXiv 1511.00561)."""
     return pixel_shuffle(jnp.concatenate([jnp.where(switches == k, x, 0) for k in range(4)], -1), 2)
 
 

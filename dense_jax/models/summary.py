@@ -167,8 +167,8 @@ def receptive_field(
 
     size: height and width of the image, pixels; must be larger than the result.
 
-    Raises ValueError if the pixel depends on nothing, or if the box touches the border, so that the field may be larger: always with
-    group norm, whose statistics are those of the whole image.
+    Raises ValueError if the pixel depends on nothing, or if the box touches the border, so that
+    the field may be larger: always with group norm, whose statistics are those of the whole image.
     """
 
     def positive(name: str, shape: tuple[int, ...]) -> float:

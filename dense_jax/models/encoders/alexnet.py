@@ -1,8 +1,8 @@
 """AlexNet in its one-tower form (Krizhevsky 2014, arXiv 1404.5997), as torchvision has it.
 
 Its paddings leave one row and column less than h/s at every stride s, and centre a feature about
-half a cell down and right of the middle of its own (1.5, 3.5, 7.5 and 15.5 pixels);
-fc6's 6x6 window, which reaches one more cell up than down, undoes that to within half a pixel.
+half a cell down and right of the middle of its own (1.5, 3.5, 7.5 and 15.5 pixels); fc6's 6x6
+window, which reaches one more cell up than down, undoes that to within half a pixel.
 """
 
 import jax.numpy as jnp
