@@ -73,6 +73,12 @@ def test_hosts_share_the_batches_of_one_host(num_hosts):
     assert_equal(together, take(5))
 
 
+def test_batches_of_one_hold_the_same_examples():
+    fours = {key: np.concatenate([batch[key] for batch in take(2)]) for key in take(1)[0]}
+    ones = take(8, batch_size=1)
+    assert_equal([{key: np.concatenate([b[key] for b in ones]) for key in fours}], [fours])
+
+
 @pytest.mark.parametrize("step", [1, 2, 5])
 def test_started_at_a_step_it_goes_on_as_if_never_stopped(step):
     assert_equal(take(7)[step:], take(7 - step, step=step))

@@ -45,8 +45,9 @@ def train_batches(
     host_batch = _host_batch(batch_size, num_hosts)
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     dataset = dataset.map_with_index(functools.partial(_place, canvas, seed))
-    # Last, so that the order does not depend on the number of hosts.
-    dataset = dataset[step * batch_size + host :: num_hosts]
+    # Last, so that the order does not depend on the number of hosts. It ends where `index` does,
+    # because grain cannot count the batches of one in what is endless.
+    dataset = dataset[step * batch_size + host : 2**32 : num_hosts]
     return _iterate(dataset.batch(host_batch), workers)
 
 
