@@ -1,17 +1,17 @@
 """Random geometry on the device: image and label move together, in one resample per image.
 
-`augment(key, image, label, size)` maps one example on its padded canvas to a crop. All
-transformations compose into one map from output to input pixels; the image is read there
-bilinearly, the label at the nearest pixel, so no label value is ever made up. Outside the image
-the label is IGNORE_LABEL and the image mirrored, which is also what evaluation shows the network
-beyond the border. The result depends on the example's key alone, not on its batch.
+`augment(key, example)` maps one example on its padded canvas to a crop. All transformations compose
+into one map from output to input pixels; the image is read there bilinearly, the label, and the
+border weight that belongs to it, at the nearest pixel, so no label value is ever made up. Outside
+the image the label is IGNORE_LABEL and the image mirrored, which is also what evaluation shows the
+network beyond the border. The result depends on the example's key alone, not on its batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Int, Key, Num, UInt8
 
 from dense_jax.labels import IGNORE_LABEL
 
@@ -27,7 +27,10 @@ def make_augment(
     flip_vertical: float = 0.0,
     scale: float = 0.0,
 ) -> Callable:
-    """Returns augment(key, image, label, size) -> (image, label).
+    """Returns augment(key, example) -> {"image": float [hi, wi, c], "label": int32 [h, w]}.
+
+    An example holds `image` uint8 [H, W, c], `label` uint8 [H, W] and `size` int32 [2], the height
+    and width in pixels that hold it; its `border` float32 [H, W], if any, comes out [h, w].
 
     crop_size: height and width of the label, in pixels.
     context: by how many pixels the image is larger than the label on every side.
@@ -38,12 +41,8 @@ def make_augment(
     height, width = crop_size
     middle = (slice(context, context + height), slice(context, context + width))
 
-    def augment(
-        key: Key[Array, ""],
-        image: UInt8[Array, "H W c"],
-        label: UInt8[Array, "H W"],
-        size: Int[Array, "2"],
-    ) -> tuple[Float[Array, "hi wi c"], Int[Array, "h w"]]:
+    def augment(key: Key[Array, ""], example: Mapping[str, Array]) -> dict[str, Array]:
+        size = example["size"]
         key_zoom, key_flip, key_vertical, key_crop = jax.random.split(key, 4)
         limit = jnp.log1p(scale)
         zoom = resolution * jnp.exp(jax.random.uniform(key_zoom, (), minval=-limit, maxval=limit))
@@ -55,10 +54,14 @@ def make_augment(
         start = jnp.floor(jax.random.uniform(key_crop, (2,)) * (jnp.abs(free) + 1))
         top, left = start * jnp.sign(free)
         y, x = jnp.meshgrid(y / zoom + top - 0.5, x / zoom + left - 0.5, indexing="ij")
-        return (
-            sample_bilinear(image, (mirror(y, size[0]), mirror(x, size[1]))),
-            sample_nearest(label, (y[middle], x[middle]), size),
-        )
+        at = y[middle], x[middle]
+        crop = {
+            "image": sample_bilinear(example["image"], (mirror(y, size[0]), mirror(x, size[1]))),
+            "label": sample_nearest(example["label"], at, size, IGNORE_LABEL).astype(jnp.int32),
+        }
+        if "border" in example:
+            crop["border"] = sample_nearest(example["border"], at, size, 0)
+        return crop
 
     return augment
 
@@ -83,9 +86,9 @@ def sample_bilinear(image: UInt8[Array, "H W c"], at: Coordinates) -> Float[Arra
 
 
 def sample_nearest(
-    label: UInt8[Array, "H W"], at: Coordinates, size: Int[Array, "2"]
-) -> Int[Array, "h w"]:
-    """Reads the label at the nearest pixel; IGNORE_LABEL outside the valid size."""
+    values: Num[Array, "H W"], at: Coordinates, size: Int[Array, "2"], outside: int
+) -> Num[Array, "h w"]:
+    """Reads the nearest pixel; `outside` beyond the valid size."""
     y, x = (jnp.floor(position + 0.5).astype(jnp.int32) for position in at)
     inside = (y >= 0) & (y < size[0]) & (x >= 0) & (x < size[1])
-    return jnp.where(inside, label[y, x], IGNORE_LABEL).astype(jnp.int32)
+    return jnp.where(inside, values[y, x], outside)

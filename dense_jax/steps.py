@@ -4,8 +4,9 @@ Nothing of ours is imported: model, optimizer, loss, augmentation and metric com
 and `normalise`, from an image's bytes to what the network sees. A network may return the logits of
 the middle of its images alone; then the training labels are those of the middle.
 A training batch holds `image` uint8 [b, H, W, c], `label` uint8 [b, H, W], `size` int32 [b, 2], the
-valid part of the canvas, and `index` uint32 [b], the example's number in the run. Evaluation and
-prediction are written for one example; `mesh.map_examples` makes them take batches.
+valid part of the canvas, `index` uint32 [b], the example's number in the run, and what else the loss
+takes of each pixel. Evaluation and prediction are written for one example; `mesh.map_examples`
+makes them take batches.
 """
 
 from collections.abc import Callable, Mapping
@@ -72,7 +73,7 @@ def init_state(
 def make_train_step(
     model: nn.Module,
     tx: optax.GradientTransformation,
-    loss_fn: Callable[[Array, Array], Array],
+    loss_fn: Callable[..., Array],
     augment: Callable,
     normalise: Callable[[Array], Array],
     *,
@@ -81,14 +82,16 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """Returns train_step(state, batch) -> (state, metrics).
 
-    augment: (key, image, label, size) -> (image, label), for one example.
+    augment: (key, example) -> {"image", "label", ...}, for one example.
+    loss_fn: (logits, label, **...) -> loss, with what augment returns beside the image.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         # Keyed by the example, not by its place in the batch: the pixels do not depend on how
         # many devices or hosts share the batch.
         keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.key(seed), n))(batch["index"])
-        image, label = jax.vmap(augment)(keys, batch["image"], batch["label"], batch["size"])
+        targets = jax.vmap(augment)(keys, batch)
+        image, label = targets.pop("image"), targets.pop("label")
         # Examples are numbered from 0; the last number there is belongs to none. Masks belong to
         # places in the global batch, the same on any number of devices.
         dropout = jax.random.fold_in(jax.random.key(seed), 2**32 - 1)
@@ -101,7 +104,7 @@ def make_train_step(
                 mutable=["batch_stats"],
                 rngs={"dropout": jax.random.fold_in(dropout, state.step)},
             )
-            return loss_fn(logits, label), mutated.get("batch_stats", {})
+            return loss_fn(logits, label, **targets), mutated.get("batch_stats", {})
 
         (loss, batch_stats), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)

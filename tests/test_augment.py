@@ -19,7 +19,9 @@ def example(seed=0):
 
 
 def run(augment, key, image, label, size=(H, W)):
-    return augment(jax.random.key(key), image, label, jnp.array(size))
+    crop = augment(jax.random.key(key), {"image": image, "label": label, "size": jnp.array(size)})
+    assert crop.keys() == {"image", "label"}
+    return crop["image"], crop["label"]
 
 
 def test_zero_strength_is_the_identity_bitwise():
@@ -41,7 +43,8 @@ def test_flip_probability_is_a_probability():
     image, label = example()
     augment = make_augment((H, W), flip=0.25)
     keys = jax.vmap(jax.random.key)(jnp.arange(400))
-    images, _ = jax.vmap(lambda key: augment(key, image, label, jnp.array([H, W])))(keys)
+    there = {"image": image, "label": label, "size": jnp.array([H, W])}
+    images = jax.vmap(lambda key: augment(key, there)["image"])(keys)
     flipped = np.mean(np.all(np.asarray(images) == np.flip(np.asarray(image), 1), axis=(1, 2, 3)))
     assert 0.18 < flipped < 0.32
 
@@ -129,3 +132,20 @@ def test_context_beyond_the_image_is_mirrored():
     np.testing.assert_array_equal(
         new_image, np.pad(image, ((3, 3), (3, 3), (0, 0)), mode="reflect")
     )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"flip": 1.0}, {"flip_vertical": 1.0}, {"flip": 0.5, "scale": 1.0}, {"context": 3}],
+    ids=str,
+)
+def test_border_weights_move_with_the_label_and_are_0_outside(options):
+    """Both show the number of their pixel."""
+    numbers = jnp.arange(H * W, dtype=jnp.uint8).reshape(H, W)
+    image, _ = example()
+    there = {"image": image, "label": numbers, "border": numbers.astype(jnp.float32)}
+    for size in ((H, W), (7, 6)):
+        crop = make_augment((H, W), **options)(jax.random.key(4), there | {"size": jnp.array(size)})
+        outside = np.asarray(crop["label"]) == IGNORE_LABEL
+        assert crop["border"].dtype == jnp.float32 and outside.any() == (size != (H, W))
+        np.testing.assert_array_equal(crop["border"], np.where(outside, 0, crop["label"]))

@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from dense_jax import losses, mesh, metrics, steps
 from dense_jax.augment import make_augment
+from dense_jax.labels import IGNORE_LABEL
 from dense_jax.normalise import unit
 
 
@@ -40,12 +41,10 @@ def make_mesh(num_devices):
     return jax.make_mesh((num_devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
-def make_step(net=None, seed=0, augment=None, **options):
+def make_step(net=None, seed=0, augment=None, loss=losses.cross_entropy, **options):
     augment = augment or make_augment((8, 8), flip=0.5, scale=0.3)
     tx = optax.sgd(0.1, momentum=0.9)
-    return steps.make_train_step(
-        net or Net(), tx, losses.cross_entropy, augment, unit, seed=seed, **options
-    )
+    return steps.make_train_step(net or Net(), tx, loss, augment, unit, seed=seed, **options)
 
 
 def init(with_ema=False):
@@ -99,6 +98,17 @@ def test_examples_are_augmented_by_their_own_number():
     assert abs(values["train/loss"] - renumbered["train/loss"]) > 1e-4
 
 
+def test_the_loss_gets_what_moved_with_the_label():
+    there = batch()
+    there["border"] = there["label"].astype(np.float32)
+
+    def loss(logits, label, border):
+        return jnp.mean(border == jnp.where(label == IGNORE_LABEL, 0, label))
+
+    _, values = jax.jit(make_step(loss=loss))(init(), there)
+    assert values["train/loss"] == 1
+
+
 @pytest.mark.parametrize("resolution", [1.0, 0.5, 0.3])
 def test_predictions_have_the_images_size_at_any_resolution(resolution):
     state = init()
@@ -131,7 +141,8 @@ def test_evaluation_of_an_example_does_not_depend_on_its_batch_or_device():
 
 
 def test_dropout_depends_on_the_step_and_the_seed():
-    still = lambda key, image, label, size: (image, label)  # nothing else is random
+    # Nothing else is random.
+    still = lambda key, example: {name: example[name] for name in ("image", "label")}
 
     def loss(seed, step):
         train_step = jax.jit(make_step(Net(0.5), seed=seed, augment=still))
