@@ -63,6 +63,37 @@ def test_a_pickled_source_reads_the_same(root):
     )
 
 
+def number(root, name="a", pixels=None, **options):
+    """Writes instance files for every image of the split, that of `name` with `pixels`."""
+    for path in root.glob("labels/train/*.png"):
+        with Image.open(path) as label:
+            zeros = np.zeros((label.height, label.width), np.uint8)
+        save(root / "instances" / "train" / path.name, zeros)
+    if pixels is not None:
+        save(root / "instances" / "train" / f"{name}.png", pixels, **options)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_instances_are_read_as_they_are(root, dtype):
+    assert not open_dataset("folder", str(root), "train").has_instances
+    pixels = np.zeros((5, 3), dtype)
+    pixels[1:3] = np.iinfo(dtype).max
+    number(root, pixels=pixels)
+    source = open_dataset("folder", str(root), "train")
+    assert source.has_instances and source.instances(0).dtype == np.int32
+    np.testing.assert_array_equal(source.instances(0), pixels)
+    assert not source.instances(1).any()
+    assert not open_dataset("folder", str(root), "val").has_instances
+
+
+def test_the_fingerprint_covers_instances(root):
+    fingerprints = [open_dataset("folder", str(root), "train").fingerprint]
+    for value in (1, 2):
+        number(root, pixels=np.full((5, 3), value, np.uint16))
+        fingerprints.append(open_dataset("folder", str(root), "train").fingerprint)
+    assert len(set(fingerprints)) == 3
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "JPG", "webp", "tif", "tiff"])
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_formats(root, suffix, mode):
@@ -218,6 +249,22 @@ ERRORS = {  # how to break the dataset, and what the message must contain
         ["images/train/b.png", "not a readable image"],
     ),
     "empty file": (lambda r: (r / "labels/train/b.png").write_bytes(b""), ["labels/train/b.png"]),
+    "instances missing": (
+        lambda r: (number(r), (r / "instances/train/b.png").unlink()),
+        ["no instances in", "instances/train for 1 files: b.png"],
+    ),
+    "instances of another size": (
+        lambda r: number(r, pixels=np.zeros((3, 5), np.uint8)),
+        ["instances/train/a.png", "3 x 5", "5 x 3"],
+    ),
+    "colour instances": (
+        lambda r: number(r, pixels=np.zeros((5, 3, 3), np.uint8)),
+        ["instances/train/a.png", "one channel", "'RGB'"],
+    ),
+    "truncated instances": (
+        lambda r: (number(r), truncate(r / "instances/train/b.png")),
+        ["instances/train/b.png"],
+    ),
     "16 bits": (
         lambda r: save(r / "images/train/a.png", np.zeros((5, 3), np.uint16)),
         ["images/train/a.png", "8 bits"],

@@ -3,6 +3,7 @@
     ROOT/dataset.json
     ROOT/images/SPLIT/NAME.{png,jpg,jpeg,webp,tif,tiff}     grey or RGB, 8 bits per channel
     ROOT/labels/SPLIT/NAME.png                              raw values, or palette indices
+    ROOT/instances/SPLIT/NAME.png                           optional: object numbers, 0 = none
 
 `dataset.json` names the classes and, where the raw values of the label files are not simply
 0, 1, 2, ..., says what they mean:
@@ -13,7 +14,8 @@
      "palette": [[0, 0, 0], [255, 128, 0]]}        RGB of each class in pictures
 
 Any other raw value is an error, also 255: nothing is ignored that was not declared. Images may
-differ in size and format; if every image of every split is grey, so is the dataset.
+differ in size and format; if every image of every split is grey, so is the dataset. Where a split
+has instance files, in 8 or 16 bits, every image has one.
 """
 
 import collections
@@ -60,6 +62,11 @@ class Folder:
             )
         _check_partners(self._images, self._labels, f"no label in {self._root}/labels/{split}")
         _check_partners(self._labels, self._images, f"no image in {self._root}/images/{split}")
+        self._instances: dict[str, pathlib.Path] = {}
+        if (folder := self._root / "instances" / split).is_dir():
+            self._instances = _files(folder, _LABEL_SUFFIXES)
+            _check_partners(self._images, self._instances, f"no instances in {folder}")
+        self.has_instances = bool(self._instances)
         self._names = sorted(self._images)
 
     @staticmethod
@@ -82,6 +89,20 @@ class Folder:
         decode.check_same_size(image, label, str(self._images[name]))
         return {"image": image, "label": label, "name": name}
 
+    def instances(self, i: int) -> Int32[np.ndarray, "h w"]:
+        """The object that each pixel belongs to, 0 = none; only where the split has such files."""
+        name = self._names[i]
+        path = self._instances[name]
+        with path.open("rb") as file:
+            objects = decode.read_label(file, str(path), np.arange(2**16, dtype=np.int32))
+        height, width, _ = _header(self._images[name])
+        if objects.shape != (height, width):
+            raise ValueError(
+                f"{path}: {objects.shape[0]} x {objects.shape[1]} pixels (height x width), but its "
+                f"image has {height} x {width}"
+            )
+        return objects
+
     @functools.cached_property
     def num_channels(self) -> int:
         """1 if every image of every split is grey, else 3."""
@@ -102,7 +123,8 @@ class Folder:
         """Digest of dataset.json and of each file's name, size and time of change."""
         digest = hashlib.sha256((self._root / "dataset.json").read_bytes())
         for name in self._names:
-            for path in (self._images[name], self._labels[name]):
+            for files in filter(None, (self._images, self._labels, self._instances)):
+                path = files[name]
                 stat = path.stat()
                 entry = (str(path.relative_to(self._root)), stat.st_size, stat.st_mtime_ns)
                 digest.update(repr(entry).encode())

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import tqdm
 
 from dense_jax.data import Source
+from dense_jax.data.folder import Folder
 
 T = TypeVar("T")
 
@@ -42,6 +43,8 @@ def scan(
 
     def visit(i: int) -> tuple[list[T], list[str]]:
         try:
+            if isinstance(source, Folder) and source.has_instances:
+                source.instances(i)
             return [function(source[i])], []
         except (ValueError, OSError) as error:
             return [], [str(error)]
