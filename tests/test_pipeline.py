@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dense_jax.data import Synthetic
+from dense_jax.data.borders import Bordered
 from dense_jax.data.pipeline import Cached, eval_batches, train_batches
 from dense_jax.data.transforms import fit
 from dense_jax.labels import IGNORE_LABEL
@@ -32,8 +33,12 @@ class Scenes(Synthetic):
         return super().__getitem__(i)
 
 
-def take(num_batches, *, seed=3, batch_size=4, **options):
-    stream = train_batches(Scenes(), canvas=CANVAS, seed=seed, batch_size=batch_size, **options)
+BORDERED = Bordered(Scenes(), 10.0, 2.0, ("square", "thread"))
+
+
+def take(num_batches, *, source=None, seed=3, batch_size=4, **options):
+    source = source or Scenes()
+    stream = train_batches(source, canvas=CANVAS, seed=seed, batch_size=batch_size, **options)
     batches = list(itertools.islice(stream, num_batches))
     stream.close()
     return batches
@@ -88,7 +93,22 @@ def test_started_at_a_step_it_goes_on_as_if_never_stopped(step):
 
 
 def test_worker_processes_change_nothing():
-    assert_equal(take(5)[1:], take(4, workers=2, step=1))
+    assert_equal(take(5, source=BORDERED)[1:], take(4, source=BORDERED, workers=2, step=1))
+
+
+def test_border_weights_come_with_the_label_and_change_nothing_else():
+    batches = take(7, source=BORDERED)
+    borders = [batch["border"] for batch in batches]
+    assert borders[0].dtype == np.float32 and np.max(borders) > 1
+    for border, batch in zip(borders, batches, strict=True):
+        assert (border[np.isin(batch["label"], (2, 4, IGNORE_LABEL))] == 0).all()
+    without = [{key: batch[key] for key in batch if key != "border"} for batch in batches]
+    assert_equal(without, take(7))
+    assert_equal(batches, take(7, source=Cached(BORDERED)))
+    twos = take(14, source=BORDERED, batch_size=2)
+    np.testing.assert_array_equal(
+        np.concatenate([batch["border"] for batch in twos]), np.concatenate(borders)
+    )
 
 
 def test_each_epoch_is_another_permutation():
@@ -179,6 +199,7 @@ def test_fit_keeps_a_window_and_ignores_the_rest(size):
     canvas = (5, 6)
     numbers = np.arange(size[0] * size[1]).reshape(size)
     example = {"image": numbers[..., None].astype(np.uint8), "label": numbers, "name": "x"}
+    example["border"] = numbers.astype(np.float32)
     fitted = fit(example, canvas, np.random.default_rng(0))
     h, w = fitted["size"]
     assert (h, w) == (min(size[0], 5), min(size[1], 6))
@@ -190,6 +211,7 @@ def test_fit_keeps_a_window_and_ignores_the_rest(size):
     outside = np.ones(canvas, bool)
     outside[:h, :w] = False
     assert (label[outside] == IGNORE_LABEL).all() and (image[outside] == 0).all()
+    np.testing.assert_array_equal(fitted["border"], np.where(outside, 0, label))
     np.testing.assert_array_equal(example["label"], numbers)  # the input is left alone
 
 

@@ -18,6 +18,7 @@ import grain
 import numpy as np
 
 from dense_jax.data import Source, transforms
+from dense_jax.data.borders import Bordered
 from dense_jax.labels import IGNORE_LABEL
 
 
@@ -41,6 +42,7 @@ def train_batches(
         size   int32 [b, 2], the height and width of the canvas that hold the example, in pixels
         index  uint32 [b], the example's number in the run: a key for its augmentation
         name   str [b]
+    and, if the source's examples have it, border float32 [b, height, width]; 0 off the example.
     """
     host_batch = _host_batch(batch_size, num_hosts)
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
@@ -83,13 +85,7 @@ def _place(
     """Fits an example to the canvas; windows depend on the seed and its number in the run."""
     rng = np.random.Generator(np.random.Philox(key=[seed, index]))
     example = transforms.fit(example, canvas, rng)
-    return {
-        "image": example["image"],
-        "label": example["label"].astype(np.uint8),
-        "size": example["size"],
-        "index": np.uint32(index),
-        "name": example["name"],
-    }
+    return dict(example, label=example["label"].astype(np.uint8), index=np.uint32(index))
 
 
 def _iterate(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
@@ -151,7 +147,7 @@ class Cached:
     For threads: worker processes would each fill a cache of their own.
     """
 
-    def __init__(self, source: Source):
+    def __init__(self, source: Source | Bordered):
         self._source = source
         self.sizes = source.sizes
         self._examples: dict[int, dict[str, Any]] = {}
