@@ -295,6 +295,25 @@ LOSSES: dict[str, Callable[..., Float[Array, ""]]] = {
 }
 
 
+def with_border(
+    loss: Callable[..., Float[Array, ""]], class_weights: Weights
+) -> Callable[..., Float[Array, ""]]:
+    """Returns loss(logits, labels, border), in which a pixel weighs w[y] + border.
+
+    These are the weights of Ronneberger et al. 2015 ("U-Net", section 3, formula 2), border
+    [b, h, w] being their second term. A loss multiplies the class weights w with its pixel weights
+    v, so v = 1 + border / w[y]; a class of weight 0 keeps it.
+    """
+
+    def bordered_loss(logits: Array, labels: Array, border: Array) -> Float[Array, ""]:
+        weights = jnp.ravel(_class_weights(class_weights, logits))
+        # A label that is ignored reads any weight, and its pixel then has none.
+        weights = jnp.take(weights, labels, mode="clip")
+        return loss(logits, labels, pixel_weights=1 + _ratio(border, weights))
+
+    return bordered_loss
+
+
 def _prepare(
     logits: ArrayLike, labels: ArrayLike
 ) -> tuple[Float[Array, "b h w c"], Bool[Array, "b h w c"], Bool[Array, "b h w"]]:

@@ -38,7 +38,7 @@ from dense_jax import (
     workdir,
 )
 from dense_jax.augment import make_augment
-from dense_jax.data import balance, pipeline, verify
+from dense_jax.data import balance, borders, pipeline, verify
 from dense_jax.models import pretrained
 from dense_jax.normalise import NORMALISATIONS
 from dense_jax.tiles import Tiles
@@ -67,6 +67,9 @@ def train(config: ConfigDict, directory: str) -> None:
     )
     dataset = describe(source)
     workdir.compare_dataset(path, dataset)
+    train_source = source
+    if config.border.weight > 0:
+        train_source = borders.Bordered(source, **config.border.to_dict())
 
     # What model, loss, augmentation or weights cannot do is said here, before anything is written.
     weights = config.loss_options.class_weights
@@ -122,7 +125,7 @@ def train(config: ConfigDict, directory: str) -> None:
         mesh.map_examples(run.eval_step, devices), out_shardings=(replicated, sharded)
     )
     batches = pipeline.train_batches(
-        cached(source),
+        cached(train_source),
         canvas=canvas,
         seed=config.seed,
         batch_size=config.batch_size,
@@ -247,6 +250,8 @@ def assemble(
     )
     options = models.given(config.loss_options.to_dict() | {"class_weights": class_weights})
     loss_fn = functools.partial(losses.LOSSES[config.loss], **options)
+    if "border" in config and config.border.weight > 0:  # older runs have no such field
+        loss_fn = losses.with_border(loss_fn, class_weights)
     normalise = NORMALISATIONS[
         config.model.normalisation
         or (pretrained.normalisation(config.model.encoder) if config.model.pretrained else "unit")
@@ -314,6 +319,16 @@ def check(config: ConfigDict) -> None:
                 f"loss_options.{option} is no option of loss={config.loss!r}, which has: "
                 f"{', '.join(valid)}"
             )
+    if config.border.weight > 0 and "pixel_weights" not in valid:
+        able = [
+            name
+            for name, loss in losses.LOSSES.items()
+            if "pixel_weights" in inspect.signature(loss).parameters
+        ]
+        raise ValueError(
+            f"border.weight={config.border.weight} needs a loss with pixel weights, which "
+            f"{config.loss!r} has not: {', '.join(able)}"
+        )
     weights = config.loss_options.class_weights
     names = [*balance.METHODS, *balance.PUBLISHED]
     if not (weights is None or isinstance(weights, tuple | list) or weights in names):
@@ -324,11 +339,11 @@ def check(config: ConfigDict) -> None:
     for fields, low, high in (
         (("num_steps", "batch_size", "eval_every", "checkpoint_every", "log_every"), 1, math.inf),
         (("eval.batch_size",), 1, math.inf),
-        (("data.resolution", "optimizer.learning_rate"), 1e-12, math.inf),
+        (("data.resolution", "optimizer.learning_rate", "border.sigma"), 1e-12, math.inf),
         (("augment.flip", "augment.flip_vertical"), 0, 1),
         (("ema_decay", "optimizer.momentum"), 0, 1 - 1e-12),
         (("augment.scale", "optimizer.weight_decay", "optimizer.grad_clip_norm"), 0, math.inf),
-        (("eval.margin", "eval.num_pictures", "data.workers"), 0, math.inf),
+        (("eval.margin", "eval.num_pictures", "data.workers", "border.weight"), 0, math.inf),
         (("optimizer.warmup_steps", "optimizer.encoder_lr_multiplier"), 0, math.inf),
     ):
         for field in fields:
@@ -405,12 +420,15 @@ def batch_shapes(
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """The global training batch, as of `pipeline.train_batches` without the names."""
     b = config.batch_size
-    return {
+    shapes = {
         "image": jax.ShapeDtypeStruct((b, *canvas, num_channels), "uint8"),
         "label": jax.ShapeDtypeStruct((b, *canvas), "uint8"),
         "size": jax.ShapeDtypeStruct((b, 2), "int32"),
         "index": jax.ShapeDtypeStruct((b,), "uint32"),
     }
+    if config.border.weight > 0:
+        shapes["border"] = jax.ShapeDtypeStruct((b, *canvas), "float32")
+    return shapes
 
 
 def describe(source: Any) -> dict[str, Any]:

@@ -85,6 +85,16 @@ def get_config() -> ConfigDict:
         "scale": 0.0,  # zoom between 1 / (1 + scale) and 1 + scale
     }
 
+    # The loss of a pixel between two objects weighs up to so much more, as in the U-Net paper:
+    # weight * exp(-(d1 + d2)^2 / (2 sigma^2)), d1 and d2 its distances to the nearest two.
+    config.border = {
+        "weight": 0.0,  # added to the pixel's class weight; 0: off
+        "sigma": 5.0,  # pixels of the files' labels
+        # Names of the classes whose connected components are the objects; unset: the dataset's own
+        # instance files.
+        "classes": placeholder(tuple),
+    }
+
     config.optimizer = {
         "name": "adamw",  # "adamw" | "sgd"
         "learning_rate": 1e-2,  # at its highest

@@ -5,13 +5,16 @@ python -m dense_jax.main --config=experiments/unet_paper.py --config.data.root=I
 
 Its network exactly: 23 convolutions, none padded, so that a tile of 572 x 572 pixels gives 388 x
 388 labels; tiles and crops carry the 92 pixels of context around them, mirrored at the image's
-border. Its recipe: batches of one tile, SGD with momentum 0.99, cross-entropy, He initialisation,
-dropout at the end of the contracting path (sections 3 and 3.1).
+border. Its recipe: batches of one tile, SGD with momentum 0.99, cross-entropy whose weights balance
+the classes and raise the borders between cells, He initialisation, dropout at the end of the
+contracting path (sections 3 and 3.1).
 
-Ours departs from it so: no border weights and no elastic deformations, but flips in both
-directions and zoom; the gradient is clipped, and the learning rate warms up. The paper leaves out
-the learning rate, the dropout probability and the number of steps: here 1e-3, 0.5 and 20,000. On
-several devices, raise batch_size to a multiple of their number.
+Ours departs from it so: border weights are for the membrane alone, not inside the cells; no elastic
+deformations, but flips in both directions and zoom; the gradient is clipped, and the learning rate
+warms up; the loss is the weighted mean over pixels, not the sum. The paper leaves out how classes
+are balanced, the learning rate, the dropout probability and the number of steps: here by inverse
+frequency, 1e-3, 0.5 and 20,000. On several devices, raise batch_size to a multiple of their number.
+On data with other classes, name its objects in border.classes.
 """
 
 from experiments import base
@@ -22,6 +25,9 @@ def get_config():
     config = base.get_config()
     config.num_steps = 20_000
     config.batch_size = 1
+    config.loss_options.class_weights = "inverse_frequency"
+    config.border.weight = 10.0
+    config.border.classes = ("interior",)
     config.model.widths = (64, 128, 256, 512, 1024)
     config.model.norm = "none"
     config.model.padding = "VALID"

@@ -76,6 +76,17 @@ def test_every_loss_takes_its_options_from_the_config_and_no_others(loss):
                 train.check(config)
 
 
+@pytest.mark.parametrize("loss", losses.LOSSES)
+def test_border_weights_need_a_loss_with_pixel_weights(loss):
+    config = base.get_config()
+    config.loss, config.border.weight = loss, 10.0
+    if loss in ("cross_entropy", "dice_ce"):
+        train.check(config)
+    else:
+        with pytest.raises(ValueError, match=f"'{loss}' has not: cross_entropy, dice_ce"):
+            train.check(config)
+
+
 def test_a_memory_cache_is_refused_with_worker_processes():
     config = base.get_config()
     config.data.cache, config.data.workers = "host", 2
@@ -106,6 +117,8 @@ def test_a_memory_cache_is_refused_with_worker_processes():
         ("num_steps", 0, "num_steps=0 must be at least 1"),
         ("eval_every", -1, "eval_every=-1 must be at least 1"),
         ("data.resolution", 0.0, "data.resolution=0.0 must be at least 1e-12"),
+        ("border.weight", -1.0, "border.weight=-1.0 must be at least 0"),
+        ("border.sigma", 0.0, "border.sigma=0.0 must be at least 1e-12"),
         ("augment.flip", 3.0, "augment.flip=3.0 must be from 0 to 1"),
         ("augment.scale", -1.5, "augment.scale=-1.5 must be at least 0"),
         ("optimizer.warmup_steps", -3, "optimizer.warmup_steps=-3 must be at least 0"),

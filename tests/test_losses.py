@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dense_jax.labels import IGNORE_LABEL
-from dense_jax.losses import LOSSES
+from dense_jax.losses import LOSSES, cross_entropy, with_border
 
 # Every loss with its defaults, also those to come, and the options that take another path.
 VARIANTS = [
@@ -441,3 +441,22 @@ def test_wrong_input_is_an_error_that_says_what_was_expected(name):
 def test_wrong_options_are_errors_that_list_the_right_ones(name, options, message):
     with pytest.raises(ValueError, match=message):
         LOSSES[name](*golden_input("full"), **options)
+
+
+@pytest.mark.parametrize("class_weights", [None, (2.0, 0.5, 3.0), (2.0, 0.0, 3.0)], ids=str)
+def test_the_border_is_added_to_the_class_weight(class_weights):
+    """sum (w + border) nll / sum (w + border); a class of weight 0 keeps it, whatever its border."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(2, 5, 6, 3))
+    labels = rng.integers(0, 3, (2, 5, 6))
+    border = rng.uniform(0, 10, (2, 5, 6))
+    log_p = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    nll = -np.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
+    weights = np.array(class_weights or (1.0, 1.0, 1.0))[labels]
+    weights = np.where(weights > 0, weights + border, 0)
+    labels[0, 0] = IGNORE_LABEL
+    weights[0, 0] = 0
+    loss = functools.partial(cross_entropy, class_weights=class_weights)
+    loss = with_border(loss, class_weights)
+    result = loss(jnp.asarray(logits, jnp.float32), jnp.asarray(labels), jnp.asarray(border))
+    np.testing.assert_allclose(result, np.sum(weights * nll) / np.sum(weights), rtol=1e-5)

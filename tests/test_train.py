@@ -369,3 +369,25 @@ def test_class_weights_by_name_are_those_of_the_training_labels(config, finished
     assert first_loss(tmp_path / "name") == first_loss(tmp_path / "numbers")
     assert first_loss(tmp_path / "name") != first_loss(finished)
     assert train.load(str(tmp_path / "name"), "latest").step == 1
+
+
+def test_border_weights_from_instance_files(config, tiny_folder, tmp_path):
+    config.border.weight = 10.0
+    config.loss_options.class_weights = "inverse_frequency"
+    config.num_steps = config.eval_every = 1
+    with pytest.raises(ValueError, match=r"has no instance files: .* of dark, bright"):
+        train.train(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+    root = shutil.copytree(tiny_folder, tmp_path / "data")
+    shutil.copytree(root / "labels", root / "instances")
+    config.data.root = str(root)
+    train.train(config, str(tmp_path / "run"))
+    assert train.load(str(tmp_path / "run"), "latest").step == 1
+
+
+def test_runs_from_before_border_weights_are_still_loaded(finished, tmp_path):
+    path = shutil.copytree(finished, tmp_path / "old")
+    config = workdir.read(path, "config.json")
+    del config["border"]
+    workdir.write_json(path / "config.json", config)
+    assert train.load(str(path), "latest").step == NUM_STEPS
