@@ -1,12 +1,13 @@
 """Scores a trained workdir: python -m dense_jax.evaluate --workdir=DIR [--split=test].
 
-Writes DIR/evaluation_SPLIT.json and .md, and .npz with the confusion matrix of each image. Every
-valid pixel of the split is counted exactly once, at the labels' own resolution; ignored pixels count
-nowhere; a class that is neither in the labels nor predicted has no score (null) and is left out of
-the means.
+Writes DIR/evaluation_SPLIT.json and .md, and .npz with what was counted of each image. Every valid
+pixel of the split is counted exactly once, at the labels' own resolution; ignored pixels count
+nowhere. A class that is neither in the labels nor predicted has no score (null), is named, and is
+left out of the means.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,11 +15,20 @@ import numpy as np
 from absl import app, flags
 from etils import epath
 
-from dense_jax import data, logger, mesh, metrics, scoring, train, workdir
+from dense_jax import (
+    boundary,
+    data,
+    logger,
+    mesh,
+    metrics,
+    per_image,
+    scoring,
+    tallies,
+    train,
+    workdir,
+)
+from dense_jax.tallies import BOUNDARY, FOREGROUND, MEANS, OBJECTS, REGION
 from dense_jax.tiles import Tiles
-
-MEANS = ("mean_iou", "mean_dice", "mean_accuracy", "pixel_accuracy", "frequency_weighted_iou")
-PER_CLASS = ("iou", "dice", "accuracy", "precision", "binary_accuracy")
 
 
 def evaluate(
@@ -29,11 +39,17 @@ def evaluate(
     batch_size: int | None = None,
     tile_size: Sequence[int] | None = None,
     margin: int | None = None,
+    boundaries: bool = True,
+    foreground: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Scores one split with one checkpoint; writes and returns evaluation_SPLIT.json.
 
     What is None is as in the run: its eval_split, and eval.batch_size in tiles per step,
     eval.tile_size and eval.margin in pixels. The scores do not depend on the batch size.
+
+    boundaries: whether to measure boundaries, which needs whole class maps on the host.
+    foreground: classes to be scored as one against all others, and whose connected components are
+      told apart by the Rand and information scores.
     """
     loaded = train.load(directory, checkpoint)
     config = loaded.config
@@ -48,93 +64,167 @@ def evaluate(
                 f"{config.data.root or config.data.name} has {field} {there}, but the run was "
                 f"trained with {loaded.dataset[field]}"
             )
+    if unknown := sorted(set(foreground) - set(source.class_names)):
+        raise ValueError(
+            f"foreground has no classes {unknown}; there are: {', '.join(source.class_names)}"
+        )
+    classes = [source.class_names.index(name) for name in foreground]
     tiles = Tiles(
         source,
         tile_size or config.eval.tile_size,
         config.eval.margin if margin is None else margin,
         loaded.run.context,
     )
-    shardings = mesh.replicated(loaded.mesh), mesh.sharded(loaded.mesh)
-    matrices, _ = scoring.score(
-        jax.jit(mesh.map_examples(loaded.run.eval_step, loaded.mesh), out_shardings=shardings),
-        loaded.variables,
-        tiles,
-        mesh=loaded.mesh,
-        batch_size=batch_size or config.eval.batch_size,
-        workers=config.data.workers,
+    eval_step = jax.jit(
+        mesh.map_examples(loaded.run.eval_step, loaded.mesh),
+        out_shardings=mesh.replicated(loaded.mesh),
     )
-    counts = matrices.sum(axis=0, dtype=np.int64)
-    low, high = (
-        train.named_scores(ends, source.class_names) for ends in metrics.bootstrap(matrices)
+    with contextlib.ExitStack() as stack:
+        pool = per_image.Pool(source, classes) if boundaries else None
+        if pool:
+            stack.callback(pool.close)
+        matrices = scoring.score(
+            eval_step,
+            loaded.variables,
+            tiles,
+            mesh=loaded.mesh,
+            receive=pool.submit if pool else None,
+            num_received=len(source) if pool else 0,
+            batch_size=batch_size or config.eval.batch_size,
+            workers=config.data.workers,
+        )
+        counted = {"confusion_matrices": matrices} | (pool.results() if pool else {})
+    of_images = tallies.tally(counted, classes)
+    scores, low, high = (
+        train.named_scores(each, source.class_names)
+        for each in (
+            tallies.score(tallies.total(of_images)),
+            *metrics.bootstrap(of_images, tallies.score),
+        )
     )
-    of_images = [metrics.summarize(image) for image in matrices]
-    over_images = {name: metrics.mean(np.array([s[name] for s in of_images])) for name in MEANS}
+    true, guessed = matrices.any(axis=2), matrices.any(axis=1)  # [n, c]: shown by the image
+    nowhere = ~np.any(true | guessed, axis=0)
     evaluation = {
         "dataset": config.data.name,
         "dataset_fingerprint": source.fingerprint,
         "split": split,
         "step": loaded.step,
         "num_images": len(source),
-        "num_pixels": int(counts.sum()),
+        "num_pixels": matrices.sum(dtype=np.int64).item(),
         "resolution": "the labels' own",
         "tile_size": tiles.tile_size,
         "margin": tiles.margin,
         "class_names": source.class_names,
-        **train.named_scores(metrics.summarize(counts), source.class_names),
+        "classes_without_score": [source.class_names[c] for c in np.flatnonzero(nowhere)],
+        "foreground": list(foreground),
+        **scores,
         "intervals": {name: (low[name], high[name]) for name in low},
-        "mean_over_images": over_images,
-        "confusion_matrix": counts,
+        "num_images_missed": np.sum(true & ~guessed, axis=0),
+        "num_images_invented": np.sum(guessed & ~true, axis=0),
+        "confusion_matrix": matrices.sum(axis=0, dtype=np.int64),
     }
     if jax.process_index() == 0:
         path = epath.Path(directory) / f"evaluation_{split}.json"
         workdir.write_json(path, evaluation)
         path.with_suffix(".md").write_text(markdown(evaluation))
         with path.with_suffix(".npz").open("wb") as file:
-            np.savez_compressed(file, confusion_matrices=matrices)
+            np.savez_compressed(file, allow_pickle=False, **counted)
     return evaluation
 
 
-def markdown(evaluation: dict[str, Any]) -> str:
-    """The means, and a table with a row per class, in percent."""
+def markdown(evaluation: Mapping[str, Any]) -> str:
+    """Tables of the means and of each class."""
 
-    def percent(value: float) -> str:
-        return "no score" if np.isnan(value) else f"{100 * value:.2f}"
+    def value(name: str, number: float) -> str:
+        if np.isnan(number):
+            return "no score"
+        in_pixels = "hausdorff95" in name or "distance" in name
+        return f"{number:.2f}" if in_pixels else f"{100 * number:.2f}"
 
-    def interval(name: str) -> str:
-        low, high = evaluation["intervals"][f"eval/{name}"]
-        return "" if np.isnan(low) else f"{100 * low:.2f} to {100 * high:.2f}"
+    def cell(name: str) -> str:
+        number = evaluation.get(f"eval/{name}")
+        if number is None:
+            return ""
+        ends = [value(name, end) for end in evaluation["intervals"][f"eval/{name}"]]
+        interval = "" if np.isnan(number) or "no score" in ends else f" ({' to '.join(ends)})"
+        return value(name, number) + interval
 
-    def both(name: str) -> str:
-        return f"{percent(evaluation[f'eval/{name}'])} ({interval(name)})".removesuffix(" ()")
+    def table(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
+        cells = [["", *columns], ["---", *["---:"] * len(columns)]]
+        cells += [[name.replace("|", "\\|"), *of_row] for name, of_row in rows.items()]
+        return [*(f"| {' | '.join(row)} |" for row in cells), ""]
 
-    def row(*cells: str) -> str:
-        return f"| {' | '.join(cells)} |"
+    def words(*names: str) -> list[str]:
+        return [name.replace("_", " ") for name in names]
 
+    classes = evaluation["class_names"]
+    measured = [name for name in BOUNDARY if f"eval/mean_{name}" in evaluation]
     about = (
-        f"{evaluation['num_images']} images, {evaluation['num_pixels']} valid pixels, at the "
-        "labels' own resolution. Ignored pixels count nowhere; a class neither in the labels nor "
-        "predicted has no score and is not in the means. In percent, with 95 % intervals over "
-        "images (bootstrap); the mean over images is of each image's own score, another measure."
+        f"{evaluation['num_images']} images, {evaluation['num_pixels']} valid pixels, at the labels' "
+        "own resolution, in percent, with 95 % intervals over images (bootstrap). Ignored pixels "
+        "count nowhere. The mean over images is of each image's own score, another measure."
     )
     lines = [
         f"# {evaluation['dataset']} {evaluation['split']}, step {evaluation['step']}",
         "",
         about,
-        "",
-        row("", *(name.replace("_", " ") for name in MEANS)),
-        row("---", *(["---:"] * len(MEANS))),
-        row("all pixels", *(percent(evaluation[f"eval/{name}"]) for name in MEANS)),
-        row("95 % interval", *map(interval, MEANS)),
-        row("mean over images", *(percent(evaluation["mean_over_images"][n]) for n in MEANS)),
-        "",
-        row("class", *(name.replace("_", " ") for name in PER_CLASS)),
-        row("---", *(["---:"] * len(PER_CLASS))),
-        *(
-            row(name.replace("|", "\\|"), *(both(f"{metric}/{name}") for metric in PER_CLASS))
-            for name in evaluation["class_names"]
-        ),
     ]
-    return "\n".join(lines) + "\n"
+    if without := evaluation["classes_without_score"]:
+        lines += ["", f"In no label and never predicted, so in no mean: {', '.join(without)}."]
+    lines.append("")
+    lines += table(
+        words(*MEANS),
+        {
+            "all pixels": [cell(name) for name in MEANS],
+            "mean over images": [cell(f"mean_over_images/{name}") for name in MEANS],
+        },
+    )
+    lines += table(words(*REGION), {c: [cell(f"{name}/{c}") for name in REGION] for c in classes})
+    if measured:
+        missed, invented = evaluation["num_images_missed"], evaluation["num_images_invented"]
+        about = (
+            "Boundaries: F1 within 0.75 % of the diagonal, IoU of the rims of 2 % of it; 95th "
+            "percentile and mean of the distances in pixels. Where an image shows a class on one side "
+            "only (missed: in the label; invented: in the prediction), these are 0 and the diagonal. "
+            "F1 and distances are means over the images that show the class on either side."
+        )
+        lines += [about, ""]
+        lines += table(
+            [*words(*measured), "images missed", "invented"],
+            {
+                "mean": [*(cell(f"mean_{name}") for name in measured), "", ""],
+                **{
+                    c: [*(cell(f"{name}/{c}") for name in measured), str(m), str(i)]
+                    for c, m, i in zip(classes, missed, invented, strict=True)
+                },
+            },
+        )
+        bf = cell("mean_over_images/mean_boundary_f1")
+        lines += [
+            f"Boundary F1, the mean over images of the label's classes (SegNet's BF): {bf}",
+            "",
+        ]
+        lines += table(
+            [f"{width} px" for width in boundary.BAND_WIDTHS],
+            {
+                "mean IoU this close to the label's boundaries": [
+                    cell(f"trimap_mean_iou/{width}") for width in boundary.BAND_WIDTHS
+                ]
+            },
+        )
+    if evaluation["foreground"]:
+        lines += [f"Foreground: {', '.join(evaluation['foreground'])}, against all others.", ""]
+        lines += table(
+            words(*FOREGROUND, *OBJECTS),
+            {
+                "all pixels": [*(cell(f"foreground_{name}") for name in FOREGROUND), "", ""],
+                "mean over images": [
+                    *(cell(f"mean_over_images/foreground_{name}") for name in FOREGROUND),
+                    *map(cell, OBJECTS),
+                ],
+            },
+        )
+    return "\n".join(lines)
 
 
 def main(argv: list[str]) -> None:
@@ -150,6 +240,8 @@ def main(argv: list[str]) -> None:
         batch_size=args.batch_size,
         tile_size=args.tile_size and [int(length) for length in args.tile_size],
         margin=args.margin,
+        boundaries=args.boundaries,
+        foreground=args.foreground,
     )
     print(markdown(evaluation))
 
@@ -161,4 +253,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer("batch_size", None, "Tiles per step; by default the run's.")
     flags.DEFINE_list("tile_size", None, "HEIGHT,WIDTH in pixels; by default the run's.")
     flags.DEFINE_integer("margin", None, "Context in pixels; by default the run's.")
+    flags.DEFINE_bool("boundaries", True, "Whether to measure boundaries, too.")
+    flags.DEFINE_list("foreground", [], "CLASS,... to score as one, and as objects, too.")
     app.run(main)

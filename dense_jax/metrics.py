@@ -4,26 +4,31 @@ Region metrics come in two steps. `confusion_matrix` counts pixels on the device
 adds the matrices up in int64 and calls `summarize` once, in float64. Scores are never averaged over
 batches, so batch size, padding, order and number of devices cannot change them.
 
-Boundary metrics take one image's class maps [h, w] in numpy and return one float64 per class.
+Boundary metrics are those of `boundary`, by the same names: they take one image's class maps [h, w]
+in numpy and return one float64 per class.
 
 A pixel labelled IGNORE_LABEL, or anything else outside [0, num_classes), counts nowhere. A class
 that has nothing to score is NaN, not 0 and not 1, and means leave it out.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float64, Int32, Integer
-from scipy import ndimage
+from jaxtyping import Array, Float64, Int32
 
+from dense_jax.boundary import (  # noqa: F401, to be found here with all other metrics
+    average_surface_distance,
+    boundary_f1,
+    boundary_iou,
+    hausdorff95,
+)
 from dense_jax.labels import IGNORE_LABEL
 
-ClassMap = Integer[np.ndarray, "..."]  # [h, w]; what is not is a ValueError
-Mask = Bool[np.ndarray, "h w"]
 PerClass = Float64[np.ndarray, " c"]
+Scores = dict[str, float | PerClass]
 
 
 def confusion_matrix(
@@ -55,7 +60,7 @@ def confusion_matrix(
     )
 
 
-def summarize(counts: ArrayLike) -> dict[str, float | PerClass]:
+def summarize(counts: ArrayLike) -> Scores:
     """Every region metric of a confusion matrix (row = truth), on the host in float64.
 
     With t true pixels of a class, p predicted, h both, n in all; NaN where it is 0 / 0:
@@ -96,24 +101,33 @@ def summarize(counts: ArrayLike) -> dict[str, float | PerClass]:
 
 
 def bootstrap(
-    matrices: ArrayLike, *, num_resamples: int = 1000, seed: int = 0
-) -> tuple[dict[str, float | PerClass], dict[str, float | PerClass]]:
-    """The lower and upper ends of 95 % intervals, over images, of every metric of `summarize`.
+    statistics: Mapping[str, np.ndarray],
+    score: Callable[[Mapping[str, np.ndarray]], Scores],
+    *,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[Scores, Scores]:
+    """The lower and upper ends of 95 % intervals, over images, of every score.
 
-    matrices: confusion matrices of n images, [n, c, c]. n images are drawn with replacement,
-    num_resamples times, and the 2.5th and 97.5th percentiles taken of the metrics of their sums
-    (Efron and Tibshirani 1993, "An introduction to the bootstrap", chapter 13). It says how much
-    the score depends on which images were tested, not on the training's randomness. Resamples
-    without the class do not count; NaN if there are no others.
+    statistics: of n images, each [n, ...], such as their confusion matrices.
+    score: from the sums of the statistics over images to scores by name, such as of `summarize`.
+
+    n images are drawn with replacement, num_resamples times, and the 2.5th and 97.5th percentiles
+    taken of the scores of their sums (Efron and Tibshirani 1993, "An introduction to the bootstrap",
+    chapter 13). It says how much a score depends on which images were tested, not on the training's
+    randomness. Resamples without the class do not count; NaN if there are no others.
     """
-    matrices = np.asarray(matrices, np.float64)  # for BLAS; sums are exact up to 2^53 pixels
-    n, c, _ = matrices.shape
+    n = len(next(iter(statistics.values())))
     draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=num_resamples)
-    sums = (draws @ matrices.reshape(n, -1)).reshape(-1, c, c)
-    summaries = [summarize(counts) for counts in sums]
+    # In float64, for BLAS: sums of counts are exact up to 2^53.
+    sums = {
+        name: (draws @ each.reshape(n, -1).astype(np.float64)).reshape(-1, *each.shape[1:])
+        for name, each in statistics.items()
+    }
+    scores = [score({name: each[i] for name, each in sums.items()}) for i in range(num_resamples)]
     low, high = {}, {}
-    for name, first in summaries[0].items():
-        values = np.array([summary[name] for summary in summaries]).reshape(num_resamples, -1)
+    for name, first in scores[0].items():
+        values = np.array([each[name] for each in scores]).reshape(num_resamples, -1)
         ends = np.full((2, values.shape[1]), np.nan)
         some = ~np.all(np.isnan(values), axis=0)
         ends[:, some] = np.nanpercentile(values[:, some], (2.5, 97.5), axis=0)
@@ -121,137 +135,7 @@ def bootstrap(
     return low, high
 
 
-def boundary_f1(
-    prediction: ClassMap,
-    label: ClassMap,
-    *,
-    num_classes: int | None = None,
-    tolerance: float = 0.0075,
-) -> PerClass:
-    """F1 of boundary pixels that lie within a distance of the other side's boundary, in [0, 1].
-
-    Precision is the fraction of the prediction's boundary pixels at most `tolerance` (a fraction of
-    the image's diagonal) from the label's boundary, recall the reverse, per class (Csurka et al.
-    2013, "What is a good evaluation measure for semantic segmentation?", section 2.3). A boundary
-    pixel belongs to the class and one of its 4 neighbours does not, or lies beyond the image; an
-    ignored neighbour makes no boundary.
-
-    0 for a class with a boundary on one side only, NaN for none. `num_classes`, here and below,
-    is one more than the largest class seen if not given.
-    """
-    reach = tolerance * _diagonal(label)  # in pixels
-
-    def score(forth: np.ndarray, back: np.ndarray) -> float:
-        if not forth.size or not back.size:
-            return 0.0
-        precision, recall = np.mean(forth <= reach), np.mean(back <= reach)
-        return float(2 * precision * recall / max(precision + recall, 1e-12))
-
-    return _per_class(score, prediction, label, num_classes)
-
-
-def hausdorff95(
-    prediction: ClassMap, label: ClassMap, *, num_classes: int | None = None
-) -> PerClass:
-    """95th percentile of the distance between boundaries, in pixels.
-
-    The larger of the two directions' percentiles, prediction to label and label to prediction
-    (some tools take one percentile of both together, which is smaller). Boundaries are those of
-    `boundary_f1`. The diagonal of the image for a class with a boundary on one side only, so that
-    missing an object is never better than finding it badly; NaN for none.
-    """
-
-    def score(forth: np.ndarray, back: np.ndarray) -> float:
-        return max(float(np.percentile(d, 95)) for d in (forth, back) if d.size)
-
-    return _per_class(score, prediction, label, num_classes)
-
-
-def average_surface_distance(
-    prediction: ClassMap, label: ClassMap, *, num_classes: int | None = None
-) -> PerClass:
-    """Mean distance between boundaries, in pixels: average symmetric surface distance (ASSD).
-
-    The mean over the boundary pixels of both sides together of the distance to the other side's
-    boundary. Boundaries, and classes missing on one side or both, as in `hausdorff95`.
-    """
-
-    def score(forth: np.ndarray, back: np.ndarray) -> float:
-        return float(np.mean(np.concatenate([forth, back])))
-
-    return _per_class(score, prediction, label, num_classes)
-
-
-def boundary_iou(
-    prediction: ClassMap, label: ClassMap, *, num_classes: int | None = None, width: float = 0.02
-) -> PerClass:
-    """IoU of only those pixels of each mask that are near its own boundary, in [0, 1].
-
-    Near is at most max(1, round(width * diagonal)) pixels, along rows, columns or diagonals, from a
-    valid pixel outside the mask or from beyond the image (Cheng et al. 2021, "Boundary IoU",
-    section 4, and their code). 0 for a class that is missing on one side, NaN for none.
-    """
-    pixels = max(1, round(width * _diagonal(label)))
-    scores = []
-    for guess, truth, valid in _masks(prediction, label, num_classes):
-        near = [_rim(mask, valid, pixels, "chessboard") for mask in (guess, truth)]
-        union = np.sum(near[0] | near[1])
-        scores.append(np.sum(near[0] & near[1]) / union if union else np.nan)
-    return np.array(scores, np.float64)
-
-
 def mean(values: PerClass) -> float:
     """Mean without NaN; NaN, silently, if nothing is left."""
     values = values[~np.isnan(values)]
     return float(values.mean()) if values.size else math.nan
-
-
-def _diagonal(label: ClassMap) -> float:
-    return math.hypot(*label.shape)
-
-
-def _masks(
-    prediction: ClassMap, label: ClassMap, num_classes: int | None
-) -> Iterator[tuple[Mask, Mask, Mask]]:
-    """Per class: its valid pixels in the prediction, in the label, and the valid pixels of all."""
-    if prediction.shape != label.shape or label.ndim != 2:
-        raise ValueError(f"class maps are both [h, w], not {prediction.shape} and {label.shape}")
-    valid = (label >= 0) & (label != IGNORE_LABEL)
-    if num_classes is None:
-        num_classes = 1 + max(int(x[valid].max(initial=0)) for x in (prediction, label))
-    valid &= label < num_classes
-    for c in range(num_classes):
-        yield (prediction == c) & valid, (label == c) & valid, valid
-
-
-def _rim(mask: Mask, valid: Mask, width: int, metric: str) -> Mask:
-    """The mask's pixels within `width` pixels of a valid pixel outside it or of the image's end."""
-    if not mask.any():
-        return mask
-    outside = np.pad(valid & ~mask, 1, constant_values=True)
-    return mask & (ndimage.distance_transform_cdt(~outside, metric)[1:-1, 1:-1] <= width)
-
-
-def _per_class(
-    score: Callable[[np.ndarray, np.ndarray], float],
-    prediction: ClassMap,
-    label: ClassMap,
-    num_classes: int | None,
-) -> PerClass:
-    """score(forth, back) per class; NaN for a class with no boundary on either side.
-
-    forth holds the distance, in pixels, from each boundary pixel of the prediction to the label's
-    boundary, back the reverse; the diagonal where there is no boundary to reach.
-    """
-
-    def distances(start: Mask, goal: Mask) -> np.ndarray:
-        if not goal.any():
-            return np.full(start.sum(), _diagonal(label))
-        return np.asarray(ndimage.distance_transform_edt(~goal))[start]
-
-    scores = []
-    for guess, truth, valid in _masks(prediction, label, num_classes):
-        guess, truth = (_rim(mask, valid, 1, "taxicab") for mask in (guess, truth))
-        some = guess.any() or truth.any()
-        scores.append(score(distances(guess, truth), distances(truth, guess)) if some else np.nan)
-    return np.array(scores, np.float64)

@@ -56,32 +56,35 @@ def score(
     tiles: Tiles,
     *,
     mesh: Mesh,
-    num_pictures: int = 0,
+    receive: Callable[[int, np.ndarray], object] | None = None,
+    num_received: int = 0,
     **options: int,
-) -> tuple[np.ndarray, list[tuple[dict, np.ndarray]]]:
-    """Returns each image's confusion matrix, and (example, prediction) of the first images.
+) -> np.ndarray:
+    """Returns each image's confusion matrix, int32 [n, c, c]: to add them up, use int64.
 
-    The matrices are int32 [n, c, c], the same on every host: to add them up, use int64.
-
-    eval_step: as of `steps.make_eval_step`, mapped over batches; what it counted is replicated, its
-      classes are split over the devices.
+    eval_step: as of `steps.make_eval_step`, mapped over batches, its results replicated: every host
+      gets all of them.
+    receive: called with the index and the classes, uint8 [h, w], of each of the first num_received
+      images.
     """
     matrices: Any = None
     stitcher = Stitcher(tiles)
-    pictures = []
-    for numbers, (counted, predictions) in predict_tiles(
+    for _, (counted, predictions) in predict_tiles(
         eval_step, variables, tiles, mesh=mesh, **options
     ):
-        counts = np.asarray(counted["counts"])
+        numbers, counts = np.asarray(counted["index"]).tolist(), np.asarray(counted["counts"])
+        images = [tiles.place(k)[0] if k >= 0 else -1 for k in numbers]  # -1: padding
         if matrices is None:
             matrices = np.zeros((len(tiles.source), *counts.shape[1:]), np.int32)
-        for k, of_tile in zip(np.asarray(counted["index"]).tolist(), counts, strict=True):
-            if k >= 0:  # not padding
-                matrices[tiles.place(k)[0]] += of_tile
-        if any(0 <= k and tiles.place(k)[0] < num_pictures for k in numbers):
-            pictures += stitcher.add(numbers, local(predictions))
-    pictures = [(tiles.source[i], classes) for i, classes in pictures if i < num_pictures]
-    return matrices, pictures
+        for i, of_tile in zip(images, counts, strict=True):
+            if i >= 0:
+                matrices[i] += of_tile
+        wanted = [j for j, i in enumerate(images) if 0 <= i < num_received]
+        if receive and wanted:
+            chosen = [numbers[j] for j in wanted]
+            for i, classes in stitcher.add(chosen, np.asarray(predictions)[wanted]):
+                receive(i, classes)
+    return matrices
 
 
 class Stitcher:

@@ -121,9 +121,7 @@ def train(config: ConfigDict, directory: str) -> None:
         out_shardings=replicated,
         donate_argnums=0,
     )
-    eval_step = jax.jit(
-        mesh.map_examples(run.eval_step, devices), out_shardings=(replicated, sharded)
-    )
+    eval_step = jax.jit(mesh.map_examples(run.eval_step, devices), out_shardings=replicated)
     batches = pipeline.train_batches(
         cached(train_source),
         canvas=canvas,
@@ -153,22 +151,27 @@ def train(config: ConfigDict, directory: str) -> None:
         log.progress(step, loss=host_values["train/loss"])
 
     def evaluate(step: int, state: steps.TrainState) -> None:
-        matrices, examples = scoring.score(
+        palette, rows = palette_of(source), []
+
+        def show(i: int, classes: np.ndarray) -> None:
+            example = tiles.source[i]
+            rows.append(plots.comparison(example["image"], example["label"], classes, palette))
+
+        matrices = scoring.score(
             eval_step,
             state.variables(),
             tiles,
             mesh=devices,
+            receive=show,
+            num_received=config.eval.num_pictures,
             batch_size=config.eval.batch_size,
             workers=config.data.workers,
-            num_pictures=config.eval.num_pictures,
         )
         counts = matrices.sum(axis=0, dtype=np.int64)
         scores[step] = named_scores(metrics.summarize(counts), source.class_names)
         log.scalars(step, scores[step])
         log.progress(step, mean_iou=scores[step]["eval/mean_iou"])
-        if examples:
-            palette = palette_of(source)
-            rows = [plots.comparison(e["image"], e["label"], p, palette) for e, p in examples]
+        if rows:
             log.picture(step, plots.stack(rows))
         held = best.steps
         if not held or _rank(scores[step]) > _rank(scores[held[-1]]):

@@ -1,12 +1,13 @@
 """Evaluation counts each valid pixel exactly once, however the split is cut into batches."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dense_jax import data, evaluate, metrics, predict, train
+from dense_jax import data, evaluate, metrics, per_image, predict, tallies, train
 from dense_jax.labels import IGNORE_LABEL
 from experiments import base
 
@@ -33,7 +34,9 @@ def counts_of(evaluation):
 @pytest.mark.parametrize("tile_size", [(64, 64), (8, 10)], ids=str)
 def test_the_matrix_holds_every_valid_pixel_for_every_batch_size(run, tiny_folder, tile_size):
     evaluations = [
-        evaluate.evaluate(str(run), "test", batch_size=b, tile_size=tile_size, margin=2)
+        evaluate.evaluate(
+            str(run), "test", batch_size=b, tile_size=tile_size, margin=2, boundaries=False
+        )
         for b in (1, 5, 8)
     ]
     source = data.open_dataset("folder", str(tiny_folder), "test")
@@ -50,17 +53,22 @@ def test_predict_writes_the_labels_that_evaluate_counts(run, tiny_folder, tmp_pa
     problems = predict.predict(str(run), str(tiny_folder / "images/test/*.png"), tmp_path / "out")
     assert problems == []
     source = data.open_dataset("folder", str(tiny_folder), "test")
-    total = 0
+    total, measured = 0, []
     for i in range(len(source)):
         example = source[i]
         with Image.open(tmp_path / "out" / f"{example['name']}.png") as written:
             assert written.mode == "P"
             classes = np.asarray(written).astype(np.int32)
         total += np.asarray(metrics.confusion_matrix(classes, example["label"], 2)).astype(int)
+        measured.append(per_image.measure(classes, example["label"], 2, [1]))
         with Image.open(tmp_path / "out" / f"{example['name']}_overlay.png") as overlay:
             assert (overlay.height, overlay.width) == example["label"].shape
-    evaluation = evaluate.evaluate(str(run), "test")
+    evaluation = evaluate.evaluate(str(run), "test", foreground=["bright"])
     np.testing.assert_array_equal(total, counts_of(evaluation))
+    with np.load(run / "evaluation_test.npz") as kept:
+        for name, expected in measured[0].items():
+            assert kept[name].shape == (len(source), *expected.shape)
+            np.testing.assert_array_equal(kept[name], [image[name] for image in measured])
 
 
 def test_the_files_hold_the_same_numbers(run, tiny_folder):
@@ -71,15 +79,18 @@ def test_the_files_hold_the_same_numbers(run, tiny_folder):
     text = (run / "evaluation_val.md").read_text()
     assert f"{100 * evaluation['eval/mean_iou']:.2f}" in text
     assert "| dark |" in text and "| bright |" in text
-    low, high = written["intervals"]["eval/iou/dark"]
-    assert f"({100 * low:.2f} to {100 * high:.2f})" in text
-    assert low <= written["eval/iou/dark"] <= high
+    for name in ("iou/dark", "dice/dark", "accuracy/dark", "boundary_f1/dark", "mean_boundary_f1"):
+        score, (low, high) = written[f"eval/{name}"], written["intervals"][f"eval/{name}"]
+        assert f" {100 * score:.2f} ({100 * low:.2f} to {100 * high:.2f}) " in text, name
+        assert low <= score <= high
 
 
 def test_the_matrix_of_each_image_is_kept(run, tiny_folder):
     """From which any score can be made later: here, the mean over images of the mean IoU."""
     for tile_size in ((64, 64), (8, 10)):
-        evaluation = evaluate.evaluate(str(run), "test", tile_size=tile_size, margin=2)
+        evaluation = evaluate.evaluate(
+            str(run), "test", tile_size=tile_size, margin=2, boundaries=False
+        )
         with np.load(run / "evaluation_test.npz") as kept:
             matrices = kept["confusion_matrices"]
         np.testing.assert_array_equal(matrices.sum(axis=0), counts_of(evaluation))
@@ -88,28 +99,44 @@ def test_the_matrix_of_each_image_is_kept(run, tiny_folder):
             truth = np.bincount(source[i]["label"].ravel(), minlength=256)[:2]
             np.testing.assert_array_equal(matrix.sum(axis=1), truth)
         of_images = [metrics.summarize(matrix)["mean_iou"] for matrix in matrices]
-        assert evaluation["mean_over_images"]["mean_iou"] == np.mean(of_images)
+        assert evaluation["eval/mean_over_images/mean_iou"] == pytest.approx(np.mean(of_images))
 
 
 def test_a_class_without_score_is_null_and_named():
-    counts = np.array([[5, 0], [0, 0]])
+    counted = {"confusion_matrices": np.array([[[5, 0], [0, 0]]] * 2)}
+    prediction, label = np.zeros((2, 3, 3), int)
+    measured = per_image.measure(prediction, label, 2)
+    counted |= {name: np.stack([each, each]) for name, each in measured.items()}
     names = ["a", "b|c"]
-    scores = train.named_scores(metrics.summarize(counts), names)
-    assert scores["eval/mean_iou"] == 1.0 and np.isnan(scores["eval/iou/b|c"])
+    of_images = tallies.tally(counted)
+    scores = train.named_scores(tallies.score(tallies.total(of_images)), names)
+    assert scores["eval/mean_iou"] == 1.0 and scores["eval/mean_boundary_f1"] == 1.0
+    for metric in ("iou", "dice", "accuracy", *tallies.BOUNDARY):
+        assert math.isnan(scores[f"eval/{metric}/b|c"])
     text = evaluate.markdown(
         {
             "dataset": "x",
             "split": "test",
             "step": 1,
-            "num_images": 1,
-            "num_pixels": 5,
+            "num_images": 2,
+            "num_pixels": 10,
             "class_names": names,
+            "classes_without_score": ["b|c"],
+            "foreground": [],
             **scores,
-            "intervals": dict.fromkeys(scores, (np.nan, np.nan)),
-            "mean_over_images": dict.fromkeys(evaluate.MEANS, 1.0),
+            "intervals": {name: (score, score) for name, score in scores.items()},
+            "num_images_missed": [0, 0],
+            "num_images_invented": [0, 0],
         }
     )
     assert "| b\\|c | no score | no score |" in text
+    assert "In no label and never predicted, so in no mean: b|c." in text
+    assert "nan" not in text
+
+
+def test_an_unknown_foreground_class_is_refused_with_those_there_are(run):
+    with pytest.raises(ValueError, match=r"no classes \['cell'\]; there are: dark, bright"):
+        evaluate.evaluate(str(run), "test", foreground=["cell"])
 
 
 def test_another_splits_name_is_refused_with_those_there_are(run):

@@ -15,7 +15,11 @@ ALLOWED = {
     "__init__": set(),
     "labels": set(),
     "losses": {"labels"},
-    "metrics": {"labels"},
+    "metrics": {"boundary", "labels"},
+    "boundary": {"labels"},
+    "objects": set(),
+    "per_image": {"boundary", "data", "labels", "objects"},
+    "tallies": {"boundary", "metrics"},
     "augment": {"labels"},
     "tiles": {"labels"},
     "plots": {"labels"},
@@ -36,7 +40,10 @@ ALLOWED = {
     "sweep": set(),
     "report": {"workdir"},
 }
-NEVER_JAX = ("dense_jax/data", "dense_jax/sweep.py", "experiments")
+NEVER_JAX = (
+    *("dense_jax/boundary.py", "dense_jax/objects.py", "dense_jax/per_image.py"),
+    *("dense_jax/data", "dense_jax/sweep.py", "experiments"),
+)
 
 
 def imported(path: Path) -> set[str]:

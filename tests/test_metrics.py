@@ -12,12 +12,6 @@ from dense_jax import metrics
 from dense_jax.labels import IGNORE_LABEL
 
 MEANS = ("pixel_accuracy", "mean_accuracy", "mean_iou", "frequency_weighted_iou", "mean_dice")
-BOUNDARY = (
-    metrics.boundary_f1,
-    metrics.boundary_iou,
-    metrics.hausdorff95,
-    metrics.average_surface_distance,
-)
 confusion_matrix = jax.jit(metrics.confusion_matrix, static_argnums=2)
 
 # Confusion matrices of one prediction against four label maps (all classes; some pixels ignored;
@@ -242,114 +236,17 @@ def test_wrong_input_is_an_error_that_says_what_was_found():
         metrics.confusion_matrix(np.zeros(2, np.float32), np.zeros(2, int), 2)
     with pytest.raises(ValueError, match="1 to 255, not 256"):
         metrics.confusion_matrix(np.zeros(2, int), np.zeros(2, int), 256)
-    for metric in BOUNDARY:
-        with pytest.raises(ValueError, match=r"\[h, w\], not \(3, 3\) and \(3, 2\)"):
-            metric(np.zeros((3, 3), int), np.zeros((3, 2), int))
-
-
-def boundaries_by_hand(prediction, label, c, reach, chessboard):
-    """Per side, class c within `reach` of a valid pixel outside it or of the image's end."""
-    h, w = label.shape
-    valid = {(i, j) for i in range(h) for j in range(w) if 0 <= label[i, j] < 3}
-    frame = {(i, j) for i in range(-1, h + 1) for j in range(-1, w + 1)} - set(np.ndindex(h, w))
-    sides = []
-    for classes in (prediction, label):
-        mask = {pixel for pixel in valid if classes[pixel] == c}
-        outside = (valid - mask) | frame
-        sides.append(
-            {
-                (i, j)
-                for i, j in mask
-                for a, b in outside
-                if (max if chessboard else sum)((abs(i - a), abs(j - b))) <= reach
-            }
-        )
-    return sides
-
-
-def boundary_scores_by_hand(prediction, label, c, tolerance):
-    guess, truth = boundaries_by_hand(prediction, label, c, 1, chessboard=False)
-    diagonal = math.hypot(*label.shape)
-    near = boundaries_by_hand(prediction, label, c, max(1, round(0.2 * diagonal)), chessboard=True)
-    iou = len(near[0] & near[1]) / len(near[0] | near[1]) if near[0] | near[1] else math.nan
-    if not guess and not truth:
-        return [math.nan, iou, math.nan, math.nan]
-    if not guess or not truth:
-        return [0, iou, diagonal, diagonal]
-    forth, back = (
-        [min(math.dist(p, q) for q in goal) for p in start]
-        for start, goal in ((guess, truth), (truth, guess))
-    )
-    precision, recall = (np.mean(np.array(d) <= tolerance * diagonal) for d in (forth, back))
-    return [
-        2 * precision * recall / (precision + recall) if precision + recall else 0,
-        iou,
-        max(np.percentile(forth, 95), np.percentile(back, 95)),
-        (sum(forth) + sum(back)) / (len(forth) + len(back)),
-    ]
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_boundary_metrics_equal_brute_force(seed):
-    rng = np.random.default_rng(seed)
-    shape = tuple(rng.integers(1, 12, 2))
-    prediction = rng.choice(4, shape, p=[0.6, 0.2, 0.1, 0.1])
-    label = np.where(rng.random(shape) < 0.7, prediction, rng.choice([0, 1, 3, 255], shape))
-    scores = [
-        metrics.boundary_f1(prediction, label, num_classes=3, tolerance=0.1),
-        metrics.boundary_iou(prediction, label, num_classes=3, width=0.2),
-        metrics.hausdorff95(prediction, label, num_classes=3),
-        metrics.average_surface_distance(prediction, label, num_classes=3),
-    ]
-    expected = [boundary_scores_by_hand(prediction, label, c, 0.1) for c in range(3)]
-    np.testing.assert_allclose(np.stack(scores, axis=1), expected)
-
-
-def test_boundary_metrics_of_perfect_missed_and_absent_classes():
-    """A missed object costs the whole diagonal: leaving it out would reward finding less."""
-    label = np.zeros((30, 40), np.uint8)
-    label[10:20, 10:20] = 1
-    for metric, best, worst in zip(BOUNDARY, (1, 1, 0, 0), (0, 0, 50, 50), strict=True):
-        perfect = metric(label, label, num_classes=3)
-        assert perfect.dtype == np.float64
-        np.testing.assert_array_equal(perfect, [best, best, np.nan])
-        np.testing.assert_array_equal(metric(label, label), [best, best])
-        missed = metric(np.zeros_like(label), label, num_classes=3)
-        assert missed[1] == worst and np.isnan(missed[2])
-        invented = metric(label, np.zeros_like(label), num_classes=3)
-        assert invented[1] == worst
-
-
-def test_boundary_metrics_of_a_shifted_square():
-    label, prediction = np.zeros((2, 100, 100), np.int32)
-    label[20:40, 20:40] = prediction[20:40, 23:43] = 1  # 3 pixels to the right
-    assert metrics.hausdorff95(prediction, label)[1] == 3
-    for tolerance, everything in [(0.0075, False), (0.03, True)]:  # 1.06 and 4.2 pixels
-        score = metrics.boundary_f1(prediction, label, tolerance=tolerance)[1]
-        assert (score == 1) == everything
-
-
-def test_ignored_pixels_have_no_boundary_and_make_none():
-    label = np.full((9, 9), IGNORE_LABEL)
-    label[3:6, 3:6] = 1  # nothing valid next to it
-    for metric in BOUNDARY:
-        for prediction in (np.ones_like(label), np.where(label == 1, 1, 0)):
-            assert np.all(np.isnan(metric(prediction, label, num_classes=2)))
-        assert np.all(np.isnan(metric(label, np.full_like(label, IGNORE_LABEL), num_classes=2)))
-
-
-def test_boundary_metrics_of_one_pixel():
-    one, zero = np.ones((1, 1), int), np.zeros((1, 1), int)
-    for metric, best, worst in zip(BOUNDARY, (1, 1, 0, 0), (0, 0, 2**0.5, 2**0.5), strict=True):
-        np.testing.assert_allclose(metric(one, one), [np.nan, best])
-        np.testing.assert_allclose(metric(one, zero), [worst, worst])
 
 
 class TestBootstrap:
     MATRICES = np.random.default_rng(0).integers(0, 50, (12, 3, 3))
 
+    @staticmethod
+    def bootstrap(matrices, **options):
+        return metrics.bootstrap({"m": matrices}, lambda of: metrics.summarize(of["m"]), **options)
+
     def test_intervals_are_percentiles_over_resampled_images(self):
-        low, high = metrics.bootstrap(self.MATRICES, num_resamples=200, seed=3)
+        low, high = self.bootstrap(self.MATRICES, num_resamples=200, seed=3)
         draws = np.random.default_rng(3).multinomial(12, [1 / 12] * 12, size=200)
         summaries = []
         for draw in draws:
@@ -361,13 +258,13 @@ class TestBootstrap:
             np.testing.assert_allclose([low[name], high[name]], expected)
 
     def test_the_same_seed_gives_the_same_interval_and_another_one_another(self):
-        one, same, other = (metrics.bootstrap(self.MATRICES, seed=s)[0]["iou"] for s in (0, 0, 1))
+        one, same, other = (self.bootstrap(self.MATRICES, seed=s)[0]["iou"] for s in (0, 0, 1))
         np.testing.assert_array_equal(one, same)
         assert np.any(one != other)
 
     def test_equal_images_leave_no_doubt_and_more_images_less(self):
         equal = np.repeat(self.MATRICES[:1], 5, axis=0)
-        width = lambda matrices: np.ptp([end["mean_iou"] for end in metrics.bootstrap(matrices)])
+        width = lambda matrices: np.ptp([end["mean_iou"] for end in self.bootstrap(matrices)])
         np.testing.assert_allclose(width(equal), 0, atol=1e-12)
         assert width(np.repeat(self.MATRICES, 16, axis=0)) < 0.5 * width(self.MATRICES)
 
@@ -375,10 +272,10 @@ class TestBootstrap:
         matrices = np.zeros((6, 3, 3), int)
         matrices[:, 0, 0] = 5
         matrices[0, 1, 1] = 2  # in one image: many resamples are without it
-        low, high = (end["iou"] for end in metrics.bootstrap(matrices))
+        low, high = (end["iou"] for end in self.bootstrap(matrices))
         np.testing.assert_array_equal(low, [1, 1, np.nan])
         np.testing.assert_array_equal(high, [1, 1, np.nan])
 
     def test_counts_near_the_limit_of_int32_do_not_overflow(self):
         matrices = np.full((3, 2, 2), 2**31 - 1, np.int32)
-        np.testing.assert_allclose(metrics.bootstrap(matrices)[1]["mean_iou"], 1 / 3)
+        np.testing.assert_allclose(self.bootstrap(matrices)[1]["mean_iou"], 1 / 3)
