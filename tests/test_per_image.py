@@ -1,0 +1,41 @@
+"""Measuring images in worker processes gives what measuring them here gives."""
+
+import subprocess
+import sys
+
+from tests.conftest import REPOSITORY
+
+SCRIPT = """
+import sys
+import jax
+import numpy as np
+from dense_jax import data, per_image
+
+# Not under `if __name__ == "__main__"`: imported by each process, this would not end.
+source = data.Synthetic(None, "test", size=(24, 24), num_examples=20)
+predictions = [np.roll(source[i]["label"], i, axis=0).astype(np.uint8) for i in range(20)]
+pool = per_image.Pool(source, [1, 2])
+for i in reversed(range(20)):
+    pool.submit(i, predictions[i])
+measured = pool.results()
+for i in range(20):
+    expected = per_image.measure(predictions[i], source[i]["label"], 6, [1, 2])
+    for name, values in expected.items():
+        np.testing.assert_array_equal(measured[name][i], values)
+assert sys.modules["__main__"].__file__ == __file__
+print("jax" in sys.modules, pool._pool.submit(eval, "'jax' in __import__('sys').modules").result())
+pool.close()
+"""
+
+
+def test_processes_measure_the_same_and_import_neither_jax_nor_the_main_module(tmp_path):
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, path],
+        env={"PYTHONPATH": str(REPOSITORY), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["True", "False"]), done.stderr
