@@ -103,9 +103,9 @@ def statistics(
     boundary_f1, hausdorff95, average_surface_distance: as of these functions, [c].
     boundary_iou [c, 2]: the pixels in both rims, and in either, of which `boundary_iou` is the ratio.
     trimap_iou [bands, c, 2]: intersection and union of the masks, but only of the pixels closer than
-      BAND_WIDTHS pixels to one with a 4-neighbour of another label. Here an ignored neighbour does
-      make a boundary, since some datasets draw boundaries as ignored (Kohli et al. 2009, "Robust
-      higher order potentials for enforcing label consistency").
+      BAND_WIDTHS pixels (along rows, columns or diagonals) to one with a 4-neighbour of another
+      label. Here an ignored neighbour does make a boundary, since some datasets draw boundaries as
+      ignored (Kohli et al. 2009, "Robust higher order potentials for enforcing label consistency").
     """
     guess, truth, _ = _sides(prediction, label, num_classes)
     reach = TOLERANCE * _diagonal(label)
@@ -231,7 +231,7 @@ def _band_overlap(guess: Side, truth: Side, num_classes: int) -> Float64[np.ndar
     if not change.any():
         return np.zeros((len(BAND_WIDTHS), num_classes, 2))
     # Each pixel is counted once, in the narrowest band that holds it; wider bands add those up.
-    distance = np.asarray(ndimage.distance_transform_edt(~change))
+    distance = np.asarray(ndimage.distance_transform_cdt(~change, "chessboard"))
     band = np.searchsorted(BAND_WIDTHS, distance, side="right")
     in_bands = [
         _overlap(guess[band == k], truth[band == k], num_classes) for k in range(len(BAND_WIDTHS))

@@ -167,7 +167,7 @@ def test_trimap_iou_counts_the_pixels_near_the_labels_boundaries(seed):
     for width, band in zip(boundary.BAND_WIDTHS, bands, strict=True):
         near = np.array(
             [
-                [min(math.dist((i, j), at) for at in on_boundary) < width for j in range(w)]
+                [min(max(abs(i - a), abs(j - b)) for a, b in on_boundary) < width for j in range(w)]
                 for i in range(h)
             ]
         )
