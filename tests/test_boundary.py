@@ -74,6 +74,7 @@ def test_boundary_metrics_equal_brute_force(seed):
     np.testing.assert_allclose(np.stack(scores, axis=1), expected)
 
 
+# 22. MONAI#9095, nnU-Net#380: a missed object has no distance, so that finding less is better
 def test_boundary_metrics_of_perfect_missed_and_absent_classes():
     """A missed object costs the whole diagonal: leaving it out would reward finding less."""
     label = np.zeros((30, 40), np.uint8)

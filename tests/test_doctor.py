@@ -54,6 +54,7 @@ def test_counts(root):
     assert "33.333 %" in text and "never seen: sky" in text and "error" not in text
 
 
+# 29. MMSegmentation#1601, #2081, #2146: NaN or 0 IoU from labels that are no class
 def test_reports_every_error(root):
     (root / "labels" / "val" / "a.png").write_text("")
     Image.fromarray(np.full((2, 3), 7, np.uint8)).save(root / "labels" / "train" / "a.png")

@@ -31,6 +31,7 @@ def counts_of(evaluation):
     return np.array(evaluation["confusion_matrix"])
 
 
+# 17. segmentation_models.pytorch#207, #226, DABNet#8: mean IoU depends on the batch size
 @pytest.mark.parametrize("tile_size", [(64, 64), (8, 10)], ids=str)
 def test_the_matrix_holds_every_valid_pixel_for_every_batch_size(run, tiny_folder, tile_size):
     evaluations = [
@@ -85,6 +86,7 @@ def test_the_files_hold_the_same_numbers(run, tiny_folder):
         assert low <= score <= high
 
 
+# 18. MMSegmentation#2594, #3464: is a score per image, or of the whole split?
 def test_the_matrix_of_each_image_is_kept(run, tiny_folder):
     """From which any score can be made later: here, the mean over images of the mean IoU."""
     for tile_size in ((64, 64), (8, 10)):
@@ -102,6 +104,8 @@ def test_the_matrix_of_each_image_is_kept(run, tiny_folder):
         assert evaluation["eval/mean_over_images/mean_iou"] == pytest.approx(np.mean(of_images))
 
 
+# 19. pytorch-lightning#3097, tensorflow#12294: a class that is nowhere scores 0
+# 21. MONAI#7504: a class without a score is reported as 0
 def test_a_class_without_score_is_null_and_named():
     counted = {"confusion_matrices": np.array([[[5, 0], [0, 0]]] * 2)}
     prediction, label = np.zeros((2, 3, 3), int)

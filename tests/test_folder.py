@@ -280,6 +280,7 @@ ERRORS = {  # how to break the dataset, and what the message must contain
 }
 
 
+# 29. MMSegmentation#1601, #2081, #2146: NaN or 0 IoU from labels that are no class
 @pytest.mark.parametrize("case", ERRORS)
 def test_errors_name_the_culprit(root, case):
     verify.verify(open_dataset("folder", str(root), "train"))  # good before it is broken

@@ -52,6 +52,7 @@ def test_pictures_are_png_files_named_by_the_step(folder):
     np.testing.assert_array_equal(Image.open(folder / "pictures" / "0000007.png"), picture)
 
 
+# 21. MONAI#7504: a class without a score is reported as 0
 def test_json_is_written_whole_or_not_at_all(folder):
     path = folder / "result.json"
     workdir.write_json(path, {"a": np.float64("nan"), "b": [np.int64(3), (1, 2)]})

@@ -14,6 +14,7 @@ from dense_jax.data.borders import Bordered
 from dense_jax.data.pipeline import Cached, eval_batches, train_batches
 from dense_jax.data.transforms import fit
 from dense_jax.labels import IGNORE_LABEL
+from dense_jax.metrics import confusion_matrix
 from tests.conftest import REPOSITORY
 
 CANVAS = (8, 12)
@@ -186,6 +187,34 @@ def test_each_tile_once_in_equally_many_batches(num_tiles, batch_size, num_hosts
         assert (batch["label"][~real] == IGNORE_LABEL).all()
         assert (batch["index"][~real] == -1).all()
     assert seen == list(range(num_tiles))  # hosts hold contiguous blocks
+
+
+# 30. pytorch#22584, #25162, deit#24: what a distributed sampler repeats is counted twice
+# 31. MONAI#5357: hosts with fewer batches than others wait for ever
+# 32. flax#527, #1850, #2116: a last batch that is not full weighs differently
+@pytest.mark.parametrize("num_hosts", [1, 3, 4, 8])
+@pytest.mark.parametrize("num_tiles", [1, 7, 16, 25])
+def test_any_number_of_hosts_counts_the_same_matrix(num_tiles, num_hosts):
+    rng = np.random.default_rng(0)
+    guesses = rng.integers(0, 3, (num_tiles, 4, 5, 1)).astype(np.uint8)
+    labels = rng.choice([0, 1, 2, IGNORE_LABEL], guesses.shape[:3])
+    examples = [
+        {"image": guess, "label": label, "index": np.int64(k)}
+        for k, (guess, label) in enumerate(zip(guesses, labels, strict=True))
+    ]
+    hosts = [
+        list(eval_batches(examples, batch_size=2 * num_hosts, host=host, num_hosts=num_hosts))
+        for host in range(num_hosts)
+    ]
+    assert len({len(batches) for batches in hosts}) == 1
+    counts = sum(
+        confusion_matrix(batch["image"][..., 0], batch["label"], 3)
+        for batch in itertools.chain(*hosts)
+    )
+    expected = np.zeros((3, 3), int)
+    valid = labels != IGNORE_LABEL
+    np.add.at(expected, (labels[valid], guesses[valid][:, 0]), 1)
+    np.testing.assert_array_equal(counts, expected)
 
 
 def test_evaluation_in_worker_processes():
