@@ -1,6 +1,6 @@
 """Losses: against finite differences, and by their properties.
 
-test_conformance.py compares them with other libraries.
+test_conformance.py compares them with other libraries, test_sharding.py over several devices.
 """
 
 import functools
