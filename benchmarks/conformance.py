@@ -26,8 +26,8 @@ CASES = ("full", "ign", "abs", "img")
 SAME = "The same definition."
 MONAI = 'per="image", absent="one", smooth=1e-5'
 
-# Title: (our default, {peer: (the same from ours, why that is not our default)}). Expressions are
-# printed as they are, and evaluated with the names that `names` returns.
+# Title: (our default, {peer: (the same from ours, why it differs from our default)}). Expressions
+# are printed as they are, and evaluated with what `names` returns.
 TABLES = {
     "Cross-entropy": (
         "cross_entropy(*x)",
@@ -254,7 +254,7 @@ TABLES = {
         {
             'MONAI DiceMetric(reduction="mean_batch")': (
                 'np.nan_to_num([metrics.mean(image) for image in labelled("dice").T])',
-                "Averages over the images that have the class: false positives elsewhere are free.",
+                "As MeanIoU; 0 if no image has the class.",
             ),
             'MONAI DiceMetric(reduction="mean_batch", ignore_empty=False)': (
                 'np.nan_to_num(each["dice"], nan=1).mean(axis=0)',
@@ -330,7 +330,7 @@ test holds every cell to 0.00001. In it
 Versions: {versions}.
 """
 
-ONE_PREDICTION = """## One prediction, many mean IoUs
+ONE_PREDICTION = """## One prediction, many scores
 
 Two images of 2 x 4 pixels and 3 classes. Row 1 of image 0 is class 1, all else class 0; class 2 is
 nowhere. **A** is the perfect prediction, **B** has two false positives of class 1 in image 1, which
@@ -441,7 +441,9 @@ def comparison(title: str, cases: Sequence[str]) -> str:
         if not theirs.keys().isdisjoint(cases):
             cells = (text(theirs[case]) if case in theirs else "" for case in cases)
             rows.append((peer, *cells, f"`{expression}`", why))
-    return f"### {title}\n\n" + table(("", *cases, "from ours", "why not our default"), rows)
+    return f"### {title}\n\n" + table(
+        ("", *cases, "from ours", "why it differs from our default"), rows
+    )
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

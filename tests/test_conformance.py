@@ -30,4 +30,5 @@ def test_every_complaint_has_a_test():
 
 
 def test_the_page_is_what_the_command_writes():
-    assert conformance.PAGE.read_text() == conformance.page()
+    same = conformance.PAGE.read_text() == conformance.page()
+    assert same, "run: python -m benchmarks.conformance"
