@@ -80,7 +80,7 @@ def evaluate(
         out_shardings=mesh.replicated(loaded.mesh),
     )
     with contextlib.ExitStack() as stack:
-        pool = per_image.Pool(source, classes) if boundaries else None
+        pool = per_image.Pool(source.num_classes, classes) if boundaries else None
         if pool:
             stack.callback(pool.close)
         matrices = scoring.score(

@@ -48,7 +48,7 @@ def overlay(
 
 def comparison(
     image: UInt8[np.ndarray, "h w c"],
-    truth: Int[np.ndarray, "h w"],
+    truth: Int[np.ndarray, "h w"] | UInt8[np.ndarray, "h w"],
     prediction: UInt8[np.ndarray, "h w"],
     palette: UInt8[np.ndarray, "classes 3"],
 ) -> UInt8[np.ndarray, "h w2 3"]:

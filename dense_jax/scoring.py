@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from dense_jax import mesh as meshes
 from dense_jax.data import pipeline
-from dense_jax.labels import IGNORE_LABEL
 from dense_jax.tiles import Tiles
 
 
@@ -56,7 +55,7 @@ def score(
     tiles: Tiles,
     *,
     mesh: Mesh,
-    receive: Callable[[int, np.ndarray], object] | None = None,
+    receive: Callable[[int, np.ndarray, np.ndarray], object] | None = None,
     num_received: int = 0,
     **options: int,
 ) -> np.ndarray:
@@ -64,14 +63,12 @@ def score(
 
     eval_step: as of `steps.make_eval_step`, mapped over batches, its results replicated: every host
       gets all of them.
-    receive: called with the index and the classes, uint8 [h, w], of each of the first num_received
-      images.
+    receive: called with index, predicted classes and label, uint8 [h, w], of each of the first
+      num_received images.
     """
     matrices: Any = None
     stitcher = Stitcher(tiles)
-    for _, (counted, predictions) in predict_tiles(
-        eval_step, variables, tiles, mesh=mesh, **options
-    ):
+    for _, (counted, maps) in predict_tiles(eval_step, variables, tiles, mesh=mesh, **options):
         numbers, counts = np.asarray(counted["index"]).tolist(), np.asarray(counted["counts"])
         images = [tiles.place(k)[0] if k >= 0 else -1 for k in numbers]  # -1: padding
         if matrices is None:
@@ -82,31 +79,30 @@ def score(
         wanted = [j for j, i in enumerate(images) if 0 <= i < num_received]
         if receive and wanted:
             chosen = [numbers[j] for j in wanted]
-            for i, classes in stitcher.add(chosen, np.asarray(predictions)[wanted]):
-                receive(i, classes)
+            for i, whole in stitcher.add(chosen, np.asarray(maps)[wanted]):
+                receive(i, whole[..., 0], whole[..., 1])
     return matrices
 
 
 class Stitcher:
-    """Puts the predicted cores of tiles together; they may come in any order."""
+    """Puts the cores of tiles together; they may come in any order."""
 
     def __init__(self, tiles: Tiles):
         self._tiles = tiles
         self._unfinished: dict[int, tuple[np.ndarray, int]] = {}
 
-    def add(self, numbers: list[int], classes: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        """Takes tiles [b, th, tw] by number, -1 for padding; returns the images now complete.
-
-        An image is its index in the source and its classes, uint8 [h, w].
+    def add(self, numbers: list[int], maps: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """Takes uint8 maps [b, th, tw, ...] of tiles by number, -1 for padding; returns, as index in
+        the source and map [h, w, ...], the images now complete.
         """
         complete = []
-        for k, tile in zip(numbers, classes, strict=True):
+        for k, tile in zip(numbers, maps, strict=True):
             if k < 0:
                 continue
             i, in_image, in_tile = self._tiles.place(k)
             canvas, missing = self._unfinished.pop(i, (None, self._tiles.num_tiles[i].prod()))
             if canvas is None:
-                canvas = np.full(self._tiles.source.sizes[i], IGNORE_LABEL, np.uint8)
+                canvas = np.empty((*self._tiles.source.sizes[i], *tile.shape[2:]), np.uint8)
             canvas[in_image] = tile[in_tile]
             if missing == 1:
                 complete.append((i, canvas))

@@ -153,15 +153,17 @@ def make_predict_step(
 
 def make_eval_step(
     predict_step: Callable, confusion_matrix: Callable
-) -> Callable[[Variables, Batch], tuple[Batch, UInt8[Array, "h w"]]]:
-    """Returns eval_step(variables, example) -> (counted, classes), for one example.
+) -> Callable[[Variables, Batch], tuple[Batch, UInt8[Array, "h w 2"]]]:
+    """Returns eval_step(variables, example) -> (counted, maps), for one example.
 
     counted: {"index": the example's, "counts": its confusion matrix}, both for the host.
+    maps: predicted classes and label, side by side so that they stay together.
     """
 
     def eval_step(variables: Variables, example: Batch):
         classes = predict_step(variables, example["image"])
         counts = confusion_matrix(classes, example["label"])
-        return {"index": example["index"], "counts": counts}, classes
+        maps = jnp.stack([classes, example["label"].astype(jnp.uint8)], axis=-1)
+        return {"index": example["index"], "counts": counts}, maps
 
     return eval_step

@@ -153,9 +153,8 @@ def train(config: ConfigDict, directory: str) -> None:
     def evaluate(step: int, state: steps.TrainState) -> None:
         palette, rows = palette_of(source), []
 
-        def show(i: int, classes: np.ndarray) -> None:
-            example = tiles.source[i]
-            rows.append(plots.comparison(example["image"], example["label"], classes, palette))
+        def show(i: int, classes: np.ndarray, label: np.ndarray) -> None:
+            rows.append(plots.comparison(tiles.source[i]["image"], label, classes, palette))
 
         matrices = scoring.score(
             eval_step,

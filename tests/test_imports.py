@@ -18,7 +18,7 @@ ALLOWED = {
     "metrics": {"boundary", "labels"},
     "boundary": {"labels"},
     "objects": set(),
-    "per_image": {"boundary", "data", "labels", "objects"},
+    "per_image": {"boundary", "labels", "objects"},
     "tallies": {"boundary", "metrics"},
     "augment": {"labels"},
     "tiles": {"labels"},

@@ -14,9 +14,9 @@ from dense_jax import data, per_image
 # Not under `if __name__ == "__main__"`: imported by each process, this would not end.
 source = data.Synthetic(None, "test", size=(24, 24), num_examples=20)
 predictions = [np.roll(source[i]["label"], i, axis=0).astype(np.uint8) for i in range(20)]
-pool = per_image.Pool(source, [1, 2])
+pool = per_image.Pool(6, [1, 2])
 for i in reversed(range(20)):
-    pool.submit(i, predictions[i])
+    pool.submit(i, predictions[i], source[i]["label"])
 measured = pool.results()
 for i in range(20):
     expected = per_image.measure(predictions[i], source[i]["label"], 6, [1, 2])

@@ -125,9 +125,11 @@ def test_evaluation_of_an_example_does_not_depend_on_its_batch_or_device():
     for num_devices, size in ((1, 8), (1, 1), (4, 4)):
         devices = make_mesh(num_devices)
         some = {name: array[:size] for name, array in examples.items()}
-        counted, classes = mesh.map_examples(eval_step, devices)(
+        counted, maps = mesh.map_examples(eval_step, devices)(
             state.variables(), mesh.to_global(some, devices)
         )
+        classes, labels = jnp.moveaxis(maps, -1, 0)
+        np.testing.assert_array_equal(labels, some["label"])
         counts = counted["counts"]
         np.testing.assert_array_equal(counted["index"], some["index"])
         assert counts.shape == (size, 3, 3)
