@@ -155,7 +155,7 @@ def markdown(evaluation: Mapping[str, Any]) -> str:
         return [*(f"| {' | '.join(row)} |" for row in cells), ""]
 
     def words(*names: str) -> list[str]:
-        return [name.replace("_", " ") for name in names]
+        return [name.replace("_", " ").replace("iou", "IoU").replace("f1", "F1") for name in names]
 
     classes = evaluation["class_names"]
     measured = [name for name in BOUNDARY if f"eval/mean_{name}" in evaluation]
