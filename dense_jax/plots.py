@@ -1,10 +1,12 @@
-"""Pictures of labels: colours, overlays, and rows of input | truth | prediction."""
+"""Pictures of labels: colours, overlays, rows of input | truth | prediction, contact sheets."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
 from jaxtyping import Int, UInt8
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from dense_jax.labels import IGNORE_LABEL
 
@@ -66,3 +68,32 @@ def stack(pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> UInt8[np.ndarray, "
         np.pad(p, ((0, 2), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in pictures
     ]
     return np.concatenate(rows)
+
+
+def contact_sheet(
+    rows: Mapping[str, Mapping[str, UInt8[np.ndarray, "_ _ 3"]]],
+    colours: Mapping[str, Sequence[int]],
+) -> Figure:
+    """{row: {title: picture}} as a figure, over a legend of {class: RGB}, white for ignored."""
+    num_columns = max(1, *(len(row) for row in rows.values()))
+    legend = [*colours.items(), ("(ignored)", IGNORED_COLOUR)]
+    num_legend_rows = -(-len(legend) // 6)
+    figure = Figure(
+        figsize=(2.6 * num_columns, 2.2 * len(rows) + 0.25 * num_legend_rows),
+        dpi=150,
+        layout="constrained",
+    )
+    grid = figure.subplots(len(rows), num_columns, squeeze=False)
+    for axes, (name, pictures) in zip(grid, rows.items(), strict=True):
+        axes[0].set_ylabel(name)
+        for axis in axes:
+            axis.set(xticks=[], yticks=[], frame_on=False)
+        for axis, (title, picture) in zip(axes, pictures.items(), strict=False):
+            axis.imshow(picture)
+            axis.set_title(title, fontsize=7)
+    patches = [
+        Patch(facecolor=(red / 255, green / 255, blue / 255), edgecolor="grey", label=name)
+        for name, (red, green, blue) in legend
+    ]
+    figure.legend(handles=patches, loc="outside lower center", ncols=6, frameon=False)
+    return figure

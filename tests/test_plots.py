@@ -47,3 +47,14 @@ def test_default_colours_differ(num_classes):
     palette = plots.default_palette(num_classes)
     assert palette.shape == (num_classes, 3)
     assert len(np.unique(palette, axis=0)) > 0.9 * num_classes
+
+
+def test_a_contact_sheet_has_every_title_and_class():
+    picture = np.zeros((4, 6, 3), np.uint8)
+    rows = {"train": {"a": picture, "b": picture}, "val": {"c": picture}, "test": {}}
+    figure = plots.contact_sheet(rows, {"sky": [0, 0, 0], "road": [200, 100, 50]})
+    assert {axis.get_ylabel() for axis in figure.axes} == {"", *rows}
+    assert {axis.get_title() for axis in figure.axes} == {"", "a", "b", "c"}
+    assert sum(len(axis.images) for axis in figure.axes) == 3
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["sky", "road", "(ignored)"]
