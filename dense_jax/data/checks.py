@@ -1,0 +1,49 @@
+"""Signs, in one image or one label, of what goes wrong when datasets are made."""
+
+import hashlib
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+from PIL import Image
+
+# Of the 64 bits of `difference_hash`. Measured on CamVid and ISBI 2012: a copy saved as JPEG or
+# scaled to a half or a quarter differs in 5 bits at most, and so do 19 of 20 that were brightened
+# by a third or lost 2 % at the borders. No pair of CamVid images in different splits, 146,111 of
+# few videos, differs in less than 6; consecutive frames do in 7, and pass.
+NEAR_BITS = 5
+
+# Of the triples of pixels that `looks_interpolated` counts. CamVid's labels have up to 0.02, and
+# 0.04 halved by nearest neighbour; resized by interpolation, or through JPEG, 0.25 and more.
+_MAX_BETWEEN = 0.1
+_MIN_TRIPLES = 20  # a few pixels prove nothing
+
+
+def digest(image: UInt8[np.ndarray, "h w c"]) -> bytes:
+    """The same for images of the same pixels, however they are stored."""
+    return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
+
+
+def difference_hash(image: UInt8[np.ndarray, "h w c"]) -> np.uint64:
+    """64 bits: is a cell brighter than its left neighbour, on 8 x 9 cells of mean brightness.
+
+    Images that look the same differ in few bits, at whatever size or quality they are stored.
+    """
+    grey = Image.fromarray(image.mean(axis=-1, dtype=np.float32))
+    cells = np.asarray(grey.resize((9, 8), Image.Resampling.BOX))
+    return np.packbits(np.diff(cells, axis=1) > 0).view(np.uint64)[0]
+
+
+def looks_interpolated(label: Int32[np.ndarray, "h w"]) -> bool:
+    """Whether borders run through class ids in between, as after bilinear resizing or JPEG.
+
+    Between classes 1 and 5 a resized label has pixels of 3, which nobody has drawn. Of all triples
+    of pixels in a row or a column whose ends are 2 or more apart, these are the ones whose middle
+    lies between the ends: few in drawn labels, many in interpolated ones. Blind where no two
+    classes that touch are 2 apart; fooled by a class that is drawn as a line around another.
+    """
+    triples = between = 0
+    for values in (label, label.T):
+        first, middle, last = values[:, :-2], values[:, 1:-1], values[:, 2:]
+        triples += np.count_nonzero(abs(last - first) > 1)
+        between += np.count_nonzero(np.sign(middle - first) * np.sign(last - middle) > 0)
+    return bool(between >= _MIN_TRIPLES and between > _MAX_BETWEEN * triples)
