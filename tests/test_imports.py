@@ -31,7 +31,7 @@ ALLOWED = {
     "workdir": set(),
     "logger": {"workdir"},
     "scoring": {"data", "labels", "mesh", "tiles"},
-    "data": {"data", "labels"},
+    "data": {"data", "labels", "plots"},
     "models": {"models"},
     "train": EVERYTHING - COMMANDS,
     "main": {"logger", "train"},

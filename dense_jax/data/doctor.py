@@ -1,63 +1,163 @@
-"""Says what is in a dataset and what is wrong with it.
+"""Says what is in a dataset and what is wrong with it, before you train.
 
-    python -m dense_jax.data.doctor --name=folder --root=PATH [--json]
+    python -m dense_jax.data.doctor --name=folder --root=PATH [--json] [--picture=FILE.png]
 
-Opens every example of every split; exits with 1 if any of them is bad.
+Opens every example of every split. Exits with 1 if there are errors: examples that cannot be read,
+images that are in two splits, classes that only other splits than `train` show. Warnings leave
+the exit status alone: they may be as you want it. `--picture` draws some examples of each split
+with their labels laid over them.
 """
 
+import contextlib
+import dataclasses
+import itertools
 import json
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from absl import app, flags
 from jaxtyping import Int64
 
-from dense_jax import data
-from dense_jax.data import balance, verify
+from dense_jax import data, plots
+from dense_jax.data import balance, checks, verify
 from dense_jax.labels import IGNORE_LABEL
 
 
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    """What is kept of an example."""
+
+    name: str
+    size: tuple[int, int]  # height and width in pixels
+    counts: Int64[np.ndarray, "256"]  # pixels of each label
+    digest: bytes
+    difference_hash: np.uint64
+    looks_interpolated: bool
+
+
 def examine(name: str, root: str) -> dict[str, Any]:
-    """{split: what is in it}; `errors` lists what is wrong."""
+    """{split: what is in it}, `train` first; `errors` and `warnings` list what is wrong.
+
+    An image that is in two splits is reported in the later one.
+    """
     try:
-        splits = data.DATASETS[name].splits(root)
+        splits = sorted(data.DATASETS[name].splits(root), key=lambda split: split != "train")
     except ValueError as error:
-        return {"": {"errors": [str(error)]}}
-    return {split: _examine_split(name, root, split) for split in splits}
+        return {"": {"errors": [str(error)], "warnings": []}}
+    report: dict[str, Any] = {}
+    seen: dict[str, list[_Seen]] = {}
+    for split in splits:
+        report[split], seen[split] = _examine_split(name, root, split)
+    for first, second in itertools.combinations(splits, 2):
+        if seen[first] and seen[second]:
+            _compare(first, seen[first], second, seen[second], report[second])
+    if "train" in report:
+        _miss_in_train(report)
+    return report
 
 
-def _examine_split(name: str, root: str, split: str) -> dict[str, Any]:
+def _examine_split(name: str, root: str, split: str) -> tuple[dict[str, Any], list[_Seen]]:
     try:
         source = data.open_dataset(name, root, split)
         num_channels = source.num_channels
     except ValueError as error:
-        return {"errors": [str(error)]}
-    good, errors = verify.scan(source, _measure)
-    per_image = np.array([counts for _, counts in good], np.int64).reshape(-1, IGNORE_LABEL + 1)
+        return {"errors": [str(error)], "warnings": []}, []
+    seen, errors = verify.scan(source, _see)
+    per_image = np.array([one.counts for one in seen], np.int64).reshape(-1, IGNORE_LABEL + 1)
     counts = per_image.sum(axis=0)
-    sizes = np.array([size for size, _ in good])
-    pixels = dict(zip(source.class_names, counts[: source.num_classes].tolist(), strict=True))
-    return {
+    per_image = per_image[:, : source.num_classes]
+    sizes = np.array([one.size for one in seen])
+
+    def by_class(numbers: np.ndarray) -> dict[str, int]:
+        return dict(zip(source.class_names, numbers.tolist(), strict=True))
+
+    pixels = by_class(counts[: source.num_classes])
+    missing = [missing for missing, count in pixels.items() if not count]
+    interpolated = [one.name for one in seen if one.looks_interpolated]
+    warnings = []
+    if missing:
+        warnings.append(f"never seen: {', '.join(missing)}")
+    if interpolated:
+        warnings.append(
+            f"{len(interpolated)} labels have borders that run through other classes, as if they "
+            "had been resized by interpolation or saved as JPEG (resize labels by nearest "
+            f"neighbour): {_some(interpolated)}"
+        )
+    found = {
         "num_examples": len(source),
         "num_channels": num_channels,
-        "min_size": sizes.min(axis=0).tolist() if good else None,  # height, width
-        "max_size": sizes.max(axis=0).tolist() if good else None,
+        "min_size": sizes.min(axis=0).tolist() if seen else None,  # height, width
+        "max_size": sizes.max(axis=0).tolist() if seen else None,
         "pixels": pixels,
+        "images": by_class(np.count_nonzero(per_image, axis=0)),  # that show the class
         "ignored_pixels": int(counts[IGNORE_LABEL]),
         "class_weights": {
-            method: compute(per_image[:, : source.num_classes]).tolist()
+            method: compute(per_image).tolist()
             for method, compute in balance.METHODS.items()
             if any(pixels.values())
         },
-        "missing_classes": [missing for missing, count in pixels.items() if not count],
+        "missing_classes": missing,
+        "interpolated_labels": interpolated,
+        "duplicates": [],  # [SPLIT/NAME, NAME here]
+        "near_duplicates": [],
         "errors": errors,
+        "warnings": warnings,
     }
+    return found, seen
 
 
-def _measure(example: dict[str, Any]) -> tuple[tuple[int, ...], Int64[np.ndarray, "256"]]:
-    label = example["label"]
-    return label.shape, np.bincount(label.ravel(), minlength=IGNORE_LABEL + 1)
+def _see(example: dict[str, Any]) -> _Seen:
+    image, label = example["image"], example["label"]
+    return _Seen(
+        name=example["name"],
+        size=label.shape,
+        counts=np.bincount(label.ravel(), minlength=IGNORE_LABEL + 1),
+        digest=checks.digest(image),
+        difference_hash=checks.difference_hash(image),
+        looks_interpolated=checks.looks_interpolated(label),
+    )
+
+
+def _compare(
+    first: str, there: list[_Seen], second: str, here: list[_Seen], found: dict[str, Any]
+) -> None:
+    """Adds to what was found in the split `second` the images that `first` has too."""
+    names = {one.digest: one.name for one in there}
+    hashes = np.array([one.difference_hash for one in there])
+    equal, near = [], []
+    for one in here:
+        bits_apart = np.bitwise_count(hashes ^ one.difference_hash)
+        flat = np.bitwise_count(one.difference_hash) <= checks.NEAR_BITS  # all such look the same
+        if one.digest in names:
+            equal.append([f"{first}/{names[one.digest]}", one.name])
+        elif bits_apart.min() <= checks.NEAR_BITS and not flat:
+            near.append([f"{first}/{there[bits_apart.argmin()].name}", one.name])
+    found["duplicates"] += equal
+    found["near_duplicates"] += near
+    if equal:
+        pairs = _some([f"{second}/{name} = {other}" for other, name in equal])
+        found["errors"].append(f"{len(equal)} images are in {first} too, pixel by pixel: {pairs}")
+    if near:
+        pairs = _some([f"{second}/{name} ~ {other}" for other, name in near])
+        found["warnings"].append(f"{len(near)} images look like one of {first}: {pairs}")
+
+
+def _miss_in_train(report: dict[str, Any]) -> None:
+    """Adds the error that a class is in other splits only: no model can learn it."""
+    for missing in report["train"].get("missing_classes", []):
+        others = [split for split, found in report.items() if found.get("pixels", {}).get(missing)]
+        if others:
+            report["train"]["errors"].append(
+                f"class {missing!r} is in {', '.join(others)} but not in train, "
+                "where alone it could be learnt"
+            )
+
+
+def _some(names: list[str]) -> str:
+    """The first five; --json has them all."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def as_text(report: dict[str, Any]) -> str:
@@ -65,27 +165,73 @@ def as_text(report: dict[str, Any]) -> str:
     lines = []
     for split, found in report.items():
         if "pixels" in found:
-            total = max(1, sum(found["pixels"].values()) + found["ignored_pixels"])
+            ends = filter(None, (found["min_size"], found["max_size"]))
+            sizes = " to ".join(dict.fromkeys(f"{height} x {width}" for height, width in ends))
             lines.append(
-                f"{split}: {found['num_examples']} examples, {found['num_channels']} channels, "
-                f"height and width {found['min_size']} to {found['max_size']}"
+                f"{split}: {found['num_examples']} examples, channels: {found['num_channels']}, "
+                f"height x width: {sizes or 'unknown'}"
             )
-            for name, count in [*found["pixels"].items(), ("(ignored)", found["ignored_pixels"])]:
-                lines.append(f"  {name:20} {count:>14} pixels {100 * count / total:7.3f} %")
-            for method, weights in found["class_weights"].items():
-                lines.append(f"  {method}: {', '.join(f'{weight:.4f}' for weight in weights)}")
-            if found["missing_classes"]:
-                lines.append(f"  never seen: {', '.join(found['missing_classes'])}")
+            lines += _table(found)
         else:
             lines.append(f"{split}:")
-        lines += [f"  error: {error}" for error in found["errors"]]
-    return "\n".join(lines)
+        lines += [f"  error: {error}" for error in found["errors"][:10]]
+        if len(found["errors"]) > 10:
+            lines.append(f"  and {len(found['errors']) - 10} errors more; --json lists them all")
+        lines += [f"  warning: {warning}" for warning in found["warnings"]]
+        lines.append("")
+    num_errors, num_warnings = (
+        sum(len(found[kind]) for found in report.values()) for kind in ("errors", "warnings")
+    )
+    return "\n".join([*lines, f"{num_errors} errors, {num_warnings} warnings"])
+
+
+def _table(found: dict[str, Any]) -> list[str]:
+    """A row per class: its pixels, the images that show it, its weights."""
+    weights = found["class_weights"]
+    total = max(1, sum(found["pixels"].values()) + found["ignored_pixels"])
+    width = max(len("(ignored)"), *map(len, found["pixels"]))
+
+    def row(name: str, pixels: int) -> str:
+        return f"  {name:{width}} {pixels:>13} {100 * pixels / total:7.3f} %"
+
+    lines = [f"  {'class':{width}} {'pixels':>13} {'':9} {'images':>8}"]
+    lines[0] += "".join(f"  {method:>17}" for method in weights)
+    for k, (name, pixels) in enumerate(found["pixels"].items()):
+        columns = "".join(f"  {of_class[k]:17.4f}" for of_class in weights.values())
+        lines.append(f"{row(name, pixels)} {found['images'][name]:>8}{columns}")
+    return [*lines, row("(ignored)", found["ignored_pixels"])]
+
+
+def draw(name: str, root: str, splits: Iterable[str], path: str) -> None:
+    """Writes a picture: a row of examples per split, spread evenly, under their labels' colours.
+
+    What cannot be read is left out; `examine` has said why.
+    """
+    rows, colours = {}, {}
+    for split in splits:
+        with contextlib.suppress(ValueError):
+            source = data.open_dataset(name, root, split)
+            palette = source.palette
+            if palette is None:
+                palette = plots.default_palette(source.num_classes)
+            colours = dict(zip(source.class_names, palette.tolist(), strict=True))
+            rows[split] = {}
+            num_pictures = min(len(source), 5)
+            for i in np.linspace(0, len(source) - 1, num_pictures).round().astype(int).tolist():
+                with contextlib.suppress(ValueError, OSError):
+                    example = source[i]
+                    overlaid = plots.overlay(example["image"], example["label"], palette)
+                    rows[split][example["name"]] = overlaid
+    if rows:
+        plots.contact_sheet(rows, colours).savefig(path)
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     report = examine(flags.FLAGS.name, flags.FLAGS.root)
+    if flags.FLAGS.picture:
+        draw(flags.FLAGS.name, flags.FLAGS.root, report, flags.FLAGS.picture)
     print(json.dumps(report, indent=1) if flags.FLAGS.json else as_text(report))
     sys.exit(any(found["errors"] for found in report.values()))
 
@@ -94,4 +240,5 @@ if __name__ == "__main__":
     flags.DEFINE_enum("name", None, list(data.DATASETS), "Dataset.", required=True)
     flags.DEFINE_string("root", "", "The folder that holds its files.")
     flags.DEFINE_bool("json", False, "Print JSON instead of text.")
+    flags.DEFINE_string("picture", None, "Where to write a picture of examples with their labels.")
     app.run(main)
