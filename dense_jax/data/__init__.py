@@ -17,13 +17,15 @@ splits. To add a dataset, write it and add it to `DATASETS` and `Source`.
 """
 
 from dense_jax.data.folder import Folder
+from dense_jax.data.records import Records
 from dense_jax.data.synthetic import Synthetic, SyntheticGrey
 from dense_jax.data.tfds import TFDS_DATASETS, TfdsSource
 
-Source = Folder | Synthetic | TfdsSource
+Source = Folder | Records | Synthetic | TfdsSource
 
 DATASETS = {
     "folder": Folder,
+    "records": Records,
     "synthetic": Synthetic,
     "synthetic_grey": SyntheticGrey,
     **TFDS_DATASETS,

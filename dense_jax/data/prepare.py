@@ -1,21 +1,44 @@
-"""Downloads a TFDS dataset once and stores it as array_record, which training reads as it is.
+"""Stores a dataset as array_record, which training reads as it is.
 
     python -m dense_jax.data.prepare --name=oxford_iiit_pet --root=DIR
+    python -m dense_jax.data.prepare --name=NAME --root=DIR --output=RECORDS [--max_side=PIXELS]
 
-Needs the network. This step, and only this step, also needs TensorFlow where TFDS itself uses it
-to write a dataset, as for oxford_iiit_pet: run it in an environment of its own (`pip install
-tensorflow tensorflow-datasets array-record importlib_resources`), on any machine, and copy DIR.
+The first downloads a TFDS dataset to DIR. It needs the network, and where TFDS itself uses
+TensorFlow to write a dataset, as for oxford_iiit_pet, this step, and only this step, needs it too:
+run it in an environment of its own (`pip install tensorflow tensorflow-datasets array-record
+importlib_resources`), on any machine, and copy DIR.
+
+The second copies any dataset, if need be after the first, to one that is opened by
+`--config.data.name=records --config.data.root=RECORDS`: the same examples, bit for bit, or, with
+`--max_side`, the larger ones shrunk until their longer side has so many pixels. Interrupted and
+started again, it goes on with the split that it was at.
 """
 
+import contextlib
+import json
+import pathlib
 import sys
+from collections.abc import Iterator
+from concurrent import futures
+from typing import Any
 
+import numpy as np
+import tqdm
 from absl import app, flags
+from array_record.python import array_record_module
+from PIL import Image
 
+from dense_jax import data
+from dense_jax.data import records
+from dense_jax.data.folder import Folder
+from dense_jax.data.records import Records
 from dense_jax.data.tfds import TFDS_DATASETS
+
+_NUM_AT_ONCE = 64  # examples in memory, however large the dataset
 
 
 def prepare(name: str, root: str) -> None:
-    """Prepares one dataset; a RuntimeError says what was missing."""
+    """Prepares one TFDS dataset; a RuntimeError says what was missing."""
     import tensorflow_datasets as tfds
 
     dataset = TFDS_DATASETS[name]
@@ -35,16 +58,136 @@ def prepare(name: str, root: str) -> None:
     print(f"{name} is ready: --config.data.name={name} --config.data.root={root}")
 
 
+def copy(name: str, root: str, output: str, max_side: int | None = None) -> None:
+    """Writes every split of a dataset to `output` as records; keeps splits that are there already.
+
+    max_side: of the longer side, in pixels; larger examples are shrunk to it. Raises ValueError if
+    an example is bad, or `output` holds anything else.
+    """
+    sources = {
+        split: data.open_dataset(name, root, split) for split in data.DATASETS[name].splits(root)
+    }
+    _claim(pathlib.Path(output), _description(name, sources, max_side))
+    for split, source in sources.items():
+        path = records.path_of(output, split)
+        if not path.exists():
+            with _complete(path) as unfinished:
+                _write(source, unfinished, split, max_side)
+    print(f"{output} is ready: --config.data.name=records --config.data.root={output}")
+
+
+def _description(
+    name: str, sources: dict[str, data.Source], max_side: int | None
+) -> dict[str, Any]:
+    source = next(iter(sources.values()))
+    return {
+        "classes": list(source.class_names),
+        "palette": None if source.palette is None else source.palette.tolist(),
+        "num_channels": source.num_channels,
+        "prepared_from": {"name": name, "max_side": max_side},
+        "splits": {
+            split: {
+                "num_examples": len(source),
+                "has_instances": isinstance(source, Folder | Records) and source.has_instances,
+                "fingerprint": source.fingerprint,
+            }
+            for split, source in sources.items()
+        },
+    }
+
+
+def _claim(output: pathlib.Path, description: dict[str, Any]) -> None:
+    """Writes dataset.json to an empty folder; raises where anything but the same dataset is."""
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / "dataset.json"
+    if path.exists():
+        if records.describe(output) != description:
+            raise ValueError(
+                f"{output} holds another dataset, or this one as it was before its files or "
+                "max_side changed; remove it or choose another output"
+            )
+    elif any(path.suffix != ".unfinished" for path in output.iterdir()):
+        raise ValueError(f"{output} holds files of something else; choose another output")
+    else:
+        with _complete(path) as unfinished:
+            unfinished.write_text(json.dumps(description, indent=1), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _complete(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Where to write the file, which gets its name when it is complete."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    yield unfinished
+    unfinished.replace(path)
+
+
+def _write(source: data.Source, path: pathlib.Path, split: str, max_side: int | None) -> None:
+    def pack(i: int) -> bytes:
+        example = source[i]
+        if isinstance(source, Folder | Records) and source.has_instances:
+            example["instances"] = source.instances(i)
+        return records.pack(shrink(example, max_side) if max_side else example)
+
+    # One record per chunk: reading any one decodes no others.
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+    with (
+        contextlib.closing(writer),
+        futures.ThreadPoolExecutor() as pool,
+        tqdm.tqdm(total=len(source), desc=split, disable=None) as bar,
+    ):
+        for start in range(0, len(source), _NUM_AT_ONCE):
+            stop = min(start + _NUM_AT_ONCE, len(source))
+            for record in pool.map(pack, range(start, stop)):
+                writer.write(record)
+                bar.update()
+
+
+def shrink(example: dict[str, Any], max_side: int) -> dict[str, Any]:
+    """Makes the longer side `max_side` pixels where it is longer.
+
+    Images bilinearly with antialiasing, labels and instances by the nearest pixel.
+    """
+    height, width = example["label"].shape
+    longer = max(height, width)
+    if longer <= max_side:
+        return example
+    size = [max(1, round(length * max_side / longer)) for length in (height, width)]
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new)  # the pixel at each new one's centre
+        for new, old in zip(size, (height, width), strict=True)
+    )
+    shrunk = dict(example)
+    for key in {"label", "instances"} & example.keys():
+        shrunk[key] = example[key][rows[:, None], columns]
+    channels = np.moveaxis(example["image"], -1, 0)
+    shrunk["image"] = np.stack(
+        [
+            np.asarray(Image.fromarray(channel).resize(size[::-1], Image.Resampling.BILINEAR))
+            for channel in channels
+        ],
+        axis=-1,
+    )
+    return shrunk
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    name, root, output = flags.FLAGS.name, flags.FLAGS.root, flags.FLAGS.output
+    if output is None and (name not in TFDS_DATASETS or flags.FLAGS.max_side):
+        raise app.UsageError("--output is missing: where the records go")
     try:
-        prepare(flags.FLAGS.name, flags.FLAGS.root)
-    except RuntimeError as error:
+        if name in TFDS_DATASETS:
+            prepare(name, root)
+        if output is not None:
+            copy(name, root, output, flags.FLAGS.max_side)
+    except (RuntimeError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_enum("name", None, list(TFDS_DATASETS), "Dataset.", required=True)
-    flags.DEFINE_string("root", None, "Where it goes: the data_dir of TFDS.", required=True)
+    flags.DEFINE_enum("name", None, list(data.DATASETS), "Dataset.", required=True)
+    flags.DEFINE_string("root", None, "Its folder; of TFDS, the data_dir.", required=True)
+    flags.DEFINE_string("output", None, "Where the records go.")
+    flags.DEFINE_integer("max_side", None, "Shrink to it, in pixels.", lower_bound=1)
     app.run(main)

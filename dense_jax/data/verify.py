@@ -11,6 +11,7 @@ import tqdm
 
 from dense_jax.data import Source
 from dense_jax.data.folder import Folder
+from dense_jax.data.records import Records
 
 T = TypeVar("T")
 
@@ -43,7 +44,7 @@ def scan(
 
     def visit(i: int) -> tuple[list[T], list[str]]:
         try:
-            if isinstance(source, Folder) and source.has_instances:
+            if isinstance(source, Folder | Records) and source.has_instances:
                 source.instances(i)
             return [function(source[i])], []
         except (ValueError, OSError) as error:
