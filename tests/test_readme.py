@@ -56,6 +56,7 @@ def test_commands_run_as_written(command, folder, tiny_folder):
         .replace("=runs/", f"={folder}/runs/")
         .replace("=photos/", f"={folder}/photos/")
         .replace("=masks", f"={folder}/masks")
+        .replace("=RECORDS", f"={folder}/records")
         for argument in command
     ]
     if module == "dense_jax.main":
