@@ -43,6 +43,10 @@ def test_interpolated_labels_are_found(scenes, i):
     label = scenes[i]["label"] * 2  # as if twice as many classes had been declared
     for factor in FACTORS:
         assert checks.looks_interpolated(resized(label, factor, Image.Resampling.BILINEAR)), factor
+        enlarged = resized(
+            resized(label, factor, Image.Resampling.BILINEAR), 2.0, Image.Resampling.NEAREST
+        )
+        assert checks.looks_interpolated(enlarged), factor
     assert checks.looks_interpolated(through_jpeg(label, 90).astype(np.int32))
     # As OpenCV and TensorFlow reduce: without antialiasing.
     points = np.mgrid[: label.shape[0] / 1.5 - 1, : label.shape[1] / 1.5 - 1] * 1.5 + 0.25

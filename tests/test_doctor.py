@@ -170,9 +170,9 @@ def test_the_command_fails_on_errors_alone(root):
     def run(*options: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([*command, *options], check=False, capture_output=True, text=True)
 
-    done = run(f"--picture={root}/picture.png")
+    done = run(f"--picture={root}/pictures/a.png")
     assert done.returncode == 0 and "0 errors, 1 warnings" in done.stdout
-    assert (root / "picture.png").read_bytes().startswith(b"\x89PNG")
+    assert (root / "pictures" / "a.png").read_bytes().startswith(b"\x89PNG")
     (root / "labels" / "val" / "a.png").write_text("")
     done = run("--json")
     assert done.returncode == 1

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import pathlib
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -223,6 +224,7 @@ def draw(name: str, root: str, splits: Iterable[str], path: str) -> None:
                     overlaid = plots.overlay(example["image"], example["label"], palette)
                     rows[split][example["name"]] = overlaid
     if rows:
+        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
         plots.contact_sheet(rows, colours).savefig(path)
 
 
@@ -230,9 +232,9 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     report = examine(flags.FLAGS.name, flags.FLAGS.root)
+    print(json.dumps(report, indent=1) if flags.FLAGS.json else as_text(report))
     if flags.FLAGS.picture:
         draw(flags.FLAGS.name, flags.FLAGS.root, report, flags.FLAGS.picture)
-    print(json.dumps(report, indent=1) if flags.FLAGS.json else as_text(report))
     sys.exit(any(found["errors"] for found in report.values()))
 
 
