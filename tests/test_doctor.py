@@ -85,7 +85,7 @@ def test_a_class_that_only_other_splits_show_is_an_error(root):
     save(root / "labels" / "train" / "a.png", np.zeros((2, 3)))
     report = examine("folder", str(root))
     (error,) = report["train"]["errors"]
-    assert error.startswith("class 'road' is in val but not in train")
+    assert error.startswith("class 'road' is in val, but not in train")
 
 
 # 29. MMSegmentation#1601, #2081, #2146: NaN or 0 IoU from labels that are no class
@@ -115,7 +115,7 @@ def test_an_image_of_two_splits_is_an_error_however_it_is_stored(root, scene):
     save(root / "labels" / "val" / "again.png", np.ones((90, 80)))
     found = examine("folder", str(root))["val"]
     assert found["duplicates"] == [["train/scene", "again"]] and not found["near_duplicates"]
-    assert found["errors"] == ["1 images are in train too, pixel by pixel: val/again = train/scene"]
+    assert found["errors"] == ["1 images are in train too, to the pixel: val/again = train/scene"]
 
 
 def test_an_image_that_looks_like_one_of_another_split_is_a_warning(root, scene):

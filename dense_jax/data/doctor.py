@@ -139,7 +139,7 @@ def _compare(
     found["near_duplicates"] += near
     if equal:
         pairs = _some([f"{second}/{name} = {other}" for other, name in equal])
-        found["errors"].append(f"{len(equal)} images are in {first} too, pixel by pixel: {pairs}")
+        found["errors"].insert(0, f"{len(equal)} images are in {first} too, to the pixel: {pairs}")
     if near:
         pairs = _some([f"{second}/{name} ~ {other}" for other, name in near])
         found["warnings"].append(f"{len(near)} images look like one of {first}: {pairs}")
@@ -150,9 +150,8 @@ def _miss_in_train(report: dict[str, Any]) -> None:
     for missing in report["train"].get("missing_classes", []):
         others = [split for split, found in report.items() if found.get("pixels", {}).get(missing)]
         if others:
-            report["train"]["errors"].append(
-                f"class {missing!r} is in {', '.join(others)} but not in train, "
-                "where alone it could be learnt"
+            report["train"]["errors"].insert(
+                0, f"class {missing!r} is in {', '.join(others)}, but not in train to be learnt"
             )
 
 
