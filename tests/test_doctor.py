@@ -151,6 +151,12 @@ def test_a_missing_root_is_an_error(tmp_path):
     assert not (tmp_path / "picture.png").exists()
 
 
+def test_no_split_is_an_error(tmp_path):
+    (tmp_path / "images").mkdir()
+    (found,) = examine("folder", str(tmp_path)).values()
+    assert found["errors"] == [f"{tmp_path}: no splits"]
+
+
 def test_the_picture_leaves_out_what_cannot_be_read(root, scene):
     def size() -> tuple[int, int]:
         draw("folder", str(root), examine("folder", str(root)), str(root / "picture.png"))

@@ -179,6 +179,9 @@ def test_never_overwrites_anything_else(tiny_folder, colour_folder, prepared, tm
 
     with pytest.raises(ValueError, match=r"not written by data.prepare"):
         copy(tiny_folder, colour_folder)
+    (tmp_path / "images").mkdir()
+    with pytest.raises(ValueError, match="no splits"):
+        copy(tmp_path, tmp_path / "other")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").touch()
     with pytest.raises(ValueError, match="photos holds files of something else"):

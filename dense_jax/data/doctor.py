@@ -47,6 +47,8 @@ def examine(name: str, root: str) -> dict[str, Any]:
         splits = sorted(data.DATASETS[name].splits(root), key=lambda split: split != "train")
     except ValueError as error:
         return {"": {"errors": [str(error)], "warnings": []}}
+    if not splits:
+        return {"": {"errors": [f"{root}: no splits"], "warnings": []}}
     report: dict[str, Any] = {}
     seen: dict[str, list[_Seen]] = {}
     for split in splits:

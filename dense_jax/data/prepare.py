@@ -67,6 +67,8 @@ def copy(name: str, root: str, output: str, max_side: int | None = None) -> None
     sources = {
         split: data.open_dataset(name, root, split) for split in data.DATASETS[name].splits(root)
     }
+    if not sources:
+        raise ValueError(f"{root}: no splits")
     _claim(pathlib.Path(output), _description(name, sources, max_side))
     for split, source in sources.items():
         path = records.path_of(output, split)
