@@ -33,8 +33,9 @@ def colourise(
 
 
 def to_rgb(image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Grey images get three equal channels."""
-    return np.broadcast_to(image, (*image.shape[:2], 3))
+    """The first three channels; of less than three the first, as grey."""
+    shown = 3 if image.shape[2] >= 3 else 1
+    return np.broadcast_to(image[:, :, :shown], (*image.shape[:2], 3))
 
 
 def overlay(

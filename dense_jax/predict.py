@@ -46,7 +46,8 @@ def predict(
         raise ValueError(f"{there[0]} exists ({len(there)} results do): pass --overwrite")
 
     loaded = train.load(directory, checkpoint)
-    images = ImageFiles(files, loaded.dataset["num_channels"])
+    value_range = loaded.dataset.get("value_range")  # older runs have none
+    images = ImageFiles(files, loaded.dataset["num_channels"], value_range)
     output.mkdir(parents=True, exist_ok=True)
     if not images.files:
         return images.problems
@@ -90,8 +91,9 @@ def write(
 class ImageFiles:
     """Image files as a source without truth; those that cannot be read are left out, and said."""
 
-    def __init__(self, files: list[Path], num_channels: int):
+    def __init__(self, files: list[Path], num_channels: int, value_range: decode.Range | None):
         self._num_channels = num_channels
+        self._value_range = value_range
         self.files, self.problems, sizes = [], [], []
         for file in files:
             try:
@@ -103,7 +105,9 @@ class ImageFiles:
 
     def _read(self, file: Path) -> np.ndarray:
         with file.open("rb") as opened:
-            return decode.read_image(opened, str(file), self._num_channels)
+            return decode.read_image(
+                opened, str(file), self._num_channels, value_range=self._value_range
+            )
 
     def __len__(self) -> int:
         return len(self.files)

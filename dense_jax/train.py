@@ -438,6 +438,7 @@ def describe(source: Any) -> dict[str, Any]:
     return {
         "class_names": source.class_names,
         "num_channels": source.num_channels,
+        "value_range": source.value_range,
         "palette": palette_of(source),
         "num_examples": len(source),
         "fingerprint": source.fingerprint,

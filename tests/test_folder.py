@@ -2,15 +2,19 @@
 
 import io
 import json
+import math
+import os
 import pathlib
 import pickle
 import shutil
+import time
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
-from dense_jax.data import open_dataset, verify
+from dense_jax.data import files, open_dataset, verify
 from dense_jax.data.folder import Folder
 from dense_jax.labels import IGNORE_LABEL
 
@@ -117,6 +121,43 @@ def test_grey_only_if_every_image_of_every_split_is(root):
     assert source.num_channels == 3 and source[0]["image"].shape == (5, 3, 3)
 
 
+def channels(path: pathlib.Path, num_channels: int, dtype=np.uint8) -> None:
+    """Writes an image of a.png's size over it."""
+    path.with_suffix(".png").unlink()
+    pixels = np.zeros((5, 3, num_channels), dtype)
+    if path.suffix == ".npy":
+        np.save(path, pixels)
+    else:
+        tifffile.imwrite(path, pixels, photometric="minisblack", planarconfig="contig")
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".npy"])
+def test_other_numbers_of_channels(root, suffix):
+    for path in [p for p in root.glob("images/*/*.png") if p.stem != "a"]:
+        path.unlink()
+        (root / "labels" / path.parent.name / path.name).unlink()
+    channels(root / "images" / "train" / f"a{suffix}", 5)
+    source = open_dataset("folder", str(root), "train")
+    assert source.num_channels == 5 and source[0]["image"].shape == (5, 3, 5)
+
+
+def test_the_range_of_16_bits_is_stated_once(root):
+    channels(root / "images" / "train" / "a.tif", 3, np.uint16)
+    with pytest.raises(ValueError, match=r'a\.tif: .*uint16 values from 0 to 0.*"range"'):
+        open_dataset("folder", str(root), "train")[0]
+    fingerprints = [open_dataset("folder", str(root), "train").fingerprint]
+    for limits in ([0, 4095], [-10.0, 10.0]):
+        write_options(root, range=limits)
+        source = open_dataset("folder", str(root), "train")
+        fingerprints.append(source.fingerprint)
+        assert source.value_range == tuple(limits)
+        expected = 0 if limits[0] == 0 else 128
+        assert (source[0]["image"] == expected).all()
+    assert len(set(fingerprints)) == 3
+    with Image.open(root / "images" / "train" / "b.png") as image:  # 8 bits stay as they are
+        np.testing.assert_array_equal(source[1]["image"], np.asarray(image))
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "P", "LA", "1", "CMYK"])
 def test_other_modes_become_rgb(root, mode):
     suffix = "tif" if mode == "CMYK" else "png"
@@ -199,6 +240,18 @@ ERRORS = {  # how to break the dataset, and what the message must contain
     "same class": (lambda r: write_options(r, classes=["a", "a"]), ["'a'", "more than once"]),
     "same value": (lambda r: write_options(r, values=[3, 3]), ["[3]", "more than once"]),
     "ignored class": (lambda r: write_options(r, ignored_values=[1]), ["[1]", "more than once"]),
+    "range of one": (lambda r: write_options(r, range=[3]), ["dataset.json", "range", "[3]"]),
+    "empty range": (lambda r: write_options(r, range=[3, 3]), ["dataset.json", "range"]),
+    "endless range": (lambda r: write_options(r, range=[0, math.inf]), ["dataset.json", "range"]),
+    "range of words": (lambda r: write_options(r, range=["0", "9"]), ["dataset.json", "range"]),
+    "other channels": (
+        lambda r: channels(r / "images/train/a.tif", 5),
+        ["train/b.png has 3", "train/a.tif has 5"],
+    ),
+    "other channels in another split": (
+        lambda r: np.save(r / "images/val/w.npy", np.zeros((2, 2, 2), np.uint8)),
+        ["train/a.png has 3", "val/w.npy has 2"],
+    ),
     "few values": (lambda r: write_options(r, values=[3]), ["2 classes", "1 values"]),
     "large value": (lambda r: write_options(r, values=[0, 65536]), ["65536", "0..65535"]),
     "text value": (lambda r: write_options(r, ignored_values=["1"]), ["ignored_values"]),
@@ -237,6 +290,10 @@ ERRORS = {  # how to break the dataset, and what the message must contain
     "undeclared value": (
         lambda r: save(r / "labels/train/a.png", np.array([[0, 1, 1]] * 4 + [[0, 7, 9]], np.uint8)),
         ["labels/train/a.png", "[7, 9]", "0: 5, 1: 8, 7: 1, 9: 1"],
+    ),
+    "one class more": (
+        lambda r: save(r / "labels/train/a.png", np.full((5, 3), len(CLASSES), np.uint8)),
+        ["labels/train/a.png", "[2]", "2: 15"],
     ),
     "undeclared 255": (
         lambda r: save(r / "labels/train/a.png", np.full((5, 3), 255, np.uint8)),
@@ -343,6 +400,89 @@ def test_headers_are_enough_for_sizes(root, monkeypatch):
     source = open_dataset("folder", str(root), "train")
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", refuse)
     assert source.sizes.tolist() == [[5, 3], [4, 6], [1, 1]] and source.num_channels == 3
+
+
+def test_a_picture_on_its_side_fits_the_label_of_it_upright(root):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    (root / "images" / "train" / "a.png").unlink()
+    save(root / "images" / "train" / "a.jpg", np.zeros((3, 5, 3), np.uint8), exif=exif)
+    source = open_dataset("folder", str(root), "train")
+    assert source.sizes[0].tolist() == [5, 3] == list(source[0]["image"].shape[:2])
+
+
+def test_many_files_open_in_a_moment(root, monkeypatch):
+    """Listing them is quick; of each, one header is read."""
+    read = []
+
+    def header(path):
+        read.append(path)
+        return 1, 1, 3
+
+    monkeypatch.setattr(files, "header", header)
+    for kind in ("images", "labels"):
+        folder = root / kind / "train"
+        for i in range(20_000):
+            os.link(folder / "c.png", folder / f"{i:05d}.png")
+    start = time.perf_counter()
+    source = open_dataset("folder", str(root), "train")
+    assert time.perf_counter() - start < 5  # about 1 s, of a machine that may be busy
+    assert len(source) == 20_003 and len(read) == len(set(read)) == 20_004
+
+
+@pytest.fixture
+def listed(tmp_path) -> pathlib.Path:
+    """The same dataset, with split files."""
+    for name, size in [("b", (4, 6)), ("a", (5, 3)), ("straße", (1, 1)), ("v", (2, 2))]:
+        save(tmp_path / "images" / f"{name}.png", np.zeros((*size, 3), np.uint8))
+        save(tmp_path / "labels" / f"{name}.png", np.ones(size, np.uint8))
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits" / "train.txt").write_text("straße\na\n", encoding="utf-8")
+    (tmp_path / "splits" / "val.txt").write_text("\nv\n")
+    write_options(tmp_path)
+    return tmp_path
+
+
+def test_split_files(listed):
+    assert Folder.splits(listed) == ("train", "val")
+    source = open_dataset("folder", str(listed), "train")
+    assert [example["name"] for example in source] == ["a", "straße"]
+    np.testing.assert_array_equal(source.sizes, [[5, 3], [1, 1]])
+    assert not source.has_instances
+    for name in ("a", "straße"):
+        with Image.open(listed / "labels" / f"{name}.png") as label:
+            save(listed / "instances" / f"{name}.png", np.asarray(label) + 6)
+    source = open_dataset("folder", str(listed), "train")
+    assert source.has_instances and (source.instances(1) == 7).all()
+    with pytest.raises(ValueError, match=r"val\.txt, line 2: .*instances/v\.png"):
+        open_dataset("folder", str(listed), "val")
+
+
+LIST_ERRORS = {
+    "twice": ("train", "a\nb\na\n", ["splits/train.txt, line 3", "'a'", "line 1"]),
+    "in two": ("train", "a\nb\nv", ["splits/val.txt, line 2", "'v'", "splits/train.txt, line 3"]),
+    "unknown": ("train", "b\nc\n", ["splits/train.txt, line 2", "images/c.*"]),
+    "with its ending": ("train", "b.png", ["splits/train.txt, line 1", "images/b.png.*"]),
+    "empty": ("train", "\n", ["splits/train.txt", "no images"]),
+    "no such": ("test", None, ["no split 'test'", "splits/SPLIT.txt", "there are: train, val"]),
+}
+
+
+@pytest.mark.parametrize("case", LIST_ERRORS)
+def test_errors_of_split_files_name_the_line(listed, case):
+    split, text, words = LIST_ERRORS[case]
+    if text is not None:
+        (listed / "splits" / f"{split}.txt").write_text(text)
+    with pytest.raises(ValueError) as error:
+        open_dataset("folder", str(listed), split)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_listed_image_without_a_label(listed):
+    (listed / "labels" / "a.png").unlink()
+    with pytest.raises(ValueError, match=r"train\.txt, line 2: .*labels/a\.png"):
+        open_dataset("folder", str(listed), "train")
 
 
 def test_real_camvid(real_data):

@@ -27,6 +27,12 @@ def test_overlay_mixes_by_opacity(channels):
     np.testing.assert_array_equal(plots.overlay(image, labels, PALETTE)[0, 1], [150, 100, 75])
 
 
+@pytest.mark.parametrize("channels, shown", [(1, [0, 0, 0]), (2, [0, 0, 0]), (5, [0, 1, 2])])
+def test_the_first_channels_stand_for_the_image(channels, shown):
+    image = np.tile(np.arange(channels, dtype=np.uint8), (2, 3, 1))
+    np.testing.assert_array_equal(plots.to_rgb(image), np.tile(shown, (2, 3, 1)))
+
+
 def test_comparison_hides_predictions_where_the_truth_is_ignored():
     image = np.zeros((2, 3, 1), np.uint8)
     truth = np.full((2, 3), IGNORE_LABEL, np.int32)

@@ -7,7 +7,8 @@ can be pickled, because worker processes get a copy. Every source has
                    [0, num_classes) or IGNORE_LABEL; c is num_channels for every i
     num_classes    int
     class_names    tuple of str
-    num_channels   1 (grey) or 3 (RGB)
+    num_channels   1 (grey), 3 (RGB) or any other number
+    value_range    what became 0 and 255 in images that are not of 8 bits, or None
     palette        uint8 [num_classes, 3], RGB of each class in pictures, or None
     sizes          int32 [n, 2], height and width of each example in pixels
     fingerprint    hex digest that changes when the files do; None for data not read from files
@@ -16,12 +17,13 @@ An entry of `DATASETS` is called as `(root, split)` and has `splits(root)`, the 
 splits. To add a dataset, write it and add it to `DATASETS` and `Source`.
 """
 
+from dense_jax.data.files import Files
 from dense_jax.data.folder import Folder
 from dense_jax.data.records import Records
 from dense_jax.data.synthetic import Synthetic, SyntheticGrey
 from dense_jax.data.tfds import TFDS_DATASETS, TfdsSource
 
-Source = Folder | Records | Synthetic | TfdsSource
+Source = Files | Records | Synthetic | TfdsSource
 
 DATASETS = {
     "folder": Folder,

@@ -1,79 +1,211 @@
-"""Encoded image files to arrays; every error is a ValueError that names the file.
+"""Image and label files to arrays; every error is a ValueError that names the file.
 
-`file` is an open binary file, `where` is what messages call it.
+`file` is an open binary file, `where` is what messages call it, `page` is which image of a stack of
+several to read: None where the file must hold one.
 """
 
+import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Int32, UInt8
-from PIL import Image
+import scipy.io
+from jaxtyping import Int32, Shaped, UInt8
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from dense_jax.labels import IGNORE_LABEL
 
 BinaryFile = io.BytesIO | io.BufferedReader
+Range = Sequence[int | float]  # the values that become 0 and 255
+# Height, width and channels by the header, and what decodes the rest, of whatever type is stored.
+Opened = tuple[tuple[int, int, int], Callable[[], Shaped[np.ndarray, "h w c"]]]
 
 _GREY_MODES = ("1", "L", "LA")
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _UNDECLARED = -1
 
 
-def _open(file: BinaryFile, where: str, *, pixels: bool) -> Image.Image:
-    """Reads the header of an image file, and its `pixels` too where asked."""
+def image_header(file: BinaryFile, where: str, page: int | None = None) -> tuple[int, int, int]:
+    """Height and width in pixels and the number of channels of an image, without decoding it."""
+    with _reading(where):
+        return _open(file, page)[0]
+
+
+def read_image(
+    file: BinaryFile,
+    where: str,
+    num_channels: int,
+    *,
+    page: int | None = None,
+    value_range: Range | None = None,
+) -> UInt8[np.ndarray, "h w c"]:
+    """Decodes an image, as its EXIF data say it stands; alpha is dropped.
+
+    Grey images become RGB, and RGB images grey, where `num_channels` is 3 or 1.
+
+    value_range: of an image that is not of 8 bits; beyond it, values are clipped.
+    """
+    with _reading(where):
+        (_, _, c), decode = _open(file, page)
+        pixels = decode()
+    if pixels.dtype != np.uint8:
+        pixels = _to_bytes(pixels, where, value_range)
+    if (c, num_channels) == (1, 3):
+        return np.repeat(pixels, 3, axis=2)
+    if (c, num_channels) == (3, 1):
+        return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+    if c != num_channels:
+        raise ValueError(f"{where}: has {c} channels, but {num_channels} are needed")
+    return pixels
+
+
+@contextlib.contextmanager
+def _reading(where: str) -> Iterator[None]:
     try:
-        image = Image.open(file)
-        num_pages = getattr(image, "n_frames", 1)
-        if pixels:
-            image.load()
+        yield
     except Exception as error:  # on broken bytes decoders raise nearly anything
         raise ValueError(f"{where}: not a readable image ({error})") from error
-    if num_pages > 1 and image.format != "MPO":  # a camera's JPEG, with previews after the image
-        raise ValueError(f"{where}: holds {num_pages} pages; save each page as a file of its own")
+
+
+def _start(file: BinaryFile) -> bytes:
+    start = file.read(4)
+    file.seek(0)
+    return start
+
+
+def _open(file: BinaryFile, page: int | None) -> Opened:
+    start = _start(file)
+    if start == b"\x93NUM":
+        return _open_numpy(file)
+    return (start in _TIFF and _open_tiff(file, page)) or _open_picture(file, page)
+
+
+def _open_numpy(file: BinaryFile) -> Opened:
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    file.seek(0)
+    h, w, c = shape if len(shape) == 3 else (*shape, 1) if len(shape) == 2 else (0, 0, 0)
+    if 0 in (h, w, c) or dtype.kind not in "buif":
+        raise ValueError(f"an array must hold numbers [h, w] or [h, w, c], not {dtype} {shape}")
+    return (h, w, c), lambda: np.load(file).reshape(h, w, c)
+
+
+def _open_tiff(file: BinaryFile, page: int | None) -> Opened | None:
+    """None for what Pillow decodes: grey, RGB and the like in 8 bits, however compressed.
+
+    A fourth channel counts as one even if it is tagged as alpha, as GDAL tags any.
+    """
+    import tifffile  # few datasets need it
+
+    pages = tifffile.TiffFile(file).pages
+    _check_pages(len(pages), page)
+    tags = pages[page or 0].aspage()
+    h, w, c = tags.imagelength, tags.imagewidth, tags.samplesperpixel
+    usual = {0: 1, 1: 1, 2: 3}.get(tags.photometric, c)  # white is 0, black is 0, RGB
+    if tags.bitspersample <= 8 and c == usual:
+        file.seek(0)
+        return None
+
+    return (h, w, c), lambda: _channels_last(tags.asarray(), tags.axes).reshape(h, w, c)
+
+
+def _channels_last(pixels: np.ndarray, axes: str) -> np.ndarray:
+    return np.moveaxis(pixels, 0, -1) if axes == "SYX" else pixels
+
+
+def _open_picture(file: BinaryFile, page: int | None) -> Opened:
+    image = _open_pillow(file, page)
+    is_png = isinstance(image, PngImagePlugin.PngImageFile)
+    if is_png and image.mode[0] != "I" and ";16" in str(image.tile[0]):
+        raise ValueError("of its 16 bits per channel Pillow reads 8; save it as .tif or .npy")
+    mode = {"I": None, "F": None}.get(image.mode[0], "L" if image.mode in _GREY_MODES else "RGB")
+    w, h = image.size
+    if _orientation(image) >= 5:
+        w, h = h, w
+    c = 3 if mode == "RGB" else 1
+    return (h, w, c), lambda: _decode_picture(image, mode).reshape(h, w, c)
+
+
+def _decode_picture(image: Image.Image, mode: str | None) -> np.ndarray:
+    """The pixels in a mode, or None for those that are there."""
+    if _orientation(image) > 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # straight to RGB, Pillow warns
+    return np.array(image.convert(mode) if mode else image)
+
+
+def _orientation(image: Image.Image) -> int:
+    """As EXIF numbers them, 5 to 8 on its side; of TIFF files Pillow sees to it itself."""
+    if image.format not in ("JPEG", "MPO", "WEBP"):  # others may hold it behind the pixels
+        return 1
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
+
+
+def _open_pillow(file: BinaryFile, page: int | None) -> Image.Image:
+    image = Image.open(file)
+    if page is not None:
+        image.seek(page)
+    elif image.format != "MPO":  # a camera's JPEG, with previews after the image
+        _check_pages(getattr(image, "n_frames", 1), page)
     return image
 
 
-def _check_depth(image: Image.Image, where: str) -> None:
-    if image.mode[0] in "IF":
+def _check_pages(num_pages: int, page: int | None) -> None:
+    if num_pages > 1 and page is None:
         raise ValueError(
-            f"{where}: an image has 8 bits per channel, this one is mode {image.mode!r}; "
-            "scale its values to 0..255 and save it again"
+            f"holds {num_pages} pages; save each as a file of its own or, if they are channels, "
+            "all as one .npy array [h, w, c]"
         )
 
 
-def image_header(file: BinaryFile, where: str) -> tuple[int, int, bool]:
-    """Height and width in pixels and whether the image is grey, without decoding it."""
-    image = _open(file, where, pixels=False)
-    _check_depth(image, where)
-    return image.height, image.width, image.mode in _GREY_MODES
+def _to_bytes(
+    pixels: Shaped[np.ndarray, "h w c"], where: str, value_range: Range | None
+) -> UInt8[np.ndarray, "h w c"]:
+    """Maps value_range linearly to 0..255."""
+    low, high = pixels.min(), pixels.max()
+    if not np.isfinite([low, high]).all():
+        raise ValueError(f"{where}: holds NaN or infinite values")
+    if value_range is None:
+        raise ValueError(
+            f"{where}: holds {pixels.dtype} values from {low} to {high}, not 8 bits; say in "
+            'dataset.json which become 0 and 255, for all images: "range": [LOW, HIGH]'
+        )
+    low, high = value_range
+    scaled = (pixels.astype(np.float64) - low) * (255 / (high - low))
+    return scaled.round().clip(0, 255).astype(np.uint8)
 
 
-def read_image(file: BinaryFile, where: str, num_channels: int) -> UInt8[np.ndarray, "h w c"]:
-    """Decodes an image to grey (1 channel) or RGB (3 channels); alpha is dropped."""
-    image = _open(file, where, pixels=True)
-    _check_depth(image, where)
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # straight to RGB, Pillow warns
-    pixels = np.array(image.convert("L" if num_channels == 1 else "RGB"))
-    return pixels.reshape(image.height, image.width, num_channels)
-
-
-def label_table(values: Sequence[int], ignored_values: Sequence[int]) -> Int32[np.ndarray, "65536"]:
-    """The lookup table raw value -> class, for `values[i]` the raw value of class i."""
+def label_table(
+    values: Sequence[int | Sequence[int]], ignored_values: Sequence[int]
+) -> Int32[np.ndarray, "65536"]:
+    """The lookup table raw value -> class, for `values[i]` the raw value or values of class i."""
     table = np.full(2**16, _UNDECLARED, np.int32)
     table[list(ignored_values)] = IGNORE_LABEL
-    table[list(values)] = np.arange(len(values))
+    for i, raw in enumerate(values):
+        table[raw if isinstance(raw, int) else list(raw)] = i
     return table
 
 
 def read_label(
-    file: BinaryFile, where: str, table: Int32[np.ndarray, "65536"]
+    file: BinaryFile, where: str, table: Int32[np.ndarray, "65536"], page: int | None = None
 ) -> Int32[np.ndarray, "h w"]:
-    """Decodes a label image (grey values or palette indices) to classes by `label_table`."""
-    image = _open(file, where, pixels=True)
-    raw = np.asarray(image)
+    """Decodes a label file to classes by `label_table`.
+
+    It holds grey values or palette indices, or is one of the MATLAB files of the Semantic
+    Boundaries Dataset.
+    """
+    with _reading(where):
+        if _start(file) == b"MATL":
+            raw = scipy.io.loadmat(file)["GTcls"]["Segmentation"][0, 0]
+            mode = raw.dtype
+        else:
+            image = _open_pillow(file, page)
+            raw = np.asarray(image)
+            mode = image.mode
     if raw.ndim != 2 or raw.dtype not in (np.bool_, np.uint8, np.uint16):
         raise ValueError(
-            f"{where}: a label has one channel of 8 or 16 bits, this one is mode {image.mode!r}; "
+            f"{where}: a label has one channel of 8 or 16 bits, this one is mode {mode!r}; "
             "save raw class values or palette indices"
         )
     label = table[raw.astype(np.uint16)]

@@ -1,101 +1,95 @@
 """A folder of images and masks.
 
     ROOT/dataset.json
-    ROOT/images/SPLIT/NAME.{png,jpg,jpeg,webp,tif,tiff}     grey or RGB, 8 bits per channel
-    ROOT/labels/SPLIT/NAME.png                              raw values, or palette indices
-    ROOT/instances/SPLIT/NAME.png                           optional: object numbers, 0 = none
+    ROOT/images/SPLIT/NAME.{png,jpg,jpeg,webp,tif,tiff,npy}   any number of channels
+    ROOT/labels/SPLIT/NAME.png                                raw values, or palette indices
+    ROOT/instances/SPLIT/NAME.png                             optional: object numbers, 0 = none
 
-`dataset.json` names the classes and, where the raw values of the label files are not simply
-0, 1, 2, ..., says what they mean:
+or, with files that list the NAMEs of each split, one on each line,
+
+    ROOT/splits/SPLIT.txt
+    ROOT/images/NAME.*, ROOT/labels/NAME.png, ROOT/instances/NAME.png
+
+`dataset.json` names the classes and, where the raw values of the files are not simply 0, 1, 2, ...
+in labels and 0..255 in images, says what they mean:
 
     {"classes": ["background", "cell"],            at most 255
      "values": [0, 255],                           values[i] is the raw value of class i
      "ignored_values": [128],                      raw values that count nowhere
-     "palette": [[0, 0, 0], [255, 128, 0]]}        RGB of each class in pictures
+     "palette": [[0, 0, 0], [255, 128, 0]],        RGB of each class in pictures
+     "range": [0, 4095]}                           what becomes 0 and 255 in images not of 8 bits
 
 Any other raw value is an error, also 255: nothing is ignored that was not declared. Images may
-differ in size and format; if every image of every split is grey, so is the dataset. Where a split
-has instance files, in 8 or 16 bits, every image has one.
+differ in size and format, not in the number of channels, except that a mix of grey and RGB is RGB.
+A .npy array is [h, w] or [h, w, c]. Where a split has instance files, in 8 or 16 bits, every image
+has one.
 """
 
 import collections
-import functools
-import hashlib
+import contextlib
 import json
-import os
+import math
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
 
-from dense_jax.data import decode
-
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
-_LABEL_SUFFIXES = (".png",)
+from dense_jax.data import decode, files
+from dense_jax.data.files import Classes, Item, Layout, Root
 
 
-class Folder:
+class Folder(files.Files):
     """One split of a folder dataset, sorted by NAME; the module's docstring has the layout."""
 
-    def __init__(self, root: str | os.PathLike[str], split: str):
-        self._root = pathlib.Path(root)
-        self._split = split
-        options = _read_options(self._root)
-        self.class_names: tuple[str, ...] = tuple(options["classes"])
-        self.num_classes = len(self.class_names)
-        self.palette = None
-        if "palette" in options:
-            self.palette = np.array(options["palette"], np.uint8)
-        self._table = decode.label_table(options["values"], options["ignored_values"])
-
-        if split not in (splits := self.splits(self._root)):
+    def __init__(self, root: Root, split: str):
+        root = pathlib.Path(root)
+        options = _read_options(root)
+        layout = _layout(root)
+        splits = layout.splits(root)
+        if split not in splits:
             raise ValueError(
-                f"{self._root}: no split {split!r} (no folder images/{split}); "
+                f"{root}: no split {split!r} (no {layout.lists or 'folder images/SPLIT'}); "
                 f"there are: {', '.join(splits) or 'none'}"
             )
-        self._images = _files(self._root / "images" / split, _IMAGE_SUFFIXES)
-        self._labels = _files(self._root / "labels" / split, _LABEL_SUFFIXES)
-        if not self._images:
-            raise ValueError(
-                f"{self._root / 'images' / split}: no images ({', '.join(_IMAGE_SUFFIXES)})"
-            )
-        _check_partners(self._images, self._labels, f"no label in {self._root}/labels/{split}")
-        _check_partners(self._labels, self._images, f"no image in {self._root}/images/{split}")
+        if layout.lists:
+            _check_disjoint(root / layout.lists.replace("SPLIT", split) for split in splits)
+        items = layout.items(root, split)
+        instances = layout.labels.replace("labels", "instances")
         self._instances: dict[str, pathlib.Path] = {}
-        if (folder := self._root / "instances" / split).is_dir():
-            self._instances = _files(folder, _LABEL_SUFFIXES)
-            _check_partners(self._images, self._instances, f"no instances in {folder}")
+        if (folder := layout.folder(root, instances, split)).is_dir():
+            self._instances = layout.files(root, instances, split)
+            images = {item.name: item.image for item in items}
+            files.check_partners(images, self._instances, f"no instances in {folder}")
         self.has_instances = bool(self._instances)
-        self._names = sorted(self._images)
+        images = (p for s in splits for p in layout.files(root, layout.images, s).values())
+        super().__init__(
+            root,
+            items,
+            Classes(
+                names=tuple(options["classes"]),
+                values=tuple(options["values"]),
+                ignored_values=tuple(options["ignored_values"]),
+                palette=tuple(map(tuple, options["palette"])) if "palette" in options else None,
+            ),
+            _num_channels(images),
+            tuple(options["range"]) if "range" in options else None,
+        )
 
     @staticmethod
-    def splits(root: str | os.PathLike[str]) -> tuple[str, ...]:
-        """The splits there are: the folders in ROOT/images."""
-        images = pathlib.Path(root) / "images"
-        if not images.is_dir():
-            raise ValueError(f"{images}: no such folder")
-        return tuple(sorted(path.name for path in images.iterdir() if path.is_dir()))
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        name = self._names[i]
-        with self._images[name].open("rb") as file:
-            image = decode.read_image(file, str(self._images[name]), self.num_channels)
-        with self._labels[name].open("rb") as file:
-            label = decode.read_label(file, str(self._labels[name]), self._table)
-        decode.check_same_size(image, label, str(self._images[name]))
-        return {"image": image, "label": label, "name": name}
+    def splits(root: Root) -> tuple[str, ...]:
+        """The splits there are: the files in ROOT/splits, or else the folders in ROOT/images."""
+        root = pathlib.Path(root)
+        return _layout(root).splits(root)
 
     def instances(self, i: int) -> Int32[np.ndarray, "h w"]:
         """The object that each pixel belongs to, 0 = none; only where the split has such files."""
-        name = self._names[i]
-        path = self._instances[name]
+        item = self._items[i]
+        path = self._instances[item.name]
         with path.open("rb") as file:
             objects = decode.read_label(file, str(path), np.arange(2**16, dtype=np.int32))
-        height, width, _ = _header(self._images[name])
+        height, width, _ = files.header(item.image)
         if objects.shape != (height, width):
             raise ValueError(
                 f"{path}: {objects.shape[0]} x {objects.shape[1]} pixels (height x width), but its "
@@ -103,62 +97,44 @@ class Folder:
             )
         return objects
 
-    @functools.cached_property
-    def num_channels(self) -> int:
-        """1 if every image of every split is grey, else 3."""
-        for split in self.splits(self._root):
-            for path in _files(self._root / "images" / split, _IMAGE_SUFFIXES).values():
-                _, _, grey = _header(path)
-                if not grey:
-                    return 3
-        return 1
-
-    @functools.cached_property
-    def sizes(self) -> Int32[np.ndarray, "n 2"]:
-        """Height and width of each image, in pixels; reads headers only."""
-        return np.array([_header(self._images[name])[:2] for name in self._names], np.int32)
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Digest of dataset.json and of each file's name, size and time of change."""
-        digest = hashlib.sha256((self._root / "dataset.json").read_bytes())
-        for name in self._names:
-            for files in filter(None, (self._images, self._labels, self._instances)):
-                path = files[name]
-                stat = path.stat()
-                entry = (str(path.relative_to(self._root)), stat.st_size, stat.st_mtime_ns)
-                digest.update(repr(entry).encode())
-        return digest.hexdigest()
+    def _paths(self, item: Item) -> Iterable[pathlib.Path]:
+        instances = [self._instances[item.name]] if self.has_instances else []
+        return [item.image, item.label, *instances]
 
 
-def _header(path: pathlib.Path) -> tuple[int, int, bool]:
-    with path.open("rb") as file:
-        return decode.image_header(file, str(path))
+def _layout(root: pathlib.Path) -> Layout:
+    if (root / "splits").is_dir():
+        return Layout(images="images/NAME.*", labels="labels/NAME.png", lists="splits/SPLIT.txt")
+    images = root / "images"
+    if not images.is_dir():
+        raise ValueError(f"{images}: no such folder")
+    return Layout(
+        images="images/SPLIT/NAME.*",
+        labels="labels/SPLIT/NAME.png",
+        folders={path.name: path.name for path in sorted(images.iterdir())},
+    )
 
 
-def _files(folder: pathlib.Path, suffixes: tuple[str, ...]) -> dict[str, pathlib.Path]:
-    """The files of a folder by NAME; hidden files and other suffixes are passed over."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder")
-    files: dict[str, pathlib.Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in suffixes and not path.name.startswith("."):
-            if path.stem in files:
-                raise ValueError(
-                    f"{folder}: {files[path.stem].name} and {path.name} have the same name; "
-                    "rename or remove one of them"
-                )
-            files[path.stem] = path
-    return files
+def _check_disjoint(lists: Iterable[pathlib.Path]) -> None:
+    """Raises ValueError if two splits share an image: scores on one would flatter the other."""
+    seen: dict[str, str] = {}
+    for path in lists:
+        for name, line in files.read_list(path).items():
+            if name in seen:
+                raise ValueError(f"{path}, line {line}: {name!r} is also in {seen[name]}")
+            seen[name] = f"{path}, line {line}"
 
 
-def _check_partners(
-    files: dict[str, pathlib.Path], partners: dict[str, pathlib.Path], missing: str
-) -> None:
-    alone = [path.name for name, path in files.items() if name not in partners]
-    if alone:
-        more = ", ..." if len(alone) > 5 else ""
-        raise ValueError(f"{missing} for {len(alone)} files: {', '.join(alone[:5])}{more}")
+def _num_channels(images: Iterable[pathlib.Path]) -> int:
+    """That of every image; of grey and RGB images, RGB's."""
+    found: dict[int, pathlib.Path] = {}
+    for path in images:
+        with contextlib.suppress(ValueError):  # reading its example will tell what is wrong with it
+            found.setdefault(files.header(path)[2], path)
+    if len(found) > 1 and found.keys() != {1, 3}:
+        each = ", ".join(f"{path} has {channels}" for channels, path in sorted(found.items()))
+        raise ValueError(f"images differ in their number of channels: {each}")
+    return max(found, default=3)
 
 
 def _read_options(root: pathlib.Path) -> dict[str, Any]:
@@ -173,7 +149,7 @@ def _read_options(root: pathlib.Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
 
-    known = ("classes", "values", "ignored_values", "palette")
+    known = ("classes", "values", "ignored_values", "palette", "range")
     if not isinstance(options, dict) or "classes" not in options:
         raise ValueError(f'{path}: expected an object with "classes"')
     if unknown := sorted(set(options) - set(known)):
@@ -206,6 +182,13 @@ def _read_options(root: pathlib.Path) -> dict[str, Any]:
                 f'{path}: "palette" must hold [red, green, blue] in 0..255 for each of the '
                 f"{len(classes)} classes"
             )
+    if "range" in options:
+        limits = options["range"]
+        is_pair = (
+            isinstance(limits, list) and [type(x) in (int, float) for x in limits] == [True] * 2
+        )
+        if not is_pair or not all(map(math.isfinite, limits)) or limits[0] >= limits[1]:
+            raise ValueError(f'{path}: "range" must be [LOW, HIGH], got {limits!r}')
     return options
 
 

@@ -89,6 +89,7 @@ class TfdsSource:
         self.num_classes = len(dataset.class_names)
         self.num_channels = dataset.num_channels
         self.palette = None
+        self.value_range = None
 
     def __len__(self) -> int:
         return len(self._records)
