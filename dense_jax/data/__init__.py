@@ -14,9 +14,11 @@ can be pickled, because worker processes get a copy. Every source has
     fingerprint    hex digest that changes when the files do; None for data not read from files
 
 An entry of `DATASETS` is called as `(root, split)` and has `splits(root)`, the names of the
-splits. To add a dataset, write it and add it to `DATASETS` and `Source`.
+splits. To add a dataset of image and label files, add an entry to `catalogue.CATALOGUE`; to add one
+of another kind, write its source and add it to `DATASETS` and `Source`.
 """
 
+from dense_jax.data.catalogue import CATALOGUE
 from dense_jax.data.files import Files
 from dense_jax.data.folder import Folder
 from dense_jax.data.records import Records
@@ -30,6 +32,7 @@ DATASETS = {
     "records": Records,
     "synthetic": Synthetic,
     "synthetic_grey": SyntheticGrey,
+    **CATALOGUE,
     **TFDS_DATASETS,
 }
 
