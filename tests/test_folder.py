@@ -437,7 +437,8 @@ def listed(tmp_path) -> pathlib.Path:
         save(tmp_path / "images" / f"{name}.png", np.zeros((*size, 3), np.uint8))
         save(tmp_path / "labels" / f"{name}.png", np.ones(size, np.uint8))
     (tmp_path / "splits").mkdir()
-    (tmp_path / "splits" / "train.txt").write_text("straße\na\n", encoding="utf-8")
+    (tmp_path / "splits" / "train.txt").write_text("straße\na\n", encoding="utf-8-sig")
+    (tmp_path / "splits" / "._train.txt").write_bytes(b"\0\5\26\7")
     (tmp_path / "splits" / "val.txt").write_text("\nv\n")
     write_options(tmp_path)
     return tmp_path
@@ -463,6 +464,7 @@ LIST_ERRORS = {
     "in two": ("train", "a\nb\nv", ["splits/val.txt, line 2", "'v'", "splits/train.txt, line 3"]),
     "unknown": ("train", "b\nc\n", ["splits/train.txt, line 2", "images/c.*"]),
     "with its ending": ("train", "b.png", ["splits/train.txt, line 1", "images/b.png.*"]),
+    "not UTF-8": ("train", "a\nstra\udcdfe", ["splits/train.txt, line 2"]),
     "empty": ("train", "\n", ["splits/train.txt", "no images"]),
     "no such": ("test", None, ["no split 'test'", "splits/SPLIT.txt", "there are: train, val"]),
 }
@@ -472,7 +474,8 @@ LIST_ERRORS = {
 def test_errors_of_split_files_name_the_line(listed, case):
     split, text, words = LIST_ERRORS[case]
     if text is not None:
-        (listed / "splits" / f"{split}.txt").write_text(text)
+        path = listed / "splits" / f"{split}.txt"
+        path.write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(ValueError) as error:
         open_dataset("folder", str(listed), split)
     for word in words:

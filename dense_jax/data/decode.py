@@ -39,7 +39,7 @@ def read_image(
     page: int | None = None,
     value_range: Range | None = None,
 ) -> UInt8[np.ndarray, "h w c"]:
-    """Decodes an image, as its EXIF data say it stands; alpha is dropped.
+    """Decodes an image, as its EXIF data say it stands; alpha is dropped, except in TIFF files.
 
     Grey images become RGB, and RGB images grey, where `num_channels` is 3 or 1.
 
@@ -77,7 +77,8 @@ def _open(file: BinaryFile, page: int | None) -> Opened:
     start = _start(file)
     if start == b"\x93NUM":
         return _open_numpy(file)
-    return (start in _TIFF and _open_tiff(file, page)) or _open_picture(file, page)
+    opened = _open_tiff(file, page) if start in _TIFF else None
+    return opened or _open_picture(file, page)
 
 
 def _open_numpy(file: BinaryFile) -> Opened:
@@ -93,7 +94,7 @@ def _open_numpy(file: BinaryFile) -> Opened:
 def _open_tiff(file: BinaryFile, page: int | None) -> Opened | None:
     """None for what Pillow decodes: grey, RGB and the like in 8 bits, however compressed.
 
-    A fourth channel counts as one even if it is tagged as alpha, as GDAL tags any.
+    A channel tagged as alpha counts like any other: GDAL tags the fourth one so, whatever it is.
     """
     import tifffile  # few datasets need it
 
@@ -118,7 +119,9 @@ def _open_picture(file: BinaryFile, page: int | None) -> Opened:
     is_png = isinstance(image, PngImagePlugin.PngImageFile)
     if is_png and image.mode[0] != "I" and ";16" in str(image.tile[0]):
         raise ValueError("of its 16 bits per channel Pillow reads 8; save it as .tif or .npy")
-    mode = {"I": None, "F": None}.get(image.mode[0], "L" if image.mode in _GREY_MODES else "RGB")
+    mode = "L" if image.mode in _GREY_MODES else "RGB"
+    if image.mode[0] in "IF":
+        mode = None  # more than 8 bits of grey
     w, h = image.size
     if _orientation(image) >= 5:
         w, h = h, w

@@ -54,7 +54,8 @@ class Layout:
     def splits(self, root: pathlib.Path) -> tuple[str, ...]:
         """The splits there are."""
         if self.lists:
-            return tuple(sorted(path.stem for path in root.glob(self.lists.replace("SPLIT", "*"))))
+            lists = root.glob(self.lists.replace("SPLIT", "[!.]*"))
+            return tuple(sorted(path.stem for path in lists))
         above = root / self.images.partition("SPLIT")[0]
         return tuple(split for split, name in self.folders.items() if (above / name).is_dir())
 
@@ -208,7 +209,8 @@ def header(path: pathlib.Path, page: int | None = None) -> tuple[int, int, int]:
 def read_list(path: pathlib.Path) -> dict[str, int]:
     """The names in a file, one on each line, and the lines they are on."""
     lines: dict[str, int] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    for number, line in enumerate(text.splitlines(), start=1):
         if (name := line.strip()) in lines:
             raise ValueError(f"{path}, line {number}: {name!r} again, as on line {lines[name]}")
         if name:
