@@ -86,6 +86,7 @@ def _description(
         "classes": list(source.class_names),
         "palette": None if source.palette is None else source.palette.tolist(),
         "num_channels": source.num_channels,
+        "value_range": source.value_range and list(source.value_range),
         "prepared_from": {"name": name, "max_side": max_side},
         "splits": {
             split: {

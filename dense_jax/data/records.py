@@ -77,6 +77,7 @@ class Records:
         self.class_names: tuple[str, ...] = tuple(description["classes"])
         self.num_classes = len(self.class_names)
         self.num_channels: int = description["num_channels"]
+        self.value_range = description["value_range"]  # which these images have gone through
         self.palette = None
         if description["palette"]:
             self.palette = np.array(description["palette"], np.uint8)
