@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from unittest import mock
 import numpy as np
 from tqdm import tqdm
 
-from dense_jax import boundary, objects
+from dense_jax import boundary, objects, processes
 from dense_jax.labels import IGNORE_LABEL
 
 
@@ -38,8 +39,7 @@ class Pool:
         self._pool = futures.ProcessPoolExecutor(
             num_processes,
             multiprocessing.get_context("spawn"),
-            initializer=os.nice,  # where the network runs on the same processors, it goes first
-            initargs=(10,),
+            initializer=_start_worker,
         )
         self._room = threading.Semaphore(8 * num_processes)  # a large split does not fit in memory
         self._pending: dict[futures.Future, int] = {}
@@ -66,3 +66,14 @@ class Pool:
     def close(self) -> None:
         """Ends the processes."""
         self._pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Ends with the evaluating process, however that ends; a Ctrl-C is for that one alone.
+
+    Where the network runs on the same processors, it goes first.
+    """
+    # Not SIGTERM: by it the pool ends its processes once one of them has died.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    processes.end_with_parent()
+    os.nice(10)

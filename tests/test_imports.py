@@ -18,7 +18,8 @@ ALLOWED = {
     "metrics": {"boundary", "labels"},
     "boundary": {"labels"},
     "objects": set(),
-    "per_image": {"boundary", "labels", "objects"},
+    "processes": set(),
+    "per_image": {"boundary", "labels", "objects", "processes"},
     "tallies": {"boundary", "metrics"},
     "augment": {"labels"},
     "tiles": {"labels"},
@@ -31,7 +32,7 @@ ALLOWED = {
     "workdir": set(),
     "logger": {"workdir"},
     "scoring": {"data", "labels", "mesh", "tiles"},
-    "data": {"data", "labels", "plots"},
+    "data": {"data", "labels", "plots", "processes"},
     "models": {"models"},
     "train": EVERYTHING - COMMANDS,
     "main": {"logger", "train"},
@@ -42,7 +43,7 @@ ALLOWED = {
 }
 NEVER_JAX = (
     *("dense_jax/boundary.py", "dense_jax/objects.py", "dense_jax/per_image.py"),
-    *("dense_jax/data", "dense_jax/sweep.py", "experiments"),
+    *("dense_jax/processes.py", "dense_jax/data", "dense_jax/sweep.py", "experiments"),
 )
 
 

@@ -1,5 +1,6 @@
 """Measuring images in worker processes gives what measuring them here gives."""
 
+import signal
 import subprocess
 import sys
 
@@ -27,15 +28,39 @@ print("jax" in sys.modules, pool._pool.submit(eval, "'jax' in __import__('sys').
 pool.close()
 """
 
+KILLED = """
+import os
+import signal
+import numpy as np
+from dense_jax import per_image
 
-def test_processes_measure_the_same_and_import_neither_jax_nor_the_main_module(tmp_path):
-    path = tmp_path / "script.py"
-    path.write_text(SCRIPT)
-    done = subprocess.run(
+pool = per_image.Pool(2)
+for i in range(4):
+    pool.submit(i, *np.zeros((2, 9, 9), np.uint8))
+pool.results()
+print(len(pool._pool._processes), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def run(script, path):
+    """Runs a script; the processes share its pipes, so that this waits for them to end, too."""
+    path.write_text(script)
+    return subprocess.run(
         [sys.executable, path],
         env={"PYTHONPATH": str(REPOSITORY), "PATH": ""},
         capture_output=True,
         text=True,
+        timeout=100,
         check=False,
     )
+
+
+def test_processes_measure_the_same_and_import_neither_jax_nor_the_main_module(tmp_path):
+    done = run(SCRIPT, tmp_path / "script.py")
     assert (done.returncode, done.stdout.split()) == (0, ["True", "False"]), done.stderr
+
+
+def test_processes_end_when_evaluation_is_killed(tmp_path):
+    done = run(KILLED, tmp_path / "killed.py")
+    assert done.returncode == -signal.SIGKILL and int(done.stdout) > 0, done.stderr

@@ -7,16 +7,13 @@ number of hosts or workers: global batch k of a run always holds the examples k 
 """
 
 import functools
-import multiprocessing
-import multiprocessing.connection
-import os
 import signal
-import threading
 from typing import Any
 
 import grain
 import numpy as np
 
+from dense_jax import processes
 from dense_jax.data import Source, transforms
 from dense_jax.data.borders import Bordered
 from dense_jax.labels import IGNORE_LABEL
@@ -98,26 +95,19 @@ def _iterate(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
     )
     if workers:
         dataset = dataset.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_end_with_parent
+            grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_start_worker
         )
     return iter(dataset)
 
 
-def _end_with_parent(worker: int, num_workers: int) -> None:
+def _start_worker(worker: int, num_workers: int) -> None:
     """Ends a worker process with the training process, however that ends, and not before.
 
     A Ctrl-C, or a launcher's SIGTERM to the whole group, must leave training its data: it saves.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    processes.end_with_parent()
 
 
 class _Block:
