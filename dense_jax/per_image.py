@@ -49,7 +49,8 @@ class Pool:
         """Takes image i's class maps, [h, w]; waits while too many are unfinished."""
         self._room.acquire()
         # The processes are not to import this one's main module, and all of JAX with it.
-        with mock.patch.dict(vars(sys.modules["__main__"]), __spec__=None, __file__=None):
+        main = sys.modules["__main__"]
+        with mock.patch.multiple(main, create=True, __spec__=None, __file__=None):
             future = self._pool.submit(measure, prediction, label, *self._options)
         future.add_done_callback(lambda _: self._room.release())
         self._pending[future] = i
