@@ -68,6 +68,7 @@ def evaluate(
         raise ValueError(
             f"foreground has no classes {unknown}; there are: {', '.join(source.class_names)}"
         )
+    foreground = list(dict.fromkeys(foreground))  # a class named twice is counted once
     classes = [source.class_names.index(name) for name in foreground]
     tiles = Tiles(
         source,
@@ -116,7 +117,7 @@ def evaluate(
         "margin": tiles.margin,
         "class_names": source.class_names,
         "classes_without_score": [source.class_names[c] for c in np.flatnonzero(nowhere)],
-        "foreground": list(foreground),
+        "foreground": foreground,
         **scores,
         "intervals": {name: (low[name], high[name]) for name in low},
         "num_images_missed": np.sum(true & ~guessed, axis=0),

@@ -64,7 +64,8 @@ def test_predict_writes_the_labels_that_evaluate_counts(run, tiny_folder, tmp_pa
         measured.append(per_image.measure(classes, example["label"], 2, [1]))
         with Image.open(tmp_path / "out" / f"{example['name']}_overlay.png") as overlay:
             assert (overlay.height, overlay.width) == example["label"].shape
-    evaluation = evaluate.evaluate(str(run), "test", foreground=["bright"])
+    evaluation = evaluate.evaluate(str(run), "test", foreground=["bright", "bright"])
+    assert evaluation["eval/foreground_iou"] == evaluation["eval/iou/bright"]
     np.testing.assert_array_equal(total, counts_of(evaluation))
     with np.load(run / "evaluation_test.npz") as kept:
         for name, expected in measured[0].items():
@@ -136,6 +137,25 @@ def test_a_class_without_score_is_null_and_named():
     assert "| b\\|c | no score | no score |" in text
     assert "In no label and never predicted, so in no mean: b|c." in text
     assert "nan" not in text
+
+
+def test_what_no_image_shows_and_what_one_side_alone_shows(run, monkeypatch):
+    """By chosen matrices, so that the model does not matter."""
+    dark, missed, invented = [[5, 0], [0, 0]], [[2, 0], [3, 0]], [[4, 1], [0, 0]]
+    for matrices, without, num_missed, num_invented in (
+        ([dark, dark, dark], ["bright"], [0, 0], [0, 0]),
+        ([missed, invented, missed], [], [0, 2], [0, 1]),
+    ):
+        monkeypatch.setattr(
+            evaluate.scoring, "score", lambda *_, m=matrices, **__: np.array(m, np.int32)
+        )
+        evaluate.evaluate(str(run), "val", boundaries=False)
+        written = json.loads((run / "evaluation_val.json").read_text())
+        assert written["classes_without_score"] == without
+        assert written["num_images_missed"] == num_missed
+        assert written["num_images_invented"] == num_invented
+        assert written["eval/iou/bright"] == (None if without else 0)
+        assert written["intervals"]["eval/iou/bright"] == ([None, None] if without else [0, 0])
 
 
 def test_an_unknown_foreground_class_is_refused_with_those_there_are(run):
