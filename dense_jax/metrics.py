@@ -115,7 +115,7 @@ def bootstrap(
     n images are drawn with replacement, num_resamples times, and the 2.5th and 97.5th percentiles
     taken of the scores of their sums (Efron and Tibshirani 1993, "An introduction to the bootstrap",
     chapter 13). It says how much a score depends on which images were tested, not on the training's
-    randomness. Resamples without the class do not count; NaN if there are no others.
+    randomness. Resamples without the class do not count. NaN if there are no others, or one image.
     """
     n = len(next(iter(statistics.values())))
     draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=num_resamples)
@@ -129,7 +129,7 @@ def bootstrap(
     for name, first in scores[0].items():
         values = np.array([each[name] for each in scores]).reshape(num_resamples, -1)
         ends = np.full((2, values.shape[1]), np.nan)
-        some = ~np.all(np.isnan(values), axis=0)
+        some = ~np.all(np.isnan(values), axis=0) & (n > 1)
         ends[:, some] = np.nanpercentile(values[:, some], (2.5, 97.5), axis=0)
         low[name], high[name] = ends[:, 0].tolist() if isinstance(first, float) else ends
     return low, high

@@ -207,6 +207,10 @@ class TestBootstrap:
         np.testing.assert_array_equal(low, [1, 1, np.nan])
         np.testing.assert_array_equal(high, [1, 1, np.nan])
 
+    def test_of_one_image_there_is_no_interval(self):
+        for end in self.bootstrap(self.MATRICES[:1]):
+            assert all(np.all(np.isnan(value)) for value in end.values())
+
     def test_counts_near_the_limit_of_int32_do_not_overflow(self):
         matrices = np.full((3, 2, 2), 2**31 - 1, np.int32)
         np.testing.assert_allclose(self.bootstrap(matrices)[1]["mean_iou"], 1 / 3)
