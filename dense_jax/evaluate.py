@@ -152,7 +152,7 @@ def markdown(evaluation: Mapping[str, Any]) -> str:
 
     def table(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
         cells = [["", *columns], ["---", *["---:"] * len(columns)]]
-        cells += [[name.replace("|", "\\|"), *of_row] for name, of_row in rows.items()]
+        cells += [[" ".join(name.replace("|", "\\|").split()), *row] for name, row in rows.items()]
         return [*(f"| {' | '.join(row)} |" for row in cells), ""]
 
     def words(*names: str) -> list[str]:
@@ -161,8 +161,8 @@ def markdown(evaluation: Mapping[str, Any]) -> str:
     classes = evaluation["class_names"]
     measured = [name for name in BOUNDARY if f"eval/mean_{name}" in evaluation]
     about = (
-        f"{evaluation['num_images']} images, {evaluation['num_pixels']} valid pixels, at the labels' "
-        "own resolution, in percent, with 95 % intervals over images (bootstrap). Ignored pixels "
+        f"{evaluation['num_images']} images, {evaluation['num_pixels']:,} valid pixels, at the "
+        "labels' own resolution, in percent, with 95 % intervals over images (bootstrap). Ignored pixels "
         "count nowhere. The mean over images is of each image's own score, another measure."
     )
     lines = [
@@ -185,9 +185,10 @@ def markdown(evaluation: Mapping[str, Any]) -> str:
         missed, invented = evaluation["num_images_missed"], evaluation["num_images_invented"]
         about = (
             "Boundaries: F1 within 0.75 % of the diagonal, IoU of the rims of 2 % of it; 95th "
-            "percentile and mean of the distances in pixels. Where an image shows a class on one side "
-            "only (missed: in the label; invented: in the prediction), these are 0 and the diagonal. "
-            "F1 and distances are means over the images that show the class on either side."
+            "percentile and mean of the distances in pixels. F1 and distances are means over the "
+            "images that show the class on either side; where one side alone does (missed: in the "
+            "label; invented: in the prediction), F1 is 0 and the distances are the diagonal. IoU is "
+            "of all images' rims together."
         )
         lines += [about, ""]
         lines += table(

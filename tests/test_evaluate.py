@@ -112,7 +112,7 @@ def test_a_class_without_score_is_null_and_named():
     prediction, label = np.zeros((2, 3, 3), int)
     measured = per_image.measure(prediction, label, 2)
     counted |= {name: np.stack([each, each]) for name, each in measured.items()}
-    names = ["a", "b|c"]
+    names = ["a\n", "b|c"]
     of_images = tallies.tally(counted)
     scores = train.named_scores(tallies.score(tallies.total(of_images)), names)
     assert scores["eval/mean_iou"] == 1.0 and scores["eval/mean_boundary_f1"] == 1.0
@@ -134,6 +134,7 @@ def test_a_class_without_score_is_null_and_named():
             "num_images_invented": [0, 0],
         }
     )
+    assert "| a | 100.00 (100.00 to 100.00) |" in text
     assert "| b\\|c | no score | no score |" in text
     assert "In no label and never predicted, so in no mean: b|c." in text
     assert "nan" not in text
