@@ -99,6 +99,20 @@ def test_boundary_metrics_of_a_shifted_square():
         assert (score == 1) == everything
 
 
+@pytest.mark.parametrize(("shift", "within"), [(3, True), (4, False)])
+def test_the_tolerance_is_three_quarters_of_a_percent_of_the_diagonal(shift, within):
+    label, prediction = np.zeros((2, 240, 320), np.uint8)  # a diagonal of 400 pixels
+    label[100:150, 100:150] = prediction[100:150, 100 + shift : 150 + shift] = 1
+    assert (metrics.boundary_f1(prediction, label)[1] == 1) == within
+
+
+def test_the_rim_is_two_percent_of_the_diagonal():
+    label = np.zeros((240, 320), np.uint8)
+    label[100:150, 100:150] = 1
+    rim = 50**2 - 34**2  # 8 pixels wide
+    np.testing.assert_array_equal(boundary.statistics(label, label, 2)["boundary_iou"][1], rim)
+
+
 def test_ignored_pixels_have_no_boundary_and_make_none():
     label = np.full((9, 9), IGNORE_LABEL)
     label[3:6, 3:6] = 1  # nothing valid next to it

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dense_jax import metrics, per_image, tallies
+from dense_jax import boundary, metrics, per_image, tallies
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 3, (6, 9, 11))
@@ -14,19 +14,20 @@ PREDICTIONS = np.where(RNG.random(LABELS.shape) < 0.8, LABELS, RNG.integers(0, 3
 PREDICTIONS[:1][PREDICTIONS[:1] == 2] = 0  # which the first does not predict either
 
 
-def counted(foreground=()):
+def counted(foreground=(), predictions=PREDICTIONS):
     of_images = [
         {
             "confusion_matrices": np.asarray(metrics.confusion_matrix(guess, truth, 3)),
             **per_image.measure(guess, truth, 3, foreground),
         }
-        for guess, truth in zip(PREDICTIONS, LABELS, strict=True)
+        for guess, truth in zip(predictions, LABELS, strict=True)
     ]
     return {name: np.stack([image[name] for image in of_images]) for name in of_images[0]}
 
 
-def scores(foreground=()):
-    return tallies.score(tallies.total(tallies.tally(counted(foreground), foreground)))
+def scores(foreground=(), predictions=PREDICTIONS):
+    of_images = tallies.tally(counted(foreground, predictions), foreground)
+    return tallies.score(tallies.total(of_images))
 
 
 def test_means_over_images_leave_out_images_without_the_score():
@@ -40,13 +41,9 @@ def test_means_over_images_leave_out_images_without_the_score():
 
 def test_a_missed_class_lowers_the_score_of_the_split():
     """Item by item left out, the mean would rise as a model finds less."""
-    before = scores()
-    PREDICTIONS_2 = PREDICTIONS[5] == 2
-    PREDICTIONS[5][PREDICTIONS_2] = 0
-    try:
-        after = scores()
-    finally:
-        PREDICTIONS[5][PREDICTIONS_2] = 2
+    fewer = PREDICTIONS.copy()
+    fewer[5][fewer[5] == 2] = 0
+    before, after = scores(), scores(predictions=fewer)
     assert after["boundary_f1"][2] < before["boundary_f1"][2]
     assert after["hausdorff95"][2] > before["hausdorff95"][2]
     assert after["average_surface_distance"][2] > before["average_surface_distance"][2]
@@ -63,6 +60,18 @@ def test_segnets_boundary_f1_is_a_mean_over_images_of_the_labels_classes():
     assert f1[1, 2] == 0
     of_images = [f1[0, :2].mean(), f1[1, :2].mean(), *f1[2:].mean(axis=1)]
     assert scores()["mean_over_images/mean_boundary_f1"] == pytest.approx(np.mean(of_images))
+
+
+def test_iou_near_boundaries_is_of_the_split_not_a_mean_of_images():
+    both, either = np.moveaxis(counted()["trimap_iou"].sum(axis=0), -1, 0)
+    for width, iou in zip(boundary.BAND_WIDTHS, np.mean(both / either, axis=1), strict=True):
+        assert scores()[f"trimap_mean_iou/{width}"] == pytest.approx(iou)
+
+
+def test_objects_are_not_connected_through_ignored_pixels():
+    label = np.array([[1, 1, 255, 1, 1]])
+    measured = per_image.measure(np.ones_like(label), label, 2, [1])
+    assert measured["rand_score"] == measured["information_score"] == 1
 
 
 def test_foreground_is_one_class_of_several():
