@@ -132,6 +132,8 @@ def _sides(
     valid = (label >= 0) & (label != IGNORE_LABEL)
     if num_classes is None:
         num_classes = 1 + max(int(x[valid].max(initial=0)) for x in (prediction, label))
+    if num_classes > IGNORE_LABEL:
+        raise ValueError(f"num_classes must be at most {IGNORE_LABEL}, not {num_classes}")
     valid &= label < num_classes
     guess, truth = np.full((2, *label.shape), _VOID, np.int16)
     guess[valid] = num_classes

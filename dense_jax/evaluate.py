@@ -4,6 +4,11 @@ Writes DIR/evaluation_SPLIT.json and .md, and .npz with what was counted of each
 pixel of the split is counted exactly once, at the labels' own resolution; ignored pixels count
 nowhere. A class that is neither in the labels nor predicted has no score (null), is named, and is
 left out of the means.
+
+Region scores, boundary_iou and trimap_mean_iou/PIXELS are of all pixels of the split together;
+boundary_f1, hausdorff95, average_surface_distance, rand_score and information_score are means over
+the images that have them, for a contour or an object belongs to one image. mean_over_images/NAME is
+the mean of what each image's own NAME is.
 """
 
 import contextlib
@@ -29,6 +34,14 @@ from dense_jax import (
 )
 from dense_jax.tallies import BOUNDARY, FOREGROUND, MEANS, OBJECTS, REGION
 from dense_jax.tiles import Tiles
+
+SPELLINGS = {
+    "dice": "Dice",
+    "mean_dice": "mean Dice",
+    "boundary_f1": "boundary F1",
+    "hausdorff95": "Hausdorff 95",
+    "rand_score": "Rand score",
+}
 
 
 def evaluate(
@@ -90,7 +103,6 @@ def evaluate(
             tiles,
             mesh=loaded.mesh,
             receive=pool.submit if pool else None,
-            num_received=len(source) if pool else 0,
             batch_size=batch_size or config.eval.batch_size,
             workers=config.data.workers,
         )
@@ -107,6 +119,7 @@ def evaluate(
     nowhere = ~np.any(true | guessed, axis=0)
     evaluation = {
         "dataset": config.data.name,
+        "root": config.data.root,
         "dataset_fingerprint": source.fingerprint,
         "split": split,
         "step": loaded.step,
@@ -119,6 +132,7 @@ def evaluate(
         "classes_without_score": [source.class_names[c] for c in np.flatnonzero(nowhere)],
         "foreground": foreground,
         **scores,
+        "intervals_are": "95 %, over images, by 1000 bootstrap resamples",
         "intervals": {name: (low[name], high[name]) for name in low},
         "num_images_missed": np.sum(true & ~guessed, axis=0),
         "num_images_invented": np.sum(guessed & ~true, axis=0),
@@ -156,7 +170,7 @@ def markdown(evaluation: Mapping[str, Any]) -> str:
         return [*(f"| {' | '.join(row)} |" for row in cells), ""]
 
     def words(*names: str) -> list[str]:
-        return [name.replace("_", " ").replace("iou", "IoU").replace("f1", "F1") for name in names]
+        return [SPELLINGS.get(name, name).replace("_", " ").replace("iou", "IoU") for name in names]
 
     classes = evaluation["class_names"]
     measured = [name for name in BOUNDARY if f"eval/mean_{name}" in evaluation]
@@ -165,11 +179,8 @@ def markdown(evaluation: Mapping[str, Any]) -> str:
         "labels' own resolution, in percent, with 95 % intervals over images (bootstrap). Ignored pixels "
         "count nowhere. The mean over images is of each image's own score, another measure."
     )
-    lines = [
-        f"# {evaluation['dataset']} {evaluation['split']}, step {evaluation['step']}",
-        "",
-        about,
-    ]
+    name = f"{evaluation['dataset']} {evaluation['root']}".rstrip()
+    lines = [f"# {name}, {evaluation['split']}, step {evaluation['step']}", "", about]
     if without := evaluation["classes_without_score"]:
         lines += ["", f"In no label and never predicted, so in no mean: {', '.join(without)}."]
     lines.append("")
@@ -215,14 +226,22 @@ def markdown(evaluation: Mapping[str, Any]) -> str:
             },
         )
     if evaluation["foreground"]:
-        lines += [f"Foreground: {', '.join(evaluation['foreground'])}, against all others.", ""]
+        objects = [name for name in OBJECTS if f"eval/{name}" in evaluation]
+        about = (
+            f"Foreground: {', '.join(evaluation['foreground'])}, against all others. Its connected "
+            "components are the objects of the Rand and information scores, in images that have any."
+        )
+        lines += [about, ""]
         lines += table(
-            words(*FOREGROUND, *OBJECTS),
+            words(*FOREGROUND, *objects),
             {
-                "all pixels": [*(cell(f"foreground_{name}") for name in FOREGROUND), "", ""],
+                "all pixels": [
+                    *(cell(f"foreground_{name}") for name in FOREGROUND),
+                    *[""] * len(objects),
+                ],
                 "mean over images": [
                     *(cell(f"mean_over_images/foreground_{name}") for name in FOREGROUND),
-                    *map(cell, OBJECTS),
+                    *map(cell, objects),
                 ],
             },
         )

@@ -24,8 +24,11 @@ def measure(
     """
     measured = boundary.statistics(prediction, label, num_classes)
     if foreground:
-        truth = objects.components(np.isin(label, foreground))
-        guess = objects.components(np.isin(prediction, foreground) & (label != IGNORE_LABEL))
+        valid = label != IGNORE_LABEL
+        truth, guess = (  # of all foreground classes together
+            objects.components((np.isin(classes, foreground) & valid).astype(np.uint8), [1])
+            for classes in (label, prediction)
+        )
         for score in (objects.rand_score, objects.information_score):
             measured[score.__name__] = np.array(score(guess, truth))
     return measured

@@ -56,7 +56,7 @@ def score(
     *,
     mesh: Mesh,
     receive: Callable[[int, np.ndarray, np.ndarray], object] | None = None,
-    num_received: int = 0,
+    num_received: int | None = None,
     **options: int,
 ) -> np.ndarray:
     """Returns each image's confusion matrix, int32 [n, c, c]: to add them up, use int64.
@@ -64,9 +64,10 @@ def score(
     eval_step: as of `steps.make_eval_step`, mapped over batches, its results replicated: every host
       gets all of them.
     receive: called with index, predicted classes and label, uint8 [h, w], of each of the first
-      num_received images.
+      num_received images, or of all.
     """
     matrices: Any = None
+    last = len(tiles.source) if num_received is None else num_received
     stitcher = Stitcher(tiles)
     for _, (counted, maps) in predict_tiles(eval_step, variables, tiles, mesh=mesh, **options):
         numbers, counts = np.asarray(counted["index"]).tolist(), np.asarray(counted["counts"])
@@ -76,7 +77,7 @@ def score(
         for i, of_tile in zip(images, counts, strict=True):
             if i >= 0:
                 matrices[i] += of_tile
-        wanted = [j for j, i in enumerate(images) if 0 <= i < num_received]
+        wanted = [j for j, i in enumerate(images) if 0 <= i < last]
         if receive and wanted:
             chosen = [numbers[j] for j in wanted]
             for i, whole in stitcher.add(chosen, np.asarray(maps)[wanted]):

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from dense_jax.data import Synthetic, open_dataset
-from dense_jax.data.borders import Bordered, border_weights, components
+from dense_jax.data.borders import Bordered, border_weights
 from dense_jax.labels import IGNORE_LABEL
+from dense_jax.objects import components
 
 
 def brute_force(objects, weight, sigma):

@@ -129,8 +129,10 @@ def test_boundary_metrics_of_one_pixel():
         np.testing.assert_allclose(metric(one, zero), [worst, worst])
 
 
-def test_maps_of_two_sizes_are_refused():
+def test_maps_of_two_sizes_and_too_many_classes_are_refused():
     for metric in BOUNDARY:
+        with pytest.raises(ValueError, match="at most 255, not 70001"):
+            metric(np.zeros((2, 2), int), np.full((2, 2), 70000))
         with pytest.raises(ValueError, match=r"\[h, w\], not \(3, 3\) and \(3, 2\)"):
             metric(np.zeros((3, 3), int), np.zeros((3, 2), int))
 

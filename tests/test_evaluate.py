@@ -121,6 +121,7 @@ def test_a_class_without_score_is_null_and_named():
     text = evaluate.markdown(
         {
             "dataset": "x",
+            "root": "",
             "split": "test",
             "step": 1,
             "num_images": 2,

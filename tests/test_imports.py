@@ -32,7 +32,7 @@ ALLOWED = {
     "workdir": set(),
     "logger": {"workdir"},
     "scoring": {"data", "labels", "mesh", "tiles"},
-    "data": {"data", "labels", "plots", "processes"},
+    "data": {"data", "labels", "objects", "plots", "processes"},
     "models": {"models"},
     "train": EVERYTHING - COMMANDS,
     "main": {"logger", "train"},

@@ -60,8 +60,3 @@ def test_one_object_and_none():
     for score in (objects.rand_score, objects.information_score):
         assert score(one, one) == 1.0
         assert math.isnan(score(one, none))
-
-
-def test_components_touch_along_edges_not_corners():
-    mask = np.array([[1, 1, 0], [0, 0, 1], [1, 0, 1]], bool)
-    np.testing.assert_array_equal(objects.components(mask), [[1, 1, 0], [0, 0, 2], [3, 0, 2]])

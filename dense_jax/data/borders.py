@@ -5,19 +5,18 @@ components of some classes. Ignored pixels belong to none.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32
 from scipy import ndimage
 
 from dense_jax.data import Source
 from dense_jax.data.folder import Folder
 from dense_jax.data.records import Records
 from dense_jax.labels import IGNORE_LABEL
-
-Objects = Int32[np.ndarray, "h w"]
+from dense_jax.objects import Objects, components
 
 
 def border_weights(objects: Objects, weight: float, sigma: float) -> Float32[np.ndarray, "h w"]:
@@ -43,18 +42,6 @@ def border_weights(objects: Objects, weight: float, sigma: float) -> Float32[np.
     total = nearest + second
     counts = (objects == 0) & (total <= reach)
     return np.where(counts, weight * np.exp(-(total**2) / (2 * sigma**2)), 0).astype(np.float32)
-
-
-def components(label: Int32[np.ndarray, "h w"], classes: Iterable[int]) -> Objects:
-    """The connected components of some classes, each class by itself.
-
-    Pixels are connected over their sides, not their corners.
-    """
-    objects = np.zeros(label.shape, np.int32)
-    for k in classes:
-        found, _ = ndimage.label(label == k)
-        objects += np.where(found > 0, found + objects.max(), 0)
-    return objects
 
 
 class Bordered:
