@@ -2,7 +2,7 @@
 
 python -m dense_jax.main --config=experiments/isbi_unet.py --config.data.root=ISBI2012 \
     --workdir=runs/isbi_unet
-Expect: mean IoU 0.77 on val after 400 steps, 9 minutes on 2 CPU cores.
+Expect: mean IoU 0.77 on val after 400 steps, about 10 minutes on 2 CPU cores.
 
 Narrower than the paper's network, with batch norm and no border weights.
 """
