@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 from dense_jax import (
     checkpoint,
     data,
+    device_cache,
     logger,
     losses,
     mesh,
@@ -39,13 +40,14 @@ from dense_jax import (
 )
 from dense_jax.augment import make_augment
 from dense_jax.data import balance, borders, pipeline, verify
+from dense_jax.data.cache import Cached
 from dense_jax.models import pretrained
 from dense_jax.normalise import NORMALISATIONS
 from dense_jax.tiles import Tiles
 
 _LOG = logging.getLogger("dense_jax")
 PREEMPTED = 75  # exit status (EX_TEMPFAIL): everything is saved, start the same command again
-CACHES: dict[str, Callable] = {"none": lambda source: source, "host": pipeline.Cached}
+CACHES = ("none", "host", "device")
 LATEST_TO_KEEP = 2  # one to fall back to
 
 
@@ -67,7 +69,7 @@ def train(config: ConfigDict, directory: str) -> None:
     )
     dataset = describe(source)
     workdir.compare_dataset(path, dataset)
-    train_source = source
+    train_source: Any = source
     if config.border.weight > 0:
         train_source = borders.Bordered(source, **config.border.to_dict())
 
@@ -80,16 +82,25 @@ def train(config: ConfigDict, directory: str) -> None:
     run = assemble(config, source.num_classes, source.num_channels, class_weights=weights)
     shapes = jax.eval_shape(run.init)
     canvas = config.data.canvas_size or tuple(source.sizes.max(axis=0).tolist())
-    jax.eval_shape(run.train_step, shapes, batch_shapes(config, canvas, source.num_channels))
+    of_batch = batch_shapes(config, canvas, source.num_channels)
+    jax.eval_shape(run.train_step, shapes, of_batch)
     is_new = not (path / "config.json").exists()
     encoder = _published(config, shapes) if is_new else None
     if config.data.verify:
         verify.verify(source)
         verify.verify(eval_source)
-    cached = CACHES[config.data.cache]
-    tiles = Tiles(cached(eval_source), config.eval.tile_size, config.eval.margin, run.context)
     devices = mesh.make_mesh()
     replicated, sharded = mesh.replicated(devices), mesh.sharded(devices)
+    resident: Mapping[str, jax.Array] = {}
+    stream: dict[str, Any] = {"canvas": canvas, "workers": config.data.workers}
+    if config.data.cache == "host":
+        train_source = Cached(train_source)
+    elif config.data.cache == "device":
+        resident, train_source = device_cache.load(train_source, of_batch, devices)
+        stream = {"canvas": None}
+    if config.data.cache != "none":
+        eval_source = Cached(eval_source)
+    tiles = Tiles(eval_source, config.eval.tile_size, config.eval.margin, run.context)
 
     if jax.process_index() == 0:
         workdir.write_json(path / "config.json", config.to_dict())
@@ -115,22 +126,24 @@ def train(config: ConfigDict, directory: str) -> None:
         *(devices.size, jax.devices()[0].device_kind),
     )
 
-    train_step = jax.jit(
-        run.train_step,
-        in_shardings=(replicated, sharded),
+    @functools.partial(
+        jax.jit,
+        in_shardings=(replicated, sharded, replicated),
         out_shardings=replicated,
         donate_argnums=0,
     )
+    def train_step(state, batch, resident):
+        return run.train_step(state, device_cache.gather(resident, batch))
+
     eval_step = jax.jit(mesh.map_examples(run.eval_step, devices), out_shardings=replicated)
     batches = pipeline.train_batches(
-        cached(train_source),
-        canvas=canvas,
+        train_source,
         seed=config.seed,
         batch_size=config.batch_size,
         step=first,
         host=jax.process_index(),
         num_hosts=jax.process_count(),
-        workers=config.data.workers,
+        **stream,
     )
     log = logger.Logger(path, first_step=first, num_steps=config.num_steps)
     scores = _evaluations(path, before=first)
@@ -185,7 +198,7 @@ def train(config: ConfigDict, directory: str) -> None:
             evaluate(first, state)  # cut off between the save and the end of the evaluation
         for step in range(first + 1, config.num_steps + 1):
             batch = next(batches)
-            state, values = train_step(state, mesh.to_global(batch, devices))
+            state, values = train_step(state, mesh.to_global(batch, devices), resident)
             if pending:
                 record(*pending)  # of the step before: the device never waits for the host
             pending = step, values, batch["name"]
@@ -366,11 +379,6 @@ def check(config: ConfigDict) -> None:
     if not config.data.root and not config.data.name.startswith("synthetic"):
         raise ValueError(
             f"data.root is not set: pass --config.data.root=FOLDER, that of {config.data.name!r}"
-        )
-    if config.data.cache == "host" and config.data.workers:
-        raise ValueError(
-            "data.cache='host' keeps the images in this process: it goes with data.workers=0, not "
-            f"{config.data.workers}, each of which would fill a cache of its own"
         )
     if config.batch_size % jax.device_count():
         raise ValueError(

@@ -75,7 +75,9 @@ def get_config() -> ConfigDict:
         "resolution": 1.0,  # that the network sees, relative to the files'; scores are at the files'
         "canvas_size": placeholder(tuple),  # pixels kept of each image; unset: the largest image
         "workers": 0,  # decoding processes; 0: threads
-        "cache": "none",  # "none" | "host": decoded images stay in memory
+        # Where decoded images stay: "none" | "host": in memory, shared by the workers | "device":
+        # the training split in the memory of every device, the evaluation split as with "host".
+        "cache": "none",
         "verify": True,  # open every file once before the first training
     }
 

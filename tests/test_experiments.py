@@ -87,19 +87,12 @@ def test_border_weights_need_a_loss_with_pixel_weights(loss):
             train.check(config)
 
 
-def test_a_memory_cache_is_refused_with_worker_processes():
-    config = base.get_config()
-    config.data.cache, config.data.workers = "host", 2
-    with pytest.raises(ValueError, match=r"goes with data\.workers=0, not 2"):
-        train.check(config)
-
-
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
         ("loss", "dise", "loss='dise' is not one of cross_entropy, soft_dice"),
         ("data.name", "imagenet", "data.name='imagenet' is not one of folder, synthetic"),
-        ("data.cache", "disk", "data.cache='disk' is not one of none, host"),
+        ("data.cache", "disk", "data.cache='disk' is not one of none, host, device"),
         ("optimizer.name", "lion", "optimizer.name='lion' is not one of adamw, sgd"),
         ("optimizer.schedule", "step", "optimizer.schedule='step' is not one of constant"),
         ("loss_options.smooth", 1.0, "loss_options.smooth is no option of loss='cross_entropy'"),

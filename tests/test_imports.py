@@ -28,6 +28,7 @@ ALLOWED = {
     "normalise": set(),
     "optim": set(),
     "mesh": set(),
+    "device_cache": {"data", "mesh"},
     "checkpoint": set(),
     "workdir": set(),
     "logger": {"workdir"},

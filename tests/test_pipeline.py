@@ -11,7 +11,7 @@ import pytest
 
 from dense_jax.data import Synthetic
 from dense_jax.data.borders import Bordered
-from dense_jax.data.pipeline import Cached, eval_batches, train_batches
+from dense_jax.data.pipeline import eval_batches, train_batches
 from dense_jax.data.transforms import fit
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.metrics import confusion_matrix
@@ -37,9 +37,9 @@ class Scenes(Synthetic):
 BORDERED = Bordered(Scenes(), 10.0, 2.0, ("square", "thread"))
 
 
-def take(num_batches, *, source=None, seed=3, batch_size=4, **options):
+def take(num_batches, *, source=None, canvas=CANVAS, seed=3, batch_size=4, **options):
     source = source or Scenes()
-    stream = train_batches(source, canvas=CANVAS, seed=seed, batch_size=batch_size, **options)
+    stream = train_batches(source, canvas=canvas, seed=seed, batch_size=batch_size, **options)
     batches = list(itertools.islice(stream, num_batches))
     stream.close()
     return batches
@@ -105,7 +105,6 @@ def test_border_weights_come_with_the_label_and_change_nothing_else():
         assert (border[np.isin(batch["label"], (2, 4, IGNORE_LABEL))] == 0).all()
     without = [{key: batch[key] for key in batch if key != "border"} for batch in batches]
     assert_equal(without, take(7))
-    assert_equal(batches, take(7, source=Cached(BORDERED)))
     twos = take(14, source=BORDERED, batch_size=2)
     np.testing.assert_array_equal(
         np.concatenate([batch["border"] for batch in twos]), np.concatenate(borders)
@@ -249,18 +248,6 @@ def test_fit_reaches_every_window():
     rng = np.random.default_rng(0)
     corners = {int(fit(example, (2, 3), rng)["label"][0, 0]) for _ in range(200)}
     assert corners == {0, 1, 2, 5, 6, 7}
-
-
-def test_cached_decodes_once_and_equals_its_source():
-    source = Scenes()
-    keeper = Cached(source)
-    for _ in range(2):
-        for i in range(NUM_EXAMPLES):
-            for key in ("image", "label"):
-                np.testing.assert_array_equal(keeper[i][key], Scenes()[i][key])
-                assert keeper[i][key].dtype == Scenes()[i][key].dtype
-    assert source.made == NUM_EXAMPLES == len(keeper)
-    np.testing.assert_array_equal(keeper.sizes, source.sizes)
 
 
 def test_workers_end_when_training_is_killed(tmp_path):

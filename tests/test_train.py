@@ -255,6 +255,18 @@ def test_killed_in_the_middle_of_anything_with_worker_processes():
     assert "bitwise the same" in done.stdout
 
 
+@pytest.mark.parametrize("cache", ["host", "device"])
+def test_a_cache_changes_nothing(config, finished, tmp_path, monkeypatch, cache):
+    """Not even the last bit, of a run that was killed and started again."""
+    config.data.cache = cache
+    with monkeypatch.context() as patch:
+        interrupt(patch, 3, kill)
+        with pytest.raises(Killed):
+            train.train(config, str(tmp_path))
+    train.train(config, str(tmp_path))
+    assert_same_run(tmp_path, finished)
+
+
 def test_one_device_gives_the_numbers_of_four(config, finished, tmp_path, monkeypatch):
     one = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     monkeypatch.setattr(mesh, "make_mesh", lambda: one)

@@ -61,6 +61,7 @@ class Bordered:
         if unknown := set(classes or ()) - set(source.class_names):
             raise ValueError(f"border.classes: no class {', '.join(unknown)}; there are: {there}")
         self.sizes = source.sizes
+        self.num_channels = source.num_channels
         self._source: Any = source
         self._weight = weight
         self._sigma = sigma

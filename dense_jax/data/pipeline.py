@@ -14,15 +14,14 @@ import grain
 import numpy as np
 
 from dense_jax import processes
-from dense_jax.data import Source, transforms
-from dense_jax.data.borders import Bordered
+from dense_jax.data import transforms
 from dense_jax.labels import IGNORE_LABEL
 
 
 def train_batches(
     source: grain.sources.RandomAccessDataSource,
     *,
-    canvas: tuple[int, int],
+    canvas: tuple[int, int] | None,
     seed: int,
     batch_size: int,
     step: int = 0,
@@ -40,6 +39,7 @@ def train_batches(
         index  uint32 [b], the example's number in the run: a key for its augmentation
         name   str [b]
     and, if the source's examples have it, border float32 [b, height, width]; 0 off the example.
+    Where `canvas` is None, examples stay as they are, in the same order, and only get an `index`.
     """
     host_batch = _host_batch(batch_size, num_hosts)
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
@@ -77,12 +77,13 @@ def _host_batch(batch_size: int, num_hosts: int) -> int:
 
 
 def _place(
-    canvas: tuple[int, int], seed: int, index: int, example: dict[str, Any]
+    canvas: tuple[int, int] | None, seed: int, index: int, example: dict[str, Any]
 ) -> dict[str, Any]:
     """Fits an example to the canvas; windows depend on the seed and its number in the run."""
-    rng = np.random.Generator(np.random.Philox(key=[seed, index]))
-    example = transforms.fit(example, canvas, rng)
-    return dict(example, label=example["label"].astype(np.uint8), index=np.uint32(index))
+    if canvas is not None:
+        rng = np.random.Generator(np.random.Philox(key=[seed, index]))
+        example = transforms.fit(example, canvas, rng)
+    return dict(example, index=np.uint32(index))
 
 
 def _iterate(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
@@ -129,25 +130,3 @@ class _Block:
             tile["label"] = np.full_like(tile["label"], IGNORE_LABEL)
             tile["index"] = np.full_like(tile["index"], -1)
         return tile
-
-
-class Cached:
-    """A source that keeps decoded examples in memory, with labels as uint8: a quarter of it.
-
-    For threads: worker processes would each fill a cache of their own.
-    """
-
-    def __init__(self, source: Source | Bordered):
-        self._source = source
-        self.sizes = source.sizes
-        self._examples: dict[int, dict[str, Any]] = {}
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        if i not in self._examples:
-            example = self._source[i]
-            self._examples[i] = dict(example, label=example["label"].astype(np.uint8))
-        example = self._examples[i]
-        return dict(example, label=example["label"].astype(np.int32))

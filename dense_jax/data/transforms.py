@@ -15,8 +15,8 @@ def fit(
     """Puts an example onto a canvas of fixed (height, width), at the top left.
 
     What is missing at the bottom and right becomes image 0, label IGNORE_LABEL and, where there
-    is one, border 0; an axis that is too long is cut to a window drawn from `rng`. Adds `size`: the
-    int32 height and width, in pixels, that hold the example.
+    is one, border 0; an axis that is too long is cut to a window drawn from `rng`. The label becomes
+    uint8. Adds `size`: the int32 height and width, in pixels, that hold the example.
     """
     window, size = [], []
     for length, room in zip(example["label"].shape, canvas, strict=True):
@@ -26,6 +26,7 @@ def fit(
     fitted = dict(example, size=np.array(size, np.int32))
     for name in _OUTSIDE.keys() & example:
         array = example[name]
-        fitted[name] = np.full((*canvas, *array.shape[2:]), _OUTSIDE[name], array.dtype)
+        dtype = np.uint8 if name == "label" else array.dtype
+        fitted[name] = np.full((*canvas, *array.shape[2:]), _OUTSIDE[name], dtype)
         fitted[name][: size[0], : size[1]] = array[tuple(window)]
     return fitted

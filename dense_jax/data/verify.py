@@ -42,11 +42,25 @@ def scan(
     Reads in threads; the progress bar shows on a terminal only.
     """
 
-    def visit(i: int) -> tuple[list[T], list[str]]:
+    def read(i: int) -> T:
+        if isinstance(source, Folder | Records) and source.has_instances:
+            source.instances(i)
+        return function(source[i])
+
+    return visit(read, len(source), "verifying", progress=progress)
+
+
+def visit(
+    function: Callable[[int], T], num_examples: int, description: str, *, progress: bool = True
+) -> tuple[list[T], list[str]]:
+    """`function` of each number for which it raises nothing, in order, and the other's messages.
+
+    Calls it in threads; the progress bar shows on a terminal only.
+    """
+
+    def attempt(i: int) -> tuple[list[T], list[str]]:
         try:
-            if isinstance(source, Folder | Records) and source.has_instances:
-                source.instances(i)
-            return [function(source[i])], []
+            return [function(i)], []
         except (ValueError, OSError) as error:
             return [], [str(error)]
 
@@ -54,9 +68,9 @@ def scan(
     with futures.ThreadPoolExecutor() as pool:
         # The bar is off (True), or decides by itself whether this is a terminal (None).
         disable = None if progress else True
-        visited = pool.map(visit, range(len(source)))
+        visited = pool.map(attempt, range(num_examples))
         for result, error in tqdm.tqdm(
-            visited, total=len(source), desc="verifying", disable=disable
+            visited, total=num_examples, desc=description, disable=disable
         ):
             results += result
             errors += error

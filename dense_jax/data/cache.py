@@ -1,0 +1,84 @@
+"""Decoded examples in this host's memory."""
+
+import mmap
+import os
+import pathlib
+import threading
+import weakref
+from typing import Any
+
+import numpy as np
+
+from dense_jax.data import Source, verify
+from dense_jax.data.borders import Bordered
+
+
+class Cached:
+    """A source decoded once, into memory that worker processes share; its labels are uint8.
+
+    The memory is a file without a name, which a pickled copy finds through the process that made
+    it. It is given back with the last object or process that uses it, however that ends.
+
+    Raises ValueError if the memory is not there, or with a list of the examples that are bad.
+    """
+
+    def __init__(self, source: Source | Bordered):
+        bytes_per_pixel = source.num_channels + 1 + 4 * isinstance(source, Bordered)
+        num_pixels = source.sizes.prod(axis=1, dtype=np.int64).sum()
+        check_memory(int(bytes_per_pixel * num_pixels), free_memory(), f"{len(source)} examples")
+        file = os.fdopen(os.memfd_create("dense_jax"), "wb")
+        weakref.finalize(self, file.close)
+        lock = threading.Lock()
+
+        def keep(i: int) -> dict[str, Any]:
+            example = source[i]
+            example = dict(example, label=example["label"].astype(np.uint8))
+            with lock:
+                return {name: _append(value, file) for name, value in example.items()}
+
+        entries, errors = verify.visit(keep, len(source), "decoding")
+        verify.refuse(errors, len(source))
+        file.flush()
+        self.__setstate__((f"/proc/{os.getpid()}/fd/{file.fileno()}", entries, source.sizes))
+
+    def __getstate__(self):
+        return self._path, self._entries, self.sizes
+
+    def __setstate__(self, state):
+        self._path, self._entries, self.sizes = state
+        with open(self._path, "rb") as file:
+            self._memory = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """Arrays are views of the memory, read-only."""
+        return {
+            name: np.ndarray(buffer=self._memory, **entry) if isinstance(entry, dict) else entry
+            for name, entry in self._entries[i].items()
+        }
+
+
+def _append(value: Any, file) -> Any:
+    """Writes an array and returns where it is; anything else is small and stays as it is."""
+    if not isinstance(value, np.ndarray):
+        return value
+    where = {"shape": value.shape, "dtype": value.dtype, "offset": file.tell()}
+    file.write(np.ascontiguousarray(value))
+    return where
+
+
+def free_memory() -> float:
+    """The bytes of this host's memory that are free, or could be."""
+    lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+    return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+
+
+def check_memory(needed: int, free: float, what: str) -> None:
+    """Raises ValueError if the bytes needed are more than those free."""
+    if needed > free:
+        raise ValueError(
+            f"data.cache needs {needed / 1e9:.2f} GB of memory for {what}, but only "
+            f"{free / 1e9:.2f} GB are free"
+        )
