@@ -42,11 +42,10 @@ def train_batches(
     Where `canvas` is None, examples stay as they are, in the same order, and only get an `index`.
     """
     host_batch = _host_batch(batch_size, num_hosts)
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    dataset = dataset.map_with_index(functools.partial(_place, canvas, seed))
-    # Last, so that the order does not depend on the number of hosts. It ends where `index` does,
-    # because grain cannot count the batches of one in what is endless.
-    dataset = dataset[step * batch_size + host : 2**32 : num_hosts]
+    # Numbers in the run. They end where `index` does, because grain cannot count the batches of one
+    # in what is endless.
+    dataset = grain.MapDataset.range(step * batch_size + host, 2**32, num_hosts)
+    dataset = dataset.map(functools.partial(_draw, source, canvas, seed))
     return _iterate(dataset.batch(host_batch), workers)
 
 
@@ -76,14 +75,25 @@ def _host_batch(batch_size: int, num_hosts: int) -> int:
     return batch_size // num_hosts
 
 
-def _place(
-    canvas: tuple[int, int] | None, seed: int, index: int, example: dict[str, Any]
+def _draw(
+    source: grain.sources.RandomAccessDataSource,
+    canvas: tuple[int, int] | None,
+    seed: int,
+    index: int,
 ) -> dict[str, Any]:
-    """Fits an example to the canvas; windows depend on the seed and its number in the run."""
+    """The example of this number in the run, on the canvas; its window depends on both and seed."""
+    epoch, position = divmod(index, len(source))
+    example = source[int(_order(len(source), seed, epoch)[position])]
     if canvas is not None:
         rng = np.random.Generator(np.random.Philox(key=[seed, index]))
         example = transforms.fit(example, canvas, rng)
     return dict(example, index=np.uint32(index))
+
+
+@functools.lru_cache(maxsize=2)
+def _order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
+    """An epoch's permutation. Grain's shuffle takes milliseconds per example of a small dataset."""
+    return np.random.default_rng([seed, epoch]).permutation(num_examples)
 
 
 def _iterate(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:

@@ -25,8 +25,12 @@ def fit(
         window.append(slice(start, start + size[-1]))
     fitted = dict(example, size=np.array(size, np.int32))
     for name in _OUTSIDE.keys() & example:
-        array = example[name]
-        dtype = np.uint8 if name == "label" else array.dtype
-        fitted[name] = np.full((*canvas, *array.shape[2:]), _OUTSIDE[name], dtype)
-        fitted[name][: size[0], : size[1]] = array[tuple(window)]
+        array = example[name][tuple(window)]
+        if name == "label":
+            array = array.astype(np.uint8, copy=False)
+        if tuple(size) == canvas:  # nothing to add, so nothing to copy
+            fitted[name] = array
+        else:
+            fitted[name] = np.full((*canvas, *array.shape[2:]), _OUTSIDE[name], array.dtype)
+            fitted[name][: size[0], : size[1]] = array
     return fitted
