@@ -97,7 +97,7 @@ def train(config: ConfigDict, directory: str) -> None:
         train_source = Cached(train_source)
     elif config.data.cache == "device":
         resident, train_source = device_cache.load(train_source, of_batch, devices)
-        stream = {"canvas": None}
+        stream = {"canvas": None}  # of numbers: nothing for workers to do
     if config.data.cache != "none":
         eval_source = Cached(eval_source)
     tiles = Tiles(eval_source, config.eval.tile_size, config.eval.margin, run.context)

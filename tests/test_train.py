@@ -1,8 +1,10 @@
 """The loop: what it writes, and that stopping it anywhere changes nothing."""
 
+import gc
 import itertools
 import json
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -257,7 +259,7 @@ def test_killed_in_the_middle_of_anything_with_worker_processes():
 
 @pytest.mark.parametrize("cache", ["host", "device"])
 def test_a_cache_changes_nothing(config, finished, tmp_path, monkeypatch, cache):
-    """Not even the last bit, of a run that was killed and started again."""
+    """Not even the last bit, of a run that was killed and started again; its memory goes with it."""
     config.data.cache = cache
     with monkeypatch.context() as patch:
         interrupt(patch, 3, kill)
@@ -265,6 +267,8 @@ def test_a_cache_changes_nothing(config, finished, tmp_path, monkeypatch, cache)
             train.train(config, str(tmp_path))
     train.train(config, str(tmp_path))
     assert_same_run(tmp_path, finished)
+    gc.collect()
+    assert "memfd:dense_jax" not in pathlib.Path("/proc/self/maps").read_text()
 
 
 def test_one_device_gives_the_numbers_of_four(config, finished, tmp_path, monkeypatch):

@@ -81,7 +81,7 @@ def _draw(
     seed: int,
     index: int,
 ) -> dict[str, Any]:
-    """The example of this number in the run, on the canvas; its window depends on both and seed."""
+    """The example of this number in the run, on the canvas, its window drawn by seed and number."""
     epoch, position = divmod(index, len(source))
     example = source[int(_order(len(source), seed, epoch)[position])]
     if canvas is not None:

@@ -53,7 +53,7 @@ def scan(
 def visit(
     function: Callable[[int], T], num_examples: int, description: str, *, progress: bool = True
 ) -> tuple[list[T], list[str]]:
-    """`function` of each number for which it raises nothing, in order, and the other's messages.
+    """`function` of each number below `num_examples`, in order, and the messages where it raised.
 
     Calls it in threads; the progress bar shows on a terminal only.
     """

@@ -1,0 +1,301 @@
+"""How many examples per second reach the network: python -m benchmarks.pipeline --root=CAMVID
+
+Writes benchmarks/pipeline.md: decoding, augmentation, batches with worker processes and caches, and
+the training step, of `experiments/camvid_unet.py:reduced`; next to them, on the same images, a
+torch DataLoader with albumentations, where these are installed. All are measured in turns, so that
+whatever else the machine does strikes all of them.
+"""
+
+import argparse
+import contextlib
+import datetime
+import functools
+import itertools
+import os
+import pathlib
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
+from importlib import metadata
+from typing import Any
+
+import jax
+from absl import flags
+
+from benchmarks.conformance import table
+from dense_jax import data, device_cache, mesh, train
+from dense_jax.augment import make_augment
+from dense_jax.data import pipeline
+from dense_jax.data.cache import Cached
+from dense_jax.labels import IGNORE_LABEL
+from experiments import camvid_unet
+
+try:
+    import albumentations
+    import cv2
+    import torch
+
+    MISSING = ""
+except ImportError as error:
+    MISSING = f"{error.name} is not installed: pip install torch albumentations"
+
+PAGE = pathlib.Path(__file__).with_suffix(".md")
+PACKAGES = ("jax", "grain", "numpy", "pillow", "torch", "albumentations", "opencv-python-headless")
+WORKERS = (0, 1, 2)
+READ_AHEAD = 8  # batches: more than any stream keeps ready while others are measured
+REST = 0.5  # seconds, for a stream to fill its buffers before the next one is measured
+PAGE_TEXT = """# The input pipeline
+
+`{command}`, on {date}, on {hardware} (load average {load:.1f} at the start), with
+{versions}.
+
+Examples per second, in batches of {config.batch_size} CamVid images of {height} x {width} pixels, augmented
+to {config.data.crop_size}: the median of {args.rounds} rounds of {args.steps} batches, and their range. A
+host batch is decoded and on its canvas; an augmented one is what the network gets. The rows of torch
+decode by OpenCV and augment by albumentations, in their worker processes.
+
+{rates}
+Milliseconds per training step, from the call to its result: the median of {args.pairs}, and their
+range. Fed by the device cache a step takes {overhead:+.1f} % (median of pairs).
+
+{steps}"""
+
+Rows = dict[str, Callable[[], Any]]  # each call makes one batch
+
+
+class Files:
+    """The same files as a torch dataset."""
+
+    def __init__(self, root: str, transform: Callable[..., Any]):
+        images, labels = (
+            sorted(pathlib.Path(root, kind, "train").iterdir()) for kind in ("images", "labels")
+        )
+        self._paths = [(str(a), str(b)) for a, b in zip(images, labels, strict=True)]
+        self._transform = transform
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, i: int) -> Any:
+        image, label = self._paths[i]
+        return self._transform(
+            image=cv2.cvtColor(cv2.imread(image), cv2.COLOR_BGR2RGB),
+            mask=cv2.imread(label, cv2.IMREAD_UNCHANGED),
+        )
+
+
+def peers(config: Any) -> Rows:
+    """The rows of OpenCV, albumentations and torch."""
+    cv2.setNumThreads(0)
+    height, width = config.data.crop_size
+    zooms = (config.data.resolution * (1 + config.augment.scale) ** sign for sign in (-1, 1))
+    transform = albumentations.Compose(
+        [
+            albumentations.RandomScale([zoom - 1 for zoom in zooms], p=1),
+            albumentations.PadIfNeeded(
+                height, width, border_mode=cv2.BORDER_REFLECT_101, fill_mask=IGNORE_LABEL
+            ),
+            albumentations.RandomCrop(height, width),
+            albumentations.HorizontalFlip(p=config.augment.flip),
+            albumentations.ToTensorV2(),
+        ]
+    )
+    decoded, augmented = Files(config.data.root, dict), Files(config.data.root, transform)
+    numbers = itertools.cycle(range(len(decoded)))
+    examples = itertools.cycle([decoded[i] for i in range(64)])
+    rows: Rows = {
+        "decode, 1 thread, OpenCV": lambda: [
+            decoded[i] for i in itertools.islice(numbers, config.batch_size)
+        ],
+        "augment, 1 thread, albumentations": lambda: [
+            transform(**example) for example in itertools.islice(examples, config.batch_size)
+        ],
+    }
+    for workers in WORKERS:
+        loader = torch.utils.data.DataLoader(
+            augmented,
+            config.batch_size,
+            sampler=torch.utils.data.RandomSampler(augmented, replacement=True, num_samples=10**6),
+            num_workers=workers,
+            multiprocessing_context="spawn" if workers else None,
+        )
+        rows[f"augmented batches, workers {workers}, torch"] = functools.partial(next, iter(loader))
+    return rows
+
+
+class Ours:
+    """The rows and the training step of this package."""
+
+    def __init__(self, config: Any, stack: contextlib.ExitStack):
+        self.config = config
+        self.source = data.open_dataset("folder", config.data.root, "train")
+        self.canvas = tuple(self.source.sizes.max(axis=0).tolist())
+        self.devices = mesh.make_mesh()
+        shapes = train.batch_shapes(config, self.canvas, self.source.num_channels)
+        self.resident, self.numbers = device_cache.load(self.source, shapes, self.devices)
+        self.stack = stack
+
+    def stream(self, examples: Any, canvas: tuple[int, int] | None, workers: int = 0) -> Any:
+        batches = pipeline.train_batches(
+            examples, canvas=canvas, seed=0, batch_size=self.config.batch_size, workers=workers
+        )
+        self.stack.callback(batches.close)
+        return batches
+
+    def rows(self) -> Rows:
+        source, config = self.source, self.config
+        augment = make_augment(
+            config.data.crop_size, resolution=config.data.resolution, **config.augment.to_dict()
+        )
+
+        @jax.jit
+        def augmented(batch, resident):
+            batch = device_cache.gather(resident, batch)
+            keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.key(0), n))(batch["index"])
+            return jax.vmap(augment)(keys, batch)
+
+        numbers = itertools.cycle(range(len(source)))
+        pool = self.stack.enter_context(futures.ThreadPoolExecutor(os.cpu_count()))
+
+        def decode(apply: Callable) -> list[Any]:
+            return list(apply(source.__getitem__, itertools.islice(numbers, config.batch_size)))
+
+        streams = {f"workers {n}": self.stream(source, self.canvas, n) for n in WORKERS}
+        streams["host cache"] = self.stream(Cached(source), self.canvas)
+        streams["device cache"] = self.stream(self.numbers, None)
+        on_device = mesh.to_global(next(streams["host cache"]), self.devices)
+        rows: Rows = {
+            "decode, 1 thread": lambda: decode(map),
+            f"decode, {os.cpu_count()} threads": lambda: decode(pool.map),
+            "augment, jitted": lambda: augmented(on_device, {}),
+        }
+        for name, stream in streams.items():
+            rows[f"host batches, {name}"] = functools.partial(next, stream)
+        for name, stream in streams.items():
+            resident = self.resident if name == "device cache" else {}
+            rows[f"augmented batches, {name}"] = lambda stream=stream, resident=resident: augmented(
+                mesh.to_global(next(stream), self.devices), resident
+            )
+        return rows
+
+    def step_seconds(self, num_pairs: int) -> tuple[list[float], list[float]]:
+        """Of training steps on a constant batch, and on batches of the device cache."""
+        run = train.assemble(self.config, self.source.num_classes, self.source.num_channels)
+
+        @functools.partial(jax.jit, donate_argnums=0)
+        def train_step(state, batch, resident):
+            return run.train_step(state, device_cache.gather(resident, batch))
+
+        state = jax.jit(run.init, out_shardings=mesh.replicated(self.devices))()
+        batches = self.stream(self.numbers, None)
+        rows = mesh.to_global(next(batches), self.devices)
+        constant = jax.jit(device_cache.gather)(self.resident, rows)
+        seconds: tuple[list[float], list[float]] = [], []
+        for _ in range(1 + num_pairs):
+            for times, from_cache in zip(seconds, (False, True), strict=True):
+                start = time.perf_counter()
+                if from_cache:
+                    batch = mesh.to_global(next(batches), self.devices)
+                    state, values = train_step(state, batch, self.resident)
+                else:
+                    state, values = train_step(state, constant, {})
+                jax.block_until_ready((state, values))
+                times.append(time.perf_counter() - start)
+        return seconds[0][1:], seconds[1][1:]  # the first of each compiled
+
+
+def measure(rows: Rows, *, rounds: int, steps: int) -> Mapping[str, list[float]]:
+    """Seconds per batch of each row in each round."""
+    seconds: dict[str, list[float]] = {name: [] for name in rows}
+    for _ in range(rounds):
+        for name, make in rows.items():
+            for _ in range(READ_AHEAD):
+                batch = make()
+            jax.block_until_ready(batch)
+            start = time.perf_counter()
+            for _ in range(steps):
+                batch = make()
+            jax.block_until_ready(batch)
+            seconds[name].append((time.perf_counter() - start) / steps)
+            time.sleep(REST)
+    return seconds
+
+
+def summary(values: Sequence[float]) -> tuple[str, str]:
+    """Median and range."""
+    return f"{statistics.median(values):.0f}", f"{min(values):.0f} to {max(values):.0f}"
+
+
+def hardware() -> str:
+    cpu = platform.processor()
+    with contextlib.suppress(OSError):
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.split(": ")[1] for line in lines if line.startswith("model name"))
+    return f"{os.cpu_count()} cores of {cpu}, jax on {jax.devices()[0].device_kind}"
+
+
+def versions() -> str:
+    found = [f"Python {platform.python_version()}"]
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found.append(f"{package} {metadata.version(package)}")
+    return ", ".join(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", required=True, help="CamVid, in the folder layout")
+    parser.add_argument("--steps", type=int, default=15, help="batches per round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=12, help="training steps of each kind")
+    args = parser.parse_args()
+    flags.FLAGS.mark_as_parsed()  # worker processes get absl's
+    load = os.getloadavg()[0]
+    config = camvid_unet.get_config("reduced")
+    config.data.root = args.root
+    with contextlib.ExitStack() as stack:
+        ours = Ours(config, stack)
+        rows = ours.rows()
+        if MISSING:
+            print(MISSING)
+        else:
+            rows |= peers(config)
+        seconds = measure(rows, rounds=args.rounds, steps=args.steps)
+        constant, cached = ours.step_seconds(args.pairs)
+    height, width = ours.canvas
+    options = " ".join(sys.argv[1:]).replace(args.root, "CAMVID")
+    page = PAGE_TEXT.format(
+        command=f"python -m benchmarks.pipeline {options}",
+        date=datetime.date.today(),
+        hardware=hardware(),
+        load=load,
+        versions=versions(),
+        config=config,
+        args=args,
+        height=height,
+        width=width,
+        overhead=100 * statistics.median(b / a - 1 for a, b in zip(constant, cached, strict=True)),
+        rates=table(
+            ("", "examples per second", "range"),
+            (
+                (name, *summary([config.batch_size / t for t in times]))
+                for name, times in sorted(seconds.items())
+            ),
+        ),
+        steps=table(
+            ("", "ms per step", "range"),
+            (
+                (name, *summary([1000 * t for t in times]))
+                for name, times in (("constant batch", constant), ("device cache", cached))
+            ),
+        ),
+    )
+    PAGE.write_text(page)
+    print(page)
+
+
+if __name__ == "__main__":
+    main()
