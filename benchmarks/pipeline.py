@@ -37,10 +37,12 @@ try:
     import albumentations
     import cv2
     import torch
-
-    MISSING = ""
 except ImportError as error:
     MISSING = f"{error.name} is not installed: pip install torch albumentations"
+else:
+    MISSING = ""
+    cv2.setNumThreads(0)  # here, so that it holds in worker processes
+    torch.set_num_threads(1)
 
 PAGE = pathlib.Path(__file__).with_suffix(".md")
 PACKAGES = ("jax", "grain", "numpy", "pillow", "torch", "albumentations", "opencv-python-headless")
@@ -55,7 +57,7 @@ PAGE_TEXT = """# The input pipeline
 Examples per second, in batches of {config.batch_size} CamVid images of {height} x {width} pixels, augmented
 to {config.data.crop_size}: the median of {args.rounds} rounds of {args.steps} batches, and their range. A
 host batch is decoded and on its canvas; an augmented one is what the network gets. The rows of torch
-decode by OpenCV and augment by albumentations, in their worker processes.
+decode by OpenCV and augment by albumentations, without or with worker processes.
 
 {rates}
 Milliseconds per training step, from the call to its result: the median of {args.pairs}, and their
@@ -89,7 +91,6 @@ class Files:
 
 def peers(config: Any) -> Rows:
     """The rows of OpenCV, albumentations and torch."""
-    cv2.setNumThreads(0)
     height, width = config.data.crop_size
     zooms = (config.data.resolution * (1 + config.augment.scale) ** sign for sign in (-1, 1))
     transform = albumentations.Compose(
