@@ -81,10 +81,24 @@ def get_config() -> ConfigDict:
         "verify": True,  # open every file once before the first training
     }
 
+    # Each example's amounts are uniform in +- the strength unless said otherwise; 0: off.
     config.augment = {
         "flip": 0.5,  # probability of a left-right flip
         "flip_vertical": 0.0,  # probability of a top-bottom flip
-        "scale": 0.0,  # zoom between 1 / (1 + scale) and 1 + scale
+        "scale": 0.0,  # zoom log-uniform between 1 / (1 + scale) and 1 + scale
+        "rotation": 0.0,  # degrees
+        "shear": 0.0,  # degrees by which vertical lines lean
+        "elastic": 0.0,  # standard deviation of a 3 x 3 grid's displacements, network input pixels
+        # Below 1: of 10 windows, the first where each class has less than this part of the valid
+        # pixels.
+        "max_class_fraction": 1.0,
+        "brightness": 0.0,  # factor 1 +- brightness
+        "contrast": 0.0,  # factor 1 +- contrast, of differences from the mean luma
+        "saturation": 0.0,  # factor 1 +- saturation, of differences from the pixel's luma (RGB)
+        "hue": 0.0,  # degrees (RGB)
+        "gamma": 0.0,  # exponent log-uniform between 1 / (1 + gamma) and 1 + gamma
+        "blur": 0.0,  # largest standard deviation of a Gaussian, network input pixels
+        "noise": 0.0,  # largest standard deviation, grey levels of 255
     }
 
     # The loss of a pixel between two objects weighs up to so much more, as in the U-Net paper:

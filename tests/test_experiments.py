@@ -114,6 +114,8 @@ def test_border_weights_need_a_loss_with_pixel_weights(loss):
         ("border.sigma", 0.0, "border.sigma=0.0 must be at least 1e-12"),
         ("augment.flip", 3.0, "augment.flip=3.0 must be from 0 to 1"),
         ("augment.scale", -1.5, "augment.scale=-1.5 must be at least 0"),
+        ("augment.shear", 90.0, "augment.shear=90.0 must be from 0 to 89"),
+        ("augment.max_class_fraction", 0.0, "max_class_fraction=0.0 must be from 1e-12 to 1"),
         ("optimizer.warmup_steps", -3, "optimizer.warmup_steps=-3 must be at least 0"),
         ("data.name", "folder", "data.root is not set: pass --config.data.root=FOLDER"),
         ("data.crop_size", (64,), r"data.crop_size=\(64,\) must be a height and a width"),
@@ -125,6 +127,16 @@ def test_a_bad_value_is_named_with_the_valid_ones(field, value, message):
     config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError, match=message):
         train.check(config)
+
+
+@pytest.mark.parametrize("field", ["saturation", "hue"])
+def test_what_needs_rgb_is_refused_on_grey_before_anything_is_computed(field):
+    config = base.get_config()
+    config.augment[field] = 0.5
+    batch = train.batch_shapes(config, config.data.crop_size, num_channels=1)
+    run = train.assemble(config, num_classes=2, num_channels=1)
+    with pytest.raises(ValueError, match=f"augment.{field}=0.5 needs images of 3 channels"):
+        jax.eval_shape(run.train_step, jax.eval_shape(run.init), batch)
 
 
 def test_a_frozen_encoder_has_no_learning_rate():
