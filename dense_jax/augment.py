@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, Num
+from jaxtyping import Array, Bool, Float, Int, Key, Num, UInt8
 from scipy.interpolate import CubicSpline
 
 from dense_jax.colour import make_colour
@@ -102,14 +102,8 @@ def make_augment(
         centres = start + (window / 2 - 0.5)[None]
         chosen = 0
         if max_class_fraction < 1:
-
-            def suits(centre: Float[Array, "2"]) -> Bool[Array, ""]:
-                at = y[coarse] + centre[0], x[coarse] + centre[1]
-                seen = sample_nearest(example["label"], at, size, IGNORE_LABEL)
-                counts = jnp.bincount(seen.ravel(), length=IGNORE_LABEL + 1)[:IGNORE_LABEL]
-                return counts.max() < max_class_fraction * counts.sum()
-
-            chosen = jnp.argmax(jax.vmap(suits)(centres).at[-1].set(True))
+            at = y[coarse], x[coarse]
+            chosen = first_mixed(example["label"], at, size, centres, max_class_fraction)
         y, x = y + centres[chosen, 0], x + centres[chosen, 1]
 
         mirrored = mirror(y, size[0]), mirror(x, size[1])
@@ -123,6 +117,23 @@ def make_augment(
         return crop
 
     return augment
+
+
+def first_mixed(
+    label: UInt8[Array, "H W"],
+    at: Coordinates,
+    size: Int[Array, "2"],
+    centres: Float[Array, "n 2"],
+    max_class_fraction: float,
+) -> Int[Array, ""]:
+    """The first of the windows around `centres` that is not of one class, or else the last."""
+
+    def is_mixed(centre: Float[Array, "2"]) -> Bool[Array, ""]:
+        seen = sample_nearest(label, (at[0] + centre[0], at[1] + centre[1]), size, IGNORE_LABEL)
+        counts = jnp.bincount(seen.ravel(), length=IGNORE_LABEL + 1)[:IGNORE_LABEL]
+        return counts.max() < max_class_fraction * counts.sum()
+
+    return jnp.argmax(jax.vmap(is_mixed)(centres).at[-1].set(True))
 
 
 def displacements(

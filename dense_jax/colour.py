@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+RGB_ONLY = ("saturation", "hue")
 Planes = Float[Array, "c h w"]
 
 
@@ -20,7 +21,7 @@ def make_colour(**strengths: float) -> Callable:
 
     strengths: of entries of COLOURS; what has strength 0 is left out.
     """
-    used = {COLOURS[name]: strength for name, strength in strengths.items() if strength}
+    used = {name: strength for name, strength in strengths.items() if strength}
 
     def colour(key: Key[Array, ""], image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
         if not used:
@@ -28,9 +29,14 @@ def make_colour(**strengths: float) -> Callable:
         # Rows compute faster than pixels of 3 values. Taken in a loop, because XLA on CPUs computes
         # its input once, and otherwise the whole resample again for each value that reads it.
         planes = jax.lax.map(lambda c: image[..., c], jnp.arange(image.shape[-1]))
-        for i, change in enumerate(COLOURS.values()):
-            if change in used:
-                planes = change(jax.random.fold_in(key, i), used[change], planes).clip(0, 255)
+        for i, (name, change) in enumerate(COLOURS.items()):
+            if name in used:
+                if name in RGB_ONLY and len(planes) != 3:
+                    raise ValueError(
+                        f"augment.{name}={used[name]} needs images of 3 channels, and these have "
+                        f"{len(planes)}: set it to 0"
+                    )
+                planes = change(jax.random.fold_in(key, i), used[name], planes).clip(0, 255)
         return jnp.moveaxis(planes, 0, -1)
 
     return colour
@@ -48,13 +54,11 @@ def contrast(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
 
 def saturation(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
     """Differences from each pixel's luma times a factor uniform in 1 +- strength."""
-    _check_rgb("saturation", strength, planes)
     return _blend(_grey(planes), planes, _factor(key, strength))
 
 
 def hue(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
     """The hue of HSV turns by an angle uniform in +- strength degrees."""
-    _check_rgb("hue", strength, planes)
     red, green, blue = planes
     value = planes.max(axis=0)
     chroma = value - planes.min(axis=0)
@@ -120,14 +124,6 @@ def _grey(planes: Planes) -> Float[Array, "1 h w"]:
         return planes.mean(axis=0, keepdims=True)
     red, green, blue = planes
     return (0.299 * red + 0.587 * green + 0.114 * blue)[None]  # ITU-R BT.601
-
-
-def _check_rgb(name: str, strength: float, planes: Planes) -> None:
-    if len(planes) != 3:
-        raise ValueError(
-            f"augment.{name}={strength} needs images of 3 channels, and these have {len(planes)}: "
-            "set it to 0"
-        )
 
 
 COLOURS = {
