@@ -240,7 +240,7 @@ def test_quarter_turns_are_exact_permutations(quarters):
         # Between opposite ends of the grid, 4 pixels apart: the difference of two Gaussians.
         ({"elastic": 3.0}, lambda d: 4 * d[0, 1], stats.norm(0, 3 * 2**0.5)),
     ],
-    ids=str,
+    ids=["scale", "rotation", "shear", "elastic"],
 )
 def test_strengths_have_the_distribution_stated(options, measure, distribution):
     n = 250

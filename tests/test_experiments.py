@@ -91,7 +91,7 @@ def test_border_weights_need_a_loss_with_pixel_weights(loss):
     ("field", "value", "message"),
     [
         ("loss", "dise", "loss='dise' is not one of cross_entropy, soft_dice"),
-        ("data.name", "imagenet", "data.name='imagenet' is not one of folder, synthetic"),
+        ("data.name", "imagenet", "data.name='imagenet' is not one of folder, records"),
         ("data.cache", "disk", "data.cache='disk' is not one of none, host, device"),
         ("optimizer.name", "lion", "optimizer.name='lion' is not one of adamw, sgd"),
         ("optimizer.schedule", "step", "optimizer.schedule='step' is not one of constant"),

@@ -135,7 +135,7 @@ def _decode_picture(image: Image.Image, mode: str | None) -> np.ndarray:
         image = ImageOps.exif_transpose(image)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # straight to RGB, Pillow warns
-    return np.array(image.convert(mode) if mode else image)
+    return np.asarray(image if mode in (None, image.mode) else image.convert(mode))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -211,7 +211,7 @@ def read_label(
             f"{where}: a label has one channel of 8 or 16 bits, this one is mode {mode!r}; "
             "save raw class values or palette indices"
         )
-    label = table[raw.astype(np.uint16)]
+    label = np.take(table, raw)
     if label.min() == _UNDECLARED:
         raise ValueError(f"{where}: {_undeclared(raw, table)}")
     return label
