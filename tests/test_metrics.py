@@ -48,6 +48,15 @@ def test_confusion_matrix_equals_a_python_loop():
         np.testing.assert_array_equal(counts, by_hand(predictions, labels, 3))
 
 
+def test_the_ways_to_count_of_all_devices_agree():
+    """Of these, a test on one kind of device sees only one."""
+    predictions, labels = (x.ravel().astype(np.int32) for x in random_maps((9, 11)))
+    for count in (metrics._count_by_adding, metrics._count_by_product):
+        counts = count(jnp.asarray(labels), jnp.asarray(predictions), 3)
+        assert counts.dtype == jnp.int32
+        np.testing.assert_array_equal(counts, by_hand(predictions, labels, 3))
+
+
 def test_labels_of_one_byte():
     maps = golden_maps()
     counts = metrics.confusion_matrix(*(x.astype(np.uint8) for x in maps), 3)
