@@ -15,7 +15,6 @@ import numpy as np
 from dense_jax import data, plots
 from dense_jax.augment import make_augment
 from dense_jax.colour import RGB_ONLY
-from dense_jax.train import palette_of
 
 STRENGTHS = {
     "flip": 0.5,
@@ -82,7 +81,7 @@ def main() -> None:
     for axes, (title, (pixels, classes)) in zip(
         figure.subplots(num_rows, NUM_COLUMNS, squeeze=False).flat, cells, strict=False
     ):
-        labelled = plots.overlay(pixels, classes, palette_of(source))
+        labelled = plots.overlay(pixels, classes, plots.palette_of(source))
         axes.imshow(np.concatenate([plots.to_rgb(pixels), labelled]))
         axes.set_title(title, fontsize=8)
         axes.axis("off")

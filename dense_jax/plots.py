@@ -1,6 +1,7 @@
 """Pictures of labels: colours, overlays, rows of input | truth | prediction, contact sheets."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -20,6 +21,11 @@ def default_palette(num_classes: int) -> UInt8[np.ndarray, "classes 3"]:
         return np.array([list(bytes.fromhex(c)) for c in okabe_ito[:num_classes]], np.uint8)
     colours = matplotlib.colormaps["turbo"](np.linspace(0, 1, num_classes))
     return (255 * colours[:, :3]).astype(np.uint8)
+
+
+def palette_of(source: Any) -> UInt8[np.ndarray, "classes 3"]:
+    """The dataset's own colours, or ours."""
+    return default_palette(source.num_classes) if source.palette is None else source.palette
 
 
 def colourise(

@@ -164,7 +164,7 @@ def train(config: ConfigDict, directory: str) -> None:
         log.progress(step, loss=host_values["train/loss"])
 
     def evaluate(step: int, state: steps.TrainState) -> None:
-        palette, rows = palette_of(source), []
+        palette, rows = plots.palette_of(source), []
 
         def show(i: int, classes: np.ndarray, label: np.ndarray) -> None:
             rows.append(plots.comparison(tiles.source[i]["image"], label, classes, palette))
@@ -453,15 +453,10 @@ def describe(source: Any) -> dict[str, Any]:
         "class_names": source.class_names,
         "num_channels": source.num_channels,
         "value_range": source.value_range,
-        "palette": palette_of(source),
+        "palette": plots.palette_of(source),
         "num_examples": len(source),
         "fingerprint": source.fingerprint,
     }
-
-
-def palette_of(source: Any) -> np.ndarray:
-    """The dataset's own colours, or ours."""
-    return plots.default_palette(source.num_classes) if source.palette is None else source.palette
 
 
 def named_scores(summary: Mapping[str, Any], class_names: Iterable[str]) -> dict[str, float]:

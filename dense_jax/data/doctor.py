@@ -213,9 +213,7 @@ def draw(name: str, root: str, splits: Iterable[str], path: str) -> None:
     for split in splits:
         with contextlib.suppress(ValueError):
             source = data.open_dataset(name, root, split)
-            palette = source.palette
-            if palette is None:
-                palette = plots.default_palette(source.num_classes)
+            palette = plots.palette_of(source)
             colours = dict(zip(source.class_names, palette.tolist(), strict=True))
             rows[split] = {}
             num_pictures = min(len(source), 5)
