@@ -176,8 +176,8 @@ def markdown(evaluation: Mapping[str, Any]) -> str:
     measured = [name for name in BOUNDARY if f"eval/mean_{name}" in evaluation]
     about = (
         f"{evaluation['num_images']} images, {evaluation['num_pixels']:,} valid pixels, at the "
-        "labels' own resolution, in percent, with 95 % intervals over images (bootstrap). Ignored pixels "
-        "count nowhere. The mean over images is of each image's own score, another measure."
+        "labels' own resolution, in percent, with 95 % intervals over images (bootstrap). Ignored "
+        "pixels count nowhere. The mean over images is of each image's own score, another measure."
     )
     name = f"{evaluation['dataset']} {evaluation['root']}".rstrip()
     lines = [f"# {name}, {evaluation['split']}, step {evaluation['step']}", "", about]

@@ -18,6 +18,8 @@ splits. To add a dataset of image and label files, add an entry to `catalogue.CA
 of another kind, write its source and add it to `DATASETS` and `Source`.
 """
 
+from typing import TypeGuard
+
 from dense_jax.data.catalogue import CATALOGUE
 from dense_jax.data.files import Files
 from dense_jax.data.folder import Folder
@@ -35,6 +37,11 @@ DATASETS = {
     **CATALOGUE,
     **TFDS_DATASETS,
 }
+
+
+def has_instances(source: Source) -> TypeGuard[Folder | Records]:
+    """Whether `source.instances(i)` tells the object, int32 [h, w], that each pixel belongs to."""
+    return isinstance(source, Folder | Records) and source.has_instances
 
 
 def open_dataset(name: str, root: str, split: str) -> Source:

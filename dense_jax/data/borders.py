@@ -12,9 +12,7 @@ import numpy as np
 from jaxtyping import Float32
 from scipy import ndimage
 
-from dense_jax.data import Source
-from dense_jax.data.folder import Folder
-from dense_jax.data.records import Records
+from dense_jax.data import Source, has_instances
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.objects import Objects, components
 
@@ -53,7 +51,7 @@ class Bordered:
 
     def __init__(self, source: Source, weight: float, sigma: float, classes: Sequence[str] | None):
         there = ", ".join(source.class_names)
-        if not classes and not (isinstance(source, Folder | Records) and source.has_instances):
+        if not classes and not has_instances(source):
             raise ValueError(
                 "border.classes is not set and the dataset has no instance files: name the classes "
                 f"whose connected components are the objects, of {there}"

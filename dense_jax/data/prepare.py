@@ -30,8 +30,6 @@ from PIL import Image
 
 from dense_jax import data
 from dense_jax.data import records
-from dense_jax.data.folder import Folder
-from dense_jax.data.records import Records
 from dense_jax.data.tfds import TFDS_DATASETS
 
 _NUM_AT_ONCE = 64  # examples in memory, however large the dataset
@@ -91,7 +89,7 @@ def _description(
         "splits": {
             split: {
                 "num_examples": len(source),
-                "has_instances": isinstance(source, Folder | Records) and source.has_instances,
+                "has_instances": data.has_instances(source),
                 "fingerprint": source.fingerprint,
             }
             for split, source in sources.items()
@@ -127,7 +125,7 @@ def _complete(path: pathlib.Path) -> Iterator[pathlib.Path]:
 def _write(source: data.Source, path: pathlib.Path, split: str, max_side: int | None) -> None:
     def pack(i: int) -> bytes:
         example = source[i]
-        if isinstance(source, Folder | Records) and source.has_instances:
+        if data.has_instances(source):
             example["instances"] = source.instances(i)
         return records.pack(shrink(example, max_side) if max_side else example)
 

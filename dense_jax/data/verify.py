@@ -9,9 +9,7 @@ from typing import Any, TypeVar
 
 import tqdm
 
-from dense_jax.data import Source
-from dense_jax.data.folder import Folder
-from dense_jax.data.records import Records
+from dense_jax.data import Source, has_instances
 
 T = TypeVar("T")
 
@@ -43,7 +41,7 @@ def scan(
     """
 
     def read(i: int) -> T:
-        if isinstance(source, Folder | Records) and source.has_instances:
+        if has_instances(source):
             source.instances(i)
         return function(source[i])
 
