@@ -232,8 +232,10 @@ def _band_overlap(guess: Side, truth: Side, num_classes: int) -> Float64[np.ndar
         change |= np.pad(differs, before) | np.pad(differs, after)
     if not change.any():
         return np.zeros((len(BAND_WIDTHS), num_classes, 2))
-    # Each pixel is counted once, in the narrowest band that holds it; wider bands add those up.
     distance = np.asarray(ndimage.distance_transform_cdt(~change, "chessboard"))
+    near = distance < max(BAND_WIDTHS)
+    guess, truth, distance = guess[near], truth[near], distance[near]
+    # Each pixel is counted once, in the narrowest band that holds it; wider bands add those up.
     band = np.searchsorted(BAND_WIDTHS, distance, side="right")
     in_bands = [
         _overlap(guess[band == k], truth[band == k], num_classes) for k in range(len(BAND_WIDTHS))
