@@ -3,7 +3,7 @@
 Writes benchmarks/pipeline.md: decoding, augmentation, batches with worker processes and caches, and
 the training step, of `experiments/camvid_unet.py:reduced`; next to them, on the same images, a
 torch DataLoader with albumentations, where these are installed. All are measured in turns, so that
-whatever else the machine does strikes all of them.
+whatever else the machine does strikes all of them, and only one is open at a time.
 """
 
 import argparse
@@ -47,8 +47,7 @@ else:
 PAGE = pathlib.Path(__file__).with_suffix(".md")
 PACKAGES = ("jax", "grain", "numpy", "pillow", "torch", "albumentations", "opencv-python-headless")
 WORKERS = (0, 1, 2)
-READ_AHEAD = 8  # batches: more than any stream keeps ready while others are measured
-REST = 0.5  # seconds, for a stream to fill its buffers before the next one is measured
+READ_AHEAD = 12  # batches: more than any stream keeps ready
 PAGE_TEXT = """# The input pipeline
 
 `{command}`, on {date}, on {hardware} (load average {load:.1f} at the start), with
@@ -56,8 +55,9 @@ PAGE_TEXT = """# The input pipeline
 
 Examples per second, in batches of {config.batch_size} CamVid images of {height} x {width} pixels, augmented
 to {config.data.crop_size}: the median of {args.rounds} rounds of {args.steps} batches, and their range. A
-host batch is decoded and on its canvas; an augmented one is what the network gets. The rows of torch
-decode by OpenCV and augment by albumentations, without or with worker processes.
+host batch is decoded and on its canvas, which is what this package's host does for a batch; an
+augmented one is what the network gets. The rows of torch decode by OpenCV and augment by
+albumentations, on the host, without or with worker processes.
 
 {rates}
 Milliseconds per training step, from the call to its result: the median of {args.pairs}, and their
@@ -65,7 +65,8 @@ range. Fed by the device cache a step takes {overhead:+.1f} % (median of pairs).
 
 {steps}"""
 
-Rows = dict[str, Callable[[], Any]]  # each call makes one batch
+# Each opens what makes a batch per call; closing the stack closes it.
+Rows = dict[str, Callable[[contextlib.ExitStack], Callable[[], Any]]]
 
 
 class Files:
@@ -107,44 +108,51 @@ def peers(config: Any) -> Rows:
     decoded, augmented = Files(config.data.root, dict), Files(config.data.root, transform)
     numbers = itertools.cycle(range(len(decoded)))
     examples = itertools.cycle([decoded[i] for i in range(64)])
-    rows: Rows = {
-        "decode, 1 thread, OpenCV": lambda: [
-            decoded[i] for i in itertools.islice(numbers, config.batch_size)
-        ],
-        "augment, 1 thread, albumentations": lambda: [
-            transform(**example) for example in itertools.islice(examples, config.batch_size)
-        ],
-    }
-    for workers in WORKERS:
+
+    def stream(files: Files, workers: int, _: Any) -> Callable[[], Any]:
         loader = torch.utils.data.DataLoader(
-            augmented,
+            files,
             config.batch_size,
-            sampler=torch.utils.data.RandomSampler(augmented, replacement=True, num_samples=10**6),
+            sampler=torch.utils.data.RandomSampler(files, replacement=True, num_samples=10**6),
             num_workers=workers,
             multiprocessing_context="spawn" if workers else None,
         )
-        rows[f"augmented batches, workers {workers}, torch"] = functools.partial(next, iter(loader))
+        return iter(loader).__next__
+
+    rows: Rows = {
+        "decode, 1 thread, OpenCV": lambda _: (
+            lambda: [decoded[i] for i in itertools.islice(numbers, config.batch_size)]
+        ),
+        "augment, 1 thread, albumentations": lambda _: (
+            lambda: [transform(**each) for each in itertools.islice(examples, config.batch_size)]
+        ),
+    }
+    for n in WORKERS:
+        rows[f"host batches, workers {n}, torch"] = functools.partial(stream, decoded, n)
+        rows[f"augmented batches, workers {n}, torch"] = functools.partial(stream, augmented, n)
     return rows
 
 
 class Ours:
     """The rows and the training step of this package."""
 
-    def __init__(self, config: Any, stack: contextlib.ExitStack):
+    def __init__(self, config: Any):
         self.config = config
         self.source = data.open_dataset("folder", config.data.root, "train")
         self.canvas = tuple(self.source.sizes.max(axis=0).tolist())
         self.devices = mesh.make_mesh()
         shapes = train.batch_shapes(config, self.canvas, self.source.num_channels)
         self.resident, self.numbers = device_cache.load(self.source, shapes, self.devices)
-        self.stack = stack
 
-    def stream(self, examples: Any, canvas: tuple[int, int] | None, workers: int = 0) -> Any:
+    def stream(self, stack: contextlib.ExitStack, examples: Any, workers: int = 0) -> Any:
         batches = pipeline.train_batches(
-            examples, canvas=canvas, seed=0, batch_size=self.config.batch_size, workers=workers
+            examples,
+            canvas=None if examples is self.numbers else self.canvas,
+            seed=0,
+            batch_size=self.config.batch_size,
+            workers=workers,
         )
-        self.stack.callback(batches.close)
-        return batches
+        return stack.enter_context(contextlib.closing(batches))
 
     def rows(self) -> Rows:
         source, config = self.source, self.config
@@ -159,27 +167,38 @@ class Ours:
             return jax.vmap(augment)(keys, batch)
 
         numbers = itertools.cycle(range(len(source)))
-        pool = self.stack.enter_context(futures.ThreadPoolExecutor(os.cpu_count()))
+        cached = Cached(source)
+        streams = {f"workers {n}": (source, n) for n in WORKERS}
+        streams |= {"host cache": (cached, 0), "device cache": (self.numbers, 0)}
 
-        def decode(apply: Callable) -> list[Any]:
-            return list(apply(source.__getitem__, itertools.islice(numbers, config.batch_size)))
-
-        streams = {f"workers {n}": self.stream(source, self.canvas, n) for n in WORKERS}
-        streams["host cache"] = self.stream(Cached(source), self.canvas)
-        streams["device cache"] = self.stream(self.numbers, None)
-        on_device = mesh.to_global(next(streams["host cache"]), self.devices)
-        rows: Rows = {
-            "decode, 1 thread": lambda: decode(map),
-            f"decode, {os.cpu_count()} threads": lambda: decode(pool.map),
-            "augment, jitted": lambda: augmented(on_device, {}),
-        }
-        for name, stream in streams.items():
-            rows[f"host batches, {name}"] = functools.partial(next, stream)
-        for name, stream in streams.items():
-            resident = self.resident if name == "device cache" else {}
-            rows[f"augmented batches, {name}"] = lambda stream=stream, resident=resident: augmented(
-                mesh.to_global(next(stream), self.devices), resident
+        def decode(apply: Callable) -> Callable[[], list[Any]]:
+            return lambda: list(
+                apply(source.__getitem__, itertools.islice(numbers, config.batch_size))
             )
+
+        def decode_in_threads(stack: contextlib.ExitStack) -> Callable[[], list[Any]]:
+            return decode(stack.enter_context(futures.ThreadPoolExecutor(os.cpu_count())).map)
+
+        def augment_one(stack: contextlib.ExitStack) -> Callable[[], Any]:
+            batch = mesh.to_global(next(self.stream(stack, cached)), self.devices)
+            return lambda: augmented(batch, {})
+
+        def host(name: str, stack: contextlib.ExitStack) -> Callable[[], Any]:
+            return self.stream(stack, *streams[name]).__next__
+
+        def host_and_device(name: str, stack: contextlib.ExitStack) -> Callable[[], Any]:
+            batches = self.stream(stack, *streams[name])
+            resident = self.resident if name == "device cache" else {}
+            return lambda: augmented(mesh.to_global(next(batches), self.devices), resident)
+
+        rows: Rows = {
+            "decode, 1 thread": lambda _: decode(map),
+            f"decode, {os.cpu_count()} threads": decode_in_threads,
+            "augment, jitted": augment_one,
+        }
+        for name in streams:
+            rows[f"host batches, {name}"] = functools.partial(host, name)
+            rows[f"augmented batches, {name}"] = functools.partial(host_and_device, name)
         return rows
 
     def step_seconds(self, num_pairs: int) -> tuple[list[float], list[float]]:
@@ -191,20 +210,21 @@ class Ours:
             return run.train_step(state, device_cache.gather(resident, batch))
 
         state = jax.jit(run.init, out_shardings=mesh.replicated(self.devices))()
-        batches = self.stream(self.numbers, None)
-        rows = mesh.to_global(next(batches), self.devices)
-        constant = jax.jit(device_cache.gather)(self.resident, rows)
         seconds: tuple[list[float], list[float]] = [], []
-        for _ in range(1 + num_pairs):
-            for times, from_cache in zip(seconds, (False, True), strict=True):
-                start = time.perf_counter()
-                if from_cache:
-                    batch = mesh.to_global(next(batches), self.devices)
-                    state, values = train_step(state, batch, self.resident)
-                else:
-                    state, values = train_step(state, constant, {})
-                jax.block_until_ready((state, values))
-                times.append(time.perf_counter() - start)
+        with contextlib.ExitStack() as stack:
+            batches = self.stream(stack, self.numbers)
+            rows = mesh.to_global(next(batches), self.devices)
+            constant = jax.jit(device_cache.gather)(self.resident, rows)
+            for _ in range(1 + num_pairs):
+                for times, from_cache in zip(seconds, (False, True), strict=True):
+                    start = time.perf_counter()
+                    if from_cache:
+                        batch = mesh.to_global(next(batches), self.devices)
+                        state, values = train_step(state, batch, self.resident)
+                    else:
+                        state, values = train_step(state, constant, {})
+                    jax.block_until_ready((state, values))
+                    times.append(time.perf_counter() - start)
         return seconds[0][1:], seconds[1][1:]  # the first of each compiled
 
 
@@ -212,16 +232,18 @@ def measure(rows: Rows, *, rounds: int, steps: int) -> Mapping[str, list[float]]
     """Seconds per batch of each row in each round."""
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     for _ in range(rounds):
-        for name, make in rows.items():
-            for _ in range(READ_AHEAD):
-                batch = make()
-            jax.block_until_ready(batch)
-            start = time.perf_counter()
-            for _ in range(steps):
-                batch = make()
-            jax.block_until_ready(batch)
-            seconds[name].append((time.perf_counter() - start) / steps)
-            time.sleep(REST)
+        for name, opens in rows.items():
+            with contextlib.ExitStack() as stack:
+                make = opens(stack)
+                for _ in range(READ_AHEAD):
+                    batch = make()
+                jax.block_until_ready(batch)
+                start = time.perf_counter()
+                for _ in range(steps):
+                    batch = make()
+                jax.block_until_ready(batch)
+                seconds[name].append((time.perf_counter() - start) / steps)
+                del make  # a loader of torch ends its processes with it
     return seconds
 
 
@@ -249,7 +271,7 @@ def versions() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", required=True, help="CamVid, in the folder layout")
-    parser.add_argument("--steps", type=int, default=15, help="batches per round")
+    parser.add_argument("--steps", type=int, default=30, help="batches per round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pairs", type=int, default=12, help="training steps of each kind")
     args = parser.parse_args()
@@ -257,15 +279,14 @@ def main() -> None:
     load = os.getloadavg()[0]
     config = camvid_unet.get_config("reduced")
     config.data.root = args.root
-    with contextlib.ExitStack() as stack:
-        ours = Ours(config, stack)
-        rows = ours.rows()
-        if MISSING:
-            print(MISSING)
-        else:
-            rows |= peers(config)
-        seconds = measure(rows, rounds=args.rounds, steps=args.steps)
-        constant, cached = ours.step_seconds(args.pairs)
+    ours = Ours(config)
+    rows = ours.rows()
+    if MISSING:
+        print(MISSING)
+    else:
+        rows |= peers(config)
+    seconds = measure(rows, rounds=args.rounds, steps=args.steps)
+    constant, cached = ours.step_seconds(args.pairs)
     height, width = ours.canvas
     options = " ".join(sys.argv[1:]).replace(args.root, "CAMVID")
     page = PAGE_TEXT.format(

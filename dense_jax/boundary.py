@@ -12,9 +12,9 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 
+import cv2
 import numpy as np
-from jaxtyping import Bool, Float64, Int16, Integer
-from scipy import ndimage
+from jaxtyping import Bool, Float64, Int16, Integer, UInt8
 from scipy.spatial import KDTree
 
 from dense_jax.labels import IGNORE_LABEL
@@ -29,6 +29,8 @@ TOLERANCE = 0.0075  # of the diagonal
 RIM_WIDTH = 0.02  # of the diagonal
 BAND_WIDTHS = (1, 2, 4, 8, 16)  # pixels on either side of a boundary
 _VOID = -1
+_BEYOND = np.iinfo(np.int16).max  # the image's end
+_NEIGHBOURS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
 
 
 def boundary_f1(
@@ -142,15 +144,6 @@ def _sides(
     return guess, truth, num_classes
 
 
-def _edges(side: Side) -> Bool[np.ndarray, "h w"]:
-    """Pixels with a 4-neighbour of another class, or beyond the image."""
-    around = np.pad(side, 1, constant_values=np.iinfo(np.int16).max)
-    edges = np.zeros(side.shape, bool)
-    for neighbour in (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:]):
-        edges |= (neighbour != side) & (neighbour != _VOID)
-    return edges & (side != _VOID)
-
-
 def _distances(
     guess: Side, truth: Side, num_classes: int
 ) -> Iterator[tuple[int, Distances, Distances]]:
@@ -161,7 +154,7 @@ def _distances(
     """
     points = []
     for side in (guess, truth):
-        at = np.argwhere(_edges(side))
+        at = np.argwhere(_is_near_another(side, _NEIGHBOURS))
         of_class = side[tuple(at.T)]
         points.append([at[of_class == c] for c in range(num_classes)])
     # A search tree of the few boundary pixels: much faster than distance transforms of the whole
@@ -174,7 +167,8 @@ def _distances(
 def _nearest(start: np.ndarray, goal: np.ndarray, shape: tuple[int, ...]) -> Distances:
     if not start.size or not goal.size:
         return np.full(len(start), math.hypot(*shape))
-    return np.asarray(KDTree(goal, balanced_tree=False, compact_nodes=False).query(start)[0])
+    tree = KDTree(goal, leafsize=20, balanced_tree=False, compact_nodes=False)
+    return np.asarray(tree.query(start)[0])
 
 
 def _per_class(
@@ -208,50 +202,46 @@ def _average_distance(forth: Distances, back: Distances) -> float:
 def _rim_overlap(guess: Side, truth: Side, num_classes: int, width: float) -> Overlap:
     """Per class, the number of pixels in the rims of both masks and of either."""
     reach = max(1, round(width * _diagonal(guess)))
+    square = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
     guess_rim, truth_rim = (
-        np.where(_is_near_boundary(side, reach), side, _VOID) for side in (guess, truth)
+        np.where(_is_near_another(side, square), side, _VOID) for side in (guess, truth)
     )
-    return _overlap(guess_rim, truth_rim, num_classes)
+    return _overlap(guess_rim, truth_rim, num_classes)[0]
 
 
-def _is_near_boundary(side: Side, reach: int) -> Bool[np.ndarray, "h w"]:
-    """Whether another class, or the image's end, is at most `reach` pixels away (chessboard)."""
-    beyond = np.iinfo(np.int16).max
-    highest = ndimage.maximum_filter(side, 2 * reach + 1, mode="constant", cval=beyond)
-    lowest = ndimage.minimum_filter(np.where(side == _VOID, beyond, side), 2 * reach + 1)
+def _is_near_another(side: Side, around: UInt8[np.ndarray, "k k"]) -> Bool[np.ndarray, "h w"]:
+    """Whether another class, or the image's end, is where `around` a pixel is not 0."""
+    highest = cv2.dilate(side, around, borderType=cv2.BORDER_CONSTANT, borderValue=[_BEYOND])
+    lowest = cv2.erode(np.where(side == _VOID, np.int16(_BEYOND), side), around)
     return (highest != side) | (lowest != side)
 
 
 def _band_overlap(guess: Side, truth: Side, num_classes: int) -> Float64[np.ndarray, "bands c 2"]:
     """Per band and class, intersection and union of the pixels near the label's boundaries."""
-    change = np.zeros(truth.shape, bool)
-    for axis in (0, 1):
-        differs = np.diff(truth, axis=axis) != 0
-        before, after = [(0, 0)] * 2, [(0, 0)] * 2
-        before[axis], after[axis] = (0, 1), (1, 0)
-        change |= np.pad(differs, before) | np.pad(differs, after)
-    if not change.any():
-        return np.zeros((len(BAND_WIDTHS), num_classes, 2))
-    distance = np.asarray(ndimage.distance_transform_cdt(~change, "chessboard"))
+    same = cv2.dilate(truth, _NEIGHBOURS) == cv2.erode(truth, _NEIGHBOURS)
+    distance = cv2.distanceTransform(same.astype(np.uint8), cv2.DIST_C, 3)
     near = distance < max(BAND_WIDTHS)
-    guess, truth, distance = guess[near], truth[near], distance[near]
     # Each pixel is counted once, in the narrowest band that holds it; wider bands add those up.
-    band = np.searchsorted(BAND_WIDTHS, distance, side="right")
-    in_bands = [
-        _overlap(guess[band == k], truth[band == k], num_classes) for k in range(len(BAND_WIDTHS))
-    ]
+    narrowest = np.searchsorted(BAND_WIDTHS, np.arange(max(BAND_WIDTHS)), side="right")
+    band = narrowest[distance[near].astype(np.uint8)]
+    in_bands = _overlap(guess[near], truth[near], num_classes, band, len(BAND_WIDTHS))
     return np.cumsum(in_bands, axis=0)
 
 
 def _overlap(
-    guess: Int16[np.ndarray, "*d"], truth: Int16[np.ndarray, "*d"], num_classes: int
-) -> Overlap:
-    """Per class, the pixels in the intersection and in the union of two maps."""
-    both, either_guess, either_truth = (
-        np.bincount(side[side != _VOID], minlength=num_classes + 1)[:num_classes]
-        for side in (guess[guess == truth], guess, truth)
-    )
-    return np.stack([both, either_guess + either_truth - both], axis=-1).astype(np.float64)
+    guess: Int16[np.ndarray, "*d"],
+    truth: Int16[np.ndarray, "*d"],
+    num_classes: int,
+    band: Integer[np.ndarray, "*d"] | int = 0,
+    num_bands: int = 1,
+) -> Float64[np.ndarray, "bands c 2"]:
+    """Per band and class, the pixels in the intersection and in the union of two maps."""
+    n = num_classes + 2  # _VOID comes first, none of the classes last
+    pair = (np.int32(band) * n + guess + 1) * n + truth + 1
+    counts = np.bincount(pair.ravel(), minlength=num_bands * n * n).reshape(num_bands, n, n)
+    both = np.diagonal(counts, axis1=1, axis2=2)
+    either = counts.sum(axis=1) + counts.sum(axis=2) - both
+    return np.stack([both, either], axis=-1)[:, 1:-1].astype(np.float64)
 
 
 def _diagonal(label: ClassMap) -> float:

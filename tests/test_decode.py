@@ -132,6 +132,30 @@ def test_exif_orientation_is_applied(orientation, kind):
     assert np.abs(image[..., 0].astype(int) - upright).max() < 40
 
 
+@pytest.mark.parametrize("lossless", [True, False])
+@pytest.mark.parametrize("num_channels", [1, 3, 4])
+def test_webp_is_what_pillow_makes_of_it(lossless, num_channels):
+    pixels = np.repeat(np.repeat(RNG.integers(0, 256, (5, 6, num_channels)), 4, 0), 4, 1)
+    file = picture(pixels.astype(np.uint8).squeeze(), "WEBP", lossless=lossless)
+    expected = np.asarray(Image.open(file).convert("RGB"))
+    file.seek(0)
+    np.testing.assert_array_equal(read(file, 3), expected)
+    cut = io.BytesIO(file.getvalue()[:-9])
+    with pytest.raises(ValueError, match="the file: not a readable image"):
+        decode.read_image(cut, "the file", 3)
+    with pytest.raises(ValueError, match="the file"):
+        decode.read_image(file, "the file", 3, page=1)
+
+
+def test_an_animated_webp_is_refused():
+    file = io.BytesIO()
+    frames = [Image.fromarray(np.full((4, 4, 3), value, np.uint8)) for value in (0, 200)]
+    frames[0].save(file, "WEBP", save_all=True, append_images=frames[1:])
+    file.seek(0)
+    with pytest.raises(ValueError, match=r"the file: .*holds 2 pages"):
+        read(file, 3)
+
+
 def test_pages_are_read_one_by_one_only_where_asked_for():
     pixels = RNG.integers(0, 256, (3, 4, 5)).astype(np.uint8)
     for page in range(3):

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from jaxtyping import Float32
 from scipy import ndimage
@@ -33,7 +34,8 @@ def border_weights(objects: Objects, weight: float, sigma: float) -> Float32[np.
             continue
         # Beyond its surroundings an object does not matter, however many there are.
         around = tuple(slice(max(0, side.start - margin), side.stop + margin) for side in box)
-        distance = np.asarray(ndimage.distance_transform_edt(objects[around] != k))
+        outside = (objects[around] != k).astype(np.uint8)
+        distance = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
         d1, d2 = nearest[around], second[around]
         np.minimum(d2, np.maximum(d1, distance), out=d2)
         np.minimum(d1, distance, out=d1)

@@ -99,8 +99,8 @@ def _order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
 def _iterate(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
     # Batches are formed before the work is shared out, so that workers take turns at whole
     # batches and none depends on how many they are. Grain's own buffer of 500 elements would
-    # hold hundreds of GB of large images.
-    num_threads = 1 if workers else 4
+    # hold hundreds of GB of large images. Each worker reads on while it decodes.
+    num_threads = 2 if workers else 4
     dataset = batches.to_iter_dataset(
         grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads)
     )
