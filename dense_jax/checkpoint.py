@@ -3,7 +3,9 @@
 The position in the data is a function of the step, so a checkpoint needs no iterator state.
 """
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,7 +19,8 @@ class Checkpoints:
     """The checkpoints in one directory, DIRECTORY/STEP; the oldest go when there are too many.
 
     Saving copies the state to the host at once and writes it in the background. A checkpoint
-    appears under its final name only when it is complete.
+    appears under its final name only when it is complete. What fails in the background, on a full
+    disk for example, is raised by the next call of save, wait or close, as OSError.
     """
 
     def __init__(self, directory: epath.PathLike, max_to_keep: int | None = None):
@@ -37,11 +40,24 @@ class Checkpoints:
     def save(self, step: int, state: Any) -> None:
         """Saves the state after `step` optimizer steps; does nothing where it is saved already."""
         if step not in self.steps:
-            self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
+            with self._writing():
+                self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
 
     def wait(self) -> None:
         """Returns when everything is on disk."""
-        self._manager.wait_until_finished()
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # orbax and tensorstore raise all sorts
+            there = sorted(self._manager.all_steps(read=True))  # on disk, not as it was to be
+            raise OSError(
+                f"cannot save to {self.directory}: see the error above; is the disk full? The "
+                f"checkpoints of steps {there} are whole: the same command resumes"
+            ) from error
 
     def restore(self, step: int, like: Any) -> Any:
         """The state at a step, placed like `like`, a tree of jax.ShapeDtypeStructs.
@@ -86,4 +102,5 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits and releases the directory."""
-        self._manager.close()
+        with self._writing():
+            self._manager.close()
