@@ -1,16 +1,20 @@
-"""Kills training at random moments and starts it again: does it end bitwise the same?
+"""Stops training at random moments and starts it again: does it end bitwise the same?
 
-python benchmarks/kill_and_resume.py --kills=3 --workers=0
+python -m benchmarks.kill_and_resume --cycles=20 --processes=1
 
 Trains the same small run without and with interruptions, as the real command in processes of its
-own, and compares parameters, statistics, optimizer state, metrics.jsonl and result.json. Prints a
-row per kill; exit status 1 if anything differs.
+own. Each cycle starts the run anew, sends SIGKILL or SIGTERM at a moment drawn from its whole length
+(importing, compiling, loading, saving and evaluating included), starts it again, and compares
+parameters, statistics, optimizer state, metrics.jsonl and result.json. Of several processes one gets
+the signal; where it dies of it, the others are killed as well, as launchers do. Prints a row per
+cycle; exit status 1 if anything differs.
 """
 
 import argparse
 import pathlib
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -20,36 +24,54 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from dense_jax.train import PREEMPTED
+
 NUM_STEPS = 40
+OVERRIDES = {
+    "num_steps": NUM_STEPS,
+    "batch_size": 4,
+    "eval_every": 15,
+    "checkpoint_every": 5,
+    "log_every": 1,
+    "model.widths": "(4, 8)",
+    "data.crop_size": "(32, 32)",
+}
 
 
-def start(workdir: pathlib.Path, workers: int) -> subprocess.Popen:
+def start(workdir: pathlib.Path, num_processes: int, workers: int) -> list[subprocess.Popen]:
     """Starts or resumes the run."""
-    overrides = {
-        "num_steps": NUM_STEPS,
-        "eval_every": 15,
-        "checkpoint_every": 5,
-        "log_every": 1,
-        "model.widths": "(4, 8)",
-        "data.crop_size": "(32, 32)",
-        "data.workers": workers,
-    }
-    return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "dense_jax.main", "--config=experiments/unet_dice.py"),
-            f"--workdir={workdir}",
-            *(f"--config.{field}={value}" for field, value in overrides.items()),
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = [
+        *(sys.executable, "-m", "dense_jax.main", "--config=experiments/unet_dice.py"),
+        f"--workdir={workdir}",
+        f"--config.data.workers={workers}",
+        *(f"--config.{field}={value}" for field, value in OVERRIDES.items()),
+    ]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"--coordinator=localhost:{free.getsockname()[1]}"
+    processes = []
+    for k in range(num_processes):
+        place = [coordinator, f"--num_processes={num_processes}", f"--process_id={k}"]
+        with workdir.with_name(f"{workdir.name}.{k}.log").open("a") as log:
+            processes.append(
+                subprocess.Popen(
+                    [*command, *place] if num_processes > 1 else command, stdout=log, stderr=log
+                )
+            )
+    return processes
 
 
 def steps_done(workdir: pathlib.Path) -> int:
-    """Lines of metrics.jsonl: a clock that ticks with the run."""
+    """Lines of metrics.jsonl."""
     path = workdir / "metrics.jsonl"
     return path.read_text().count("\n") if path.exists() else 0
+
+
+def finish(processes: list[subprocess.Popen], workdir: pathlib.Path) -> None:
+    """Waits for the end of a run that nothing interrupts."""
+    if any(process.wait() for process in processes):
+        logs = sorted(workdir.parent.glob(f"{workdir.name}.*.log"))
+        sys.exit("\n".join(log.read_text()[-5000:] for log in logs))
 
 
 def same(one: pathlib.Path, other: pathlib.Path) -> bool:
@@ -70,38 +92,36 @@ def same(one: pathlib.Path, other: pathlib.Path) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=3)
+    parser.add_argument("--cycles", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--workers", type=int, default=0, help="data.workers")
-    parser.add_argument("--signal", choices=("SIGKILL", "SIGTERM"), default="SIGKILL")
-    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments and signals")
     args = parser.parse_args()
-    moments = random.Random(args.seed)
+    draw = random.Random(args.seed)
     failed = False
     with tempfile.TemporaryDirectory() as folder:
         expected = pathlib.Path(folder, "expected")
-        process = start(expected, args.workers)
-        _, errors = process.communicate()
-        if process.returncode:
-            sys.exit(errors)
-        for kill in range(args.kills):
-            workdir = pathlib.Path(folder, f"run{kill}")
-            process = start(workdir, args.workers)
-            after = moments.randrange(NUM_STEPS)
-            while steps_done(workdir) < after and process.poll() is None:
-                time.sleep(0.01)
-            time.sleep(moments.uniform(0, 0.3))
-            process.send_signal(getattr(signal, args.signal))
-            _, errors = process.communicate()
-            stopped = process.returncode
-            process = start(workdir, args.workers)
-            _, errors = process.communicate()
-            if process.returncode:
-                sys.exit(errors)
+        begin = time.monotonic()
+        finish(start(expected, args.processes, args.workers), expected)
+        length = time.monotonic() - begin
+        for cycle in range(args.cycles):
+            workdir = pathlib.Path(folder, f"run{cycle}")
+            processes = start(workdir, args.processes, args.workers)
+            number = draw.choice([signal.SIGKILL, signal.SIGTERM])
+            time.sleep(draw.uniform(0, length))
+            hit = draw.choice(processes)
+            hit.send_signal(number)
+            if hit.wait() not in (0, PREEMPTED):
+                for process in processes:
+                    process.kill()
+            statuses = {process.wait() for process in processes}
+            records = steps_done(workdir)
+            finish(start(workdir, args.processes, args.workers), workdir)
             equal = same(workdir, expected)
-            failed |= not equal or stopped == 0
+            failed |= not equal or not statuses <= {0, PREEMPTED, -number, -signal.SIGKILL}
             print(
-                f"{args.signal} after {after} records (exit status {stopped}), "
-                f"workers {args.workers}: {'bitwise the same' if equal else 'DIFFERENT'}",
+                f"{number.name} after {records} records (exit status "
+                f"{', '.join(map(str, statuses))}): {'bitwise the same' if equal else 'DIFFERENT'}",
                 flush=True,
             )
     sys.exit(failed)

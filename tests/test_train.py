@@ -247,7 +247,7 @@ def test_resuming_on_other_data_is_refused_and_loses_nothing(
 def test_killed_in_the_middle_of_anything_with_worker_processes():
     """The real command and SIGKILL; the script says what it compares."""
     done = subprocess.run(
-        [sys.executable, "benchmarks/kill_and_resume.py", "--kills=1", "--workers=1"],
+        [sys.executable, "-m", "benchmarks.kill_and_resume", "--cycles=1", "--workers=1"],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
