@@ -2,7 +2,8 @@
 # Trains the committed code on every host of one TPU VM slice.
 #   export TPU=my-v5e-16 ZONE=us-central1-a
 #   launch/tpu_vm.sh setup       # ships HEAD; again after each commit
-#   launch/tpu_vm.sh run --config=experiments/unet_dice.py --workdir=/mnt/runs/unet_dice
+#   launch/tpu_vm.sh run --config=experiments/unet_dice.py --workdir=/mnt/runs/unet_dice \
+#       --config.batch_size=16    # a multiple of the number of chips
 #   launch/tpu_vm.sh logs        # host 0; WORKER=3 for another
 #   launch/tpu_vm.sh stop        # waits until all have saved; the same run command resumes
 set -euo pipefail

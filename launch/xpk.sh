@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Trains the committed code on TPU slices of a GKE cluster, through xpk.
 #   export CLUSTER=my-cluster TPU_TYPE=v5litepod-16 PROJECT=my-project ZONE=us-central1-a
-#   launch/xpk.sh run unet-dice --config=experiments/unet_dice.py --workdir=/mnt/runs/unet_dice
+#   launch/xpk.sh run unet-dice --config=experiments/unet_dice.py --workdir=/mnt/runs/unet_dice \
+#       --config.batch_size=16    # a multiple of the number of chips
 #   launch/xpk.sh list
 #   launch/xpk.sh stop unet-dice # saves, then exits; the same run command resumes
 # NUM_SLICES=2 for more slices; IMAGE=... for an image that has the requirements already.
