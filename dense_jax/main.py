@@ -6,23 +6,21 @@ The same command on the same workdir resumes. Exit status: 0 finished, 75 interr
 import runpy
 import sys
 
-import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from dense_jax import logger, train
+from dense_jax import distributed, logger, train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go.", required=True)
-_MULTIHOST = flags.DEFINE_bool("multihost", False, "One of several processes (TPU pod, SLURM).")
+distributed.define_flags()
 
 
 def main(argv: list[str]) -> None:
     """Starts or resumes the run."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    if _MULTIHOST.value:
-        jax.distributed.initialize()  # finds its peers on TPU, SLURM and Kubernetes
+    distributed.initialize()
     logger.show_own_lines()
     train.train(_CONFIG.value, _WORKDIR.value)
 

@@ -28,6 +28,8 @@ from typing import Any
 from absl import app, flags
 from etils import epath  # like pathlib, also for gs://
 
+from dense_jax import distributed
+
 Override = dict[str, Any]
 
 PREEMPTED = os.EX_TEMPFAIL  # 75: the trainer saved and stopped; the same command resumes
@@ -200,7 +202,7 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Each run gets a folder in it.", required=True)
     flags.DEFINE_bool("list", False, "Print the runs and exit.")
     flags.DEFINE_integer("index", None, "Run only this one, counted from 0.")
-    flags.DEFINE_bool("multihost", False, "Passed on to every run.")
+    distributed.define_flags()  # passed on to every run
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -231,7 +233,7 @@ def main(argv: Sequence[str]) -> int:
         sys.exit(f"error: --index={args.index} is not in 0..{len(sweep) - 1}")
 
     command = [sys.executable, "-m", "dense_jax.main", f"--config={args.config}"]
-    command += ["--multihost"] * args.multihost
+    command += distributed.given()
     workdirs = [epath.Path(args.workdir) / name for name in names]
     if args.list:
         for index, (name, workdir) in enumerate(zip(names, workdirs, strict=True)):

@@ -2,9 +2,10 @@
 # Trains the committed code on every host of one TPU VM slice.
 #   export TPU=my-v5e-16 ZONE=us-central1-a
 #   launch/tpu_vm.sh setup       # ships HEAD; again after each commit
-#   launch/tpu_vm.sh run --config=experiments/unet_dice.py --workdir=gs://bucket/unet_dice
+#   launch/tpu_vm.sh run --config=experiments/unet_dice.py --workdir=/mnt/runs/unet_dice \
+#       --config.batch_size=16    # a multiple of the number of chips
 #   launch/tpu_vm.sh logs        # host 0; WORKER=3 for another
-#   launch/tpu_vm.sh stop        # saves, then exits; the same run command resumes
+#   launch/tpu_vm.sh stop        # waits until all have saved; the same run command resumes
 set -euo pipefail
 
 usage() { sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
@@ -15,19 +16,28 @@ on_hosts() {  # $1: which workers, $2: shell command
     gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker="$1" --command="$2"
 }
 
+# Defines `training` on a host. A number in train.pid may be another process's after a reboot.
+training="training() { grep -qs dense_jax.main \"/proc/\$(cat train.pid 2>/dev/null)/cmdline\"; }"
+not_twice="$training
+    if training; then
+        echo 'already training; launch/tpu_vm.sh stop first' >&2; exit 1
+    fi"
+
 command=$1
 shift
 case $command in
     setup)
         repository=$(cd "$(dirname "$0")/.." && pwd)
-        git -C "$repository" diff --quiet HEAD || echo "note: only HEAD is shipped, not your edits" >&2
+        [ -z "$(git -C "$repository" status --porcelain)" ] \
+            || echo "note: only HEAD is shipped, not your edits" >&2
         folder=$(mktemp -d)
         trap 'rm -rf "$folder"' EXIT
         git -C "$repository" archive --format=tar.gz --output="$folder/dense_jax.tar.gz" HEAD
         gcloud compute tpus tpu-vm scp "$folder/dense_jax.tar.gz" "$TPU:dense_jax.tar.gz" \
             --zone="$ZONE" --worker=all
         # uv brings a Python: the VM's own may be older than 3.11.
-        on_hosts all 'set -e
+        on_hosts all "$not_twice"'
+            set -e
             rm -rf dense_jax && mkdir dense_jax && tar -xzf dense_jax.tar.gz -C dense_jax
             python3 -m pip install --quiet --user uv
             python3 -m uv venv --quiet --allow-existing --python=3.12 venv
@@ -35,16 +45,26 @@ case $command in
         ;;
     run)
         [ $# -gt 0 ] || usage
+        case " $*" in
+            *" --workdir"[=\ ]/* | *" --workdir"[=\ ]gs://*) ;;
+            *" --workdir"*)  # it would be in the code's folder, which setup removes
+                echo "--workdir must be absolute, and the same folder on all hosts" >&2
+                exit 2
+                ;;
+        esac
         args=$(printf ' %q' "$@")
         # In the background: --worker=all would show nothing before every host is done.
-        on_hosts all "if kill -0 \"\$(cat train.pid 2>/dev/null)\" 2>/dev/null; then
-                echo 'already training; launch/tpu_vm.sh stop first' >&2; exit 1
-            fi
+        on_hosts all "$not_twice
             cd dense_jax || exit
             nohup ../venv/bin/python -m dense_jax.main --multihost$args \
                 >../train.log 2>&1 </dev/null & echo \$! >../train.pid"
         ;;
     logs) on_hosts "${WORKER:-0}" 'tail -n 100 -F train.log' ;;
-    stop) on_hosts all "kill -TERM \$(cat train.pid)" ;;
+    stop)
+        on_hosts all "$training
+            if ! training; then echo 'not training' >&2; exit; fi
+            kill -TERM \$(cat train.pid)
+            while training; do sleep 1; done"
+        ;;
     *) usage ;;
 esac

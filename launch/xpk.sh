@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Trains the committed code on TPU slices of a GKE cluster, through xpk.
 #   export CLUSTER=my-cluster TPU_TYPE=v5litepod-16 PROJECT=my-project ZONE=us-central1-a
-#   launch/xpk.sh run unet-dice --config=experiments/unet_dice.py --workdir=gs://bucket/unet_dice
+#   launch/xpk.sh run unet-dice --config=experiments/unet_dice.py --workdir=/mnt/runs/unet_dice \
+#       --config.batch_size=16    # a multiple of the number of chips
 #   launch/xpk.sh list
 #   launch/xpk.sh stop unet-dice # saves, then exits; the same run command resumes
 # NUM_SLICES=2 for more slices; IMAGE=... for an image that has the requirements already.
@@ -21,14 +22,23 @@ case $command in
         : "${TPU_TYPE:?must be set to the type of the slices, such as v5litepod-16}"
         name=$1
         shift
+        case " $*" in
+            *" --workdir"[=\ ]/* | *" --workdir"[=\ ]gs://*) ;;
+            *" --workdir"*)  # it would be gone with the pod
+                echo "--workdir must be absolute, and the same folder in all pods" >&2
+                exit 2
+                ;;
+        esac
         args=$(printf ' %q' "$@")
         repository=$(cd "$(dirname "$0")/.." && pwd)
-        git -C "$repository" diff --quiet HEAD || echo "note: only HEAD is shipped, not your edits" >&2
+        [ -z "$(git -C "$repository" status --porcelain)" ] \
+            || echo "note: only HEAD is shipped, not your edits" >&2
         folder=$(mktemp -d)
         trap 'rm -rf "$folder"' EXIT
         git -C "$repository" archive HEAD | tar -x -C "$folder"
         # exec: xpk sends SIGTERM to the command's own process only.
-        # 75: preempted and saved. Other failures are not retried.
+        # 75: preempted and saved. xpk adds 42 and 127 to 255, such as the end by JAX when another
+        # host is gone; what is wrong with the config or the data exits with 1, and is not retried.
         xpk workload create "${where[@]}" --workload="$name" --tpu-type="$TPU_TYPE" \
             --num-slices="${NUM_SLICES:-1}" --base-docker-image="${IMAGE:-python:3.12}" \
             --script-dir="$folder" --max-restarts=100 --restart-on-exit-codes=75 \

@@ -18,6 +18,7 @@ ALLOWED = {
     "metrics": {"boundary", "labels"},
     "boundary": {"labels"},
     "objects": set(),
+    "distributed": set(),
     "processes": set(),
     "per_image": {"boundary", "labels", "objects", "processes"},
     "tallies": {"boundary", "metrics"},
@@ -37,10 +38,10 @@ ALLOWED = {
     "data": {"data", "labels", "objects", "plots", "processes"},
     "models": {"models"},
     "train": EVERYTHING - COMMANDS,
-    "main": {"logger", "train"},
+    "main": {"distributed", "logger", "train"},
     "evaluate": EVERYTHING - COMMANDS,
     "predict": EVERYTHING - COMMANDS,
-    "sweep": set(),
+    "sweep": {"distributed"},
     "report": {"workdir"},
 }
 NEVER_JAX = (

@@ -5,11 +5,14 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import pytest
+
+from tests.conftest import REPOSITORY
 
 LAUNCH = pathlib.Path(__file__).parents[1] / "launch"
 SCRIPTS = sorted(LAUNCH.iterdir())
@@ -26,10 +29,52 @@ esac
 PYTHON = f"""#!{sys.executable}
 import json, os, pathlib, signal, sys, time
 pathlib.Path(os.environ["ARGV"]).write_text(json.dumps(sys.argv[1:]))
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+signal.signal(signal.SIGTERM, lambda *_: (print("saved"), sys.exit(75)))
 pathlib.Path(os.environ["ARGV"] + ".pid").write_text(str(os.getpid()))
 time.sleep(float(os.environ.get("SECONDS_TO_TRAIN", "0")))
 sys.exit(int(os.environ.get("CODE", "0")))
+"""
+
+# The processes of local.sh, each with files of its own; it also asks Python for a free port.
+LOCAL = f"""#!{sys.executable}
+import os, pathlib, signal, sys, time
+if sys.argv[1] == "-c":
+    os.execv(sys.executable, sys.argv)
+first = pathlib.Path(os.environ["ARGV"] + "0.pid")
+os.environ["ARGV"] += os.environ["JAX_LOCAL_DEVICE_IDS"]
+while os.environ["JAX_LOCAL_DEVICE_IDS"] == os.environ.get("FAILS"):
+    if first.exists():
+        sys.exit(3)
+    time.sleep(0.02)
+{PYTHON}"""
+# Joins the others as the trainer does, and adds up over all of them.
+PEER = f"""#!{sys.executable}
+import os, sys
+if sys.argv[1] == "-c":
+    os.execv(sys.executable, sys.argv)
+sys.path.insert(0, {str(REPOSITORY)!r})
+from absl import app
+from dense_jax import distributed
+distributed.TIMEOUT = int(os.environ.get("TIMEOUT", distributed.TIMEOUT))
+distributed.define_flags()
+def main(argv):
+    distributed.initialize()
+    import jax
+    from jax.experimental import multihost_utils
+    if os.environ.get("FAILS") == str(jax.process_index()):
+        raise ValueError("the others are waiting for me")
+    numbers = multihost_utils.process_allgather(jax.numpy.asarray(1 + jax.process_index()))
+    print(f"{{len(numbers)}} processes, sum {{numbers.sum()}}")
+sys.argv[1:3] = []  # -m dense_jax.main
+app.run(main)
+"""
+# As Slurm does on one node: each task learns its number from its environment.
+SRUN = """
+export SLURM_STEP_NODELIST=localhost SLURM_STEP_NUM_NODES=1
+for ((k = 0; k < SLURM_NTASKS; k++)); do SLURM_PROCID=$k SLURM_LOCALID=$k "$@" & done
+status=0
+for pid in $(jobs -p); do wait "$pid" || status=$?; done
+exit "$status"
 """
 
 
@@ -116,10 +161,24 @@ def test_scripts_are_clean(script):
         (["xpk.sh", "stop"], {"CLUSTER": "c", "PROJECT": "p", "ZONE": "z"}, "launch/xpk.sh stop"),
         (["slurm.sbatch", "x"], {}, "SLURM_JOB_ID: is not set: start this with sbatch"),
         (["slurm.sbatch"], {"SLURM_JOB_ID": "1"}, "no arguments for dense_jax.main"),
+        (["local.sh"], {}, "launch/local.sh 8 --config=experiments/unet_dice.py"),
+        (["local.sh", "2"], {}, "launch/local.sh 8 --config=experiments/unet_dice.py"),
+        (["local.sh", "0", "x"], {}, "launch/local.sh 8 --config=experiments/unet_dice.py"),
+        (["local.sh", "--config=x", "x"], {}, "launch/local.sh 8 --config=experiments/"),
+        (
+            ["tpu_vm.sh", "run", "--workdir=runs/x"],
+            {"TPU": "t", "ZONE": "z"},
+            "--workdir must be absolute, and the same folder on all hosts",
+        ),
+        (
+            ["xpk.sh", "run", "name", "--workdir", "runs/x"],
+            {"CLUSTER": "c", "PROJECT": "p", "ZONE": "z", "TPU_TYPE": "t"},
+            "--workdir must be absolute, and the same folder in all pods",
+        ),
     ],
 )
 def test_what_is_missing_is_said_and_nothing_is_called(world, args, env, message):
-    for name in ("gcloud", "xpk", "srun"):
+    for name in ("gcloud", "xpk", "srun", "python"):
         world.fake(name, "")
     result = world.run(*args, check=False, **env)
     assert result.returncode != 0
@@ -158,12 +217,39 @@ def test_tpu_run_goes_to_the_background_and_stop_lets_it_save(world):
     again = world.run("tpu_vm.sh", "run", *ARGS, check=False, **TPU)
     assert again.returncode == 1
     assert "already training; launch/tpu_vm.sh stop first" in again.stderr
+    setup = world.run("tpu_vm.sh", "setup", check=False, **TPU)
+    assert setup.returncode == 1
+    assert (world.folder / "host/dense_jax").exists()  # not removed under the run
 
-    world.run("tpu_vm.sh", "stop", **TPU)
-    deadline = time.monotonic() + 20
-    while running(pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    assert world.run("tpu_vm.sh", "stop", **TPU).stderr == ""
+    assert not running(pid)
+
+
+def test_tpu_stop_and_run_know_a_stranger_that_has_the_number_of_an_old_run(world):
+    world.fake("gcloud", GCLOUD)
+    world.fake("python", PYTHON, "host/venv/bin")
+    (world.folder / "host/dense_jax").mkdir()
+    assert world.run("tpu_vm.sh", "stop", **TPU).stderr == "not training\n"  # no run at all
+    stranger = subprocess.Popen(["sleep", "60"])
+    try:
+        (world.folder / "host/train.pid").write_text(f"{stranger.pid}\n")
+        assert world.run("tpu_vm.sh", "stop", **TPU).stderr == "not training\n"
+        assert stranger.poll() is None
+        world.run("tpu_vm.sh", "run", *ARGS, **TPU)
+        assert world.trained_with()[-3:] == ARGS
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+@pytest.mark.parametrize("script", ["tpu_vm.sh", "xpk.sh"])
+def test_a_new_file_that_is_not_shipped_is_said(world, script):
+    for name in ("gcloud", "xpk"):
+        world.fake(name, "")
+    world.git("checkout", "--quiet", "committed.txt")
+    args = ["setup"] if script == "tpu_vm.sh" else ["run", "name", *ARGS]
+    result = world.run(script, *args, **TPU | XPK)
+    assert "only HEAD is shipped, not your edits" in result.stderr
 
 
 def running(pid: int) -> bool:
@@ -233,14 +319,98 @@ def test_slurm_array_index_is_the_sweep_index(world):
     assert world.trained_with() == ["-m", "dense_jax.sweep", "--multihost", "--index=3", *ARGS]
 
 
-def test_slurm_saves_and_requeues_when_time_runs_out(world):
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        ({}, "7"),
+        # 7 alone would be the whole array.
+        ({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}, "7_3"),
+    ],
+    ids=["job", "array"],
+)
+def test_slurm_saves_and_requeues_when_time_runs_out(world, task, name):
     world.fake("srun", 'exec "$@"')
     world.fake("scontrol", "")
     world.fake("scancel", 'kill -TERM "$(cat "$ARGV.pid")"')  # to the tasks, as Slurm does
     world.fake("python", PYTHON)
-    env = world.env | {"SLURM_JOB_ID": "7", "SECONDS_TO_TRAIN": "60"}
+    env = world.env | task | {"SLURM_JOB_ID": "7", "SECONDS_TO_TRAIN": "60"}
     job = subprocess.Popen(world.command("slurm.sbatch", *ARGS), env=env)
     world.trained_with()
     job.send_signal(signal.SIGUSR1)  # to the shell alone: --signal=B:USR1
-    assert job.wait(timeout=20) == 75
-    assert world.calls()[1:] == [["scancel", "--signal=TERM", "7"], ["scontrol", "requeue", "7"]]
+    assert job.wait(timeout=60) == 75
+    assert world.calls()[1:] == [["scancel", "--signal=TERM", name], ["scontrol", "requeue", name]]
+
+
+def test_slurm_tasks_get_the_processors_that_sbatch_was_asked_for(world):
+    world.fake("srun", 'echo "$SRUN_CPUS_PER_TASK"')
+    result = world.run("slurm.sbatch", *ARGS, SLURM_JOB_ID="7", SLURM_CPUS_PER_TASK="8")
+    assert result.stdout == "8\n"
+
+
+def test_slurm_tasks_find_each_other(world):
+    world.fake("srun", SRUN)
+    world.fake("python", PEER)
+    result = world.run("slurm.sbatch", "--multihost", **two_tasks())
+    assert result.stdout.count("2 processes, sum 3\n") == 2
+
+
+@pytest.mark.parametrize("failing", ["0", "1"])
+def test_no_process_waits_for_one_that_failed(world, failing):
+    world.fake("srun", SRUN)  # which leaves that to us
+    world.fake("python", PEER)
+    env = two_tasks() | {"FAILS": failing, "TIMEOUT": "3"}
+    result = world.run("slurm.sbatch", "--multihost", check=False, **env)
+    assert result.returncode not in (0, 75)
+    assert "sum" not in result.stdout
+
+
+def two_tasks() -> dict[str, str]:
+    """What sbatch sets, with a job whose port, which JAX makes of the number, is free."""
+    job = next(number for number in range(os.getpid() % 4096, 4096) if is_free(61440 + number))
+    return {"SLURM_JOB_ID": str(job), "SLURM_NTASKS": "2", "JAX_PLATFORMS": "cpu"}
+
+
+def is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET6) as listener:
+        try:
+            listener.bind(("::", port))
+        except OSError:
+            return False
+    return True
+
+
+def test_local_processes_find_each_other_and_say_which_they_are(world):
+    world.fake("python", PEER)
+    result = world.run("local.sh", "2", "--multihost", JAX_PLATFORMS="cpu")
+    assert {f"[{k}] 2 processes, sum 3" for k in range(2)} <= set(result.stdout.splitlines())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_local_signals_reach_all_processes_which_save(world, number):
+    world.fake("python", LOCAL)
+    job = subprocess.Popen(
+        world.command("local.sh", "2", *ARGS),
+        env=world.env | {"SECONDS_TO_TRAIN": "60"},
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    for k in range(2):
+        wait_for(world.folder / f"argv{k}.pid")
+        argv = json.loads((world.folder / f"argv{k}").read_text())
+        assert argv[:2] == ["-m", "dense_jax.main"]
+        assert argv[3:] == ["--num_processes=2", f"--process_id={k}", *ARGS]
+    if number == signal.SIGTERM:
+        job.send_signal(number)
+    else:
+        os.killpg(job.pid, number)  # as a terminal does
+    out, _ = job.communicate(timeout=60)
+    assert job.returncode == 75
+    assert sorted(out.splitlines()) == ["[0] saved", "[1] saved"]
+
+
+def test_local_ends_the_others_when_one_fails(world):
+    world.fake("python", LOCAL)
+    result = world.run("local.sh", "2", *ARGS, SECONDS_TO_TRAIN="600", FAILS="1", check=False)
+    assert result.returncode == 3
+    assert not running(int((world.folder / "argv0.pid").read_text()))

@@ -163,7 +163,8 @@ def command(tmp_path):
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "main.py").write_text(FAKE_MAIN)
-    (package / "sweep.py").write_text(pathlib.Path(sweep.__file__).read_text())
+    for name in ("sweep.py", "distributed.py"):
+        (package / name).write_text((pathlib.Path(sweep.__file__).parent / name).read_text())
     (tmp_path / "ablation.py").write_text(EXPERIMENT)
     return [sys.executable, "-m", "dense_jax.sweep", "--config=ablation.py", "--workdir=runs"]
 
@@ -206,6 +207,13 @@ def test_the_command_runs_lists_and_skips(command, tmp_path):
     assert lines[0].endswith("'--config.model.skips=(4, 8)' --config.seed=0 --config.batch_size=2")
 
 
+def test_each_run_is_told_of_the_other_processes(command, tmp_path):
+    peers = ["--coordinator=host:1", "--num_processes=2", "--process_id=0"]
+    assert call(command, tmp_path, "--index=0", *peers).returncode == 0
+    argv = json.loads((tmp_path / "runs/skips=4-8,seed=0/argv.json").read_text())
+    assert argv[1:4] == peers
+
+
 def test_an_index_runs_that_one_only(command, tmp_path):
     assert call(command, tmp_path, "--index=2").returncode == 0
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["skips=none,seed=0"]
@@ -220,6 +228,7 @@ def test_an_index_runs_that_one_only(command, tmp_path):
         (["--config.batch_size", "3"], "unexpected argument '--config.batch_size'"),
         (["--list", "--index=1"], "--list and --index exclude each other"),
         (["--index=x"], "--index=x"),
+        (["--process_id=0"], "together; missing: --coordinator, --num_processes"),
     ],
 )
 def test_bad_arguments_are_one_clear_error(command, tmp_path, args, message):
