@@ -28,6 +28,7 @@ from dense_jax import (
     metrics,
     per_image,
     scoring,
+    startup,
     tallies,
     train,
     workdir,
@@ -253,6 +254,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     logger.show_own_lines()
+    startup.keep_programs()
     args = flags.FLAGS
     evaluation = evaluate(
         args.workdir,

@@ -10,7 +10,7 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from dense_jax import logger, train
+from dense_jax import logger, startup, train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go.", required=True)
@@ -24,6 +24,7 @@ def main(argv: list[str]) -> None:
     if _MULTIHOST.value:
         jax.distributed.initialize()  # finds its peers on TPU, SLURM and Kubernetes
     logger.show_own_lines()
+    startup.keep_programs()
     train.train(_CONFIG.value, _WORKDIR.value)
 
 

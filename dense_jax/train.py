@@ -35,6 +35,7 @@ from dense_jax import (
     optim,
     plots,
     scoring,
+    startup,
     steps,
     workdir,
 )
@@ -57,6 +58,7 @@ def train(config: ConfigDict, directory: str) -> None:
     Exits with PREEMPTED after SIGTERM or Ctrl-C. Raises ValueError for bad input, before any
     compilation, and FloatingPointError when loss or gradient are no longer finite.
     """
+    imported = startup.seconds_of_process()
     path = epath.Path(directory).resolve()
     workdir.compare(path, config)
     if (path / "result.json").exists():
@@ -196,9 +198,18 @@ def train(config: ConfigDict, directory: str) -> None:
         interrupts = stack.enter_context(Interrupts())
         if first and _due(first, config.eval_every, config.num_steps):
             evaluate(first, state)  # cut off between the save and the end of the evaluation
+        prepared = startup.seconds_of_process()
         for step in range(first + 1, config.num_steps + 1):
             batch = next(batches)
             state, values = train_step(state, mesh.to_global(batch, devices), resident)
+            if step == first + 1:
+                jax.block_until_ready(values)
+                stepped = startup.seconds_of_process()
+                _LOG.info(
+                    "the first step was done %.1f s after the start of the process: %.1f s until "
+                    "training was called, %.1f s for data and state, %.1f s for the batch and the step",
+                    *(stepped, imported, prepared - imported, stepped - prepared),
+                )
             if pending:
                 record(*pending)  # of the step before: the device never waits for the host
             pending = step, values, batch["name"]
