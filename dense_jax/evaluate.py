@@ -24,7 +24,6 @@ from dense_jax import (
     boundary,
     data,
     logger,
-    mesh,
     metrics,
     per_image,
     scoring,
@@ -90,10 +89,7 @@ def evaluate(
         config.eval.margin if margin is None else margin,
         loaded.run.context,
     )
-    eval_step = jax.jit(
-        mesh.map_examples(loaded.run.eval_step, loaded.mesh),
-        out_shardings=mesh.replicated(loaded.mesh),
-    )
+    eval_step = train.jit_eval_step(loaded.run, loaded.mesh)
     with contextlib.ExitStack() as stack:
         pool = per_image.Pool(source.num_classes, classes) if boundaries else None
         if pool:

@@ -85,14 +85,16 @@ def train(config: ConfigDict, directory: str) -> None:
     shapes = jax.eval_shape(run.init)
     canvas = config.data.canvas_size or tuple(source.sizes.max(axis=0).tolist())
     of_batch = batch_shapes(config, canvas, source.num_channels)
-    jax.eval_shape(run.train_step, shapes, of_batch)
+    devices = mesh.make_mesh()
+    replicated, sharded = mesh.replicated(devices), mesh.sharded(devices)
+    train_step = jit_train_step(run, devices)
+    # Of arrays as they will be placed: what is traced here need not be traced again.
+    train_step.eval_shape(_placed(shapes, replicated), _placed(of_batch, sharded), {})
     is_new = not (path / "config.json").exists()
     encoder = _published(config, shapes) if is_new else None
     if config.data.verify:
         verify.verify(source)
         verify.verify(eval_source)
-    devices = mesh.make_mesh()
-    replicated, sharded = mesh.replicated(devices), mesh.sharded(devices)
     resident: Mapping[str, jax.Array] = {}
     stream: dict[str, Any] = {"canvas": canvas, "workers": config.data.workers}
     if config.data.cache == "host":
@@ -128,16 +130,7 @@ def train(config: ConfigDict, directory: str) -> None:
         *(devices.size, jax.devices()[0].device_kind),
     )
 
-    @functools.partial(
-        jax.jit,
-        in_shardings=(replicated, sharded, replicated),
-        out_shardings=replicated,
-        donate_argnums=0,
-    )
-    def train_step(state, batch, resident):
-        return run.train_step(state, device_cache.gather(resident, batch))
-
-    eval_step = jax.jit(mesh.map_examples(run.eval_step, devices), out_shardings=replicated)
+    eval_step = jit_eval_step(run, devices)
     batches = pipeline.train_batches(
         train_source,
         seed=config.seed,
@@ -324,6 +317,36 @@ def assemble(
         schedule=schedule,
         context=math.ceil(model.margin / resolution),
     )
+
+
+def jit_train_step(run: Run, devices: Mesh) -> Any:
+    """Returns the compiled train_step(state, batch, resident) -> (state, metrics).
+
+    state: donated; each device holds all of it, and averages the gradients with the others.
+    batch: split over the devices.
+    resident: as of `device_cache.load`, each device's own copy; {} where batches hold images.
+    """
+    replicated = mesh.replicated(devices)
+
+    @functools.partial(
+        jax.jit,
+        in_shardings=(replicated, mesh.sharded(devices), replicated),
+        out_shardings=replicated,
+        donate_argnums=0,
+    )
+    def train_step(state, batch, resident):
+        return run.train_step(state, device_cache.gather(resident, batch))
+
+    return train_step
+
+
+def jit_eval_step(run: Run, devices: Mesh) -> Any:
+    """Returns the compiled eval_step(variables, batch) -> (counted, maps).
+
+    The results of all examples go to every device, and so to every host: see `scoring.score`.
+    """
+    mapped = mesh.map_examples(run.eval_step, devices)
+    return jax.jit(mapped, out_shardings=mesh.replicated(devices))
 
 
 def check(config: ConfigDict) -> None:
