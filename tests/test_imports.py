@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import REPOSITORY
 
 EVERYTHING = {path.stem for path in (REPOSITORY / "dense_jax").iterdir()} - {"__pycache__"}
-COMMANDS = {"main", "evaluate", "predict", "sweep", "report"}
+COMMANDS = {"main", "evaluate", "memory", "predict", "sweep", "report"}
 ALLOWED = {
     "__init__": set(),
     "labels": set(),
@@ -40,6 +40,7 @@ ALLOWED = {
     "startup": {"data"},
     "main": {"logger", "startup", "train"},
     "evaluate": EVERYTHING - COMMANDS,
+    "memory": {"mesh", "startup", "train"},
     "predict": EVERYTHING - COMMANDS,
     "sweep": set(),
     "report": {"workdir"},
