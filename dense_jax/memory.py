@@ -13,7 +13,7 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from dense_jax import mesh, startup, train
+from dense_jax import logger, mesh, startup, train
 
 
 def analyse(config: ConfigDict, num_classes: int, num_channels: int) -> dict[str, int]:
@@ -71,6 +71,7 @@ def main(argv: list[str]) -> None:
     """Prints the table."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    logger.show_own_lines()
     startup.keep_programs()
     args: Any = flags.FLAGS
     print(table(args.config, args.num_classes, args.channels))

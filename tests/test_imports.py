@@ -40,7 +40,7 @@ ALLOWED = {
     "startup": {"data"},
     "main": {"logger", "startup", "train"},
     "evaluate": EVERYTHING - COMMANDS,
-    "memory": {"mesh", "startup", "train"},
+    "memory": {"logger", "mesh", "startup", "train"},
     "predict": EVERYTHING - COMMANDS,
     "sweep": set(),
     "report": {"workdir"},
