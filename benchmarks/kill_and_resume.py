@@ -76,14 +76,14 @@ def finish(processes: list[subprocess.Popen], workdir: pathlib.Path) -> None:
 
 def same(one: pathlib.Path, other: pathlib.Path) -> bool:
     """Whether two finished runs are bitwise equal."""
-    states = [
-        jax.tree.leaves(
-            ocp.StandardCheckpointer().restore(
-                path / "checkpoints" / "latest" / str(NUM_STEPS) / "default"
-            )
-        )
-        for path in (one, other)
-    ]
+    states = []
+    for path in (one, other):
+        saved = path / "checkpoints" / "latest" / str(NUM_STEPS) / "default"
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            # To numpy: the processes that saved it, and their devices, are gone.
+            metadata = checkpointer.metadata(saved).item_metadata.tree
+            to_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
+            states.append(jax.tree.leaves(checkpointer.restore(saved, restore_args=to_numpy)))
     return all(np.array_equal(a, b) for a, b in zip(*states, strict=True)) and all(
         (one / name).read_bytes() == (other / name).read_bytes()
         for name in ("metrics.jsonl", "result.json")

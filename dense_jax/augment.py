@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Num, UInt8
-from scipy.interpolate import CubicSpline
 
 from dense_jax.colour import make_colour
 from dense_jax.labels import IGNORE_LABEL
@@ -143,6 +142,8 @@ def displacements(
 
     The slope is 0 at the border: scipy.ndimage.zoom with order=3 and mode="mirror" is the same.
     """
+    from scipy.interpolate import CubicSpline  # long to import, and off by default
+
     rows, columns = (
         # What a displacement of 1 at each point does to each pixel.
         CubicSpline(np.arange(p), np.eye(p), bc_type="clamped")(np.linspace(0, p - 1, n))

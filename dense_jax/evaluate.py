@@ -24,10 +24,10 @@ from dense_jax import (
     boundary,
     data,
     logger,
-    mesh,
     metrics,
     per_image,
     scoring,
+    startup,
     tallies,
     train,
     workdir,
@@ -89,10 +89,7 @@ def evaluate(
         config.eval.margin if margin is None else margin,
         loaded.run.context,
     )
-    eval_step = jax.jit(
-        mesh.map_examples(loaded.run.eval_step, loaded.mesh),
-        out_shardings=mesh.replicated(loaded.mesh),
-    )
+    eval_step = train.jit_eval_step(loaded.run, loaded.mesh)
     with contextlib.ExitStack() as stack:
         pool = per_image.Pool(source.num_classes, classes) if boundaries else None
         if pool:
@@ -253,6 +250,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     logger.show_own_lines()
+    startup.keep_programs()
     args = flags.FLAGS
     evaluation = evaluate(
         args.workdir,

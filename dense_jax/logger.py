@@ -3,6 +3,7 @@
 Only process 0 writes. Metric names are paths, the same everywhere: `eval/iou/CLASS`.
 """
 
+import functools
 import json
 import logging
 import math
@@ -13,7 +14,6 @@ from typing import Any
 import absl.logging
 import jax
 import numpy as np
-import tensorboardX
 from etils import epath
 from PIL import Image
 from tqdm import tqdm
@@ -32,7 +32,9 @@ class Logger:
 
     def __init__(self, workdir: epath.Path, *, first_step: int, num_steps: int):
         self._active = jax.process_index() == 0
+        self._first_step = first_step
         self._path = workdir / "metrics.jsonl"
+        self._events = workdir / "tensorboard"
         self._pictures = workdir / "pictures"
         if not self._active:
             return
@@ -46,14 +48,20 @@ class Logger:
         unfinished.write_text("".join(json.dumps(record) + "\n" for record in kept))
         unfinished.replace(self._path)
         self._file = self._path.open("a")
-        self._tensorboard = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=first_step + 1 if first_step else None
-        )
         self._interactive = sys.stderr.isatty()
         self._bar = tqdm(
             total=num_steps, initial=first_step, unit="step", disable=not self._interactive
         )
         self._shown: dict[str, str] = {}
+
+    @functools.cached_property
+    def _tensorboard(self):
+        # Imported with the first record, when the device is at work: where torch is installed this
+        # imports all of it.
+        import tensorboardX
+
+        purge_step = self._first_step + 1 if self._first_step else None
+        return tensorboardX.SummaryWriter(str(self._events), purge_step=purge_step)
 
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Records values by their path; NaN, a score that does not exist, is null."""

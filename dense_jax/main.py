@@ -9,7 +9,7 @@ import sys
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from dense_jax import distributed, logger, train
+from dense_jax import distributed, logger, startup, train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go.", required=True)
@@ -22,6 +22,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     distributed.initialize()
     logger.show_own_lines()
+    startup.keep_programs()
     train.train(_CONFIG.value, _WORKDIR.value)
 
 

@@ -1,15 +1,18 @@
-"""Pictures of labels: colours, overlays, rows of input | truth | prediction, contact sheets."""
+"""Pictures of labels: colours, overlays, rows of input | truth | prediction, contact sheets.
+
+Matplotlib is long to import, and most commands need none of it: the functions that do import it.
+"""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 from jaxtyping import Int, UInt8
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from dense_jax.labels import IGNORE_LABEL
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 IGNORED_COLOUR = (255, 255, 255)
 
@@ -19,7 +22,9 @@ def default_palette(num_classes: int) -> UInt8[np.ndarray, "classes 3"]:
     okabe_ito = ["000000", "E69F00", "56B4E9", "009E73", "F0E442", "0072B2", "D55E00", "CC79A7"]
     if num_classes <= len(okabe_ito):
         return np.array([list(bytes.fromhex(c)) for c in okabe_ito[:num_classes]], np.uint8)
-    colours = matplotlib.colormaps["turbo"](np.linspace(0, 1, num_classes))
+    from matplotlib import colormaps
+
+    colours = colormaps["turbo"](np.linspace(0, 1, num_classes))
     return (255 * colours[:, :3]).astype(np.uint8)
 
 
@@ -80,8 +85,11 @@ def stack(pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> UInt8[np.ndarray, "
 def contact_sheet(
     rows: Mapping[str, Mapping[str, UInt8[np.ndarray, "_ _ 3"]]],
     colours: Mapping[str, Sequence[int]],
-) -> Figure:
+) -> "matplotlib.figure.Figure":
     """{row: {title: picture}} as a figure, over a legend of {class: RGB}, white for ignored."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
     num_columns = max(1, *(len(row) for row in rows.values()))
     legend = [*colours.items(), ("(ignored)", IGNORED_COLOUR)]
     num_legend_rows = -(-len(legend) // 6)

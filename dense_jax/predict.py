@@ -16,7 +16,7 @@ import numpy as np
 from absl import app, flags
 from PIL import Image
 
-from dense_jax import logger, mesh, plots, scoring, train
+from dense_jax import logger, mesh, plots, scoring, startup, train
 from dense_jax.data import decode
 from dense_jax.tiles import Tiles
 
@@ -122,6 +122,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]} (quote the glob of --images)")
     logger.show_own_lines()
+    startup.keep_programs()
     args = flags.FLAGS
     problems = predict(
         args.workdir, args.images, args.output, args.checkpoint, overwrite=args.overwrite

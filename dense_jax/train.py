@@ -35,6 +35,7 @@ from dense_jax import (
     optim,
     plots,
     scoring,
+    startup,
     steps,
     workdir,
 )
@@ -57,6 +58,7 @@ def train(config: ConfigDict, directory: str) -> None:
     Exits with PREEMPTED after SIGTERM or Ctrl-C. Raises ValueError for bad input, before any
     compilation, and FloatingPointError when loss or gradient are no longer finite.
     """
+    imported = startup.seconds_of_process()
     path = epath.Path(directory).resolve()
     workdir.compare(path, config)
     if (path / "result.json").exists():
@@ -83,14 +85,16 @@ def train(config: ConfigDict, directory: str) -> None:
     shapes = jax.eval_shape(run.init)
     canvas = config.data.canvas_size or tuple(source.sizes.max(axis=0).tolist())
     of_batch = batch_shapes(config, canvas, source.num_channels)
-    jax.eval_shape(run.train_step, shapes, of_batch)
+    devices = mesh.make_mesh()
+    replicated, sharded = mesh.replicated(devices), mesh.sharded(devices)
+    train_step = jit_train_step(run, devices)
+    # Of arrays as they will be placed: what is traced here need not be traced again.
+    train_step.eval_shape(_placed(shapes, replicated), _placed(of_batch, sharded), {})
     is_new = not (path / "config.json").exists()
     encoder = _published(config, shapes) if is_new else None
     if config.data.verify:
         verify.verify(source)
         verify.verify(eval_source)
-    devices = mesh.make_mesh()
-    replicated, sharded = mesh.replicated(devices), mesh.sharded(devices)
     resident: Mapping[str, jax.Array] = {}
     stream: dict[str, Any] = {"canvas": canvas, "workers": config.data.workers}
     if config.data.cache == "host":
@@ -126,16 +130,7 @@ def train(config: ConfigDict, directory: str) -> None:
         *(devices.size, jax.devices()[0].device_kind),
     )
 
-    @functools.partial(
-        jax.jit,
-        in_shardings=(replicated, sharded, replicated),
-        out_shardings=replicated,
-        donate_argnums=0,
-    )
-    def train_step(state, batch, resident):
-        return run.train_step(state, device_cache.gather(resident, batch))
-
-    eval_step = jax.jit(mesh.map_examples(run.eval_step, devices), out_shardings=replicated)
+    eval_step = jit_eval_step(run, devices)
     batches = pipeline.train_batches(
         train_source,
         seed=config.seed,
@@ -196,9 +191,18 @@ def train(config: ConfigDict, directory: str) -> None:
         interrupts = stack.enter_context(Interrupts())
         if first and _due(first, config.eval_every, config.num_steps):
             evaluate(first, state)  # cut off between the save and the end of the evaluation
+        prepared = startup.seconds_of_process()
         for step in range(first + 1, config.num_steps + 1):
             batch = next(batches)
             state, values = train_step(state, mesh.to_global(batch, devices), resident)
+            if step == first + 1:
+                jax.block_until_ready(values)
+                stepped = startup.seconds_of_process()
+                _LOG.info(
+                    "the first step was done %.1f s after the start of the process: %.1f s until "
+                    "training was called, %.1f s for data and state, %.1f s for the batch and the step",
+                    *(stepped, imported, prepared - imported, stepped - prepared),
+                )
             if pending:
                 record(*pending)  # of the step before: the device never waits for the host
             pending = step, values, batch["name"]
@@ -313,6 +317,36 @@ def assemble(
         schedule=schedule,
         context=math.ceil(model.margin / resolution),
     )
+
+
+def jit_train_step(run: Run, devices: Mesh) -> Any:
+    """Returns the compiled train_step(state, batch, resident) -> (state, metrics).
+
+    state: donated; each device holds all of it, and averages the gradients with the others.
+    batch: split over the devices.
+    resident: as of `device_cache.load`, each device's own copy; {} where batches hold images.
+    """
+    replicated = mesh.replicated(devices)
+
+    @functools.partial(
+        jax.jit,
+        in_shardings=(replicated, mesh.sharded(devices), replicated),
+        out_shardings=replicated,
+        donate_argnums=0,
+    )
+    def train_step(state, batch, resident):
+        return run.train_step(state, device_cache.gather(resident, batch))
+
+    return train_step
+
+
+def jit_eval_step(run: Run, devices: Mesh) -> Any:
+    """Returns the compiled eval_step(variables, batch) -> (counted, maps).
+
+    The results of all examples go to every device, and so to every host: see `scoring.score`.
+    """
+    mapped = mesh.map_examples(run.eval_step, devices)
+    return jax.jit(mapped, out_shardings=mesh.replicated(devices))
 
 
 def check(config: ConfigDict) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import REPOSITORY
 
 EVERYTHING = {path.stem for path in (REPOSITORY / "dense_jax").iterdir()} - {"__pycache__"}
-COMMANDS = {"main", "evaluate", "predict", "sweep", "report"}
+COMMANDS = {"main", "evaluate", "memory", "predict", "sweep", "report"}
 ALLOWED = {
     "__init__": set(),
     "labels": set(),
@@ -38,8 +38,10 @@ ALLOWED = {
     "data": {"data", "labels", "objects", "plots", "processes"},
     "models": {"models"},
     "train": EVERYTHING - COMMANDS,
-    "main": {"distributed", "logger", "train"},
+    "startup": {"data"},
+    "main": {"distributed", "logger", "startup", "train"},
     "evaluate": EVERYTHING - COMMANDS,
+    "memory": {"logger", "mesh", "startup", "train"},
     "predict": EVERYTHING - COMMANDS,
     "sweep": {"distributed"},
     "report": {"workdir"},

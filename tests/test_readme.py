@@ -36,13 +36,20 @@ def folder(tmp_path_factory):
 def test_the_readme_has_every_command():
     modules = {command[0] for command in commands()}
     names = ("main", "evaluate", "predict", "sweep", "report", "data.doctor", "data.prepare")
-    names += ("models.summary",)
+    names += ("memory", "models.summary")
     assert modules == {f"dense_jax.{name}" for name in names}
 
 
 def test_the_table_of_crossings_is_what_the_command_prints():
     table = summary.crossings(base.get_config().model)
     assert table in (REPOSITORY / "README.md").read_text()
+
+
+def test_the_table_of_scaling_is_what_its_program_prints():
+    page = (REPOSITORY / "docs" / "scaling.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    printed = subprocess.check_output([sys.executable, "-c", program], text=True)
+    assert printed in page
 
 
 # Downloads are for a person to start.
@@ -59,7 +66,7 @@ def test_commands_run_as_written(command, folder, tiny_folder):
         .replace("=RECORDS", f"={folder}/records")
         for argument in command
     ]
-    if module == "dense_jax.main":
+    if module in ("dense_jax.main", "dense_jax.memory"):
         arguments += SMALL
     if module == "dense_jax.sweep":
         arguments.append("--list")  # 36 runs

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import cv2
 import numpy as np
-import scipy.io
 from jaxtyping import Int32, Shaped, UInt8
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
@@ -217,6 +216,8 @@ def read_label(
     """
     with _reading(where):
         if _start(file) == b"MATL":
+            import scipy.io  # few datasets need it
+
             raw = scipy.io.loadmat(file)["GTcls"]["Segmentation"][0, 0]
             mode = raw.dtype
         else:

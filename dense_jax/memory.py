@@ -1,0 +1,85 @@
+"""What a training step needs of each device, before any is run.
+
+    python -m dense_jax.memory --config=experiments/unet_dice.py [--config.model.x=y]
+
+Prints memory and FLOPs as a Markdown table, for config.batch_size over all devices there are. The
+step is the one that `dense_jax.main` runs, compiled from shapes: no parameter and no image is made.
+Images are on a canvas of data.canvas_size or, where it is not set, as large as the crops.
+"""
+
+from typing import Any
+
+import jax
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from dense_jax import logger, mesh, startup, train
+
+
+def analyse(config: ConfigDict, num_classes: int, num_channels: int) -> dict[str, int]:
+    """XLA's own analysis of the compiled step, of one device: bytes, and "flops".
+
+    A multiply-add is two FLOPs. `peak` is arguments + outputs + temporaries - aliased: aliased is
+    what the new state takes over from the old one, which is donated. Not in it is the training set
+    of data.cache="device".
+
+    Raises ValueError if the devices cannot share the batch evenly.
+    """
+    run = train.assemble(config, num_classes, num_channels)
+    canvas = config.data.canvas_size or config.data.crop_size
+    batch = train.batch_shapes(config, canvas, num_channels)
+    step = train.jit_train_step(run, mesh.make_mesh())
+    compiled = step.lower(jax.eval_shape(run.init), batch, {}).compile()
+    memory = compiled.memory_analysis()
+    parts = {
+        name: getattr(memory, f"{field}_size_in_bytes")
+        for name, field in (
+            ("arguments", "argument"),
+            ("outputs", "output"),
+            ("temporaries", "temp"),
+            ("aliased", "alias"),
+        )
+    }
+    peak = sum(parts.values()) - 2 * parts["aliased"]
+    return parts | {"peak": peak, "flops": int(compiled.cost_analysis()["flops"])}
+
+
+def table(config: ConfigDict, num_classes: int, num_channels: int) -> str:
+    """`analyse` as a Markdown table, and whose figures they are."""
+    needed = analyse(config, num_classes, num_channels)
+    gigaflops = needed.pop("flops") / 1e9
+    device, n = jax.devices()[0], jax.device_count()
+    about = (
+        f"A training step of {config.batch_size // n} images on each of {n} {device.device_kind}, "
+        f"by XLA:{device.platform.upper()}'s analysis"
+    )
+    about += ": a GPU's or TPU's program is another." if device.platform == "cpu" else "."
+    rows = [f"| {name} | {size / 1e6:,.1f} MB |" for name, size in needed.items()]
+    return "\n".join(
+        [
+            about,
+            "",
+            "| of each device | |",
+            "| --- | ---: |",
+            *rows,
+            f"| work | {gigaflops:,.1f} GFLOP |",
+        ]
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Prints the table."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    logger.show_own_lines()
+    startup.keep_programs()
+    args: Any = flags.FLAGS
+    print(table(args.config, args.num_classes, args.channels))
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "Experiment file.", lock_config=True)
+    flags.DEFINE_integer("num_classes", 21, "Channels of the logits.", lower_bound=1)
+    flags.DEFINE_integer("channels", 3, "Of the image.", lower_bound=1)
+    flags.mark_flag_as_required("config")
+    app.run(main)

@@ -1,0 +1,53 @@
+"""Compiled programs are kept where the user wants them, and the log says what starting took."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+
+from dense_jax import startup
+from dense_jax.data import verify
+from tests.conftest import OPTIONS, REPOSITORY
+
+
+@pytest.mark.parametrize("own", ["", "/somewhere/else"])
+def test_programs_are_kept_in_the_users_cache_unless_a_folder_is_set(own):
+    before = jax.config.jax_compilation_cache_dir
+    assert before == OPTIONS["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", own or None)
+    try:
+        startup.keep_programs()
+        there = jax.config.jax_compilation_cache_dir
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    assert there == (own or f"{verify.cache_folder()}/programs")
+    assert str(verify.cache_folder()).startswith(os.environ["XDG_CACHE_HOME"])
+
+
+def test_the_process_started_before_now():
+    began = startup.seconds_of_process()
+    time.sleep(0.1)
+    assert 0 < began + 0.05 < startup.seconds_of_process()
+
+
+def test_a_command_keeps_its_programs_and_says_what_starting_took(tiny_folder, tmp_path):
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    del environment["JAX_COMPILATION_CACHE_DIR"]
+    command = [
+        *(sys.executable, "-m", "dense_jax.main", "--config=experiments/unet_ce.py"),
+        *("--config.data.name=folder", f"--config.data.root={tiny_folder}"),
+        *("--config.model.widths=(2,3)", "--config.data.crop_size=(8,8)"),
+        *("--config.num_steps=1", f"--workdir={tmp_path}/run"),
+    ]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, check=True, capture_output=True, text=True
+    )
+    programs = {path.name for path in (tmp_path / "cache" / "dense_jax" / "programs").iterdir()}
+    assert any(name.startswith("jit_train_step") for name in programs)
+    pattern = r"the first step was done (\S+) s .*: (\S+) s until .*, (\S+) s for .*, (\S+) s for"
+    total, *parts = map(float, *re.findall(pattern, done.stderr))
+    assert total == pytest.approx(sum(parts), abs=0.2) and min(parts) > 0
