@@ -307,6 +307,8 @@ def assemble(
             normalise,
             seed=config.seed,
             ema_decay=config.ema_decay,
+            # Older runs have no such field.
+            num_microbatches=config.num_microbatches if "num_microbatches" in config else 1,
         ),
         predict_step=predict_step,
         eval_step=steps.make_eval_step(predict_step, confusion),
@@ -353,7 +355,7 @@ def check(config: ConfigDict) -> None:
         )
     for fields, low, high in (
         (("num_steps", "batch_size", "eval_every", "checkpoint_every", "log_every"), 1, math.inf),
-        (("eval.batch_size",), 1, math.inf),
+        (("num_microbatches", "eval.batch_size"), 1, math.inf),
         (("data.resolution", "optimizer.learning_rate", "border.sigma"), 1e-12, math.inf),
         (("augment.flip", "augment.flip_vertical"), 0, 1),
         (("augment.brightness", "augment.contrast", "augment.saturation"), 0, 1),
@@ -386,10 +388,11 @@ def check(config: ConfigDict) -> None:
         raise ValueError(
             f"data.root is not set: pass --config.data.root=FOLDER, that of {config.data.name!r}"
         )
-    if config.batch_size % jax.device_count():
+    if config.batch_size % (config.num_microbatches * jax.device_count()):
         raise ValueError(
             f"batch_size={config.batch_size} is the global batch and must be a multiple of the "
-            f"number of devices, {jax.device_count()}"
+            f"number of devices, {jax.device_count()}, times "
+            f"num_microbatches={config.num_microbatches}"
         )
 
 

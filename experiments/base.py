@@ -11,6 +11,9 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of initial values, order and augmentation
     config.num_steps = 300  # optimizer steps
     config.batch_size = 8  # images per step, over all hosts
+    # Parts of the batch that a step takes one after the other, to save memory: loss and gradient
+    # are the mean of theirs. Batch norm, and losses that do not average pixels, see one at a time.
+    config.num_microbatches = 1
     config.ema_decay = 0.0  # per step, of the averaged parameters that are evaluated; 0: off
 
     config.loss = "cross_entropy"  # losses.LOSSES

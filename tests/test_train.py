@@ -271,6 +271,18 @@ def test_a_cache_changes_nothing(config, finished, tmp_path, monkeypatch, cache)
     assert "memfd:dense_jax" not in pathlib.Path("/proc/self/maps").read_text()
 
 
+def test_a_run_of_microbatches_resumes_bitwise(config, tmp_path, monkeypatch):
+    config.batch_size, config.num_microbatches = 8, 2
+    train.train(config, str(tmp_path / "whole"))
+    config.data.cache = "device"
+    with monkeypatch.context() as patch:
+        interrupt(patch, 3, kill)
+        with pytest.raises(Killed):
+            train.train(config, str(tmp_path / "cut"))
+    train.train(config, str(tmp_path / "cut"))
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
 def test_one_device_gives_the_numbers_of_four(config, finished, tmp_path, monkeypatch):
     one = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     monkeypatch.setattr(mesh, "make_mesh", lambda: one)
@@ -401,9 +413,9 @@ def test_border_weights_from_instance_files(config, tiny_folder, tmp_path):
     assert train.load(str(tmp_path / "run"), "latest").step == 1
 
 
-def test_runs_from_before_border_weights_are_still_loaded(finished, tmp_path):
+def test_runs_from_before_some_fields_are_still_loaded(finished, tmp_path):
     path = shutil.copytree(finished, tmp_path / "old")
     config = workdir.read(path, "config.json")
-    del config["border"]
+    del config["border"], config["num_microbatches"]
     workdir.write_json(path / "config.json", config)
     assert train.load(str(path), "latest").step == NUM_STEPS
