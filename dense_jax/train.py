@@ -91,6 +91,9 @@ def train(config: ConfigDict, directory: str) -> None:
         verify.verify(eval_source)
     devices = mesh.make_mesh()
     replicated, sharded = mesh.replicated(devices), mesh.sharded(devices)
+    placement = jax.tree.map(lambda _: replicated, shapes)
+    if config.optimizer.sharded:
+        placement = placement.replace(opt_state=mesh.spread(shapes.opt_state, devices))
     resident: Mapping[str, jax.Array] = {}
     stream: dict[str, Any] = {"canvas": canvas, "workers": config.data.workers}
     if config.data.cache == "host":
@@ -109,11 +112,11 @@ def train(config: ConfigDict, directory: str) -> None:
 
     latest = checkpoint.Checkpoints(path / "checkpoints" / "latest", LATEST_TO_KEEP)
     best = checkpoint.Checkpoints(path / "checkpoints" / "best", max_to_keep=1)
-    state = latest.restore_latest(_placed(shapes, replicated))
+    state = latest.restore_latest(_placed(shapes, placement))
     if state is None:
         # Not yet read where the run was cut off before its first checkpoint.
         encoder = encoder or _published(config, shapes)
-        state = jax.jit(run.init, out_shardings=replicated)(encoder=encoder)
+        state = jax.jit(run.init, out_shardings=placement)(encoder=encoder)
     first = int(state.step)
     for step in best.steps:
         if step > first:  # of a future that is about to happen again
@@ -128,8 +131,8 @@ def train(config: ConfigDict, directory: str) -> None:
 
     @functools.partial(
         jax.jit,
-        in_shardings=(replicated, sharded, replicated),
-        out_shardings=replicated,
+        in_shardings=(placement, sharded, replicated),
+        out_shardings=(placement, replicated),
         donate_argnums=0,
     )
     def train_step(state, batch, resident):
@@ -513,8 +516,15 @@ def _published(config: ConfigDict, shapes: steps.TrainState) -> Any:
     )
 
 
-def _placed(shapes: Any, sharding: jax.sharding.Sharding) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+def _placed(shapes: Any, shardings: Any) -> Any:
+    """The shapes with their shardings, of which one may stand for all of a subtree."""
+
+    def place(sharding, part):
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part
+        )
+
+    return jax.tree.map(place, shardings, shapes)
 
 
 def _due(step: int, every: int, last: int) -> bool:

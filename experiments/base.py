@@ -123,6 +123,7 @@ def get_config() -> ConfigDict:
         "momentum": 0.9,  # Adam's first-moment decay
         "weight_decay": 1e-4,  # not of norms and biases
         "grad_clip_norm": 1.0,  # global norm; 0: off
+        "sharded": False,  # True: each device keeps a part of the moments, to save memory
     }
 
     config.eval = {

@@ -159,6 +159,27 @@ def test_dropout_depends_on_the_step_and_the_seed():
     assert len({loss(0, 0), loss(0, 1), loss(1, 0)}) == 3
 
 
+@pytest.mark.parametrize("num_microbatches", [1, 2])
+def test_a_split_optimizer_state_gathers_parameters_and_nothing_else(num_microbatches):
+    devices, state = make_mesh(4), init()
+    whole = jax.tree.map(lambda _: mesh.replicated(devices), state)
+    split = whole.replace(opt_state=mesh.spread(state.opt_state, devices))
+    there, results = mesh.to_global(batch(), devices), []
+    for placement in (whole, split):
+        step = jax.jit(
+            make_step(num_microbatches=num_microbatches),
+            in_shardings=(placement, mesh.sharded(devices)),
+            out_shardings=(placement, mesh.replicated(devices)),
+        )
+        results.append(step(state, there))
+        text = step.lower(state, there).compile().as_text()
+        moved = re.findall(r" (all-gather|all-to-all|collective-permute)\(", text)
+        assert moved == ["all-gather"] * 2 * (placement is split)  # the two kernels
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), *results)
+    trace = jax.tree.leaves(results[1][0].opt_state)
+    assert any(x.addressable_shards[0].data.size == x.size / 4 for x in trace)
+
+
 @pytest.mark.parametrize("num_devices", [1, 4])
 def test_microbatches_of_equal_weight_give_the_step_of_the_batch(num_devices):
     """And no example moves to another device for it."""

@@ -1,5 +1,6 @@
 """The loop: what it writes, and that stopping it anywhere changes nothing."""
 
+import functools
 import gc
 import itertools
 import json
@@ -281,6 +282,36 @@ def test_a_run_of_microbatches_resumes_bitwise(config, tmp_path, monkeypatch):
             train.train(config, str(tmp_path / "cut"))
     train.train(config, str(tmp_path / "cut"))
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_split_optimizer_state_is_read_whole_and_on_one_device(config, tmp_path, monkeypatch):
+    """It takes a quarter on each of four devices, and gives the numbers of a whole one."""
+    config.model.widths = (4, 8)
+    train.train(config, str(tmp_path / "whole"))
+    config.optimizer.sharded = True
+    save, parts = checkpoint.Checkpoints.save, []
+
+    def measure(self, step, state):
+        leaves = jax.tree.leaves(state.opt_state)
+        on_one = sum(x.addressable_shards[0].data.nbytes for x in leaves)
+        parts.append(on_one / sum(x.nbytes for x in leaves))
+        assert all(x.is_fully_replicated for x in jax.tree.leaves(state.variables()))
+        save(self, step, state)
+
+    path = tmp_path / "split"
+    with monkeypatch.context() as patch:
+        interrupt(patch, 3, kill)
+        patch.setattr(checkpoint.Checkpoints, "save", measure)
+        with pytest.raises(Killed):
+            train.train(config, str(path))
+    assert parts and max(parts) < 0.35  # with the vectors, which stay whole
+    variables = train.load(str(path), "2").variables
+    jax.tree.map(np.testing.assert_array_equal, variables, saved(path, 2)["ema"])
+    one = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    monkeypatch.setattr(mesh, "make_mesh", lambda: one)
+    train.train(config, str(path))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+    jax.tree.map(close, saved(path), saved(tmp_path / "whole"))
 
 
 def test_one_device_gives_the_numbers_of_four(config, finished, tmp_path, monkeypatch):
