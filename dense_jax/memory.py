@@ -28,8 +28,9 @@ def analyse(config: ConfigDict, num_classes: int, num_channels: int) -> dict[str
     run = train.assemble(config, num_classes, num_channels)
     canvas = config.data.canvas_size or config.data.crop_size
     batch = train.batch_shapes(config, canvas, num_channels)
-    step = train.jit_train_step(run, mesh.make_mesh())
-    compiled = step.lower(jax.eval_shape(run.init), batch, {}).compile()
+    shapes, devices = jax.eval_shape(run.init), mesh.make_mesh()
+    step = train.jit_train_step(run, devices, train.state_placement(config, shapes, devices))
+    compiled = step.lower(shapes, batch, {}).compile()
     memory = compiled.memory_analysis()
     parts = {
         name: getattr(memory, f"{field}_size_in_bytes")

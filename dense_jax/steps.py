@@ -79,34 +79,68 @@ def make_train_step(
     *,
     seed: int,
     ema_decay: float = 0.0,
+    num_microbatches: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """Returns train_step(state, batch) -> (state, metrics).
 
     augment: (key, example) -> {"image", "label", ...}, for one example.
     loss_fn: (logits, label, **...) -> loss, with what augment returns beside the image.
+    num_microbatches: parts of the batch that are taken one after the other, for one optimizer step
+      (gradient accumulation); only one part's activations are in memory.
+
+    Loss and gradient are the mean of the microbatches' own, each with its own normalisation. They
+    are the whole batch's only where the loss is a mean over pixels, or over images, and every
+    microbatch has the same weight of valid ones: overlaps (Dice, Jaccard, Lovász) per batch are per
+    microbatch. Batch norm sees one microbatch, and its running averages take each in turn. On
+    several hosts, other examples share a microbatch than on one.
     """
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    def gradient(params, batch_stats, batch, number):
+        """Returns ((loss, new batch_stats), gradient) of a microbatch, `number` in the run."""
         # Keyed by the example, not by its place in the batch: the pixels do not depend on how
-        # many devices or hosts share the batch.
+        # many devices, hosts or microbatches share the batch.
         keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.key(seed), n))(batch["index"])
         targets = jax.vmap(augment)(keys, batch)
         image, label = targets.pop("image"), targets.pop("label")
         # Examples are numbered from 0; the last number there is belongs to none. Masks belong to
-        # places in the global batch, the same on any number of devices.
+        # places in the microbatch, the same on any number of devices.
         dropout = jax.random.fold_in(jax.random.key(seed), 2**32 - 1)
 
         def loss_of(params):
             logits, mutated = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
+                {"params": params, "batch_stats": batch_stats},
                 normalise(image),
                 train=True,
                 mutable=["batch_stats"],
-                rngs={"dropout": jax.random.fold_in(dropout, state.step)},
+                rngs={"dropout": jax.random.fold_in(dropout, number)},
             )
             return loss_fn(logits, label, **targets), mutated.get("batch_stats", {})
 
-        (loss, batch_stats), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        return jax.value_and_grad(loss_of, has_aux=True)(params)
+
+    def accumulated(params, batch_stats, batch, step):
+        """Returns the same of a batch, by its microbatches one after the other."""
+
+        def add(carry, numbered):
+            batch_stats, total = carry
+            (loss, batch_stats), grads = gradient(params, batch_stats, *numbered)
+            return (batch_stats, jax.tree.map(jnp.add, total, grads)), loss
+
+        # Number m takes the places m, m + num_microbatches, ... of the batch: each device has as
+        # many of them as any other, so that no example moves.
+        microbatches = {
+            field: array.reshape(-1, num_microbatches, *array.shape[1:]).swapaxes(0, 1)
+            for field, array in batch.items()
+        }
+        numbers = step * num_microbatches + jnp.arange(num_microbatches)
+        start = batch_stats, jax.tree.map(jnp.zeros_like, params)
+        (batch_stats, total), losses = jax.lax.scan(add, start, (microbatches, numbers))
+        grads = jax.tree.map(lambda x: x / num_microbatches, total)
+        return (jnp.mean(losses), batch_stats), grads
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        of_batch = gradient if num_microbatches == 1 else accumulated
+        (loss, batch_stats), grads = of_batch(state.params, state.batch_stats, batch, state.step)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema

@@ -86,10 +86,10 @@ def train(config: ConfigDict, directory: str) -> None:
     canvas = config.data.canvas_size or tuple(source.sizes.max(axis=0).tolist())
     of_batch = batch_shapes(config, canvas, source.num_channels)
     devices = mesh.make_mesh()
-    replicated, sharded = mesh.replicated(devices), mesh.sharded(devices)
-    train_step = jit_train_step(run, devices)
+    placement = state_placement(config, shapes, devices)
+    train_step = jit_train_step(run, devices, placement)
     # Of arrays as they will be placed: what is traced here need not be traced again.
-    train_step.eval_shape(_placed(shapes, replicated), _placed(of_batch, sharded), {})
+    train_step.eval_shape(_placed(shapes, placement), _placed(of_batch, mesh.sharded(devices)), {})
     is_new = not (path / "config.json").exists()
     encoder = _published(config, shapes) if is_new else None
     if config.data.verify:
@@ -113,11 +113,11 @@ def train(config: ConfigDict, directory: str) -> None:
 
     latest = checkpoint.Checkpoints(path / "checkpoints" / "latest", LATEST_TO_KEEP)
     best = checkpoint.Checkpoints(path / "checkpoints" / "best", max_to_keep=1)
-    state = latest.restore_latest(_placed(shapes, replicated))
+    state = latest.restore_latest(_placed(shapes, placement))
     if state is None:
         # Not yet read where the run was cut off before its first checkpoint.
         encoder = encoder or _published(config, shapes)
-        state = jax.jit(run.init, out_shardings=replicated)(encoder=encoder)
+        state = jax.jit(run.init, out_shardings=placement)(encoder=encoder)
     first = int(state.step)
     for step in best.steps:
         if step > first:  # of a future that is about to happen again
@@ -311,6 +311,8 @@ def assemble(
             normalise,
             seed=config.seed,
             ema_decay=config.ema_decay,
+            # Older runs have no such field.
+            num_microbatches=config.num_microbatches if "num_microbatches" in config else 1,
         ),
         predict_step=predict_step,
         eval_step=steps.make_eval_step(predict_step, confusion),
@@ -319,10 +321,18 @@ def assemble(
     )
 
 
-def jit_train_step(run: Run, devices: Mesh) -> Any:
+def state_placement(config: ConfigDict, shapes: steps.TrainState, devices: Mesh) -> Any:
+    """The sharding of each array of the training state: a TrainState of them."""
+    placement = jax.tree.map(lambda _: mesh.replicated(devices), shapes)
+    if config.optimizer.sharded:
+        placement = placement.replace(opt_state=mesh.spread(shapes.opt_state, devices))
+    return placement
+
+
+def jit_train_step(run: Run, devices: Mesh, placement: Any) -> Any:
     """Returns the compiled train_step(state, batch, resident) -> (state, metrics).
 
-    state: donated; each device holds all of it, and averages the gradients with the others.
+    state: donated; placed as `state_placement` says.
     batch: split over the devices.
     resident: as of `device_cache.load`, each device's own copy; {} where batches hold images.
     """
@@ -330,8 +340,8 @@ def jit_train_step(run: Run, devices: Mesh) -> Any:
 
     @functools.partial(
         jax.jit,
-        in_shardings=(replicated, mesh.sharded(devices), replicated),
-        out_shardings=replicated,
+        in_shardings=(placement, mesh.sharded(devices), replicated),
+        out_shardings=(placement, replicated),
         donate_argnums=0,
     )
     def train_step(state, batch, resident):
@@ -387,7 +397,7 @@ def check(config: ConfigDict) -> None:
         )
     for fields, low, high in (
         (("num_steps", "batch_size", "eval_every", "checkpoint_every", "log_every"), 1, math.inf),
-        (("eval.batch_size",), 1, math.inf),
+        (("num_microbatches", "eval.batch_size"), 1, math.inf),
         (("data.resolution", "optimizer.learning_rate", "border.sigma"), 1e-12, math.inf),
         (("augment.flip", "augment.flip_vertical"), 0, 1),
         (("augment.brightness", "augment.contrast", "augment.saturation"), 0, 1),
@@ -420,10 +430,11 @@ def check(config: ConfigDict) -> None:
         raise ValueError(
             f"data.root is not set: pass --config.data.root=FOLDER, that of {config.data.name!r}"
         )
-    if config.batch_size % jax.device_count():
+    if config.batch_size % (config.num_microbatches * jax.device_count()):
         raise ValueError(
             f"batch_size={config.batch_size} is the global batch and must be a multiple of the "
-            f"number of devices, {jax.device_count()}"
+            f"number of devices, {jax.device_count()}, times "
+            f"num_microbatches={config.num_microbatches}"
         )
 
 
@@ -544,8 +555,15 @@ def _published(config: ConfigDict, shapes: steps.TrainState) -> Any:
     )
 
 
-def _placed(shapes: Any, sharding: jax.sharding.Sharding) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+def _placed(shapes: Any, shardings: Any) -> Any:
+    """The shapes with their shardings, of which one may stand for all of a subtree."""
+
+    def place(sharding, part):
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part
+        )
+
+    return jax.tree.map(place, shardings, shapes)
 
 
 def _due(step: int, every: int, last: int) -> bool:

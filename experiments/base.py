@@ -11,6 +11,9 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of initial values, order and augmentation
     config.num_steps = 300  # optimizer steps
     config.batch_size = 8  # images per step, over all hosts
+    # Parts of the batch that a step takes one after the other, to save memory: loss and gradient
+    # are the mean of theirs. Batch norm, and losses that do not average pixels, see one at a time.
+    config.num_microbatches = 1
     config.ema_decay = 0.0  # per step, of the averaged parameters that are evaluated; 0: off
 
     config.loss = "cross_entropy"  # losses.LOSSES
@@ -120,6 +123,7 @@ def get_config() -> ConfigDict:
         "momentum": 0.9,  # Adam's first-moment decay
         "weight_decay": 1e-4,  # not of norms and biases
         "grad_clip_norm": 1.0,  # global norm; 0: off
+        "sharded": False,  # True: each device keeps a part of the moments, to save memory
     }
 
     config.eval = {

@@ -44,7 +44,8 @@ def compile_train_step(config, *, resident=False):
             if field != "index"
         }
         batch = {"index": batch["index"], "row": jax.ShapeDtypeStruct((BATCH,), "int32")}
-    step = train.jit_train_step(run, mesh.make_mesh())
+    devices = mesh.make_mesh()
+    step = train.jit_train_step(run, devices, train.state_placement(config, state, devices))
     return step.lower(state, batch, arrays).compile(), state
 
 

@@ -108,6 +108,7 @@ def test_border_weights_need_a_loss_with_pixel_weights(loss):
             "class_weights='median' must be one number per class, or one of median_frequency, inv",
         ),
         ("num_steps", 0, "num_steps=0 must be at least 1"),
+        ("num_microbatches", 0, "num_microbatches=0 must be at least 1"),
         ("eval_every", -1, "eval_every=-1 must be at least 1"),
         ("data.resolution", 0.0, "data.resolution=0.0 must be at least 1e-12"),
         ("border.weight", -1.0, "border.weight=-1.0 must be at least 0"),
@@ -120,6 +121,7 @@ def test_border_weights_need_a_loss_with_pixel_weights(loss):
         ("data.name", "folder", "data.root is not set: pass --config.data.root=FOLDER"),
         ("data.crop_size", (64,), r"data.crop_size=\(64,\) must be a height and a width"),
         ("batch_size", 6, "batch_size=6 .* multiple of the number of devices, 4"),
+        ("num_microbatches", 4, "batch_size=8 .* devices, 4, times num_microbatches=4"),
     ],
 )
 def test_a_bad_value_is_named_with_the_valid_ones(field, value, message):

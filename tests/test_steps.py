@@ -1,6 +1,7 @@
 """The pure steps: what enters the network, what leaves it, and that sharding changes nothing."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +20,13 @@ class Net(nn.Module):
     """A convolution, a batch norm and dropout: statistics, gradients and a random mask."""
 
     rate: float = 0.0
+    norm: bool = True
 
     @nn.compact
     def __call__(self, image, *, train):
-        x = nn.BatchNorm(not train, momentum=0.5)(nn.Conv(4, (3, 3))(image))
+        x = nn.Conv(4, (3, 3))(image)
+        if self.norm:
+            x = nn.BatchNorm(not train, momentum=0.5)(x)
         x = nn.Dropout(self.rate, deterministic=not train)(jax.nn.relu(x))
         return nn.Conv(3, (1, 1))(x)
 
@@ -47,10 +51,10 @@ def make_step(net=None, seed=0, augment=None, loss=losses.cross_entropy, **optio
     return steps.make_train_step(net or Net(), tx, loss, augment, unit, seed=seed, **options)
 
 
-def init(with_ema=False):
+def init(with_ema=False, net=None):
     tx = optax.sgd(0.1, momentum=0.9)
     return steps.init_state(
-        *(Net(), tx, jax.random.key(0)), normalise=unit, num_channels=3, with_ema=with_ema
+        *(net or Net(), tx, jax.random.key(0)), normalise=unit, num_channels=3, with_ema=with_ema
     )
 
 
@@ -153,3 +157,90 @@ def test_dropout_depends_on_the_step_and_the_seed():
 
     assert loss(0, 0) == loss(0, 0)
     assert len({loss(0, 0), loss(0, 1), loss(1, 0)}) == 3
+
+
+@pytest.mark.parametrize("num_microbatches", [1, 2])
+def test_a_split_optimizer_state_gathers_parameters_and_nothing_else(num_microbatches):
+    devices, state = make_mesh(4), init()
+    whole = jax.tree.map(lambda _: mesh.replicated(devices), state)
+    split = whole.replace(opt_state=mesh.spread(state.opt_state, devices))
+    there, results = mesh.to_global(batch(), devices), []
+    for placement in (whole, split):
+        step = jax.jit(
+            make_step(num_microbatches=num_microbatches),
+            in_shardings=(placement, mesh.sharded(devices)),
+            out_shardings=(placement, mesh.replicated(devices)),
+        )
+        results.append(step(state, there))
+        text = step.lower(state, there).compile().as_text()
+        moved = re.findall(r" (all-gather|all-to-all|collective-permute)\(", text)
+        assert moved == ["all-gather"] * 2 * (placement is split)  # the two kernels
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), *results)
+    trace = jax.tree.leaves(results[1][0].opt_state)
+    assert any(x.addressable_shards[0].data.size == x.size / 4 for x in trace)
+
+
+@pytest.mark.parametrize("num_devices", [1, 4])
+def test_microbatches_of_equal_weight_give_the_step_of_the_batch(num_devices):
+    """And no example moves to another device for it."""
+    net, devices = Net(norm=False), make_mesh(num_devices)
+    shardings = mesh.replicated(devices), mesh.sharded(devices)
+    runs = {}
+    for k in (1, 2, 4):
+        augment = make_augment((8, 8), flip=0.5)  # ignores no pixel
+        step = make_step(net, augment=augment, num_microbatches=k, ema_decay=0.9)
+        step = jax.jit(step, in_shardings=shardings)
+        state = init(with_ema=True, net=net)
+        for n in range(2):
+            there = mesh.to_global(batch(16, index=16 * n), devices)
+            state, values = step(state, there)
+        runs[k] = state, values
+        assert ("scan[" in str(jax.make_jaxpr(step)(state, there))) == (k > 1)
+        text = step.lower(state, there).compile().as_text()
+        assert not re.search("all-gather|all-to-all|collective-permute", text)
+    for k in (2, 4):
+        assert runs[k][0].step == 2
+        jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), runs[k], runs[1])
+
+
+def test_each_microbatch_has_its_own_normalisation_and_batch_statistics():
+    """The step's gradient and loss are the mean of theirs; the running averages take each in turn."""
+    there, state = batch(), init()
+    there["label"][::2, :6] = IGNORE_LABEL  # of the first microbatch
+    new, values = jax.jit(make_step(num_microbatches=2))(state, there)
+    parts, stats = [], state.batch_stats
+    for m in range(2):
+        part = {name: array[m::2] for name, array in there.items()}
+        parts.append(jax.jit(make_step())(state.replace(batch_stats=stats), part))
+        stats = parts[-1][0].batch_stats
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, new.batch_stats, stats)
+    # The first step of SGD is linear in the gradient.
+    jax.tree.map(lambda x, a, b: close(x, (a + b) / 2), new.params, *(p.params for p, _ in parts))
+    losses = [each["train/loss"] for _, each in parts]
+    close(values["train/loss"], np.mean(losses))
+    assert abs(losses[0] - losses[1]) > 1e-3
+
+
+def test_every_microbatch_has_its_own_dropout():
+    """Of two times the same examples, the loss is not that of the examples, but with no dropout."""
+    once = batch(4)
+    twice = {name: array.repeat(2, axis=0) for name, array in once.items()}
+    for rate in (0.0, 0.5):
+        one, two = (
+            jax.jit(make_step(Net(rate), num_microbatches=k))(init(), examples)[1]["train/loss"]
+            for k, examples in ((1, once), (2, twice))
+        )
+        assert np.isclose(one, two, rtol=1e-5) == (rate == 0)
+
+
+def test_microbatches_save_memory():
+    sizes = [
+        jax.jit(make_step(num_microbatches=k))
+        .lower(init(), batch(32))
+        .compile()
+        .memory_analysis()
+        .temp_size_in_bytes
+        for k in (1, 4)
+    ]
+    assert sizes[1] < sizes[0] / 2

@@ -1,5 +1,6 @@
 """The loop: what it writes, and that stopping it anywhere changes nothing."""
 
+import functools
 import gc
 import itertools
 import json
@@ -271,6 +272,48 @@ def test_a_cache_changes_nothing(config, finished, tmp_path, monkeypatch, cache)
     assert "memfd:dense_jax" not in pathlib.Path("/proc/self/maps").read_text()
 
 
+def test_a_run_of_microbatches_resumes_bitwise(config, tmp_path, monkeypatch):
+    config.batch_size, config.num_microbatches = 8, 2
+    train.train(config, str(tmp_path / "whole"))
+    config.data.cache = "device"
+    with monkeypatch.context() as patch:
+        interrupt(patch, 3, kill)
+        with pytest.raises(Killed):
+            train.train(config, str(tmp_path / "cut"))
+    train.train(config, str(tmp_path / "cut"))
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_split_optimizer_state_is_read_whole_and_on_one_device(config, tmp_path, monkeypatch):
+    """It takes a quarter on each of four devices, and gives the numbers of a whole one."""
+    config.model.widths = (4, 8)
+    train.train(config, str(tmp_path / "whole"))
+    config.optimizer.sharded = True
+    save, parts = checkpoint.Checkpoints.save, []
+
+    def measure(self, step, state):
+        leaves = jax.tree.leaves(state.opt_state)
+        on_one = sum(x.addressable_shards[0].data.nbytes for x in leaves)
+        parts.append(on_one / sum(x.nbytes for x in leaves))
+        assert all(x.is_fully_replicated for x in jax.tree.leaves(state.variables()))
+        save(self, step, state)
+
+    path = tmp_path / "split"
+    with monkeypatch.context() as patch:
+        interrupt(patch, 3, kill)
+        patch.setattr(checkpoint.Checkpoints, "save", measure)
+        with pytest.raises(Killed):
+            train.train(config, str(path))
+    assert parts and max(parts) < 0.35  # with the vectors, which stay whole
+    variables = train.load(str(path), "2").variables
+    jax.tree.map(np.testing.assert_array_equal, variables, saved(path, 2)["ema"])
+    one = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    monkeypatch.setattr(mesh, "make_mesh", lambda: one)
+    train.train(config, str(path))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+    jax.tree.map(close, saved(path), saved(tmp_path / "whole"))
+
+
 def test_one_device_gives_the_numbers_of_four(config, finished, tmp_path, monkeypatch):
     one = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     monkeypatch.setattr(mesh, "make_mesh", lambda: one)
@@ -401,9 +444,9 @@ def test_border_weights_from_instance_files(config, tiny_folder, tmp_path):
     assert train.load(str(tmp_path / "run"), "latest").step == 1
 
 
-def test_runs_from_before_border_weights_are_still_loaded(finished, tmp_path):
+def test_runs_from_before_some_fields_are_still_loaded(finished, tmp_path):
     path = shutil.copytree(finished, tmp_path / "old")
     config = workdir.read(path, "config.json")
-    del config["border"]
+    del config["border"], config["num_microbatches"]
     workdir.write_json(path / "config.json", config)
     assert train.load(str(path), "latest").step == NUM_STEPS
