@@ -109,11 +109,13 @@ def test_any_number_of_processes_is_the_same_run(
     run(config, tmp_path / "run", num_processes, num_devices)
     assert_close(tmp_path / "run", one_process)
 
-    # Evaluated once more, by other processes, one checkpoint has one confusion matrix.
+
+def test_one_checkpoint_has_one_confusion_matrix(tmp_path, config, one_process):
+    """Evaluated again by other processes, which find it finished but for its result."""
     again = tmp_path / "again"
     shutil.copytree(one_process, again)
     (again / "result.json").unlink()
-    run(config, again, num_processes, num_devices)
+    run(config, again, 2, 2)
     final, expected = (workdir.read(path, "result.json")["final"] for path in (again, one_process))
     assert final == expected
 
