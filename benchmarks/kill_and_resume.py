@@ -11,6 +11,7 @@ cycle; exit status 1 if anything differs.
 """
 
 import argparse
+import os
 import pathlib
 import random
 import signal
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 
+import absl.logging
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -55,7 +57,10 @@ def start(workdir: pathlib.Path, num_processes: int, workers: int) -> list[subpr
         with workdir.with_name(f"{workdir.name}.{k}.log").open("a") as log:
             processes.append(
                 subprocess.Popen(
-                    [*command, *place] if num_processes > 1 else command, stdout=log, stderr=log
+                    [*command, *place] if num_processes > 1 else command,
+                    env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"},
+                    stdout=log,
+                    stderr=log,
                 )
             )
     return processes
@@ -97,6 +102,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="data.workers")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments and signals")
     args = parser.parse_args()
+    absl.logging.set_verbosity(absl.logging.ERROR)  # orbax warns of what is not kept here
     draw = random.Random(args.seed)
     failed = False
     with tempfile.TemporaryDirectory() as folder:
@@ -108,7 +114,8 @@ def main() -> None:
             workdir = pathlib.Path(folder, f"run{cycle}")
             processes = start(workdir, args.processes, args.workers)
             number = draw.choice([signal.SIGKILL, signal.SIGTERM])
-            time.sleep(draw.uniform(0, length))
+            moment = draw.uniform(0, length)
+            time.sleep(moment)
             hit = draw.choice(processes)
             hit.send_signal(number)
             if hit.wait() not in (0, PREEMPTED):
@@ -120,8 +127,9 @@ def main() -> None:
             equal = same(workdir, expected)
             failed |= not equal or not statuses <= {0, PREEMPTED, -number, -signal.SIGKILL}
             print(
-                f"{number.name} after {records} records (exit status "
-                f"{', '.join(map(str, statuses))}): {'bitwise the same' if equal else 'DIFFERENT'}",
+                f"{number.name} after {moment:.1f} of {length:.1f} s and {records} records (exit "
+                f"status {', '.join(map(str, statuses))}): "
+                f"{'bitwise the same' if equal else 'DIFFERENT'}",
                 flush=True,
             )
     sys.exit(failed)
