@@ -44,7 +44,7 @@ ALLOWED = {
     "memory": {"logger", "mesh", "startup", "train"},
     "predict": EVERYTHING - COMMANDS,
     "sweep": {"distributed"},
-    "report": {"workdir"},
+    "report": {"plots", "report", "workdir"},
 }
 NEVER_JAX = (
     *("dense_jax/boundary.py", "dense_jax/objects.py", "dense_jax/per_image.py"),

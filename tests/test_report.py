@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from dense_jax import report
+from dense_jax.report import page, runs, tables
 
 
 def add_run(root, name, scores, *, status="finished", num_parameters=1000, **config):
@@ -34,12 +34,12 @@ def add_run(root, name, scores, *, status="finished", num_parameters=1000, **con
 
 
 def read_csv(root):
-    return list(csv.DictReader(io.StringIO(report.to_csv(*report.build(root)))))
+    return list(csv.DictReader(io.StringIO(tables.to_csv(*runs.build(root)))))
 
 
 @pytest.mark.parametrize("values", [[0.5, 0.6], [0.71, 0.74, 0.69], [0.1, 0.1, 0.4, 0.9, 0.2]])
 def test_interval_is_scipys(values):
-    mean, half = report.interval(values)
+    mean, half = runs.interval(values)
     low, high = scipy.stats.t.interval(
         0.95, len(values) - 1, loc=np.mean(values), scale=scipy.stats.sem(values)
     )
@@ -67,12 +67,12 @@ def test_rows_are_configs_and_cells_are_means_over_seeds(tmp_path):
 def test_one_seed_has_no_interval_and_the_best_is_bold(tmp_path):
     add_run(tmp_path, "a", 0.5, loss="dice")
     add_run(tmp_path, "b", 0.75, loss="focal")
-    found = report.build(tmp_path)
-    markdown = report.to_markdown(*found)
+    found = runs.build(tmp_path)
+    markdown = tables.to_markdown(*found)
     assert "| dice | 0.500 | 0.600 |" in markdown
     assert "| focal | **0.750** | **0.850** | **0.900** | – | 1,000 | 1 |" in markdown
-    assert r"focal & \textbf{0.750}" in report.to_latex(*found)
-    assert "<b>0.750</b>" in report.to_html("x", *found)
+    assert r"focal & \textbf{0.750}" in tables.to_latex(*found)
+    assert "<b>0.750</b>" in page.to_html("x", *found)
     assert "±" not in markdown.split("Scores")[0]
 
 
@@ -98,7 +98,7 @@ def test_unfinished_and_failed_runs_are_named_and_never_counted(tmp_path):
     add_run(tmp_path, "c", 0.9, seed=2, status="failed: loss is NaN at step 7")
     add_run(tmp_path, "d", 0.9, seed=3)
     (tmp_path / "d" / "config.json").write_text("{")
-    fields, rows, notes = report.build(tmp_path)
+    fields, rows, notes = runs.build(tmp_path)
     assert fields == ["run"]
     assert [run.name for row in rows for run in row.runs] == ["a"]
     assert notes == [
@@ -106,14 +106,14 @@ def test_unfinished_and_failed_runs_are_named_and_never_counted(tmp_path):
         "c: failed: loss is NaN at step 7",
         "d: its config.json cannot be read",
     ]
-    for page in (report.to_markdown(fields, rows, notes), report.to_html("x", fields, rows, notes)):
-        assert all(note in page for note in notes)
+    for text in (tables.to_markdown(fields, rows, notes), page.to_html("x", fields, rows, notes)):
+        assert all(note in text for note in notes)
 
 
 def test_the_same_seed_twice_does_not_narrow_the_interval(tmp_path):
     add_run(tmp_path, "a", 0.5, seed=0)
     add_run(tmp_path, "copy", 0.5, seed=0)
-    _, (row,), notes = report.build(tmp_path)
+    _, (row,), notes = runs.build(tmp_path)
     assert len(row.runs) == 1
     assert notes == ["copy: left out, it repeats the config and seed of a"]
 
@@ -133,14 +133,14 @@ def test_curves_survive_a_restart_and_a_crash(tmp_path):
     add_run(tmp_path, "a", 0.5)
     path = tmp_path / "a" / "metrics.jsonl"
     path.write_text('{"step": 20, "eval/mean_iou": 0.4}\n{"st\n' + path.read_text())
-    assert report.read_curve(path) == (20, [(10, 0.25), (20, 0.5)])
+    assert runs.read_curve(path) == (20, [(10, 0.25), (20, 0.5)])
 
 
 @pytest.mark.parametrize(
     ("low", "high"), [(0.0, 400.0), (0.83, 0.871), (0.5, 0.5), (0.0, 4e4), (0.0, 1.0), (0.999, 1.0)]
 )
 def test_ticks_cover_the_values_with_few_round_numbers(low, high):
-    ticks = report.ticks(low, high)
+    ticks = page.ticks(low, high)
     assert ticks[0] <= low and ticks[-1] >= high
     assert 2 <= len(ticks) <= 6
     np.testing.assert_allclose(np.diff(ticks), ticks[1] - ticks[0])
@@ -173,40 +173,40 @@ class Reader(html.parser.HTMLParser):
 def test_nasty_names_stay_text(tmp_path, nasty):
     add_run(tmp_path, "a", 0.5, loss=nasty)
     add_run(tmp_path, "b", 0.6, loss="dice")
-    fields, rows, _ = report.build(tmp_path)
+    fields, rows, _ = runs.build(tmp_path)
     found = fields, rows, [nasty]
 
     reader = Reader()
-    reader.feed(report.to_html(nasty, *found))
+    reader.feed(page.to_html(nasty, *found))
     assert "script" not in reader.tags
     assert reader.texts.count(nasty) == 4  # title, heading, cell, note
 
-    table = report.to_markdown(*found).splitlines()[:4]
+    table = tables.to_markdown(*found).splitlines()[:4]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {len(fields) + 7}
 
-    body = report.to_latex(*found).split("midrule\n")[1].splitlines()
+    body = tables.to_latex(*found).split("midrule\n")[1].splitlines()
     assert len(body) == 4  # two rows, \bottomrule, \end
     cell = next(line for line in body if "0.500" in line).split(" & 0.500")[0]
     assert not re.search(r"(?<!\\)[#%&_$]", cell)
 
 
 def test_latex_and_markdown_escapes():
-    assert report.latex("a_b\\~^") == (r"a\_b\textbackslash{}\textasciitilde{}\textasciicircum{}")
-    assert report.latex("0.5 ± 0.1") == r"0.5 $\pm$ 0.1"
-    assert report.markdown("bed_of_nails *x* _y_") == r"bed_of_nails \*x\* \_y\_"
+    assert tables.latex("a_b\\~^") == (r"a\_b\textbackslash{}\textasciitilde{}\textasciicircum{}")
+    assert tables.latex("0.5 ± 0.1") == r"0.5 $\pm$ 0.1"
+    assert tables.markdown("bed_of_nails *x* _y_") == r"bed_of_nails \*x\* \_y\_"
 
 
 def test_the_page_is_self_contained(tmp_path):
     add_run(tmp_path, "a", 0.5)
-    page = report.to_html("x", *report.build(tmp_path))
-    assert "<polyline" in page and "prefers-color-scheme: dark" in page
-    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
+    html = page.to_html("x", *runs.build(tmp_path))
+    assert "<polyline" in html and "prefers-color-scheme: dark" in html
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", html)
 
 
 def test_the_command_writes_four_files(tmp_path):
     def call(folder):
         command = [sys.executable, "-m", "dense_jax.report", f"--workdir={folder}"]
-        cwd = pathlib.Path(report.__file__).parents[1]
+        cwd = pathlib.Path(runs.__file__).parents[2]
         return subprocess.run(command, check=False, cwd=cwd, capture_output=True, text=True)
 
     empty = call(tmp_path)
