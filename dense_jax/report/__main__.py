@@ -1,43 +1,80 @@
 """Turns a folder of runs into tables: python -m dense_jax.report --workdir=DIR.
 
-Writes DIR/report.html (with learning curves), .md, .csv and .tex. A run is any folder at or below
-DIR with a config.json. A row is one configuration, shown by the fields in which the rows differ;
-its runs may differ in their seed and in what cannot change a score. A cell is the mean over the
-seeds of the final scores, with a 95 % t-interval where there are two or more. A run that did not
+Writes DIR/report.html (with learning curves), .md, .csv, .tex and .json (the manifest), and what the
+runs cost to DIR/report_cost.csv and .tex. A run is any folder at or below DIR with a config.json. A
+row is one configuration, shown by the fields in which the rows differ; its runs may differ in their
+seed and in what cannot change a score. A cell is the mean over the seeds, with a 95 % t-interval
+where there are two or more, and a mark where it differs from the baseline row's. A run that did not
 finish is never part of a mean: it is named below the table.
+
+Scores are those of the end of training; with --split those of `dense_jax.evaluate`, which must have
+been called for each run. Runs that were not scored alike are not put into one table unasked.
 """
 
+import json
 import pathlib
 import sys
 from collections.abc import Sequence
 
 from absl import app, flags
 
+from dense_jax.report import tables
+from dense_jax.report.manifest import manifest
 from dense_jax.report.page import to_html
 from dense_jax.report.runs import build
-from dense_jax.report.tables import to_csv, to_latex, to_markdown
 
 
-def write(root: pathlib.Path) -> list[pathlib.Path]:
-    """Writes report.html, .md, .csv and .tex into `root`; ValueError if it holds no run."""
-    found = build(root)
-    texts = {"html": to_html(f"{root.resolve().name}: results", *found)}
-    texts |= {"md": to_markdown(*found), "csv": to_csv(*found), "tex": to_latex(*found)}
-    for ending, content in texts.items():
-        (root / f"report.{ending}").write_text(content, encoding="utf-8")
-    return [root / f"report.{ending}" for ending in texts]
+def write(
+    root: pathlib.Path,
+    *,
+    split: str | None = None,
+    per_class: bool = False,
+    baseline: str | None = None,
+    mixed: bool = False,
+) -> list[pathlib.Path]:
+    """Writes the files of a report into `root`; arguments and errors are those of `runs.build`."""
+    fields, rows, notes = build(
+        root, split=split, per_class=per_class, baseline=baseline, mixed=mixed
+    )
+    page = to_html(f"{root.resolve().name}: results", fields, rows, notes)
+    about = {"manifest": manifest(fields, rows), "not_in_table": notes}
+    texts = {
+        "report.html": page.replace("</html>", f"{tables.html_sections(fields, rows)}</html>"),
+        "report.md": tables.to_markdown(fields, rows, notes),
+        "report.csv": tables.to_csv(fields, rows, notes),
+        "report.tex": tables.to_latex(fields, rows, notes),
+        "report.json": json.dumps(about, indent=2) + "\n",
+        "report_cost.csv": tables.cost_to_csv(fields, rows),
+        "report_cost.tex": tables.cost_to_latex(fields, rows),
+    }
+    for name, content in texts.items():
+        (root / name).write_text(content, encoding="utf-8")
+    return [root / name for name in texts]
 
 
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    root = pathlib.Path(flags.FLAGS.workdir)
+    args = flags.FLAGS
     try:
-        print("wrote", *write(root))
+        paths = write(
+            pathlib.Path(args.workdir),
+            split=args.split,
+            per_class=args.per_class,
+            baseline=args.baseline,
+            mixed=args.mixed,
+        )
     except ValueError as error:
         sys.exit(f"error: {error}")
+    print("wrote", *paths)
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "A folder of runs, or one run.", required=True)
+    flags.DEFINE_string("split", None, "Whose evaluation to show; by default training's last.")
+    flags.DEFINE_bool("per_class", False, "Whether to add each class's IoU.")
+    flags.DEFINE_string(
+        "baseline", None, "FIELD=VALUE,... of the row to test against; by default the first."
+    )
+    flags.DEFINE_bool("mixed", False, "Whether runs that are not comparable may share the table.")
     app.run(main)

@@ -4,13 +4,14 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import scipy.stats
 
-from dense_jax import workdir
+from dense_jax.report import comparable, statistics
+from dense_jax.report.reading import OPERATIONAL, Run, find_runs, number
 
 METRICS = {  # as result.json has them -> as a reader does
     "eval/mean_iou": "mean IoU",
@@ -18,120 +19,148 @@ METRICS = {  # as result.json has them -> as a reader does
     "eval/pixel_accuracy": "pixel accuracy",
     "eval/mean_accuracy": "mean class accuracy",
 }
-# How a run is carried out, not what it computes. (data.root stays: another folder, other images.)
-OPERATIONAL = {*workdir.OPERATIONAL, "eval_every"}
+BOUNDARY_METRICS = {  # of `dense_jax.evaluate` only
+    "eval/mean_over_images/mean_boundary_f1": "boundary F1",
+    "eval/mean_boundary_iou": "boundary IoU",
+}
 NOTE = (
-    "Scores of the final checkpoint, on the labels' own pixels; ± is the half width of the 95 % "
-    "t-interval over the seeds; bold is the highest mean of its column, significant or not."
+    "Scores are of the labels' own pixels; ± is the half width of the 95 % t-interval over the "
+    "seeds; bold is the highest mean of its column, significant or not; * is a difference from the "
+    "baseline row with p < 0.05, two-sided paired t-test over the shared seeds, after Holm's "
+    "correction for the rows of its column."
 )
 ABSENT = "–"
-
-
-@dataclasses.dataclass
-class Run:
-    name: str
-    fields: dict[str, Any]  # dotted path -> value
-    final: dict[str, Any] | None  # None: not finished
-    status: str
-    curve: list[tuple[float, float]]  # (step, mean IoU), in the order of steps
 
 
 @dataclasses.dataclass
 class Row:
     runs: list[Run]
     label: list[str]  # one text per differing field
+    # The columns: as result.json has them -> as a reader does; the same for all rows.
+    metrics: dict[str, str] = dataclasses.field(default_factory=lambda: METRICS)
+    group: str = ""  # of comparable runs; see comparable.number_groups
+    is_baseline: bool = False
+    # Against the baseline, corrected; no entry, or NaN, where there is no test.
+    p_values: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def score(self, metric: str) -> tuple[float, float]:
         """Mean over the seeds and half width of its interval; NaN where there is none."""
-        return interval([number(run.final, metric) for run in self.runs])
+        return statistics.interval([number(run.scores or {}, metric) for run in self.runs])
+
+    def p_value(self, metric: str) -> float:
+        return self.p_values.get(metric, math.nan)
+
+    def of_seeds(self, metric: str) -> dict[str, float]:
+        """The scores that exist, by seed."""
+        values = {
+            str(run.fields.get("seed")): number(run.scores or {}, metric) for run in self.runs
+        }
+        return {seed: value for seed, value in values.items() if not math.isnan(value)}
 
     @property
     def parameters(self) -> int | None:
         """None where the runs disagree or do not say."""
-        counts = {number(run.final, "num_parameters") for run in self.runs}
+        counts = {number(run.result, "num_parameters") for run in self.runs}
         count = counts.pop()
         return None if counts or math.isnan(count) else int(count)
 
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half width: t(0.975, n - 1) * s / sqrt(n), s with n - 1; NaN for n = 1."""
-    n = len(values)
-    if n < 2:
-        return float(np.mean(values)), math.nan
-    t = scipy.stats.t.ppf(0.975, n - 1)
-    return float(np.mean(values)), float(t * np.std(values, ddof=1) / math.sqrt(n))
+    def cost(self, key: str) -> float:
+        """Mean over the seeds that state it; NaN if none does."""
+        values = [number(run.cost, key) for run in self.runs]
+        stated = [value for value in values if not math.isnan(value)]
+        return float(np.mean(stated)) if stated else math.nan
 
 
-def number(scores: dict[str, Any] | None, key: str) -> float:
-    value = (scores or {}).get(key)
-    return math.nan if value is None else float(value)
+def build(
+    root: pathlib.Path,
+    *,
+    split: str | None = None,
+    per_class: bool = False,
+    baseline: str | None = None,
+    mixed: bool = False,
+) -> tuple[list[str], list[Row], list[str]]:
+    """The fields that differ, the rows in their order, and which runs are in no row, and why.
 
+    split: whose evaluation_SPLIT.json the scores are; None: those of the end of training.
+    per_class: whether columns of each class's IoU follow.
+    baseline: FIELD=VALUE,... of the row to test against; None: the first.
+    mixed: whether runs that are not comparable may share the table.
 
-def read_json(path: pathlib.Path) -> dict[str, Any] | None:
-    """None where there is no such file, or a crash cut it off."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
+    Raises ValueError if there is no run, if runs are not comparable, or if the baseline is not one
+    row.
+    """
+    runs = find_runs(root, split)
+    scored = [run for run in runs if run.scores is not None]
+    notes = [f"{run.name}: {run.status}" for run in runs if run.scores is None]
+    comparable.measure(scored)
+    if not mixed:
+        comparable.refuse(comparable.conflicts(scored))
+    _name_roots(scored)
+    # The best checkpoint depends on how often one is looked for.
+    ignored = (OPERATIONAL - {"eval_every"} if split else OPERATIONAL) | {"seed"}
 
+    rows: dict[tuple[str, str], Row] = {}
+    for run, group in zip(scored, comparable.number_groups(scored), strict=True):
+        fixed = {path: value for path, value in run.fields.items() if path not in ignored}
+        row = rows.setdefault((group, json.dumps(fixed, sort_keys=True)), Row([], [], group=group))
+        seed = run.fields.get("seed")
+        twin = next((other for other in row.runs if other.fields.get("seed") == seed), None)
+        if twin is None:
+            row.runs.append(run)
+        else:  # not an independent sample: it would narrow the interval
+            notes.append(f"{run.name}: left out, it repeats the config and seed of {twin.name}")
 
-def read_curve(path: pathlib.Path) -> tuple[int, list[tuple[float, float]]]:
-    """The last step logged, and mean IoU by step; a step done again after a restart counts once."""
-    last, points = 0, {}
-    for record in workdir.read_records(path):
-        last = max(last, record["step"])
-        if not math.isnan(value := number(record, "eval/mean_iou")):
-            points[float(record["step"])] = value
-    return last, sorted(points.items())
-
-
-def read_run(folder: pathlib.Path, root: pathlib.Path) -> Run:
-    name = folder.relative_to(root).as_posix() if folder != root else root.resolve().name
-    config, result = read_json(folder / "config.json"), read_json(folder / "result.json")
-    last, curve = read_curve(folder / "metrics.jsonl")
-    fields = workdir.flatten(config or {})
-    status = (result or {}).get(
-        "status", f"unfinished, at step {last} of {fields.get('num_steps')}"
-    )
-    if config is None:
-        status = "its config.json cannot be read"
-    final = None
-    if status == "finished" and result:
-        final = {**result.get("final", {}), "num_parameters": result.get("num_parameters")}
-    return Run(name, fields, final, status, curve)
-
-
-def build(root: pathlib.Path) -> tuple[list[str], list[Row], list[str]]:
-    """The fields that differ, the rows in their order, and what a reader must know besides."""
-    runs = [read_run(path.parent, root) for path in sorted(root.rglob("config.json"))]
-    if not runs:
-        raise ValueError(f"no runs in {root}: no folder in it has a config.json")
-    notes = [f"{run.name}: {run.status}" for run in runs if run.final is None]
-
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        if run.final is not None:
-            fixed = {k: v for k, v in run.fields.items() if k not in OPERATIONAL | {"seed"}}
-            same = groups.setdefault(json.dumps(fixed, sort_keys=True), [])
-            twin = next((r for r in same if r.fields.get("seed") == run.fields.get("seed")), None)
-            if twin is None:
-                same.append(run)
-            else:  # not an independent sample: it would narrow the interval
-                notes.append(f"{run.name}: left out, it repeats the config and seed of {twin.name}")
-
-    ignored = OPERATIONAL | {"seed"}
-    configs = [group[0].fields for group in groups.values()]
+    configs = [row.runs[0].fields for row in rows.values()]
     paths = [path for path in dict.fromkeys(p for c in configs for p in c) if path not in ignored]
     differing = [p for p in paths if len({json.dumps(c.get(p, ABSENT)) for c in configs}) > 1]
-    rows = [
-        Row(runs, [text(runs[0].fields.get(path, ABSENT)) for path in differing])
-        for runs in sorted(
-            groups.values(), key=lambda runs: [order(runs[0].fields.get(p)) for p in differing]
+    ordered = sorted(
+        rows.values(),
+        key=lambda row: (
+            [order(int(row.group or 0))] + [order(row.runs[0].fields.get(p)) for p in differing]
+        ),
+    )
+    metrics = _columns([run for row in ordered for run in row.runs], per_class)
+    for row in ordered:
+        group = [row.group] if row.group else []
+        row.label = group + [text(row.runs[0].fields.get(path, ABSENT)) for path in differing]
+        row.metrics = metrics
+    fields = ["data", *differing] if ordered and ordered[0].group else differing
+    if len(ordered) == 1:  # one configuration: named by its folder
+        (row,) = ordered
+        row.label = [root.resolve().name if len(row.runs) > 1 else row.runs[0].name]
+    fields = fields or ["run"]
+    if ordered:
+        _test(ordered, find_row(fields, ordered, baseline) if baseline else ordered[0])
+    return fields, ordered, notes
+
+
+def find_row(fields: Sequence[str], rows: Sequence[Row], wanted: str) -> Row:
+    """The row of FIELD=VALUE,..., as the table shows them; ValueError if it is not exactly one.
+
+    The last words of a field's path will do: upsampling=bilinear.
+    """
+    # Values may have commas themselves: "model.skips=16, 8,loss=dice".
+    parts = [part.partition("=") for part in re.split(r",\s*(?=[\w.]+=)", wanted)]
+
+    def has(row: Row, name: str, value: str) -> bool:
+        return any(
+            f".{field}".endswith(f".{name.strip()}")
+            and "".join(label.split()) == "".join(value.split())
+            for field, label in zip(fields, row.label, strict=True)
         )
-    ]
-    if rows and not differing:  # one configuration: named by its folder
-        rows[0].label = [root.resolve().name if len(rows[0].runs) > 1 else rows[0].runs[0].name]
-    return differing or ["run"], rows, notes
+
+    found = [row for row in rows if all(has(row, name, value) for name, _, value in parts)]
+    if len(found) != 1:
+        listed = "\n".join(f"  {spelled(fields, row)}" for row in rows)
+        raise ValueError(
+            f"--baseline={wanted} must be one row, but is {len(found)} of these:\n{listed}"
+        )
+    return found[0]
+
+
+def spelled(fields: Sequence[str], row: Row) -> str:
+    """A row in words, as `find_row` reads them."""
+    return ",".join(f"{field}={label}" for field, label in zip(fields, row.label, strict=True))
 
 
 def order(value: Any) -> tuple[int, float, str]:
@@ -145,3 +174,48 @@ def text(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(text, value)) or "none"
     return "none" if value is None else str(value)
+
+
+def _name_roots(runs: Sequence[Run]) -> None:
+    """Makes data.root say which data it was: the same data may lie elsewhere on another machine.
+
+    None, unless there are several under one name and split: then the folder that the data lay in
+    for the first of the runs, with what tells it apart.
+    """
+
+    def names(run: Run) -> tuple[Any, Any]:
+        return run.fields.get("data.name"), run.fields.get("data.train_split")
+
+    found: dict[tuple[Any, Any], dict[str, str]] = {}
+    for run in runs:
+        roots = found.setdefault(names(run), {})
+        roots.setdefault(run.training_data, text(run.fields.get("data.root")))
+    for run in runs:
+        roots = found[names(run)]
+        data = run.training_data
+        run.fields["data.root"] = f"{roots[data]} ({data})" if len(roots) > 1 else None
+
+
+def _columns(runs: Sequence[Run], per_class: bool) -> dict[str, str]:
+    paths = list(dict.fromkeys(path for run in runs for path in run.scores or {}))
+    columns = METRICS | {path: name for path, name in BOUNDARY_METRICS.items() if path in paths}
+    if per_class:
+        prefix = "eval/iou/"
+        columns |= {p: f"IoU {p.removeprefix(prefix)}" for p in paths if p.startswith(prefix)}
+    return columns
+
+
+def _test(rows: Sequence[Row], baseline: Row) -> None:
+    """Sets p-values of all rows that are comparable with the baseline, Holm-corrected by metric."""
+    baseline.is_baseline = True
+    others = [row for row in rows if row is not baseline and row.group == baseline.group]
+    for metric in baseline.metrics:
+        theirs, p_values = baseline.of_seeds(metric), []
+        for row in others:
+            own = row.of_seeds(metric)
+            shared = [seed for seed in own if seed in theirs]
+            p_values.append(
+                statistics.paired_p_value([own[s] for s in shared], [theirs[s] for s in shared])
+            )
+        for row, p_value in zip(others, statistics.holm(p_values), strict=True):
+            row.p_values[metric] = p_value
