@@ -71,7 +71,8 @@ def test_commands_run_as_written(command, folder, tiny_folder):
     if module == "dense_jax.sweep":
         arguments.append("--list")  # 36 runs
     if module == "dense_jax.report":
-        arguments = [f"--workdir={folder}/runs"]  # of what was trained here
+        # Of what was trained here, on more than one dataset.
+        arguments = [f"--workdir={folder}/runs", "--mixed"]
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=REPOSITORY,

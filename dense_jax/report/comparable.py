@@ -69,7 +69,7 @@ def refuse(found: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
         return
     lines = []
     for what, values in found.items():
-        named = [f"{_cut(value)} ({_names(names)})" for value, names in values.items()]
+        named = [f"{_cut(value)} ({some(names)})" for value, names in values.items()]
         lines.append(f"  {what}: {'; '.join(named)}")
     if any(what.startswith(("evaluated data", "training data")) for what in found):
         lines.append(
@@ -113,7 +113,8 @@ def _evaluated_data(evaluation: Mapping[str, Any]) -> str | None:
 def _tiles(evaluation: Mapping[str, Any]) -> str | None:
     if "tile_size" not in evaluation:
         return None
-    return f"{_text(evaluation['tile_size'])}, margin {_text(evaluation.get('margin'))} pixels"
+    tile, margin = (_text(evaluation.get(key)) for key in ("tile_size", "margin"))
+    return f"{tile} pixels with a margin of {margin}"
 
 
 def _text(value: Any) -> str:
@@ -124,6 +125,7 @@ def _cut(value: str) -> str:
     return value if len(value) <= 120 else f"{value[:117]}..."
 
 
-def _names(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first three, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

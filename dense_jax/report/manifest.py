@@ -103,13 +103,13 @@ def remarks(fields: Sequence[str], rows: Sequence[Row]) -> list[str]:
             f"The baseline is {baseline}. Rows that share fewer than two seeds "
             "with it are not tested. There is no correction for the number of columns."
         )
-    commits = _distinct(_commit(run) for run in runs)
+    commits = _distinct(map(_short_commit, runs))
     if len(commits) > 1:
-        said.append(f"The runs are of {len(commits)} git commits: {', '.join(commits)}.")
+        said.append(f"The runs are not of one git commit, but of {', '.join(commits)}.")
     if changed := [run.name for run in runs if _commit(run).endswith("+")]:
         said.append(
-            "Made with changed files, so the commit alone does not give them again (+): "
-            f"{', '.join(changed)}."
+            f"{len(changed)} of {len(runs)} runs were made with changed files (+), so that their "
+            f"commit alone does not give them again: {comparable.some(changed)}."
         )
     return said
 

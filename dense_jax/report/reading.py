@@ -68,14 +68,14 @@ def read_run(folder: pathlib.Path, root: pathlib.Path, split: str | None) -> Run
             result.get("status", f"unfinished, at step {last} of {fields.get('num_steps')}")
         )
     if status == "finished":
-        final = result.get("final")
-        if not isinstance(final, dict):
-            final, status = None, "finished, but its result.json has no final scores"
+        final = mapping(result.get("final")) or None
+        if final is None:
+            status = "finished, but its result.json has no final scores"
     elif (folder / "failure.json").exists():
         failure = read_json(folder / "failure.json") or {}
         status = f"failed: {failure.get('error') or 'its failure.json does not say why'}"
     if split is not None and final is not None:
-        evaluation = read_json(folder / f"evaluation_{split}.json")
+        evaluation = read_json(folder / f"evaluation_{split}.json") or None
         if evaluation is None:
             command = ["python", "-m", "dense_jax.evaluate"]
             command += [f"--workdir={folder}", f"--split={split}"]

@@ -24,10 +24,10 @@ BOUNDARY_METRICS = {  # of `dense_jax.evaluate` only
     "eval/mean_boundary_iou": "boundary IoU",
 }
 NOTE = (
-    "Scores are of the labels' own pixels; ± is the half width of the 95 % t-interval over the "
-    "seeds; bold is the highest mean of its column, significant or not; * is a difference from the "
-    "baseline row with p < 0.05, two-sided paired t-test over the shared seeds, after Holm's "
-    "correction for the rows of its column."
+    "Scores are means over the seeds, on the labels' own pixels (–: a seed has none); ± is the half "
+    "width of the 95 % t-interval over the seeds; bold is the highest mean of its column, "
+    "significant or not; * is a difference from the baseline row with p < 0.05, two-sided paired "
+    "t-test over the shared seeds, after Holm's correction for the rows of its column."
 )
 ABSENT = "–"
 

@@ -29,14 +29,13 @@ COST_NOTE = (
 def table(fields: Sequence[str], rows: Sequence[Row]) -> Table:
     """The scores; bold is the best of a column, among rows that are comparable."""
     metrics = rows[0].metrics if rows else METRICS
+    scores = [{metric: row.score(metric) for metric in metrics} for row in rows]
     lines = [[(name, False) for name in (*fields, *metrics.values(), "seeds")]]
-    for row in rows:
+    for row, own in zip(rows, scores, strict=True):
         line = [(label, False) for label in row.label]
-        rivals = [other for other in rows if other.group == row.group]
-        for metric in metrics:
-            mean, half = row.score(metric)
-            means = [other.score(metric)[0] for other in rivals]
-            highest = float(np.fmax.reduce(means, initial=-np.inf))
+        rivals = [of for other, of in zip(rows, scores, strict=True) if other.group == row.group]
+        for metric, (mean, half) in own.items():
+            highest = float(np.fmax.reduce([of[metric][0] for of in rivals], initial=-np.inf))
             shown = ABSENT if math.isnan(mean) else f"{mean:.3f}"
             shown += "" if math.isnan(half) else f" ± {half:.3f}"
             shown += "*" if row.p_value(metric) < 0.05 else ""
