@@ -245,6 +245,16 @@ def test_the_same_data_elsewhere_is_the_same_row(tmp_path):
     assert len({run.config_hash for run in row.runs}) == 1
 
 
+def test_data_made_in_memory_is_known_by_its_name(tmp_path):
+    made = DATASET | {"fingerprint": None}
+    for seed, root in enumerate(["", "/unused"]):
+        data = {"name": "synthetic_of_a_kind", "root": root}
+        add(tmp_path, str(seed), files={"dataset": made}, seed=seed, data=data)
+    found = _, (row,), _ = runs.build(tmp_path)
+    assert len(row.runs) == 2
+    assert "training data: synthetic_of_a_kind, split train\n" in tables.to_markdown(*found)
+
+
 def test_the_training_split_may_be_an_axis(tmp_path):
     for split, fingerprint in (("train", FINGERPRINT), ("tenth", OTHER)):
         dataset = DATASET | {"fingerprint": fingerprint}

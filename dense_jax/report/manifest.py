@@ -139,7 +139,9 @@ def _version_text(run: Run) -> str:
 
 def _training_data(run: Run) -> str:
     name, split = run.fields.get("data.name"), run.fields.get("data.train_split")
-    return f"{name}, split {split}, fingerprint {run.training_data}"
+    # Data made in memory has no fingerprint but its name.
+    files = "" if run.training_data == name else f", fingerprint {run.training_data}"
+    return f"{name}, split {split}{files}"
 
 
 def _scored_on(run: Run) -> str:

@@ -42,7 +42,8 @@ class Run:
         """
         if not self.dataset:
             return f"unknown, at {self.fields.get('data.root')}"
-        return str(self.dataset.get("fingerprint") or self.fields.get("data.name"))[:12]
+        fingerprint = self.dataset.get("fingerprint")
+        return str(fingerprint)[:12] if fingerprint else str(self.fields.get("data.name"))
 
 
 def find_runs(root: pathlib.Path, split: str | None) -> list[Run]:
