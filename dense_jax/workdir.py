@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 # Fields that may change between two starts of a run: they do not change its numbers.
 OPERATIONAL = (
     *("checkpoint_every", "log_every", "eval.batch_size", "eval.num_pictures"),
-    *("data.workers", "data.cache", "data.verify"),
+    *("data.workers", "data.cache", "data.verify", "num_seeds"),
 )
 
 _LOG = logging.getLogger("dense_jax")

@@ -9,6 +9,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
 
     config.seed = 0  # of initial values, order and augmentation
+    # Trained side by side, each on its share of the devices: seed, seed + 1, ... in WORKDIR/seed=S.
+    config.num_seeds = 1
     config.num_steps = 300  # optimizer steps
     config.batch_size = 8  # images per step, over all hosts
     # Parts of the batch that a step takes one after the other, to save memory: loss and gradient

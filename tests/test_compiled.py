@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from dense_jax import mesh, train
+from dense_jax import logger, mesh, train
 from experiments import base
 
 BATCH = 8  # two images a device
@@ -30,7 +30,7 @@ def make_config(**model):
 
 def shapes_of(config):
     run = train.assemble(config, num_classes=3, num_channels=3)
-    return run, jax.eval_shape(run.init), train.batch_shapes(config, CANVAS, num_channels=3)
+    return run, run.shapes(), train.batch_shapes(config, CANVAS, num_channels=3)
 
 
 def compile_train_step(config, *, resident=False):
@@ -46,7 +46,8 @@ def compile_train_step(config, *, resident=False):
         batch = {"index": batch["index"], "row": jax.ShapeDtypeStruct((BATCH,), "int32")}
     devices = mesh.make_mesh()
     step = train.jit_train_step(run, devices, train.state_placement(config, state, devices))
-    return step.lower(state, batch, arrays).compile(), state
+    key = jax.eval_shape(jax.random.key, 0)
+    return step.lower(state, batch, key, arrays).compile(), state
 
 
 def collectives(compiled):
@@ -149,13 +150,13 @@ def test_nothing_is_compiled_after_the_first_step_and_the_first_evaluation(
         if "backend_compile" in event:
             compiled.append(event)
 
-    scalars = train.logger.Logger.scalars
+    scalars = logger.Logger.scalars
 
     def count(self, step, values):
         after[step] = len(compiled)
         scalars(self, step, values)
 
-    monkeypatch.setattr(train.logger.Logger, "scalars", count)
+    monkeypatch.setattr(logger.Logger, "scalars", count)
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         train.train(config, str(tmp_path))

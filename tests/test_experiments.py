@@ -33,9 +33,9 @@ def test_every_experiment_builds(path, arguments):
     config.batch_size = max(config.batch_size, jax.device_count())  # one per device
     train.check(config)
     run = train.assemble(config, num_classes=4, num_channels=3)
-    state = jax.eval_shape(run.init)
+    state = run.shapes()
     batch = train.batch_shapes(config, config.data.crop_size, num_channels=3)
-    new_state, metrics = jax.eval_shape(run.train_step, state, batch)
+    new_state, metrics = jax.eval_shape(run.train_step, state, batch, jax.random.key(0))
     assert jax.tree.structure(new_state) == jax.tree.structure(state)
     assert metrics["train/loss"].shape == ()
 
@@ -138,7 +138,7 @@ def test_what_needs_rgb_is_refused_on_grey_before_anything_is_computed(field):
     batch = train.batch_shapes(config, config.data.crop_size, num_channels=1)
     run = train.assemble(config, num_classes=2, num_channels=1)
     with pytest.raises(ValueError, match=f"augment.{field}=0.5 needs images of 3 channels"):
-        jax.eval_shape(run.train_step, jax.eval_shape(run.init), batch)
+        jax.eval_shape(run.train_step, run.shapes(), batch, jax.random.key(0))
 
 
 def test_a_frozen_encoder_has_no_learning_rate():
