@@ -3,7 +3,7 @@
 import copy
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -59,22 +59,20 @@ class Member:
             if "eval/mean_iou" in record and record["step"] < step
         }
 
-    def record(
-        self, step: int, values: dict[str, float], names: Sequence[str], learning_rate: float
-    ) -> None:
+    def record(self, step: int, values: Mapping[str, float], names: Iterable[str]) -> None:
         """Logs a step's metrics. Raises FloatingPointError, with the examples, if one is not finite.
 
         names: of the step's examples on this host.
         """
         if not all(map(math.isfinite, values.values())):
             raise FloatingPointError(
-                f"{self._title} step {step}: {values} is not finite. Its examples on this host: "
+                f"step {step}: {values} is not finite in {self.path}. Its examples on this host: "
                 f"{', '.join(names) or 'none'}. The last good checkpoint is that of step "
                 f"{max(self.latest.steps, default='none')}; lower optimizer.learning_rate or set "
-                "optimizer.grad_clip_norm".strip()
+                "optimizer.grad_clip_norm"
             )
         if step % self.config.log_every == 0:
-            self._log.scalars(step, values | {"train/learning_rate": learning_rate})
+            self._log.scalars(step, values)
         self._log.progress(step, loss=values["train/loss"])
 
     def score(
@@ -90,16 +88,17 @@ class Member:
         if not held or _rank(scores) > _rank(self._scores[held[-1]]):
             self.best.save(step, state)
 
-    def finish(self, **about: Any) -> None:
-        """Writes result.json: the final scores, the best ones, and what else there is to tell."""
+    def finish(self, num_parameters: int, cost: Mapping[str, Any]) -> None:
+        """Writes cost.json and then result.json, the final scores and the best ones."""
         last, best = self.config.num_steps, self.best.steps[-1]
         result = {
             "status": "finished",
-            **about,
+            "num_parameters": num_parameters,
             "final": {"step": last, **self._scores[last]},
             "best": {"step": best, **self._scores[best]},
         }
         if jax.process_index() == 0:
+            workdir.write_json(self.path / "cost.json", cost)
             workdir.write_json(self.path / "result.json", result)
         print(f"finished {self.path}: {summary(workdir.to_json(result))}")
 

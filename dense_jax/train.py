@@ -154,11 +154,13 @@ def train(config: ConfigDict, directory: str) -> None:
 
     def record(step: int, values: Mapping[str, jax.Array], names: Mapping[int, Any]) -> None:
         """Waits for a step's metrics, of all seeds, and records them."""
-        learning_rate = np.asarray(run.schedule(step - 1)).item()
+        shared = {}
+        if step % config.log_every == 0:
+            shared = {"train/learning_rate": np.asarray(run.schedule(step - 1)).item()}
         of_seeds = {name: np.atleast_1d(np.asarray(value)) for name, value in values.items()}
         for k, each in enumerate(job):
             of_seed = {name: value[k].item() for name, value in of_seeds.items()}
-            each.record(step, of_seed, names.get(k, ()), learning_rate)
+            each.record(step, of_seed | shared, names.get(k, ()))
 
     def save(step: int, state: steps.TrainState) -> None:
         for each in job:
@@ -245,7 +247,7 @@ def train(config: ConfigDict, directory: str) -> None:
         "peak_bytes": cost.memory(program)["peak"] if program else None,  # of a device, in training
     }
     for each in job:
-        each.finish(num_parameters=num_parameters, cost=needed)
+        each.finish(num_parameters, needed)
 
 
 class Run(NamedTuple):

@@ -4,6 +4,7 @@ config.json       the whole config, as nested objects
 dataset.json      class names, palette and number of channels: enough to predict without the data
 environment.json  versions, git commit and devices, of the run's latest start
 metrics.jsonl     one object per line: the step, and values by their path
+cost.json         FLOPs, memory and speed, written when the run is finished
 result.json       written when the run is finished
 """
 
