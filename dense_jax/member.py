@@ -75,6 +75,10 @@ class Member:
             self._log.scalars(step, values)
         self._log.progress(step, loss=values["train/loss"])
 
+    def save(self, step: int, state: Any) -> None:
+        """Saves the state to go on from."""
+        self.latest.save(step, state)
+
     def score(
         self, step: int, state: Any, scores: Mapping[str, float], picture: np.ndarray | None
     ) -> None:
@@ -114,9 +118,12 @@ def members(config: ConfigDict, path: epath.Path) -> list[Member]:
 
     Those of several seeds are WORKDIR/seed=S, S from config.seed on: workdirs like any other.
     """
-    workdir.compare(path, config)
     if config.num_seeds == 1:
         return [Member(path, config)]
+    if (path / "config.json").exists():
+        raise ValueError(
+            f"{path} is the workdir of one run: use another --workdir for num_seeds={config.num_seeds}"
+        )
     each = []
     for seed in range(config.seed, config.seed + config.num_seeds):
         of_seed = copy.deepcopy(config)

@@ -167,7 +167,7 @@ def train(config: ConfigDict, directory: str) -> None:
             each.best.wait()  # its scores are on disk: it must not be missing after a kill
             each.latest.wait()  # no seed is ever two checkpoints ahead of another
         for k, each in enumerate(job):
-            each.latest.save(step, one(state, k))
+            each.save(step, one(state, k))
 
     def evaluate(step: int, state: steps.TrainState) -> None:
         for k, each in enumerate(job):

@@ -102,8 +102,11 @@ def test_a_run_writes_what_it_promises(finished):
     names = {path.name for path in finished.iterdir()}
     assert names == {
         *("config.json", "dataset.json", "environment.json", "metrics.jsonl", "result.json"),
-        *("tensorboard", "pictures", "checkpoints"),
+        *("cost.json", "tensorboard", "pictures", "checkpoints"),
     }
+    cost = json.loads((finished / "cost.json").read_text())
+    assert cost.keys() == {"flops_per_image", "images_per_second", "peak_bytes"}
+    assert min(cost.values()) > 0
     records = workdir.read_records(finished / "metrics.jsonl")
     trained = [record["step"] for record in records if "train/loss" in record]
     evaluated = {record["step"]: record for record in records if "eval/mean_iou" in record}
