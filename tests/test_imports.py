@@ -80,7 +80,9 @@ def test_every_room_has_its_rule():
 def test_rooms_import_only_what_they_may(path):
     room = path.relative_to(REPOSITORY / "dense_jax").parts[0].removesuffix(".py")
     ours = {name.split(".")[1] for name in imported(path) if name.startswith("dense_jax.")}
-    assert ours <= ALLOWED[room]
+    # The summary is a command that lives with the models.
+    also = {"cost", "memory"} if path.name == "summary.py" else set()
+    assert ours <= ALLOWED[room] | also
 
 
 @pytest.mark.parametrize("folder", NEVER_JAX)
