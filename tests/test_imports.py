@@ -45,7 +45,7 @@ ALLOWED = {
     "memory": {"logger", "mesh", "startup", "train"},
     "predict": EVERYTHING - COMMANDS,
     "sweep": {"distributed"},
-    "report": {"boundary", "data", "plots", "predictions", "report", "workdir"},
+    "report": {"boundary", "data", "labels", "plots", "predictions", "report", "workdir"},
 }
 NEVER_JAX = (
     *("dense_jax/boundary.py", "dense_jax/objects.py", "dense_jax/per_image.py"),
