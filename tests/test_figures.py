@@ -1,10 +1,15 @@
 """The figures draw the numbers of the rows."""
 
+import shutil
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from dense_jax import boundary
 from dense_jax.report import figures, runs
+from tests.conftest import REPOSITORY
 from tests.reported import NASTY, write_dataset, write_runs
 
 
@@ -44,6 +49,14 @@ def test_all_are_written_twice_the_same(folder, found, tmp_path):
     assert contents[0] == contents[1]
     pdf = (tmp_path / "a" / "flops.pdf").read_bytes()
     assert b"/Subtype /Type3" not in pdf and b"/FontFile2" in pdf  # vector fonts
+
+
+def test_the_command_writes_them_and_says_nothing_else(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "runs")
+    command = [sys.executable, "-m", "dense_jax.report", f"--workdir={tmp_path / 'runs'}"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stderr == "" and len(done.stdout.splitlines()) == 1
+    assert (tmp_path / "runs" / "figures" / "by_loss.pdf").exists()
 
 
 def test_a_figure_whose_data_do_not_exist_is_not_written(folder):

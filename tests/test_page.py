@@ -171,6 +171,19 @@ def test_without_the_data_there_are_only_predictions_and_the_page_says_why(folde
     assert all(error is None for row in built["rows"] for error in row["errors"])
 
 
+def test_other_data_in_the_same_place_is_not_shown_as_the_truth(tmp_path):
+    write_dataset(tmp_path / "data")
+    write_runs(tmp_path / "runs", tmp_path / "data")
+    path = next((tmp_path / "data/labels/test").iterdir())
+    with Image.open(path) as label:
+        label.transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(path)
+    assert gallery.build(runs.build(tmp_path / "runs", "test")[1], 5)["images"][0]["truth"]
+    with Image.open(path) as label:
+        label.point(lambda value: min(value, 1)).save(path)  # what was ignored no longer is
+    built = gallery.build(runs.build(tmp_path / "runs", "test")[1], 5)
+    assert "now holds other images" in built["about"] and built["images"][0]["truth"] is None
+
+
 @pytest.mark.parametrize("ending", ["npz", "zip"])
 def test_rows_without_predictions_are_named(folder, tmp_path, ending):
     shutil.copytree(folder, tmp_path / "runs")

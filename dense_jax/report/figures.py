@@ -11,6 +11,7 @@ t-interval, where there are two seeds or more. by_FIELD and flops are of the fin
 the table's mean IoU; the others are of the evaluated ones.
 """
 
+import logging
 import math
 import pathlib
 import re
@@ -54,6 +55,8 @@ def write(folder: pathlib.Path, fields: Sequence[str], rows: Sequence[Row]) -> l
     """Writes the figures; the same numbers give the same bytes."""
     from matplotlib import rc_context
 
+    # By which it tells of every step of embedding a font.
+    logging.getLogger("fontTools").setLevel(logging.WARNING)
     paths = []
     with rc_context(STYLE):
         for name, figure in draw(fields, rows):

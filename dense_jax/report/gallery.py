@@ -6,6 +6,8 @@ come from the dataset; without it, only predictions are shown.
 
 import base64
 import io
+import math
+import pathlib
 import zipfile
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -27,11 +29,13 @@ class Evaluated(NamedTuple):
     row: int
     run: Run
     names: tuple[str, ...]  # of the split's images
-    scores: np.ndarray  # mean IoU of each image alone
+    matrices: np.ndarray  # confusion matrices, [n, c, c]
+    pictures: pathlib.Path
 
     @property
-    def pictures(self):
-        return self.run.folder / f"evaluation_{(self.run.evaluation or {})['split']}.zip"
+    def truth(self) -> np.ndarray:
+        """Pixels of each class in each image's label, [n, c]."""
+        return self.matrices.sum(axis=2)
 
 
 def build(rows: Sequence[Row], limit: int) -> dict[str, Any] | None:
@@ -41,15 +45,18 @@ def build(rows: Sequence[Row], limit: int) -> dict[str, Any] | None:
     images are shown together. None if there are none.
     """
     found = [one for i, row in enumerate(rows) if (one := _evaluated(i, row)) is not None]
-    shown = [one for one in found if one.names == found[0].names]
-    if not shown or limit < 1:
+    if not found or limit < 1:
         return None
-    first = shown[0]
-    numbers = np.argsort(first.scores)[:limit].tolist()  # without a score: last
+    first = found[0]
+    shown = [
+        one for one in found if one.names == first.names and np.array_equal(one.truth, first.truth)
+    ]
+    numbers = np.argsort(mean_iou(first.matrices))[:limit].tolist()  # without a score: last
     evaluation = first.run.evaluation or {}
     dataset = read_json(first.run.folder / "dataset.json") or {}
-    palette = np.array(dataset["palette"], np.uint8)
-    examples, missing = _examples(evaluation, first.names, numbers)
+    classes = evaluation["class_names"]
+    palette = np.array(dataset.get("palette", plots.default_palette(len(classes))), np.uint8)
+    examples, missing = _examples(first, numbers)
 
     images: list[dict[str, Any]] = []
     truths: list[np.ndarray | None] = []
@@ -65,7 +72,7 @@ def build(rows: Sequence[Row], limit: int) -> dict[str, Any] | None:
     return {
         "about": _about(rows, shown, len(numbers), missing),
         "legend": [
-            *zip(evaluation["class_names"], palette.tolist(), strict=True),
+            *zip(classes, palette.tolist(), strict=True),
             ("ignored", plots.IGNORED_COLOUR),
         ],
         "images": images,
@@ -78,11 +85,11 @@ def _evaluated(i: int, row: Row) -> Evaluated | None:
     for run in row.runs:
         if run.evaluation:
             try:
-                path = run.folder / f"evaluation_{run.evaluation['split']}.npz"
-                with np.load(path) as kept:
+                path = run.folder / f"evaluation_{run.evaluation['split']}.zip"
+                with np.load(path.with_suffix(".npz")) as kept:
                     names = tuple(kept["names"].tolist())
-                    one = Evaluated(i, run, names, mean_iou(kept["confusion_matrices"]))
-                if zipfile.is_zipfile(one.pictures):
+                    one = Evaluated(i, run, names, kept["confusion_matrices"], path)
+                if zipfile.is_zipfile(path):
                     return one
             except (OSError, KeyError, ValueError, zipfile.BadZipFile):
                 continue  # cut off while it was copied
@@ -98,16 +105,20 @@ def mean_iou(matrices: np.ndarray) -> np.ndarray:
         return total / np.sum(union > 0, axis=1)
 
 
-def _examples(
-    evaluation: dict[str, Any], names: tuple[str, ...], numbers: Sequence[int]
-) -> tuple[list[dict[str, Any] | None], str]:
+def _examples(one: Evaluated, numbers: Sequence[int]) -> tuple[list[dict[str, Any] | None], str]:
     """The examples, and why they are None if they are."""
+    evaluation = one.run.evaluation or {}
     try:
         where = evaluation["dataset"], evaluation["root"], evaluation["split"]
         source = data.open_dataset(*where)
-        if source.names != names:
+        examples = [source[i] for i in numbers if source.names == one.names]
+        counts = [
+            np.bincount(example["label"].ravel(), minlength=IGNORE_LABEL + 1)
+            for example in examples
+        ]
+        if [list(each[: source.num_classes]) for each in counts] != one.truth[numbers].tolist():
             raise ValueError(f"{evaluation['root']} now holds other images")
-        return [source[i] for i in numbers], ""
+        return list(examples), ""
     except (ValueError, OSError) as error:
         return [None] * len(numbers), str(error)
 
@@ -118,7 +129,8 @@ def _about(rows: Sequence[Row], shown: Sequence[Evaluated], num_images: int, mis
     about = (
         f"{num_images} of the {len(first.names)} images of {split}: those that row {first.row + 1} "
         "does worst on, by the mean IoU of the image alone. Each row is shown by one seed, from the "
-        f"checkpoint that was evaluated; pictures are at most {LONGEST} pixels long."
+        f"checkpoint that was evaluated, in the order of the left one's scores; pictures are at most "
+        f"{LONGEST} pixels long."
     )
     if missing:
         about += f" Only predictions are shown, since the data is not here: {missing}."
@@ -146,10 +158,11 @@ def _of_row(
             guess = np.where(valid, guess, IGNORE_LABEL)
         pictures.append(_classes_uri(guess, palette))
         errors.append(wrong)
+    scores = mean_iou(one.matrices)[numbers].tolist()
     return {
         "row": one.row,
         "label": f"{one.row + 1}: {', '.join(row.label)}",
-        "scores": [None if np.isnan(one.scores[i]) else float(one.scores[i]) for i in numbers],
+        "scores": [None if math.isnan(score) else score for score in scores],
         "predictions": pictures,
         "errors": errors,
     }

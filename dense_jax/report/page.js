@@ -7,11 +7,14 @@ function make(tag, properties = {}, ...children) {
 }
 
 // The row that the mouse, or else the keyboard, is at is lit in the table and in all charts.
+let lit;
 function light(event) {
   const under = event.type === "mouseover" ? event.target : null;
   const at = under?.closest("[data-row]") ?? document.activeElement.closest("[data-row]");
+  if (at?.dataset.row === lit) return;
+  lit = at?.dataset.row;
   for (const element of document.querySelectorAll("[data-row]"))
-    element.classList.toggle("lit", element.dataset.row === at?.dataset.row);
+    element.classList.toggle("lit", element.dataset.row === lit);
   document.body.classList.toggle("some-lit", at !== null);
 }
 for (const type of ["mouseover", "focusin", "focusout"])
