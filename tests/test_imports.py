@@ -26,6 +26,7 @@ ALLOWED = {
     "colour": set(),
     "tiles": {"labels"},
     "plots": {"labels"},
+    "predictions": {"plots"},
     "steps": set(),
     "normalise": set(),
     "optim": set(),
@@ -47,11 +48,17 @@ ALLOWED = {
     "memory": {"cost", "logger", "mesh", "startup", "train"},
     "predict": EVERYTHING - COMMANDS,
     "sweep": {"distributed"},
-    "report": {"plots", "report", "workdir"},
+    "report": {"boundary", "data", "labels", "plots", "predictions", "report", "workdir"},
 }
 NEVER_JAX = (
     *("dense_jax/boundary.py", "dense_jax/objects.py", "dense_jax/per_image.py"),
-    *("dense_jax/processes.py", "dense_jax/data", "dense_jax/sweep.py", "experiments"),
+    *(
+        "dense_jax/processes.py",
+        "dense_jax/predictions.py",
+        "dense_jax/data",
+        "dense_jax/sweep.py",
+        "experiments",
+    ),
 )
 
 

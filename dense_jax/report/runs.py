@@ -34,6 +34,8 @@ class Run:
     final: dict[str, Any] | None  # None: not finished
     status: str
     curve: list[tuple[float, float]]  # (step, mean IoU), in the order of steps
+    folder: pathlib.Path
+    evaluation: dict[str, Any] | None  # evaluation_SPLIT.json
 
 
 @dataclasses.dataclass
@@ -85,7 +87,7 @@ def read_curve(path: pathlib.Path) -> tuple[int, list[tuple[float, float]]]:
     return last, sorted(points.items())
 
 
-def read_run(folder: pathlib.Path, root: pathlib.Path) -> Run:
+def read_run(folder: pathlib.Path, root: pathlib.Path, split: str) -> Run:
     name = folder.relative_to(root).as_posix() if folder != root else root.resolve().name
     config, result = read_json(folder / "config.json"), read_json(folder / "result.json")
     last, curve = read_curve(folder / "metrics.jsonl")
@@ -97,13 +99,18 @@ def read_run(folder: pathlib.Path, root: pathlib.Path) -> Run:
         status = "its config.json cannot be read"
     final = None
     if status == "finished" and result:
-        final = {**result.get("final", {}), "num_parameters": result.get("num_parameters")}
-    return Run(name, fields, final, status, curve)
+        final = {
+            **result.get("final", {}),
+            "num_parameters": result.get("num_parameters"),
+            "cost": result.get("cost"),
+        }
+    evaluation = read_json(folder / f"evaluation_{split}.json")
+    return Run(name, fields, final, status, curve, folder, evaluation)
 
 
-def build(root: pathlib.Path) -> tuple[list[str], list[Row], list[str]]:
+def build(root: pathlib.Path, split: str = "val") -> tuple[list[str], list[Row], list[str]]:
     """The fields that differ, the rows in their order, and what a reader must know besides."""
-    runs = [read_run(path.parent, root) for path in sorted(root.rglob("config.json"))]
+    runs = [read_run(path.parent, root, split) for path in sorted(root.rglob("config.json"))]
     if not runs:
         raise ValueError(f"no runs in {root}: no folder in it has a config.json")
     notes = [f"{run.name}: {run.status}" for run in runs if run.final is None]
