@@ -43,12 +43,14 @@ ALLOWED = {
     "evaluate": EVERYTHING - COMMANDS,
     "memory": {"logger", "mesh", "startup", "train"},
     "predict": EVERYTHING - COMMANDS,
-    "sweep": {"distributed"},
+    "sweep": {"distributed", "jobs"},
+    "jobs": set(),
     "report": {"plots", "report", "workdir"},
 }
 NEVER_JAX = (
     *("dense_jax/boundary.py", "dense_jax/objects.py", "dense_jax/per_image.py"),
-    *("dense_jax/processes.py", "dense_jax/data", "dense_jax/sweep.py", "experiments"),
+    *("dense_jax/processes.py", "dense_jax/data", "dense_jax/sweep.py", "dense_jax/jobs.py"),
+    *("experiments",),
 )
 
 
