@@ -23,6 +23,7 @@ import os
 import re
 import shlex
 import sys
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -181,7 +182,7 @@ def remember(directory: epath.Path, started: dict[str, Any]) -> list[str]:
             )
     text = json.dumps(new | {"runs": begun | new["runs"]}, indent=2) + "\n"
     directory.mkdir(parents=True, exist_ok=True)
-    unfinished = directory / f"sweep.json.{os.getpid()}"  # several may start at once, by --index
+    unfinished = directory / f"sweep.json.{uuid.uuid4().hex}"  # others may start now, by --index
     unfinished.write_text(text)
     unfinished.replace(path)
     return [name for name in begun if name not in new["runs"]]

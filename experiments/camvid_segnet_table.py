@@ -60,13 +60,13 @@ def get_config(size: str = "full"):
     config = segnet_basic.get_config()
     config.model.decoder_relu = None
     if size == "reduced":
-        config.num_steps = 300
+        config.num_steps = 1000
         config.batch_size = 4
         config.model.widths = (16, 16, 16, 16)
         config.data.resolution = 0.5
         config.data.crop_size = (180, 240)
-        config.eval_every = 100
-        config.checkpoint_every = 100
+        config.eval_every = 250
+        config.checkpoint_every = 250
         config.log_every = 10
     elif size != "full":
         raise ValueError(f"the size {size!r} must be full or reduced")
