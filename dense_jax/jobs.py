@@ -172,12 +172,12 @@ class Progress:
             )
         elif error is not None:
             self.say(f"{self._where(job)}: {how}")
-        self._bar.update()
+        self._bar.n = self._num_done
         self.refresh()
 
     def refresh(self) -> None:
-        failed = f"{self._num_failed} failed; " if self._num_failed else ""
-        self._bar.set_postfix_str(f"{failed}now {' '.join(self._started)}")
+        failed = [f"{self._num_failed} failed"] if self._num_failed else []
+        self._bar.set_postfix_str(", ".join([*failed, *self._started]))
 
     def close(self) -> None:
         self._bar.close()
@@ -201,16 +201,19 @@ def run_all(
     logs: False leaves output in the terminal, where several processes are one run.
     """
     waiting = collections.deque(job for job in jobs if job.commands)
-    failures: dict[str, tuple[int, str]] = {}
+    failures: list[str] = []
     interrupted: list[str] = []
     progress = Progress(jobs)
 
     def work(share: Share) -> None:
         if share.cores:
             os.sched_setaffinity(0, share.cores)  # this thread's, and so of all it starts
-        while waiting and not runner.stopped:
-            with contextlib.suppress(IndexError):  # another thread was faster
-                run_one(waiting.popleft(), share)
+        while not runner.stopped:
+            try:
+                job = waiting.popleft()
+            except IndexError:  # none is left
+                return
+            run_one(job, share)
 
     def run_one(job: Job, share: Share) -> None:
         progress.start(job)
@@ -223,15 +226,20 @@ def run_all(
                 runner.stop()
                 return
             if code:
-                failures[job.name] = code, error
+                see = f", see {job.workdir / LOG}" if logs else ""
+                failures.append(f"  {job.name}: {error} (exit code {code}){see}")
                 text = json.dumps({"exit_code": code, "error": error}, indent=2)
                 (job.workdir / FAILURE).write_text(text + "\n")
         progress.end(job, error if code else None)
 
-    with contextlib.closing(progress), concurrent.futures.ThreadPoolExecutor() as pool:
+    with contextlib.closing(progress), concurrent.futures.ThreadPoolExecutor(len(shares)) as pool:
         running = [pool.submit(work, share) for share in shares]
+        said = False
         while concurrent.futures.wait(running, timeout=1).not_done:
             progress.refresh()
+            if runner.stopped and not said:
+                progress.say("stopping: the runs save; the same signal again kills them")
+                said = True
     for worker in running:
         worker.result()  # raises what it raised
     if runner.stopped:
@@ -241,12 +249,7 @@ def run_all(
     if failures:
         print(
             f"{len(failures)} of {len(jobs)} runs failed; the same command tries them again:",
-            *(
-                f"  {job.name}: {failures[job.name][1]} (exit code {failures[job.name][0]})"
-                + (f", see {job.workdir / LOG}" if logs else "")
-                for job in jobs
-                if job.name in failures
-            ),
+            *failures,
             sep="\n",
             file=sys.stderr,
         )
