@@ -14,18 +14,20 @@ from dense_jax import losses, sweep, train, workdir
 from experiments import base, unet_ce, unet_dice
 from tests.conftest import REPOSITORY
 
-PATHS = sorted((REPOSITORY / "experiments").glob("[!_]*.py"))
-SIZES = {"camvid_unet": "reduced", "camvid_segnet_table": "reduced", "ablation_grid": "full"}
-CONFIGS = [(path, ()) for path in PATHS] + [
-    (REPOSITORY / "experiments" / f"{name}.py", (size,)) for name, size in SIZES.items()
-]
-
 
 def load(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+PATHS = sorted((REPOSITORY / "experiments").glob("[!_]*.py"))
+SIZES = {"camvid_unet": "reduced", "camvid_segnet_table": "reduced", "ablation_grid": "full"}
+# Some sweeps have the config of another file.
+CONFIGS = [(path, ()) for path in PATHS if load(path).get_config.__module__ == path.stem] + [
+    (REPOSITORY / "experiments" / f"{name}.py", (size,)) for name, size in SIZES.items()
+]
 
 
 @pytest.mark.parametrize(
