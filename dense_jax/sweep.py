@@ -69,6 +69,7 @@ def run_name(override: Override, sweep: Sequence[Override]) -> str:
         for path in paths
         if path in ("seed", "label") or (_differs(path, sweep) and not _follows(path, sweep))
     ]
+    named.sort(key="seed".__eq__)  # last, wherever the list has it
     parts = [f"{_short(p, named)}={_text(override[p])}" for p in named if p in override]
     return ",".join(parts) or "default"
 

@@ -33,12 +33,12 @@ def get_config(size: str = "quick"):
 
 
 def get_sweep():
-    """With bilinear interpolation, nothing is learned on the way up but the convolutions."""
+    """All with one seed before the next, so that there is a table early."""
     return sweep.grid(
         **{
+            "seed": SEEDS,
             "model.upsampling": ["bilinear", "max_unpool", "transposed_conv", "pixel_shuffle"],
             "model.skips": [(), (4,), (4, 2, 1)],
             "loss": ["cross_entropy", "soft_dice"],
-            "seed": SEEDS,
         }
     )

@@ -16,6 +16,6 @@ def get_sweep():
     losses = ["cross_entropy", "soft_dice", "dice_ce", "focal"]
     return [
         run | balancing
+        for run in sweep.grid(seed=SEEDS, loss=losses)
         for balancing in ({}, {"loss_options.class_weights": "median_frequency"})
-        for run in sweep.grid(loss=losses, seed=SEEDS)
     ]

@@ -14,4 +14,4 @@ __all__ = ["get_config", "get_sweep"]
 def get_sweep():
     """Skips are strides in pixels; the deepest features are at stride 8."""
     skips = [(), (4,), (2,), (1,), (4, 2), (4, 2, 1)]
-    return sweep.grid(**{"model.skips": skips, "seed": SEEDS})
+    return sweep.grid(**{"seed": SEEDS, "model.skips": skips})

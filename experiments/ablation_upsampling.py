@@ -19,5 +19,5 @@ METHODS = (
 def get_sweep():
     """Without skips, what the upsampling cannot place is lost."""
     return sweep.grid(
-        **{"model.upsampling": METHODS, "model.skips": [(4, 2, 1), ()], "seed": SEEDS}
+        **{"seed": SEEDS, "model.upsampling": METHODS, "model.skips": [(4, 2, 1), ()]}
     )

@@ -74,10 +74,10 @@ def get_config(size: str = "full"):
 
 
 def get_sweep():
-    """In the order of the paper's table."""
+    """In the order of the paper's table; all with one seed before the next."""
     return [
         {"label": label} | fields | balancing | seed
+        for seed in sweep.grid(seed=range(3))
         for label, fields in VARIANTS.items()
         for balancing in BALANCING
-        for seed in sweep.grid(seed=range(3))
     ]

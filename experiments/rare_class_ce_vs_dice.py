@@ -30,4 +30,4 @@ def get_sweep():
         {"loss": "dice_ce"},
         {"loss": "focal"},
     ]
-    return [answer | seed for answer in answers for seed in sweep.grid(seed=range(5))]
+    return [seed | answer for seed in sweep.grid(seed=range(5)) for answer in answers]

@@ -136,9 +136,9 @@ def test_a_label_stands_for_all_that_goes_with_it():
     runs = [
         variant | more for variant in variants for more in sweep.grid(seed=[0], loss=["a", "b"])
     ]
-    assert sweep.run_names(runs)[0] == "label=FCN-8s,seed=0,loss=a"
+    assert sweep.run_names(runs)[0] == "label=FCN-8s,loss=a,seed=0"
     runs.append({"label": "U-Net", "model.name": "unet", "model.skips": (), "seed": 0, "loss": "b"})
-    assert sweep.run_names(runs)[-1] == "label=U-Net,skips=none,seed=0,loss=b"
+    assert sweep.run_names(runs)[-1] == "label=U-Net,skips=none,loss=b,seed=0"
 
 
 STARTED = {
