@@ -143,15 +143,21 @@ def state(workdir: epath.Path) -> str:
     """`finished`, `failed`, `unfinished` (started, so it resumes) or `new`."""
     if (workdir / jobs.FAILURE).exists():
         return "failed"
-    if _read_json(workdir / "result.json").get("status") == "finished":
+    if is_finished(workdir):
         return "finished"
     return "unfinished" if workdir.exists() else "new"
+
+
+def is_finished(workdir: epath.Path) -> bool:
+    return _read_json(workdir / "result.json").get("status") == "finished"
 
 
 def is_evaluated(workdir: epath.Path, split: str) -> bool:
     """Whether the split was scored after the run was finished."""
     evaluation, result = workdir / f"evaluation_{split}.json", workdir / "result.json"
-    return evaluation.exists() and os.path.getmtime(evaluation) >= os.path.getmtime(result)
+    if not is_finished(workdir) or not evaluation.exists():
+        return False
+    return os.path.getmtime(evaluation) >= os.path.getmtime(result)
 
 
 def remember(directory: epath.Path, started: dict[str, Any]) -> list[str]:
@@ -267,10 +273,9 @@ def main(argv: Sequence[str]) -> int:
         train = [f"--config={args.config}", *peers, f"--workdir={workdir}", *change]
         score = [f"--workdir={workdir}", f"--split={args.evaluate}"]
         commands = []
-        is_finished = _read_json(workdir / "result.json").get("status") == "finished"
-        if not is_finished:
+        if not is_finished(workdir):
             commands.append([sys.executable, "-m", "dense_jax.main", *train])
-        if args.evaluate and not (is_finished and is_evaluated(workdir, args.evaluate)):
+        if args.evaluate and not is_evaluated(workdir, args.evaluate):
             commands.append([sys.executable, "-m", "dense_jax.evaluate", *score])
         return jobs.Job(name, workdir, commands)
 
