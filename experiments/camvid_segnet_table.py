@@ -23,7 +23,7 @@ convolutions of 8x8 that start as bilinear interpolation and have a bias; no oth
 norm follows. Without reduction, these have 64 channels, and the only scores are the last.
 
 The full size was not run yet. `--config=experiments/camvid_segnet_table.py:reduced` is what two CPU
-cores can do: half the resolution and 16 channels.
+cores can do, about 4 minutes a run: half the resolution, 16 channels, and a learning rate that falls.
 """
 
 from dense_jax import sweep
@@ -65,6 +65,7 @@ def get_config(size: str = "full"):
         config.model.widths = (16, 16, 16, 16)
         config.data.resolution = 0.5
         config.data.crop_size = (180, 240)
+        config.optimizer.schedule = "cosine"  # at a constant rate, so short a run ends anywhere
         config.eval_every = 250
         config.checkpoint_every = 250
         config.log_every = 10
