@@ -47,18 +47,14 @@ ALLOWED = {
     "evaluate": EVERYTHING - COMMANDS,
     "memory": {"cost", "logger", "mesh", "startup", "train"},
     "predict": EVERYTHING - COMMANDS,
-    "sweep": {"distributed"},
+    "sweep": {"distributed", "jobs"},
+    "jobs": set(),
     "report": {"boundary", "data", "labels", "plots", "predictions", "report", "workdir"},
 }
 NEVER_JAX = (
     *("dense_jax/boundary.py", "dense_jax/objects.py", "dense_jax/per_image.py"),
-    *(
-        "dense_jax/processes.py",
-        "dense_jax/predictions.py",
-        "dense_jax/data",
-        "dense_jax/sweep.py",
-        "experiments",
-    ),
+    *("dense_jax/processes.py", "dense_jax/predictions.py", "dense_jax/data"),
+    *("dense_jax/sweep.py", "dense_jax/jobs.py", "experiments"),
 )
 
 
