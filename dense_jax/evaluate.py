@@ -261,23 +261,24 @@ def markdown(evaluation: Mapping[str, Any]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Evaluates and prints the table."""
+    """Evaluates, every seed where there are several, and prints the tables."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     logger.show_own_lines()
     startup.keep_programs()
     args = flags.FLAGS
-    evaluation = evaluate(
-        args.workdir,
-        args.split,
-        args.checkpoint,
-        batch_size=args.batch_size,
-        tile_size=args.tile_size and [int(length) for length in args.tile_size],
-        margin=args.margin,
-        boundaries=args.boundaries,
-        foreground=args.foreground,
-    )
-    print(markdown(evaluation))
+    for path in workdir.runs(args.workdir):
+        evaluation = evaluate(
+            str(path),
+            args.split,
+            args.checkpoint,
+            batch_size=args.batch_size,
+            tile_size=args.tile_size and [int(length) for length in args.tile_size],
+            margin=args.margin,
+            boundaries=args.boundaries,
+            foreground=args.foreground,
+        )
+        print(markdown(evaluation))
 
 
 if __name__ == "__main__":

@@ -149,11 +149,15 @@ def state(workdir: epath.Path) -> str:
 
 
 def is_finished(workdir: epath.Path) -> bool:
+    if seeds := list(workdir.glob("seed=*")):  # of a run with num_seeds
+        return all(map(is_finished, seeds))
     return _read_json(workdir / "result.json").get("status") == "finished"
 
 
 def is_evaluated(workdir: epath.Path, split: str) -> bool:
     """Whether the split was scored after the run was finished."""
+    if seeds := list(workdir.glob("seed=*")):
+        return all(is_evaluated(seed, split) for seed in seeds)
     evaluation, result = workdir / f"evaluation_{split}.json", workdir / "result.json"
     if not is_finished(workdir) or not evaluation.exists():
         return False

@@ -100,6 +100,12 @@ def compare_dataset(workdir: epath.PathLike, dataset: Mapping[str, Any]) -> None
         _LOG.warning("the dataset's files are not those that %s was started on", path.parent)
 
 
+def runs(directory: epath.PathLike) -> list[epath.Path]:
+    """The workdirs of the runs that one command trained: the directory, or those of its seeds."""
+    path = epath.Path(directory)
+    return sorted(path.glob("seed=*")) or [path]
+
+
 def read(workdir: epath.PathLike, name: str) -> Any:
     """One of the JSON files. Raises ValueError if this is no workdir of a run."""
     path = epath.Path(workdir) / name

@@ -118,6 +118,19 @@ def test_the_state_of_a_run(tmp_path):
     assert sweep.state(folder) == "failed"
 
 
+def test_a_run_of_several_seeds_is_finished_when_all_are(tmp_path):
+    folder = epath.Path(tmp_path)
+    finish(tmp_path / "seed=0")
+    (tmp_path / "seed=1").mkdir()
+    assert sweep.state(folder) == "unfinished"
+    finish(tmp_path / "seed=1")
+    assert sweep.state(folder) == "finished"
+    assert not sweep.is_evaluated(folder, "test")
+    for seed in (0, 1):
+        (tmp_path / f"seed={seed}" / "evaluation_test.json").touch()
+    assert sweep.is_evaluated(folder, "test")
+
+
 def test_scores_older_than_the_run_are_not_its_own(tmp_path):
     folder = epath.Path(tmp_path)
     finish(tmp_path)
