@@ -207,9 +207,10 @@ class Ours:
 
         @functools.partial(jax.jit, donate_argnums=0)
         def train_step(state, batch, resident):
-            return run.train_step(state, device_cache.gather(resident, batch))
+            return run.train_step(state, device_cache.gather(resident, batch), key)
 
-        state = jax.jit(run.init, out_shardings=mesh.replicated(self.devices))()
+        key = jax.random.key(self.config.seed)
+        state = jax.jit(run.init, out_shardings=mesh.replicated(self.devices))(key)
         seconds: tuple[list[float], list[float]] = [], []
         with contextlib.ExitStack() as stack:
             batches = self.stream(stack, self.numbers)

@@ -29,7 +29,14 @@ class Checkpoints:
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(max_to_keep=self._max_to_keep)
+        # What several directories of a run write at once must not meet at the same barriers.
+        prefix = "-".join(self.directory.parts[-3:])
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._max_to_keep,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                barrier_sync_key_prefix=prefix
+            ),
+        )
         return ocp.CheckpointManager(self.directory, options=options)
 
     @property

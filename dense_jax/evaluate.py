@@ -1,9 +1,9 @@
 """Scores a trained workdir: python -m dense_jax.evaluate --workdir=DIR [--split=test].
 
-Writes DIR/evaluation_SPLIT.json and .md, and .npz with what was counted of each image. Every valid
-pixel of the split is counted exactly once, at the labels' own resolution; ignored pixels count
-nowhere. A class that is neither in the labels nor predicted has no score (null), is named, and is
-left out of the means.
+Writes DIR/evaluation_SPLIT.json and .md, .npz with the name of each image and what was counted of
+it, and .zip with the predicted class maps, as PNG files in the classes' colours. Every valid pixel of the split
+is counted exactly once, at the labels' own resolution; ignored pixels count nowhere. A class that is
+neither in the labels nor predicted has no score (null), is named, and is left out of the means.
 
 Region scores, boundary_iou and trimap_mean_iou/PIXELS are of all pixels of the split together;
 boundary_f1, hausdorff95, average_surface_distance, rand_score and information_score are means over
@@ -26,6 +26,8 @@ from dense_jax import (
     logger,
     metrics,
     per_image,
+    plots,
+    predictions,
     scoring,
     startup,
     tallies,
@@ -90,16 +92,30 @@ def evaluate(
         loaded.run.context,
     )
     eval_step = train.jit_eval_step(loaded.run, loaded.mesh)
+    path = epath.Path(directory) / f"evaluation_{split}.json"
     with contextlib.ExitStack() as stack:
         pool = per_image.Pool(source.num_classes, classes) if boundaries else None
+        write = None
         if pool:
             stack.callback(pool.close)
+        if jax.process_index() == 0:
+            written = predictions.writing(
+                path.with_suffix(".zip"), source.names, plots.palette_of(source)
+            )
+            write = stack.enter_context(written)
+
+        def receive(i: int, prediction: np.ndarray, label: np.ndarray) -> None:
+            if pool:
+                pool.submit(i, prediction, label)
+            if write:
+                write(i, prediction)
+
         matrices = scoring.score(
             eval_step,
             loaded.variables,
             tiles,
             mesh=loaded.mesh,
-            receive=pool.submit if pool else None,
+            receive=receive if pool or write else None,
             batch_size=batch_size or config.eval.batch_size,
             workers=config.data.workers,
         )
@@ -136,11 +152,10 @@ def evaluate(
         "confusion_matrix": matrices.sum(axis=0, dtype=np.int64),
     }
     if jax.process_index() == 0:
-        path = epath.Path(directory) / f"evaluation_{split}.json"
         workdir.write_json(path, evaluation)
         path.with_suffix(".md").write_text(markdown(evaluation))
         with path.with_suffix(".npz").open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **counted)
+            np.savez_compressed(file, allow_pickle=False, names=np.array(source.names), **counted)
     return evaluation
 
 
@@ -246,23 +261,24 @@ def markdown(evaluation: Mapping[str, Any]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Evaluates and prints the table."""
+    """Evaluates, every seed where there are several, and prints the tables."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     logger.show_own_lines()
     startup.keep_programs()
     args = flags.FLAGS
-    evaluation = evaluate(
-        args.workdir,
-        args.split,
-        args.checkpoint,
-        batch_size=args.batch_size,
-        tile_size=args.tile_size and [int(length) for length in args.tile_size],
-        margin=args.margin,
-        boundaries=args.boundaries,
-        foreground=args.foreground,
-    )
-    print(markdown(evaluation))
+    for path in workdir.runs(args.workdir):
+        evaluation = evaluate(
+            str(path),
+            args.split,
+            args.checkpoint,
+            batch_size=args.batch_size,
+            tile_size=args.tile_size and [int(length) for length in args.tile_size],
+            margin=args.margin,
+            boundaries=args.boundaries,
+            foreground=args.foreground,
+        )
+        print(markdown(evaluation))
 
 
 if __name__ == "__main__":

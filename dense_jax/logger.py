@@ -28,14 +28,17 @@ class Logger:
 
     On resuming after `first_step`, what was recorded for later steps is dropped: those steps are
     about to be done again. So is the evaluation at `first_step`, which may be half recorded.
+
+    title: in front of what the terminal shows, where several runs share it.
     """
 
-    def __init__(self, workdir: epath.Path, *, first_step: int, num_steps: int):
+    def __init__(self, workdir: epath.Path, *, first_step: int, num_steps: int, title: str = ""):
         self._active = jax.process_index() == 0
         self._first_step = first_step
         self._path = workdir / "metrics.jsonl"
         self._events = workdir / "tensorboard"
         self._pictures = workdir / "pictures"
+        self._title = title
         if not self._active:
             return
         kept = [
@@ -50,7 +53,11 @@ class Logger:
         self._file = self._path.open("a")
         self._interactive = sys.stderr.isatty()
         self._bar = tqdm(
-            total=num_steps, initial=first_step, unit="step", disable=not self._interactive
+            desc=title or None,
+            total=num_steps,
+            initial=first_step,
+            unit="step",
+            disable=not self._interactive,
         )
         self._shown: dict[str, str] = {}
 
@@ -74,7 +81,7 @@ class Logger:
                 self._tensorboard.add_scalar(name, value, step)
         if not self._interactive:
             shown = (f"{k} {v:.4g}" for k, v in scalars.items() if k.count("/") == 1)
-            _LOG.info("step %d: %s", step, ", ".join(shown))
+            _LOG.info("%sstep %d: %s", self._title and f"{self._title}, ", step, ", ".join(shown))
 
     def picture(self, step: int, picture: np.ndarray) -> None:
         """Writes pictures/STEP.png and the same picture to TensorBoard."""

@@ -13,36 +13,25 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from dense_jax import logger, mesh, startup, train
+from dense_jax import cost, logger, mesh, startup, train
 
 
 def analyse(config: ConfigDict, num_classes: int, num_channels: int) -> dict[str, int]:
     """XLA's own analysis of the compiled step, of one device: bytes, and "flops".
 
-    A multiply-add is two FLOPs. `peak` is arguments + outputs + temporaries - aliased: aliased is
-    what the new state takes over from the old one, which is donated. Not in it is the training set
-    of data.cache="device".
+    A multiply-add is two FLOPs. The rest is as of `cost.memory`; what is aliased is the new state,
+    which takes over from the old one. Not in it is the training set of data.cache="device".
 
     Raises ValueError if the devices cannot share the batch evenly.
     """
     run = train.assemble(config, num_classes, num_channels)
     canvas = config.data.canvas_size or config.data.crop_size
     batch = train.batch_shapes(config, canvas, num_channels)
-    shapes, devices = jax.eval_shape(run.init), mesh.make_mesh()
-    step = train.jit_train_step(run, devices, train.state_placement(config, shapes, devices))
-    compiled = step.lower(shapes, batch, {}).compile()
-    memory = compiled.memory_analysis()
-    parts = {
-        name: getattr(memory, f"{field}_size_in_bytes")
-        for name, field in (
-            ("arguments", "argument"),
-            ("outputs", "output"),
-            ("temporaries", "temp"),
-            ("aliased", "alias"),
-        )
-    }
-    peak = sum(parts.values()) - 2 * parts["aliased"]
-    return parts | {"peak": peak, "flops": int(compiled.cost_analysis()["flops"])}
+    together, devices = mesh.make_mesh(), mesh.make_mesh(config.num_seeds)
+    placement = train.state_placement(config, run.shapes(), together)
+    step = train.jit_train_step(run, devices, placement)
+    compiled = step.lower(*train.step_shapes(run, batch, devices, placement), {}).compile()
+    return cost.memory(compiled) | {"flops": int(compiled.cost_analysis()["flops"])}
 
 
 def table(config: ConfigDict, num_classes: int, num_channels: int) -> str:

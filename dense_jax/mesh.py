@@ -1,21 +1,27 @@
-"""Where arrays live: one data-parallel axis over all devices of all hosts.
+"""Where arrays live: a mesh of replicas, each a whole training on its share of the devices.
 
-The only file that names a mesh axis. Parameters are replicated, batches split, and the optimizer's
-state is either.
+The only file that names a mesh axis. Within a replica, training is data-parallel: parameters are
+replicated, batches split, and the optimizer's state is either. A single training is one replica.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 
-def make_mesh() -> Mesh:
-    """All devices in a row. Auto axes: XLA propagates shardings from the inputs."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+def make_mesh(num_replicas: int = 1) -> Mesh:
+    """All devices, host by host. Auto axes: XLA propagates shardings from the inputs."""
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(
+        np.reshape(devices, (num_replicas, -1)),
+        ("replica", "data"),
+        axis_types=(AxisType.Auto,) * 2,
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -24,8 +30,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def sharded(mesh: Mesh) -> NamedSharding:
-    """The leading axis split over the devices."""
-    return NamedSharding(mesh, P("data"))
+    """The leading axis split over the devices: the batches of all replicas, one after the other."""
+    return NamedSharding(mesh, P(("replica", "data")))
+
+
+def by_replica(mesh: Mesh) -> NamedSharding:
+    """The leading axis split over the replicas, the same array on every device of one."""
+    return NamedSharding(mesh, P("replica"))
 
 
 def spread(shapes: Any, mesh: Mesh) -> Any:
@@ -68,6 +79,23 @@ def map_examples(function: Callable, mesh: Mesh) -> Callable:
     )
 
 
+def share(mesh: Mesh) -> tuple[list[int], int, int]:
+    """This host's replicas, its place among the hosts of each, and how many hosts those are."""
+    hosts = [sorted({device.process_index for device in row}) for row in mesh.devices]
+    mine = [k for k, each in enumerate(hosts) if jax.process_index() in each]
+    return mine, hosts[mine[0]].index(jax.process_index()), len(hosts[mine[0]])
+
+
+def sharded_shapes(shapes: Any, mesh: Mesh) -> Any:
+    """The batches of all replicas, in one, of one replica's jax.ShapeDtypeStructs."""
+
+    def of(x):
+        shape = x.shape[0] * mesh.shape["replica"], *x.shape[1:]
+        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharded(mesh))
+
+    return jax.tree.map(of, shapes)
+
+
 def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This host's slice of the global batch -> one global array per numeric field."""
     return {
@@ -75,3 +103,69 @@ def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
         for field, array in batch.items()
         if array.dtype.kind != "U"  # names stay on the host
     }
+
+
+def side_by_side(step: Callable, mesh: Mesh) -> Callable:
+    """step(state, batch, key, shared) -> the same of all replicas at once, none knowing of others.
+
+    State, key and results are those of `stack`, the batch is that of `to_global`, and what is
+    shared is the same for all.
+    """
+    if mesh.shape["replica"] == 1:
+        return step
+
+    def of_one(state, batch, key, shared):
+        state, key = jax.tree.map(lambda x: x[0], (state, key))
+        results = step(state, batch, key, shared)
+        return jax.tree.map(lambda x: x[None], results)
+
+    return jax.shard_map(
+        of_one,
+        mesh=mesh,
+        in_specs=(P("replica"), P("replica"), P("replica"), P()),
+        out_specs=P("replica"),
+        axis_names={"replica"},  # within a replica, XLA goes on as ever
+        check_vma=False,
+    )
+
+
+def stacked(shardings: Any, mesh: Mesh) -> Any:
+    """Where `stack` puts arrays that are in these shardings over all devices."""
+    if mesh.shape["replica"] == 1:
+        return shardings
+    return jax.tree.map(lambda each: NamedSharding(mesh, P("replica", *each.spec)), shardings)
+
+
+def stacked_shapes(shapes: Any, mesh: Mesh) -> Any:
+    """What `stack` makes of placed jax.ShapeDtypeStructs."""
+    num_replicas = mesh.shape["replica"]
+    if num_replicas == 1:
+        return shapes
+
+    def of(x):
+        sharding = stacked(x.sharding, mesh)
+        return jax.ShapeDtypeStruct((num_replicas, *x.shape), x.dtype, sharding=sharding)
+
+    return jax.tree.map(of, shapes)
+
+
+def stack(states: Sequence[Any], shardings: Any, mesh: Mesh) -> Any:
+    """One state of each replica, over all devices in these shardings -> each on its own devices.
+
+    A leading axis counts the replicas, unless there is one only.
+    """
+    if mesh.shape["replica"] == 1:
+        return states[0]
+
+    def together(*states):
+        return jax.tree.map(lambda *xs: jnp.stack(xs), *states)
+
+    return jax.jit(together, out_shardings=stacked(shardings, mesh))(*states)
+
+
+def unstacker(shardings: Any, mesh: Mesh) -> Callable[[Any, int], Any]:
+    """Returns the inverse of `stack`, (states, k) -> the state of replica k, compiled once."""
+    if mesh.shape["replica"] == 1:
+        return lambda states, k: states
+    take = jax.jit(lambda states, k: jax.tree.map(lambda x: x[k], states), out_shardings=shardings)
+    return lambda states, k: take(states, np.int32(k))

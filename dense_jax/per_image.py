@@ -17,14 +17,17 @@ from tqdm import tqdm
 from dense_jax import boundary, objects, processes
 from dense_jax.labels import IGNORE_LABEL
 
+PERIOD = 16  # pixels: of every upsampling by a power of two up to this
+
 
 def measure(
     prediction: np.ndarray, label: np.ndarray, num_classes: int, foreground: Sequence[int] = ()
 ) -> dict[str, np.ndarray]:
-    """Of class maps [h, w]: what `boundary.statistics` returns and, with foreground classes, the
-    Rand and information scores of their connected components, [].
+    """Of class maps [h, w]: what `boundary.statistics` and `phase_errors` return and, with foreground
+    classes, the Rand and information scores of their connected components, [].
     """
     measured = boundary.statistics(prediction, label, num_classes)
+    measured["phase_errors"] = phase_errors(prediction, label)
     if foreground:
         valid = label != IGNORE_LABEL
         truth, guess = (  # of all foreground classes together
@@ -34,6 +37,21 @@ def measure(
         for score in (objects.rand_score, objects.information_score):
             measured[score.__name__] = np.array(score(guess, truth))
     return measured
+
+
+def phase_errors(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Wrong and valid pixels at each (y mod PERIOD, x mod PERIOD), int64 [PERIOD, PERIOD, 2].
+
+    Upsampling that treats pixels unequally by where they lie in a cell of its stride errs more at
+    some phases than at others (Odena et al. 2016, "Deconvolution and checkerboard artifacts").
+    Phases are the image's: the network's own where the image fits into one tile and is not resized.
+    """
+    valid = label != IGNORE_LABEL
+    counts = np.stack([valid & (prediction != label), valid], axis=-1)
+    rows, columns = (-length % PERIOD for length in label.shape)
+    cells = np.pad(counts, ((0, rows), (0, columns), (0, 0)))
+    cells = cells.reshape(-1, PERIOD, cells.shape[1] // PERIOD, PERIOD, 2)
+    return cells.sum(axis=(0, 2), dtype=np.int64)
 
 
 class Pool:

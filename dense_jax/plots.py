@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
+from PIL import Image
 
 from dense_jax.labels import IGNORE_LABEL
 
@@ -41,6 +42,15 @@ def colourise(
     table = np.full((IGNORE_LABEL + 1, 3), IGNORED_COLOUR, np.uint8)
     table[: len(palette)] = palette
     return table[labels]
+
+
+def indexed(
+    labels: UInt8[np.ndarray, "h w"], palette: UInt8[np.ndarray, "classes 3"]
+) -> Image.Image:
+    """Class ids as the palette indices of a picture."""
+    picture = Image.fromarray(labels)
+    picture.putpalette(palette.tobytes())
+    return picture
 
 
 def to_rgb(image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:

@@ -82,9 +82,7 @@ def write(
 ) -> None:
     """Writes one image's results."""
     ids, overlaid = result_paths(output, file)
-    picture = Image.fromarray(labels)
-    picture.putpalette(palette.tobytes())
-    picture.save(ids)
+    plots.indexed(labels, palette).save(ids)
     Image.fromarray(plots.overlay(image, labels, palette)).save(overlaid)
 
 

@@ -9,6 +9,7 @@ takes of each pixel. Evaluation and prediction are written for one example; `mes
 makes them take batches.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -77,11 +78,10 @@ def make_train_step(
     augment: Callable,
     normalise: Callable[[Array], Array],
     *,
-    seed: int,
     ema_decay: float = 0.0,
     num_microbatches: int = 1,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """Returns train_step(state, batch) -> (state, metrics).
+) -> Callable[[TrainState, Batch, PRNGKeyArray], tuple[TrainState, dict[str, Array]]]:
+    """Returns train_step(state, batch, key) -> (state, metrics), with the run's key.
 
     augment: (key, example) -> {"image", "label", ...}, for one example.
     loss_fn: (logits, label, **...) -> loss, with what augment returns beside the image.
@@ -95,16 +95,16 @@ def make_train_step(
     several hosts, other examples share a microbatch than on one.
     """
 
-    def gradient(params, batch_stats, batch, number):
+    def gradient(params, batch_stats, key, batch, number):
         """Returns ((loss, new batch_stats), gradient) of a microbatch, `number` in the run."""
         # Keyed by the example, not by its place in the batch: the pixels do not depend on how
         # many devices, hosts or microbatches share the batch.
-        keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.key(seed), n))(batch["index"])
+        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch["index"])
         targets = jax.vmap(augment)(keys, batch)
         image, label = targets.pop("image"), targets.pop("label")
         # Examples are numbered from 0; the last number there is belongs to none. Masks belong to
         # places in the microbatch, the same on any number of devices.
-        dropout = jax.random.fold_in(jax.random.key(seed), 2**32 - 1)
+        dropout = jax.random.fold_in(key, 2**32 - 1)
 
         def loss_of(params):
             logits, mutated = model.apply(
@@ -118,12 +118,12 @@ def make_train_step(
 
         return jax.value_and_grad(loss_of, has_aux=True)(params)
 
-    def accumulated(params, batch_stats, batch, step):
+    def accumulated(params, batch_stats, key, batch, step):
         """Returns the same of a batch, by its microbatches one after the other."""
 
         def add(carry, numbered):
             batch_stats, total = carry
-            (loss, batch_stats), grads = gradient(params, batch_stats, *numbered)
+            (loss, batch_stats), grads = gradient(params, batch_stats, key, *numbered)
             return (batch_stats, jax.tree.map(jnp.add, total, grads)), loss
 
         # Number m takes the places m, m + num_microbatches, ... of the batch: each device has as
@@ -138,9 +138,11 @@ def make_train_step(
         grads = jax.tree.map(lambda x: x / num_microbatches, total)
         return (jnp.mean(losses), batch_stats), grads
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    def train_step(state: TrainState, batch: Batch, key: PRNGKeyArray):
         of_batch = gradient if num_microbatches == 1 else accumulated
-        (loss, batch_stats), grads = of_batch(state.params, state.batch_stats, batch, state.step)
+        (loss, batch_stats), grads = of_batch(
+            state.params, state.batch_stats, key, batch, state.step
+        )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema

@@ -1,13 +1,16 @@
-"""Runs a sweep: every configuration that an experiment file's `get_sweep()` lists, one by one.
+"""Runs a sweep: every configuration that an experiment file's `get_sweep()` lists.
 
     python -m dense_jax.sweep --config=experiments/ablation.py --workdir=DIR
-    python -m dense_jax.sweep --config=... --workdir=DIR --list      # runs, flags and states
-    python -m dense_jax.sweep --config=... --workdir=DIR --index=3   # that one only
-    python -m dense_jax.sweep ... --config.data.name=folder          # passed on to every run
+    python -m dense_jax.sweep ... --jobs=2                   # two at once, on this machine
+    python -m dense_jax.sweep ... --evaluate=test            # and dense_jax.evaluate of each
+    python -m dense_jax.sweep ... --list                     # runs, flags and states
+    python -m dense_jax.sweep ... --index=3                  # that one only
+    python -m dense_jax.sweep ... --config.data.name=folder  # passed on to every run
 
 A sweep is plain data: a list of `{dotted.path: value}`, each what one run changes in the config.
-Each run is a process of its own, `python -m dense_jax.main`, in DIR/RUN_NAME. The same command
-goes on where it was: finished runs are skipped, unfinished ones resumed, failed ones tried again.
+Each run is a process of its own, `python -m dense_jax.main`, in DIR/RUN_NAME, and its output is in
+log.txt there. The same command goes on where it was: finished runs are skipped, unfinished ones
+resumed, failed ones tried again. DIR/sweep.json says what they are runs of.
 
 Experiment files import this module for `grid`, inside any command: so it never imports jax, and
 defines its flags only when it is the command.
@@ -19,20 +22,18 @@ import json
 import os
 import re
 import shlex
-import signal
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from absl import app, flags
 from etils import epath  # like pathlib, also for gs://
 
-from dense_jax import distributed
+from dense_jax import distributed, jobs
 
 Override = dict[str, Any]
 
-PREEMPTED = os.EX_TEMPFAIL  # 75: the trainer saved and stopped; the same command resumes
 MAX_NAME = 200  # characters; file systems take 255 bytes
 
 
@@ -59,10 +60,16 @@ def run_name(override: Override, sweep: Sequence[Override]) -> str:
     """A folder name made of what differs between the runs: `upsampling=bilinear,skips=4-2,seed=0`.
 
     The seed is named even where all share it: a sweep often starts with one seed and gets more,
-    and must then find its runs again.
+    and must then find its runs again. Where runs have a `label`, it stands for all that goes with
+    it.
     """
     paths = list(dict.fromkeys(path for other in sweep for path in other))
-    named = [path for path in paths if path == "seed" or _differs(path, sweep)]
+    named = [
+        path
+        for path in paths
+        if path in ("seed", "label") or (_differs(path, sweep) and not _follows(path, sweep))
+    ]
+    named.sort(key="seed".__eq__)  # last, wherever the list has it
     parts = [f"{_short(p, named)}={_text(override[p])}" for p in named if p in override]
     return ",".join(parts) or "default"
 
@@ -86,6 +93,13 @@ def run_names(sweep: Sequence[Override]) -> list[str]:
 def _differs(path: str, sweep: Sequence[Override]) -> bool:
     absent = object()
     return len({repr(override.get(path, absent)) for override in sweep}) > 1
+
+
+def _follows(path: str, sweep: Sequence[Override]) -> bool:
+    """Whether the labels of the runs tell the value."""
+    labels = {override.get("label") for override in sweep}
+    same = ([other for other in sweep if other.get("label") == label] for label in labels)
+    return None not in labels and not any(_differs(path, runs) for runs in same)
 
 
 def _short(path: str, paths: Sequence[str]) -> str:
@@ -126,74 +140,78 @@ def load_sweep(path: str) -> list[Override]:
 
 
 def state(workdir: epath.Path) -> str:
-    """`finished`, `unfinished` (started, so it resumes) or `new`."""
-    try:
-        result = json.loads((workdir / "result.json").read_text())
-        if result.get("status") == "finished":
-            return "finished"
-    except (OSError, ValueError):  # not there, or cut off by a crash
-        pass
+    """`finished`, `failed`, `unfinished` (started, so it resumes) or `new`."""
+    if (workdir / jobs.FAILURE).exists():
+        return "failed"
+    if is_finished(workdir):
+        return "finished"
     return "unfinished" if workdir.exists() else "new"
 
 
-class Runner:
-    """Runs one command at a time; a signal to us becomes SIGTERM to it, so that it can save."""
-
-    def __init__(self):
-        self.child: subprocess.Popen | None = None
-        self.stopped = False
-
-    def install(self) -> None:
-        """Ctrl-C, a launcher's SIGTERM and a closed terminal stop the sweep; nohup still works."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self.stop)
-
-    def stop(self, number: int, frame: object = None) -> None:
-        self.stopped = True
-        if self.child is not None:
-            self.child.terminate()
-
-    def __call__(self, command: list[str]) -> int:
-        """Returns the exit code, PREEMPTED if we were stopped."""
-        code = PREEMPTED
-        if not self.stopped:
-            # In a group of its own: Ctrl-C would reach it as SIGINT too, which does not save.
-            self.child = subprocess.Popen(command, process_group=0)
-            if self.stopped:  # while it was being started
-                self.child.terminate()
-            code = self.child.wait()
-        return PREEMPTED if self.stopped else code
+def is_finished(workdir: epath.Path) -> bool:
+    if seeds := list(workdir.glob("seed=*")):  # of a run with num_seeds
+        return all(map(is_finished, seeds))
+    return _read_json(workdir / "result.json").get("status") == "finished"
 
 
-def run_sweep(
-    runs: Sequence[tuple[str, epath.Path, list[str]]],
-    run: Callable[[list[str]], int],
-) -> int:
-    """Runs (name, workdir, command) in order and returns the exit code.
+def is_evaluated(workdir: epath.Path, split: str) -> bool:
+    """Whether the split was scored after the run was finished."""
+    if seeds := list(workdir.glob("seed=*")):
+        return all(is_evaluated(seed, split) for seed in seeds)
+    evaluation, result = workdir / f"evaluation_{split}.json", workdir / "result.json"
+    if not is_finished(workdir) or not evaluation.exists():
+        return False
+    return os.path.getmtime(evaluation) >= os.path.getmtime(result)
 
-    0: all are finished; 1: some failed, the others ran; 75: stopped, the same command resumes.
+
+def remember(directory: epath.Path, started: dict[str, Any]) -> list[str]:
+    """Writes DIR/sweep.json: what the runs in DIR are of. Returns those that are not in it now.
+
+    started: the config file, the flags {dotted path: text}, the split to evaluate, and the runs
+      {name: override}. It may get and lose runs, and another split.
+
+    Raises ValueError, listing what differs, if DIR has runs of another config: finished ones would
+    be taken for those of this one. A run without config.json never began, so it binds to nothing.
     """
-    failed = []
-    for number, (name, workdir, command) in enumerate(runs, 1):
-        where = f"[{number}/{len(runs)}] {name}"
-        before = state(workdir)
-        if before == "finished":
-            print(f"{where}: already finished", flush=True)
-            continue
-        print(f"{where}: {'resumes' if before == 'unfinished' else 'starts'}", flush=True)
-        code = run(command)
-        if code == PREEMPTED:
-            print(f"stopped at {name}; the same command resumes there", file=sys.stderr)
-            return PREEMPTED
-        if code:
-            failed.append(f"  {name} (exit code {code})")
-            print(f"{where}: failed with exit code {code}", file=sys.stderr)
-    if failed:
-        print(f"{len(failed)} of {len(runs)} runs failed:", *failed, sep="\n", file=sys.stderr)
-        return 1
-    print(f"all {len(runs)} runs are finished")
-    return 0
+    path = directory / "sweep.json"
+    old = _read_json(path)
+    begun = {
+        name: override
+        for name, override in old.get("runs", {}).items()
+        if (directory / name / "config.json").exists()
+    }
+    new = json.loads(json.dumps(started))  # tuples are lists there
+    if begun:
+        different = _differences("--config", {"": old["config"]}, {"": new["config"]})
+        different += _differences("--config.", old["flags"], new["flags"])
+        for name in begun.keys() & new["runs"].keys():
+            different += _differences(f"{name}: ", begun[name], new["runs"][name])
+        if different:
+            raise ValueError(
+                f"{directory} has runs of another config. Use another --workdir, or start the "
+                "sweep as before. What differs:\n" + "\n".join(different)
+            )
+    text = json.dumps(new | {"runs": begun | new["runs"]}, indent=2) + "\n"
+    directory.mkdir(parents=True, exist_ok=True)
+    unfinished = directory / f"sweep.json.{uuid.uuid4().hex}"  # others may start now, by --index
+    unfinished.write_text(text)
+    unfinished.replace(path)
+    return [name for name in begun if name not in new["runs"]]
+
+
+def _differences(what: str, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    return [
+        f"  {what}{key}: {old.get(key, 'not set')!r} there, {new.get(key, 'not set')!r} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, "not set") != new.get(key, "not set")
+    ]
+
+
+def _read_json(path: epath.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):  # not there, or cut off by a crash
+        return {}
 
 
 def define_flags() -> None:
@@ -202,6 +220,8 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Each run gets a folder in it.", required=True)
     flags.DEFINE_bool("list", False, "Print the runs and exit.")
     flags.DEFINE_integer("index", None, "Run only this one, counted from 0.")
+    flags.DEFINE_integer("jobs", 1, "Runs at once; cores and GPUs are shared out.", lower_bound=1)
+    flags.DEFINE_string("evaluate", None, "Split that dense_jax.evaluate scores after each run.")
     distributed.define_flags()  # passed on to every run
 
 
@@ -214,38 +234,61 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    args = flags.FLAGS
+    args, peers = flags.FLAGS, distributed.given()
     for extra in argv[1:]:
         if not re.match(r"--config\.[^=]+=", extra):
             raise app.UsageError(f"unexpected argument {extra!r}; overrides are --config.x=y")
+    given = dict(extra.removeprefix("--config.").split("=", 1) for extra in argv[1:])
     if args.list and args.index is not None:
         raise app.UsageError("--list and --index exclude each other")
+    if args.jobs > 1 and (peers or args.index is not None):
+        raise app.UsageError("--jobs is for all runs on this machine: not for one, nor with others")
+    if args.evaluate and peers:
+        raise app.UsageError("--evaluate is for runs of one process: evaluate them afterwards")
+    directory = epath.Path(args.workdir)
     try:
         sweep = load_sweep(args.config)
         names = run_names(sweep)
-        changes = [[*as_flags(override), *argv[1:]] for override in sweep]  # the last one wins
+        changes = [[*as_flags(override), *argv[1:]] for override in sweep]
+        for path in given:
+            if _differs(path, sweep):
+                raise ValueError(f"--config.{path} is what this sweep varies; edit {args.config}")
+        if args.index is not None and not 0 <= args.index < len(sweep):
+            raise ValueError(f"--index={args.index} is not in 0..{len(sweep) - 1}")
+        if args.list:
+            for index, (name, change) in enumerate(zip(names, changes, strict=True)):
+                print(f"{index:3}  {state(directory / name):10}  {name}  {shlex.join(change)}")
+            return 0
+        shares = jobs.shares(args.jobs)
+        started = {
+            "config": os.path.basename(args.config),
+            "flags": given,
+            "evaluate": args.evaluate,
+            "runs": dict(zip(names, sweep, strict=True)),
+        }
+        gone = remember(directory, started)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    for path in (extra[len("--config.") :].split("=")[0] for extra in argv[1:]):
-        if _differs(path, sweep):
-            sys.exit(f"error: --config.{path} is what this sweep varies; edit {args.config}")
-    if args.index is not None and not 0 <= args.index < len(sweep):
-        sys.exit(f"error: --index={args.index} is not in 0..{len(sweep) - 1}")
+    if gone:
+        print(f"no longer in the list, but still in {directory}: {', '.join(gone)}", flush=True)
 
-    command = [sys.executable, "-m", "dense_jax.main", f"--config={args.config}"]
-    command += distributed.given()
-    workdirs = [epath.Path(args.workdir) / name for name in names]
-    if args.list:
-        for index, (name, workdir) in enumerate(zip(names, workdirs, strict=True)):
-            print(f"{index:3}  {state(workdir):10}  {name}  {shlex.join(changes[index])}")
-        return 0
-    runs = [
-        (name, workdir, [*command, f"--workdir={workdir}", *change])
-        for name, workdir, change in zip(names, workdirs, changes, strict=True)
-    ]
-    runner = Runner()
+    def job(name: str, change: list[str]) -> jobs.Job:
+        workdir = directory / name
+        train = [f"--config={args.config}", *peers, f"--workdir={workdir}", *change]
+        score = [f"--workdir={workdir}", f"--split={args.evaluate}"]
+        commands = []
+        if not is_finished(workdir):
+            commands.append([sys.executable, "-m", "dense_jax.main", *train])
+        if args.evaluate and not is_evaluated(workdir, args.evaluate):
+            commands.append([sys.executable, "-m", "dense_jax.evaluate", *score])
+        return jobs.Job(name, workdir, commands)
+
+    listed = [job(name, change) for name, change in zip(names, changes, strict=True)]
+    runner = jobs.Runner()
     runner.install()
-    return run_sweep(runs if args.index is None else [runs[args.index]], runner)
+    return jobs.run_all(
+        listed if args.index is None else [listed[args.index]], shares, runner, logs=not peers
+    )
 
 
 if __name__ == "__main__":

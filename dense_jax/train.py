@@ -6,12 +6,11 @@ resumes a run, `load` restores one for evaluation and prediction.
 
 import contextlib
 import functools
-import inspect
-import json
 import logging
 import math
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -25,9 +24,9 @@ from ml_collections import ConfigDict
 
 from dense_jax import (
     checkpoint,
+    cost,
     data,
     device_cache,
-    logger,
     losses,
     mesh,
     metrics,
@@ -40,29 +39,33 @@ from dense_jax import (
     workdir,
 )
 from dense_jax.augment import make_augment
+from dense_jax.config import check
 from dense_jax.data import balance, borders, pipeline, verify
 from dense_jax.data.cache import Cached
+from dense_jax.member import members, restore, summary
 from dense_jax.models import pretrained
 from dense_jax.normalise import NORMALISATIONS
 from dense_jax.tiles import Tiles
 
 _LOG = logging.getLogger("dense_jax")
 PREEMPTED = 75  # exit status (EX_TEMPFAIL): everything is saved, start the same command again
-CACHES = ("none", "host", "device")
-LATEST_TO_KEEP = 2  # one to fall back to
 
 
 def train(config: ConfigDict, directory: str) -> None:
     """Trains the config's model in a workdir, or goes on where the workdir's run stopped.
+
+    With config.num_seeds, several seeds train side by side, each on its share of the devices and in
+    a workdir of its own; together they stop, resume and fail.
 
     Exits with PREEMPTED after SIGTERM or Ctrl-C. Raises ValueError for bad input, before any
     compilation, and FloatingPointError when loss or gradient are no longer finite.
     """
     imported = startup.seconds_of_process()
     path = epath.Path(directory).resolve()
-    workdir.compare(path, config)
-    if (path / "result.json").exists():
-        print(f"{path} is finished: {_summary(workdir.read(path, 'result.json'))}")
+    job = members(config, path)
+    if job and all(each.result for each in job):
+        for each in job:
+            print(f"{each.path} is finished: {summary(each.result or {})}")
         return
     check(config)
     source, eval_source = (
@@ -70,7 +73,8 @@ def train(config: ConfigDict, directory: str) -> None:
         for split in (config.data.train_split, config.data.eval_split)
     )
     dataset = describe(source)
-    workdir.compare_dataset(path, dataset)
+    for each in job:
+        workdir.compare_dataset(each.path, dataset)
     train_source: Any = source
     if config.border.weight > 0:
         train_source = borders.Bordered(source, **config.border.to_dict())
@@ -82,15 +86,16 @@ def train(config: ConfigDict, directory: str) -> None:
         named = zip(source.class_names, weights, strict=True)
         _LOG.info("class weights: %s", ", ".join(f"{name} {w:.4g}" for name, w in named))
     run = assemble(config, source.num_classes, source.num_channels, class_weights=weights)
-    shapes = jax.eval_shape(run.init)
+    shapes = run.shapes()
     canvas = config.data.canvas_size or tuple(source.sizes.max(axis=0).tolist())
     of_batch = batch_shapes(config, canvas, source.num_channels)
-    devices = mesh.make_mesh()
-    placement = state_placement(config, shapes, devices)
+    together, devices = mesh.make_mesh(), mesh.make_mesh(config.num_seeds)
+    # A state is saved, restored and evaluated over all devices, and trained on its seed's own.
+    placement = state_placement(config, shapes, together)
     train_step = jit_train_step(run, devices, placement)
     # Of arrays as they will be placed: what is traced here need not be traced again.
-    train_step.eval_shape(_placed(shapes, placement), _placed(of_batch, mesh.sharded(devices)), {})
-    is_new = not (path / "config.json").exists()
+    train_step.eval_shape(*step_shapes(run, of_batch, devices, placement), {})
+    is_new = not any((each.path / "config.json").exists() for each in job)
     encoder = _published(config, shapes) if is_new else None
     if config.data.verify:
         verify.verify(source)
@@ -106,95 +111,106 @@ def train(config: ConfigDict, directory: str) -> None:
         eval_source = Cached(eval_source)
     tiles = Tiles(eval_source, config.eval.tile_size, config.eval.margin, run.context)
 
-    if jax.process_index() == 0:
-        workdir.write_json(path / "config.json", config.to_dict())
-        workdir.write_json(path / "dataset.json", dataset)
-        workdir.write_json(path / "environment.json", workdir.environment())
-
-    latest = checkpoint.Checkpoints(path / "checkpoints" / "latest", LATEST_TO_KEEP)
-    best = checkpoint.Checkpoints(path / "checkpoints" / "best", max_to_keep=1)
-    state = latest.restore_latest(_placed(shapes, placement))
-    if state is None:
+    for each in job:
+        each.open(dataset)
+    everywhere = mesh.replicated(together)
+    keys = [
+        jax.jit(functools.partial(jax.random.key, each.config.seed), out_shardings=everywhere)()
+        for each in job
+    ]
+    states = restore(job, _placed(shapes, placement))
+    if states is None:
         # Not yet read where the run was cut off before its first checkpoint.
         encoder = encoder or _published(config, shapes)
-        state = jax.jit(run.init, out_shardings=placement)(encoder=encoder)
-    first = int(state.step)
-    for step in best.steps:
-        if step > first:  # of a future that is about to happen again
-            best.remove(step)
+        init = jax.jit(run.init, out_shardings=placement)
+        states = [init(key, encoder=encoder) for key in keys]
+    first = int(states[0].step)
+    state, one = mesh.stack(states, placement, devices), mesh.unstacker(placement, devices)
+    key = mesh.stack(keys, everywhere, devices)
+    del states  # only the stacked ones take memory from here on
     num_parameters = sum(x.size for x in jax.tree.leaves(shapes.params))
     _LOG.info(
-        "%s: %d parameters, steps %d to %d, %d training and %d evaluation examples on %d %s",
+        "%s: %d parameters, steps %d to %d, %d training and %d evaluation examples on %d %s%s",
         "resuming" if first else "starting",
         *(num_parameters, first + 1, config.num_steps, len(source), len(eval_source)),
         *(devices.size, jax.devices()[0].device_kind),
+        f", shared by {len(job)} seeds" if len(job) > 1 else "",
     )
 
-    eval_step = jit_eval_step(run, devices)
-    batches = pipeline.train_batches(
-        train_source,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        step=first,
-        host=jax.process_index(),
-        num_hosts=jax.process_count(),
-        **stream,
-    )
-    log = logger.Logger(path, first_step=first, num_steps=config.num_steps)
-    scores = _evaluations(path, before=first)
+    eval_step = jit_eval_step(run, together)
+    mine, host, num_hosts = mesh.share(devices)
+    streams = [
+        pipeline.train_batches(
+            train_source,
+            seed=job[k].config.seed,
+            batch_size=config.batch_size,
+            step=first,
+            host=host,
+            num_hosts=num_hosts,
+            **stream,
+        )
+        for k in mine
+    ]
 
-    def record(step: int, values: Mapping[str, jax.Array], names: np.ndarray) -> None:
-        """Waits for a step's metrics; logs them, or stops the run if they are not finite."""
-        host_values = {name: float(value) for name, value in values.items()}
-        if not all(map(math.isfinite, host_values.values())):
-            raise FloatingPointError(
-                f"step {step}: {host_values} is not finite. Its examples on this host: "
-                f"{', '.join(names)}. The last good checkpoint is that of step "
-                f"{max(latest.steps, default='none')}; lower optimizer.learning_rate or set "
-                "optimizer.grad_clip_norm"
-            )
+    def record(step: int, values: Mapping[str, jax.Array], names: Mapping[int, Any]) -> None:
+        """Waits for a step's metrics, of all seeds, and records them."""
+        shared = {}
         if step % config.log_every == 0:
-            host_values["train/learning_rate"] = np.asarray(run.schedule(step - 1)).item()
-            log.scalars(step, host_values)
-        log.progress(step, loss=host_values["train/loss"])
+            shared = {"train/learning_rate": np.asarray(run.schedule(step - 1)).item()}
+        of_seeds = {name: np.atleast_1d(np.asarray(value)) for name, value in values.items()}
+        for k, each in enumerate(job):
+            of_seed = {name: value[k].item() for name, value in of_seeds.items()}
+            each.record(step, of_seed | shared, names.get(k, ()))
+
+    def save(step: int, state: steps.TrainState) -> None:
+        for each in job:
+            each.best.wait()  # its scores are on disk: it must not be missing after a kill
+            each.latest.wait()  # no seed is ever two checkpoints ahead of another
+        for k, each in enumerate(job):
+            each.save(step, one(state, k))
 
     def evaluate(step: int, state: steps.TrainState) -> None:
-        palette, rows = plots.palette_of(source), []
+        for k, each in enumerate(job):
+            of_seed, rows = one(state, k), []
 
-        def show(i: int, classes: np.ndarray, label: np.ndarray) -> None:
-            rows.append(plots.comparison(tiles.source[i]["image"], label, classes, palette))
+            def show(i: int, classes: np.ndarray, label: np.ndarray, rows=rows) -> None:
+                rows.append(plots.comparison(tiles.source[i]["image"], label, classes, palette))
 
-        matrices = scoring.score(
-            eval_step,
-            state.variables(),
-            tiles,
-            mesh=devices,
-            receive=show,
-            num_received=config.eval.num_pictures,
-            batch_size=config.eval.batch_size,
-            workers=config.data.workers,
-        )
-        counts = matrices.sum(axis=0, dtype=np.int64)
-        scores[step] = named_scores(metrics.summarize(counts), source.class_names)
-        log.scalars(step, scores[step])
-        log.progress(step, mean_iou=scores[step]["eval/mean_iou"])
-        if rows:
-            log.picture(step, plots.stack(rows))
-        held = best.steps
-        if not held or _rank(scores[step]) > _rank(scores[held[-1]]):
-            best.save(step, state)
+            matrices = scoring.score(
+                eval_step,
+                of_seed.variables(),
+                tiles,
+                mesh=together,
+                receive=show,
+                num_received=config.eval.num_pictures,
+                batch_size=config.eval.batch_size,
+                workers=config.data.workers,
+            )
+            counts = matrices.sum(axis=0, dtype=np.int64)
+            scores = named_scores(metrics.summarize(counts), source.class_names)
+            each.score(step, of_seed, scores, plots.stack(rows) if rows else None)
 
+    palette = plots.palette_of(source)
     pending = None  # the step whose metrics are still on their way
+    seconds, before = [], None  # of steps; when the one before was done
     with contextlib.ExitStack() as stack:
-        for opened in (latest, best, log, batches):
-            stack.callback(opened.close)
+        for each in job:
+            each.start(first)
+            stack.callback(each.close)
+        for batches in streams:
+            stack.callback(batches.close)
         interrupts = stack.enter_context(Interrupts())
         if first and _due(first, config.eval_every, config.num_steps):
             evaluate(first, state)  # cut off between the save and the end of the evaluation
+        program = None
         prepared = startup.seconds_of_process()
         for step in range(first + 1, config.num_steps + 1):
-            batch = next(batches)
-            state, values = train_step(state, mesh.to_global(batch, devices), resident)
+            each_batch = [next(batches) for batches in streams]
+            names = {k: batch["name"] for k, batch in zip(mine, each_batch, strict=True)}
+            batch = mesh.to_global(pipeline.join(each_batch), devices)
+            if program is None:
+                program = train_step.lower(state, batch, key, resident).compile()
+            state, values = program(state, batch, key, resident)
             if step == first + 1:
                 jax.block_until_ready(values)
                 stepped = startup.seconds_of_process()
@@ -205,40 +221,48 @@ def train(config: ConfigDict, directory: str) -> None:
                 )
             if pending:
                 record(*pending)  # of the step before: the device never waits for the host
-            pending = step, values, batch["name"]
+            pending = step, values, names
             interrupted = interrupts.requested(step)
             evaluate_now = _due(step, config.eval_every, config.num_steps)
             if interrupted or evaluate_now or step % config.checkpoint_every == 0:
                 record(*pending)  # first, so that a state that is not finite is never saved
                 pending = None
-                best.wait()  # its scores are on disk: it must not be missing after a kill
-                latest.save(step, state)
+                save(step, state)
             if interrupted:
                 print(f"stopped after step {step}; the same command resumes", file=sys.stderr)
                 sys.exit(PREEMPTED)
             if evaluate_now:
                 evaluate(step, state)
-    best_step = best.steps[-1]
-    result = {
-        "status": "finished",
-        "num_parameters": num_parameters,
-        "final": {"step": config.num_steps, **scores[config.num_steps]},
-        "best": {"step": best_step, **scores[best_step]},
+            now = time.perf_counter()
+            if before is not None:
+                seconds.append(now - before)
+            before = now if pending else None  # else it saved, and maybe evaluated
+    height, width = (round(length / config.data.resolution) for length in config.data.crop_size)
+    image = jax.ShapeDtypeStruct((height, width, source.num_channels), "uint8")
+    needed = {
+        # Forward, of one image as large as the crops.
+        "flops_per_image": cost.flops(run.predict_step, shapes.variables(), image),
+        # In training, of each seed; not known where this start had nothing left to do.
+        "images_per_second": config.batch_size / float(np.median(seconds)) if seconds else None,
+        "peak_bytes": cost.memory(program)["peak"] if program else None,  # of a device, in training
     }
-    if jax.process_index() == 0:
-        workdir.write_json(path / "result.json", result)
-    print(f"finished {path}: {_summary(workdir.to_json(result))}")
+    for each in job:
+        each.finish(num_parameters, needed)
 
 
 class Run(NamedTuple):
     """The pure functions of a config; see `steps`."""
 
-    init: Callable[..., steps.TrainState]
+    init: Callable[..., steps.TrainState]  # init(key, encoder=None)
     train_step: Callable
     predict_step: Callable
     eval_step: Callable
     schedule: optax.Schedule
     context: int  # pixels around what a tile predicts that predict_step and eval_step need
+
+    def shapes(self) -> steps.TrainState:
+        """The training state as jax.ShapeDtypeStructs."""
+        return jax.eval_shape(self.init, jax.random.key(0))
 
 
 def assemble(
@@ -298,7 +322,6 @@ def assemble(
             steps.init_state,
             model,
             tx,
-            jax.random.key(config.seed),
             normalise=normalise,
             num_channels=num_channels,
             with_ema=config.ema_decay > 0,
@@ -309,7 +332,6 @@ def assemble(
             loss_fn,
             augment,
             normalise,
-            seed=config.seed,
             ema_decay=config.ema_decay,
             # Older runs have no such field.
             num_microbatches=config.num_microbatches if "num_microbatches" in config else 1,
@@ -322,7 +344,10 @@ def assemble(
 
 
 def state_placement(config: ConfigDict, shapes: steps.TrainState, devices: Mesh) -> Any:
-    """The sharding of each array of the training state: a TrainState of them."""
+    """The sharding of each array of one seed's training state: a TrainState of them.
+
+    devices: a mesh without replicas.
+    """
     placement = jax.tree.map(lambda _: mesh.replicated(devices), shapes)
     if config.optimizer.sharded:
         placement = placement.replace(opt_state=mesh.spread(shapes.opt_state, devices))
@@ -330,24 +355,41 @@ def state_placement(config: ConfigDict, shapes: steps.TrainState, devices: Mesh)
 
 
 def jit_train_step(run: Run, devices: Mesh, placement: Any) -> Any:
-    """Returns the compiled train_step(state, batch, resident) -> (state, metrics).
+    """Returns the compiled train_step(state, batch, key, resident) -> (state, metrics).
 
-    state: donated; placed as `state_placement` says.
-    batch: split over the devices.
+    devices: of all seeds, a replica each; state, key and metrics are as of `mesh.stack`.
+    placement: as of `state_placement`. The state is donated.
+    batch: of all seeds, one after the other, split over the devices.
     resident: as of `device_cache.load`, each device's own copy; {} where batches hold images.
     """
-    replicated = mesh.replicated(devices)
 
-    @functools.partial(
-        jax.jit,
-        in_shardings=(placement, mesh.sharded(devices), replicated),
-        out_shardings=(placement, replicated),
+    def train_step(state, batch, key, resident):
+        return run.train_step(state, device_cache.gather(resident, batch), key)
+
+    replicated = mesh.replicated(devices)
+    states = mesh.stacked(placement, devices)
+    keys = mesh.stacked(replicated, devices)
+    return jax.jit(
+        mesh.side_by_side(train_step, devices),
+        in_shardings=(states, mesh.sharded(devices), keys, replicated),
+        out_shardings=(states, replicated),
         donate_argnums=0,
     )
-    def train_step(state, batch, resident):
-        return run.train_step(state, device_cache.gather(resident, batch))
 
-    return train_step
+
+def step_shapes(
+    run: Run, batch: Mapping[str, jax.ShapeDtypeStruct], devices: Mesh, placement: Any
+) -> tuple[Any, Any, Any]:
+    """The state, batch and key that `jit_train_step` takes, as they will be placed.
+
+    batch: of one seed.
+    """
+    key = jax.eval_shape(jax.random.key, 0)
+    return (
+        mesh.stacked_shapes(_placed(run.shapes(), placement), devices),
+        mesh.sharded_shapes(batch, devices),
+        mesh.stacked_shapes(_placed(key, mesh.replicated(mesh.make_mesh())), devices),
+    )
 
 
 def jit_eval_step(run: Run, devices: Mesh) -> Any:
@@ -357,85 +399,6 @@ def jit_eval_step(run: Run, devices: Mesh) -> Any:
     """
     mapped = mesh.map_examples(run.eval_step, devices)
     return jax.jit(mapped, out_shardings=mesh.replicated(devices))
-
-
-def check(config: ConfigDict) -> None:
-    """Raises ValueError, naming the field and its valid values, for what no run can be made of."""
-    for field, value, valid in (
-        ("loss", config.loss, losses.LOSSES),
-        ("data.name", config.data.name, data.DATASETS),
-        ("data.cache", config.data.cache, CACHES),
-        ("optimizer.name", config.optimizer.name, optim.OPTIMIZERS),
-        ("optimizer.schedule", config.optimizer.schedule, optim.SCHEDULES),
-        ("model.normalisation", config.model.normalisation or "unit", NORMALISATIONS),
-    ):
-        if value not in valid:
-            raise ValueError(f"{field}={value!r} is not one of {', '.join(valid)}")
-    valid = list(inspect.signature(losses.LOSSES[config.loss]).parameters)[2:]
-    for option in models.given(config.loss_options):
-        if option not in valid:
-            raise ValueError(
-                f"loss_options.{option} is no option of loss={config.loss!r}, which has: "
-                f"{', '.join(valid)}"
-            )
-    if config.border.weight > 0 and "pixel_weights" not in valid:
-        able = [
-            name
-            for name, loss in losses.LOSSES.items()
-            if "pixel_weights" in inspect.signature(loss).parameters
-        ]
-        raise ValueError(
-            f"border.weight={config.border.weight} needs a loss with pixel weights, which "
-            f"{config.loss!r} has not: {', '.join(able)}"
-        )
-    weights = config.loss_options.class_weights
-    names = [*balance.METHODS, *balance.PUBLISHED]
-    if not (weights is None or isinstance(weights, tuple | list) or weights in names):
-        raise ValueError(
-            f"loss_options.class_weights={weights!r} must be one number per class, or one of "
-            f"{', '.join(names)}"
-        )
-    for fields, low, high in (
-        (("num_steps", "batch_size", "eval_every", "checkpoint_every", "log_every"), 1, math.inf),
-        (("num_microbatches", "eval.batch_size"), 1, math.inf),
-        (("data.resolution", "optimizer.learning_rate", "border.sigma"), 1e-12, math.inf),
-        (("augment.flip", "augment.flip_vertical"), 0, 1),
-        (("augment.brightness", "augment.contrast", "augment.saturation"), 0, 1),
-        (("augment.rotation", "augment.hue"), 0, 180),
-        (("augment.shear",), 0, 89),
-        (("augment.scale", "augment.elastic", "augment.gamma"), 0, math.inf),
-        (("augment.blur", "augment.noise"), 0, math.inf),
-        (("augment.max_class_fraction",), 1e-12, 1),
-        (("ema_decay", "optimizer.momentum"), 0, 1 - 1e-12),
-        (("optimizer.weight_decay", "optimizer.grad_clip_norm"), 0, math.inf),
-        (("eval.margin", "eval.num_pictures", "data.workers", "border.weight"), 0, math.inf),
-        (("optimizer.warmup_steps", "optimizer.encoder_lr_multiplier"), 0, math.inf),
-    ):
-        for field in fields:
-            if not low <= _get(config, field) <= high:
-                limits = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-                raise ValueError(f"{field}={_get(config, field)} must be {limits}")
-    for field in ("data.crop_size", "data.canvas_size", "eval.tile_size"):
-        size = _get(config, field)
-        if size is not None and not (
-            len(size) == 2 and all(isinstance(length, int) and length > 0 for length in size)
-        ):
-            raise ValueError(f"{field}={tuple(size)} must be a height and a width in pixels")
-    if config.model.freeze_encoder and config.optimizer.encoder_lr_multiplier != 1:
-        raise ValueError(
-            "model.freeze_encoder leaves nothing to optimizer.encoder_lr_multiplier="
-            f"{config.optimizer.encoder_lr_multiplier}: leave one of them at its default"
-        )
-    if not config.data.root and not config.data.name.startswith("synthetic"):
-        raise ValueError(
-            f"data.root is not set: pass --config.data.root=FOLDER, that of {config.data.name!r}"
-        )
-    if config.batch_size % (config.num_microbatches * jax.device_count()):
-        raise ValueError(
-            f"batch_size={config.batch_size} is the global batch and must be a multiple of the "
-            f"number of devices, {jax.device_count()}, times "
-            f"num_microbatches={config.num_microbatches}"
-        )
 
 
 class Loaded(NamedTuple):
@@ -472,7 +435,7 @@ def load(directory: str, which: str) -> Loaded:
             f"the steps {steps_there}"
         )
     devices = mesh.make_mesh()
-    state = holder.restore(wanted, _placed(jax.eval_shape(run.init), mesh.replicated(devices)))
+    state = holder.restore(wanted, _placed(run.shapes(), mesh.replicated(devices)))
     return Loaded(config, dataset, run, wanted, state.variables(), devices)
 
 
@@ -568,30 +531,3 @@ def _placed(shapes: Any, shardings: Any) -> Any:
 
 def _due(step: int, every: int, last: int) -> bool:
     return step % every == 0 or step == last
-
-
-def _get(config: ConfigDict, field: str) -> Any:
-    return functools.reduce(lambda value, name: value[name], field.split("."), config)
-
-
-def _evaluations(path: epath.Path, *, before: int) -> dict[int, dict[str, float]]:
-    """The evaluations recorded before a step, by step."""
-    return {
-        record.pop("step"): {k: float("nan") if v is None else v for k, v in record.items()}
-        for record in workdir.read_records(path / "metrics.jsonl")
-        if "eval/mean_iou" in record and record["step"] < before
-    }
-
-
-def _rank(scores: Mapping[str, float]) -> float:
-    """What the best checkpoint is the best in; a split without any valid pixel counts as 0."""
-    return float(np.nan_to_num(scores["eval/mean_iou"]))
-
-
-def _summary(result: Mapping[str, Any]) -> str:
-    return json.dumps(
-        {
-            name: {"step": result[name]["step"], "mean_iou": result[name]["eval/mean_iou"]}
-            for name in ("final", "best")
-        }
-    )

@@ -4,6 +4,7 @@ config.json       the whole config, as nested objects
 dataset.json      class names, palette and number of channels: enough to predict without the data
 environment.json  versions, git commit and devices, of the run's latest start
 metrics.jsonl     one object per line: the step, and values by their path
+cost.json         FLOPs, memory and speed, written when the run is finished
 result.json       written when the run is finished
 """
 
@@ -25,7 +26,7 @@ from ml_collections import ConfigDict
 # Fields that may change between two starts of a run: they do not change its numbers.
 OPERATIONAL = (
     *("checkpoint_every", "log_every", "eval.batch_size", "eval.num_pictures"),
-    *("data.workers", "data.cache", "data.verify"),
+    *("data.workers", "data.cache", "data.verify", "num_seeds"),
 )
 
 _LOG = logging.getLogger("dense_jax")
@@ -97,6 +98,12 @@ def compare_dataset(workdir: epath.PathLike, dataset: Mapping[str, Any]) -> None
             )
     if old["fingerprint"] != new["fingerprint"]:
         _LOG.warning("the dataset's files are not those that %s was started on", path.parent)
+
+
+def runs(directory: epath.PathLike) -> list[epath.Path]:
+    """The workdirs of the runs that one command trained: the directory, or those of its seeds."""
+    path = epath.Path(directory)
+    return sorted(path.glob("seed=*")) or [path]
 
 
 def read(workdir: epath.PathLike, name: str) -> Any:

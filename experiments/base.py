@@ -8,7 +8,10 @@ def get_config() -> ConfigDict:
     """A small U-Net on the synthetic dataset, for two CPU cores."""
     config = ConfigDict()
 
+    config.label = placeholder(str)  # what a sweep and a report call the run by
     config.seed = 0  # of initial values, order and augmentation
+    # Trained side by side, each on its share of the devices: seed, seed + 1, ... in WORKDIR/seed=S.
+    config.num_seeds = 1
     config.num_steps = 300  # optimizer steps
     config.batch_size = 8  # images per step, over all hosts
     # Parts of the batch that a step takes one after the other, to save memory: loss and gradient
@@ -64,7 +67,10 @@ def get_config() -> ConfigDict:
         "convs_per_level": placeholder(int),  # (plain, unet)
         "kernel_size": placeholder(int),  # of these convolutions, pixels (plain, unet)
         "padding": placeholder(str),  # of these: "SAME" | "VALID" (unet over plain)
+        # "full" | "depthwise": a filter per channel | "none": upsampling and fusion alone (unet)
+        "decoder_conv": placeholder(str),
         "decoder_relu": placeholder(bool),  # False: no ReLU on the way up (unet)
+        "gradual": placeholder(bool),  # True: by factors of 2, also where nothing is fused (fcn)
         "zero_init": placeholder(bool),  # scores start at 0 (fcn)
         "score_scales": placeholder(tuple),  # factor of each skip's features (fcn)
     }

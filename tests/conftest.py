@@ -28,6 +28,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 flags.FLAGS.mark_as_parsed()
 
 
+def mesh_of(num_devices: int) -> jax.sharding.Mesh:
+    """As of `mesh.make_mesh`, of the first devices."""
+    auto = jax.sharding.AxisType.Auto
+    return jax.make_mesh((1, num_devices), ("replica", "data"), axis_types=(auto, auto))
+
+
 @pytest.fixture(autouse=True)
 def _private_cache(tmp_path_factory, monkeypatch):
     """Tests never read or write the user's cache."""

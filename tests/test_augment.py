@@ -17,6 +17,7 @@ from dense_jax.augment import (
 from dense_jax.colour import COLOURS
 from dense_jax.labels import IGNORE_LABEL
 from experiments import base
+from tests.conftest import mesh_of
 
 H, W = 12, 10
 GEOMETRY = {
@@ -270,7 +271,7 @@ def test_the_same_number_gives_the_same_pixels_in_any_batch_on_any_devices():
     augment = jax.jit(jax.vmap(augment))
     expected = augment(keys, batch)
     for batch_size, num_devices in ((1, 1), (4, 2), (8, 4)):
-        devices = jax.make_mesh((num_devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        devices = mesh_of(num_devices)
         sharding = jax.sharding.NamedSharding(devices, jax.sharding.PartitionSpec("data"))
         some = jax.tree.map(lambda x, n=batch_size: x[:n], (keys, batch))
         crops = augment(*jax.device_put(some, sharding))

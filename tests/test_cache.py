@@ -16,6 +16,7 @@ from dense_jax import data, device_cache, mesh
 from dense_jax.data import Synthetic, cache
 from dense_jax.data.borders import Bordered
 from dense_jax.data.cache import Cached
+from tests.conftest import mesh_of
 from tests.test_pipeline import BORDERED, CANVAS, NUM_EXAMPLES, Scenes, assert_equal, take
 
 WHOLE = (12, 12)  # a canvas that Scenes fit
@@ -28,7 +29,7 @@ def mapped(_: object) -> set[str]:
 
 
 def load(source, canvas=WHOLE, num_devices=4):
-    devices = jax.make_mesh((num_devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    devices = mesh_of(num_devices)
     shapes = {
         "image": jax.ShapeDtypeStruct((4, *canvas, 3), np.uint8),
         "label": jax.ShapeDtypeStruct((4, *canvas), np.uint8),

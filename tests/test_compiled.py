@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from dense_jax import mesh, train
+from dense_jax import logger, mesh, train
 from experiments import base
 
 BATCH = 8  # two images a device
@@ -30,7 +30,7 @@ def make_config(**model):
 
 def shapes_of(config):
     run = train.assemble(config, num_classes=3, num_channels=3)
-    return run, jax.eval_shape(run.init), train.batch_shapes(config, CANVAS, num_channels=3)
+    return run, run.shapes(), train.batch_shapes(config, CANVAS, num_channels=3)
 
 
 def compile_train_step(config, *, resident=False):
@@ -46,7 +46,8 @@ def compile_train_step(config, *, resident=False):
         batch = {"index": batch["index"], "row": jax.ShapeDtypeStruct((BATCH,), "int32")}
     devices = mesh.make_mesh()
     step = train.jit_train_step(run, devices, train.state_placement(config, state, devices))
-    return step.lower(state, batch, arrays).compile(), state
+    key = jax.eval_shape(jax.random.key, 0)
+    return step.lower(state, batch, key, arrays).compile(), state
 
 
 def collectives(compiled):
@@ -115,6 +116,27 @@ def test_batch_norm_adds_one_small_all_reduce_per_layer_and_pass(batch_norm, gro
     assert num_bytes(state.params) < moved <= num_bytes(state.params) + small
 
 
+def test_seeds_side_by_side_share_nothing_but_their_metrics(group_norm):
+    """Gradients are summed over each seed's own devices."""
+    config = make_config(norm="group")
+    config.num_seeds = 2
+    run, state, batch = shapes_of(config)
+    devices = mesh.make_mesh(2)
+    placement = train.state_placement(config, state, mesh.make_mesh())
+    step = train.jit_train_step(run, devices, placement)
+    compiled = step.lower(*train.step_shapes(run, batch, devices, placement), {}).compile()
+    found = collectives(compiled)
+    sums = [sizes for kind, sizes in found if kind == "all-reduce"]
+    assert sum(map(sum, sums)) <= num_bytes(state.params) + 16
+    pairs = re.findall(
+        r"all-reduce\(.*replica_groups=(\{\{0,1\},\{2,3\}\}|\[2,2\]<=\[4\])", compiled.as_text()
+    )
+    assert len(pairs) == len(sums) == len(collectives(group_norm[0]))
+    others = [(kind, sizes) for kind, sizes in found if kind != "all-reduce"]
+    assert others == [("all-gather", [2 * 4])] * 3  # the metrics of both
+    assert compiled.memory_analysis().alias_size_in_bytes == num_bytes(state)
+
+
 @pytest.mark.parametrize("step", ["group_norm", "batch_norm", "resident"])
 def test_the_state_is_donated(step, request):
     """All of it: a step needs memory for one state, not for two."""
@@ -149,13 +171,13 @@ def test_nothing_is_compiled_after_the_first_step_and_the_first_evaluation(
         if "backend_compile" in event:
             compiled.append(event)
 
-    scalars = train.logger.Logger.scalars
+    scalars = logger.Logger.scalars
 
     def count(self, step, values):
         after[step] = len(compiled)
         scalars(self, step, values)
 
-    monkeypatch.setattr(train.logger.Logger, "scalars", count)
+    monkeypatch.setattr(logger.Logger, "scalars", count)
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         train.train(config, str(tmp_path))

@@ -2,12 +2,13 @@
 
 import json
 import math
+import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dense_jax import data, evaluate, metrics, per_image, predict, tallies, train
+from dense_jax import data, evaluate, metrics, per_image, predict, predictions, tallies, train
 from dense_jax.labels import IGNORE_LABEL
 from experiments import base
 
@@ -71,6 +72,40 @@ def test_predict_writes_the_labels_that_evaluate_counts(run, tiny_folder, tmp_pa
         for name, expected in measured[0].items():
             assert kept[name].shape == (len(source), *expected.shape)
             np.testing.assert_array_equal(kept[name], [image[name] for image in measured])
+
+
+@pytest.mark.parametrize("boundaries", [False, True])
+def test_the_class_maps_that_were_scored_are_kept(run, tiny_folder, boundaries):
+    evaluation = evaluate.evaluate(
+        str(run), "test", tile_size=(8, 10), margin=2, boundaries=boundaries
+    )
+    source = data.open_dataset("folder", str(tiny_folder), "test")
+    with np.load(run / "evaluation_test.npz") as kept:
+        assert tuple(kept["names"]) == source.names
+    maps = predictions.read(run / "evaluation_test.zip", range(len(source)))
+    counts = [
+        metrics.confusion_matrix(classes, example["label"], 2)
+        for classes, example in zip(maps, source, strict=True)
+    ]
+    np.testing.assert_array_equal(np.sum(counts, axis=0), counts_of(evaluation))
+    assert not list(run.glob("*.tmp"))
+
+
+def test_class_maps_of_images_with_any_name_are_kept(tmp_path):
+    names = ["../../a/b", "\n", "a" * 500, "\udcff", "", "same", "same"]
+    palette = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    maps = [np.full((3, 4), i % 2, np.uint8) for i in range(len(names))]
+    with predictions.writing(tmp_path / "kept.zip", names, palette) as write:
+        for i in reversed(range(len(names))):
+            write(i, maps[i])
+        assert not (tmp_path / "kept.zip").exists()
+    with zipfile.ZipFile(tmp_path / "kept.zip") as archive:
+        archive.extractall(tmp_path / "extracted")
+    assert len(list((tmp_path / "extracted").iterdir())) == len(names)
+    found = predictions.read(tmp_path / "kept.zip", [2, 0, 1])
+    np.testing.assert_array_equal(found, [maps[2], maps[0], maps[1]])
+    with Image.open(tmp_path / "extracted" / "00006_same.png") as picture:
+        assert picture.convert("RGB").getpixel((0, 0)) == tuple(palette[0])
 
 
 def test_the_files_hold_the_same_numbers(run, tiny_folder):

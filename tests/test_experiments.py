@@ -2,19 +2,17 @@
 
 import importlib.util
 import inspect
+import re
 
 import jax
 import numpy as np
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
-from dense_jax import losses, train, workdir
+from dense_jax import losses, sweep, train, workdir
 from experiments import base, unet_ce, unet_dice
 from tests.conftest import REPOSITORY
-
-PATHS = sorted((REPOSITORY / "experiments").glob("[!_]*.py"))
-CONFIGS = [(path, ()) for path in PATHS] + [
-    (REPOSITORY / "experiments" / "camvid_unet.py", ("reduced",)),
-]
 
 
 def load(path):
@@ -22,6 +20,14 @@ def load(path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+PATHS = sorted((REPOSITORY / "experiments").glob("[!_]*.py"))
+SIZES = {"camvid_unet": "reduced", "camvid_segnet_table": "reduced", "ablation_grid": "full"}
+# Some sweeps have the config of another file.
+CONFIGS = [(path, ()) for path in PATHS if load(path).get_config.__module__ == path.stem] + [
+    (REPOSITORY / "experiments" / f"{name}.py", (size,)) for name, size in SIZES.items()
+]
 
 
 @pytest.mark.parametrize(
@@ -33,11 +39,75 @@ def test_every_experiment_builds(path, arguments):
     config.batch_size = max(config.batch_size, jax.device_count())  # one per device
     train.check(config)
     run = train.assemble(config, num_classes=4, num_channels=3)
-    state = jax.eval_shape(run.init)
+    state = run.shapes()
     batch = train.batch_shapes(config, config.data.crop_size, num_channels=3)
-    new_state, metrics = jax.eval_shape(run.train_step, state, batch)
+    new_state, metrics = jax.eval_shape(run.train_step, state, batch, jax.random.key(0))
     assert jax.tree.structure(new_state) == jax.tree.structure(state)
     assert metrics["train/loss"].shape == ()
+
+
+def sweeps():
+    """Every experiment with a sweep, and its number of runs."""
+    return {path: load(path).get_sweep() for path in PATHS if hasattr(load(path), "get_sweep")}
+
+
+def test_the_sweeps_have_as_many_runs_as_they_say():
+    for path, runs in sweeps().items():
+        (number,) = re.findall(r"(\d+) runs|$", load(path).__doc__)[:1]
+        assert number in ("", str(len(runs))), path
+        assert max(map(len, sweep.run_names(runs))) < 80
+
+
+def parameters(config) -> int:
+    """Of the model for RGB and 11 classes, which is traced."""
+    model = train.models.build(config.model, num_classes=11)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    logits, variables = jax.eval_shape(
+        lambda x: model.init_with_output(jax.random.key(0), x, train=True), image
+    )
+    assert logits.shape == (1, 32, 32, 11)
+    return sum(x.size for x in jax.tree.leaves(variables["params"]))
+
+
+def changed(config, override):
+    with config.ignore_type():
+        config.update_from_flattened_dict(override)
+    return config
+
+
+@pytest.mark.parametrize("path", list(sweeps()), ids=lambda path: path.stem)
+def test_every_run_of_a_sweep_builds(path):
+    built = set()
+    for override in sweeps()[path]:
+        config = changed(load(path).get_config(), override)
+        config.data.root = "anywhere"
+        train.check(config)
+        if path.stem != "ablation" and str(config.model) not in built:  # is ablation_grid
+            built.add(str(config.model))
+            parameters(config)
+
+
+def test_segnets_decoders_have_about_the_parameters_of_its_table():
+    table = load(REPOSITORY / "experiments" / "camvid_segnet_table.py")
+    for label, fields in table.VARIANTS.items():
+        millions = parameters(changed(table.get_config(), fields)) / 1e6
+        ((published, ours),) = re.findall(rf"\n +{label} +([\d.]+) +([\d.]+)\n", table.__doc__)
+        assert round(millions, 3) == float(ours)
+        assert millions == pytest.approx(float(published), rel=0.025)
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+def test_flags_say_the_same_as_the_overrides():
+    """As the command line has them: class weights by name, tuples, a label."""
+    table = load(REPOSITORY / "experiments" / "camvid_segnet_table.py")
+    override = next(run for run in table.get_sweep() if run["label"] == "FCN-Basic")
+    path = REPOSITORY / "experiments" / "camvid_segnet_table.py"
+    command = ["command", f"--config={path}:reduced", *sweep.as_flags(override)]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=command)
+    values(command)
+    fields = workdir.flatten(values.config.to_dict())
+    assert override.items() <= fields.items()
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -138,7 +208,7 @@ def test_what_needs_rgb_is_refused_on_grey_before_anything_is_computed(field):
     batch = train.batch_shapes(config, config.data.crop_size, num_channels=1)
     run = train.assemble(config, num_classes=2, num_channels=1)
     with pytest.raises(ValueError, match=f"augment.{field}=0.5 needs images of 3 channels"):
-        jax.eval_shape(run.train_step, jax.eval_shape(run.init), batch)
+        jax.eval_shape(run.train_step, run.shapes(), batch, jax.random.key(0))
 
 
 def test_a_frozen_encoder_has_no_learning_rate():

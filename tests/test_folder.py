@@ -49,7 +49,7 @@ def root(tmp_path) -> pathlib.Path:
 
 def test_reads_what_was_written(root):
     source = open_dataset("folder", str(root), "train")
-    assert [example["name"] for example in source] == ["a", "b", "c"]
+    assert tuple(example["name"] for example in source) == source.names == ("a", "b", "c")
     assert source.class_names == ("sky", "road")
     assert (source.num_classes, source.num_channels, source.palette) == (2, 3, None)
     np.testing.assert_array_equal(source.sizes, [[5, 3], [4, 6], [1, 1]])

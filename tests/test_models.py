@@ -184,6 +184,10 @@ def test_skips_connect_every_encoder(name, encoder):
         ({"padding": "VALID", "encoder": "vgg16"}, "only 'unet' over 'plain' has unpadded"),
         ({"width_multiplier": 0.5}, "width_multiplier=0.5: neither 'unet' nor 'plain' has it"),
         ({"zero_init": True}, "model.zero_init=True: neither 'unet' nor 'plain' has it"),
+        ({"decoder_conv": "3x3"}, "decoder_conv='3x3' must be 'full' or 'depthwise' or 'none'"),
+        ({"decoder_conv": "depthwise"}, "which model.fusion='concat' changes: use 'add'"),
+        ({"decoder_conv": "none", "padding": "VALID"}, "both paths must lose as much"),
+        ({"gradual": True}, "model.gradual=True: neither 'unet' nor 'plain' has it"),
         ({"name": "fcn", "decoder_relu": False}, "neither 'fcn' nor 'plain' has it"),
         ({"name": "fcn", "skips": (4, 2), "score_scales": (0.1,)}, r"one for each .*\(4, 2\)"),
         ({"name": "fcn", "upsampling": "max_unpool"}, "score maps of 'fcn' .* use bed_of_nails"),
@@ -497,7 +501,49 @@ def test_segnet_basic_is_a_set_of_fields():
     assert np.any(decoded < 0) and logits.shape == (1, 16, 16, 3)
 
 
+@pytest.mark.parametrize("conv", ["depthwise", "none"])
+def test_a_decoder_may_filter_each_channel_by_itself_or_not_at_all(conv):
+    make_one = functools.partial(make, fusion="add", upsampling="bilinear", convs_per_level=1)
+    full, lighter = (
+        shapes_of(make_one(decoder_conv=how))["params"]["decoder"] for how in ("full", conv)
+    )
+    for stride, width in ((4, 5), (2, 4), (1, 3)):
+        assert full[f"stride{stride}"]["conv1"]["conv"]["kernel"].shape == (3, 3, width, width)
+        if conv == "none":
+            assert f"stride{stride}" not in lighter
+        else:
+            kernel = lighter[f"stride{stride}"]["conv1"]["conv"]["kernel"]
+            assert kernel.shape == (3, 3, 1, width)
+    assert len(full) - len(lighter) == (3 if conv == "none" else 0)
+
+
+def test_a_depthwise_decoder_keeps_channels_apart():
+    fields = {"decoder_conv": "depthwise", "skips": (), "upsampling": "nearest", "norm": "none"}
+    decoder = make(**fields, widths=(3, 3), convs_per_level=1, decoder_relu=False).decoder
+    kernel = jnp.arange(27.0).reshape(3, 3, 1, 3)
+    conv = {"kernel": kernel, "bias": jnp.zeros(3)}
+    head = {"kernel": jnp.eye(3)[None, None], "bias": jnp.zeros(3)}
+    variables = {"params": {"stride1": {"conv1": {"conv": conv}}, "head": head}}
+    x = jnp.zeros((1, 4, 4, 3)).at[..., 1].set(1.0)
+    y = decoder.apply(variables, Pyramid({2: x, 1: jnp.zeros((1, 8, 8, 3))}), train=False)
+    np.testing.assert_allclose(y[0, 4, 4], [0, kernel[..., 0, 1].sum(), 0])
+
+
 class TestFCNScores:
+    def test_gradually_means_by_two_whatever_is_fused(self):
+        fields = {"name": "fcn", "upsampling": "transposed_conv", "skips": (2,)}
+        at_once, gradual = (
+            shapes_of(make(**fields, gradual=gradual))["params"]["decoder"]
+            for gradual in (False, True)
+        )
+        assert {name: at_once[name]["kernel"].shape[0] for name in ("up2", "up1")} == {
+            "up2": 4,
+            "up1": 2,
+        }
+        sizes = {name: gradual[name]["kernel"].shape[0] for name in ("up4", "up2", "up1")}
+        assert set(sizes.values()) == {2}
+        assert gradual.keys() - at_once.keys() == {"up4"}
+
     def test_zero_init_gives_zero_scores_everywhere(self):
         model = make(name="fcn", zero_init=True, upsampling="bilinear")
         image = jax.random.normal(jax.random.key(0), (1, 16, 16, 3))

@@ -110,6 +110,17 @@ def test_any_number_of_processes_is_the_same_run(
     assert_close(tmp_path / "run", one_process)
 
 
+@pytest.mark.parametrize(("num_processes", "num_devices", "num_seeds"), [(4, 1, 2)])
+def test_seeds_share_the_processes(tmp_path, config, num_processes, num_devices, num_seeds):
+    """Each seed over two of the processes."""
+    config = config.copy_and_resolve_references()
+    config.num_seeds = num_seeds
+    run(config, tmp_path / "one", 1, 4)
+    run(config, tmp_path / "run", num_processes, num_devices)
+    for seed in range(num_seeds):
+        assert_close(tmp_path / "run" / f"seed={seed}", tmp_path / "one" / f"seed={seed}")
+
+
 def test_one_checkpoint_has_one_confusion_matrix(tmp_path, config, one_process):
     """Evaluated again by other processes, which find it finished but for its result."""
     again = tmp_path / "again"

@@ -4,6 +4,11 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
+import pytest
+
+from dense_jax import per_image
+from dense_jax.labels import IGNORE_LABEL
 from tests.conftest import REPOSITORY
 
 SCRIPT = """
@@ -54,6 +59,19 @@ def run(script, path):
         timeout=100,
         check=False,
     )
+
+
+@pytest.mark.parametrize("shape", [(16, 32), (40, 21), (3, 5)], ids=str)
+def test_errors_are_counted_by_phase(shape):
+    rng = np.random.default_rng(0)
+    label, prediction = rng.integers(0, 3, (2, *shape)).astype(np.uint8)
+    label[rng.random(shape) < 0.2] = IGNORE_LABEL
+    found = per_image.phase_errors(prediction, label)
+    for y in range(16):
+        for x in range(16):
+            truth, guess = label[y::16, x::16], prediction[y::16, x::16]
+            valid = truth != IGNORE_LABEL
+            assert found[y, x].tolist() == [(truth != guess)[valid].sum(), valid.sum()]
 
 
 def test_processes_measure_the_same_and_import_neither_jax_nor_the_main_module(tmp_path):

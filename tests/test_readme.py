@@ -1,5 +1,6 @@
 """The README's commands run as they are written, on small models and few steps."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -76,6 +77,7 @@ def test_commands_run_as_written(command, folder, tiny_folder):
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=REPOSITORY,
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "4" if "--config.num_seeds=4" in command else "1"},
         check=False,
         capture_output=True,
         text=True,

@@ -55,6 +55,7 @@ def assert_equal(found, expected):
     np.testing.assert_array_equal(found.palette, expected.palette)
     np.testing.assert_array_equal(found.sizes, expected.sizes)
     assert found.sizes.dtype == np.int32
+    assert found.names == expected.names == tuple(example["name"] for example in expected)
     for one, other in zip(found, expected, strict=True):
         assert one.keys() == other.keys() and one["name"] == other["name"]
         for key in ("image", "label"):

@@ -28,6 +28,7 @@ EVALUATION = {
     "tile_size": [96, 96],
     "margin": [0, 0],
     "class_names": ["sky", "road"],
+    "confusion_matrix": [[300, 50], [50, 300]],
     "eval/mean_iou": 0.25,
     "eval/mean_over_images/mean_boundary_f1": 0.75,
     "eval/mean_boundary_iou": 0.5,
@@ -199,10 +200,8 @@ def test_costs_are_in_a_table_of_their_own(tmp_path):
     environment = {"device_kind": "cpu", "num_devices": 2}
     cost = {"flops_per_image": 2e9, "images_per_second": 30.0, "peak_bytes": 2**21}
     add(tmp_path, "a", 0.5, {"environment": environment, "cost": cost}, seed=0)
-    add(tmp_path, "b", 0.6, {"environment": environment}, seed=1)
-    result = json.loads((tmp_path / "b" / "result.json").read_text())
-    result["cost"] = cost | {"images_per_second": 10.0, "peak_bytes": None}
-    (tmp_path / "b" / "result.json").write_text(json.dumps(result))
+    cost |= {"images_per_second": 10.0, "peak_bytes": None}
+    add(tmp_path, "b", 0.6, {"environment": environment, "cost": cost}, seed=1)
     add(tmp_path, "c", 0.6, seed=2)  # of an older version
     add(tmp_path, "d", 0.6, loss="other", num_parameters=None)
     found = runs.build(tmp_path)
@@ -369,6 +368,11 @@ def test_failures_are_named(tmp_path):
     ]
     assert "a\\|b**" in tables.to_markdown(*found)
 
+    add(tmp_path, "a2", files={"failure": failure | {"error": "out of memory"}}, seed=1)
+    assert len(runs.build(tmp_path)[1][0].runs) == 2  # trained: it was the evaluation that failed
+    notes = runs.build(tmp_path, split="test")[2]
+    assert any(note.startswith("a2: not evaluated on test (failed: out of") for note in notes)
+
 
 def test_the_config_hash_is_that_of_what_makes_the_scores(tmp_path):
     add(tmp_path, "a", seed=0, log_every=1)
@@ -420,10 +424,10 @@ def test_junk_in_one_folder_is_named_and_harmless(tmp_path, junk):
         add(tmp_path, name, seed=["config", name], files={name: junk, "evaluation_test": junk})
     (tmp_path / "metrics" / "metrics.jsonl").write_text('{}\n{"step": null}\n{"st')
     for split in (None, "test"):
-        _, rows, notes = runs.build(tmp_path, split=split, mixed=True)
+        fields, rows, notes = runs.build(tmp_path, split=split, mixed=True)
+        manifest.manifest(fields, rows)
+        tables.to_markdown(fields, rows, notes)
+        tables.cost_to_csv(fields, rows)
         named = {note.split(":")[0] for note in notes}
         shown = {run.name for row in rows for run in row.runs}
         assert named | shown == {path.name for path in tmp_path.iterdir()}
-        write(tmp_path, split=split, mixed=True)
-        for path in tmp_path.glob("report*"):
-            path.unlink()

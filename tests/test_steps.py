@@ -14,6 +14,7 @@ from dense_jax import losses, mesh, metrics, steps
 from dense_jax.augment import make_augment
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.normalise import unit
+from tests.conftest import mesh_of
 
 
 class Net(nn.Module):
@@ -41,14 +42,11 @@ def batch(size=8, index=0):
     }
 
 
-def make_mesh(num_devices):
-    return jax.make_mesh((num_devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-
-
 def make_step(net=None, seed=0, augment=None, loss=losses.cross_entropy, **options):
     augment = augment or make_augment((8, 8), flip=0.5, scale=0.3)
     tx = optax.sgd(0.1, momentum=0.9)
-    return steps.make_train_step(net or Net(), tx, loss, augment, unit, seed=seed, **options)
+    step = steps.make_train_step(net or Net(), tx, loss, augment, unit, **options)
+    return lambda state, batch: step(state, batch, jax.random.key(seed))
 
 
 def init(with_ema=False, net=None):
@@ -61,7 +59,7 @@ def init(with_ema=False, net=None):
 def test_a_step_is_the_same_over_one_and_four_devices():
     results = []
     for num_devices in (1, 4):
-        devices = make_mesh(num_devices)
+        devices = mesh_of(num_devices)
         step = jax.jit(
             make_step(Net(0.5)), in_shardings=(mesh.replicated(devices), mesh.sharded(devices))
         )
@@ -127,7 +125,7 @@ def test_evaluation_of_an_example_does_not_depend_on_its_batch_or_device():
     confusion = functools.partial(metrics.confusion_matrix, num_classes=3)
     eval_step = steps.make_eval_step(steps.make_predict_step(Net(), unit), confusion)
     for num_devices, size in ((1, 8), (1, 1), (4, 4)):
-        devices = make_mesh(num_devices)
+        devices = mesh_of(num_devices)
         some = {name: array[:size] for name, array in examples.items()}
         counted, maps = mesh.map_examples(eval_step, devices)(
             state.variables(), mesh.to_global(some, devices)
@@ -161,7 +159,7 @@ def test_dropout_depends_on_the_step_and_the_seed():
 
 @pytest.mark.parametrize("num_microbatches", [1, 2])
 def test_a_split_optimizer_state_gathers_parameters_and_nothing_else(num_microbatches):
-    devices, state = make_mesh(4), init()
+    devices, state = mesh_of(4), init()
     whole = jax.tree.map(lambda _: mesh.replicated(devices), state)
     split = whole.replace(opt_state=mesh.spread(state.opt_state, devices))
     there, results = mesh.to_global(batch(), devices), []
@@ -183,7 +181,7 @@ def test_a_split_optimizer_state_gathers_parameters_and_nothing_else(num_microba
 @pytest.mark.parametrize("num_devices", [1, 4])
 def test_microbatches_of_equal_weight_give_the_step_of_the_batch(num_devices):
     """And no example moves to another device for it."""
-    net, devices = Net(norm=False), make_mesh(num_devices)
+    net, devices = Net(norm=False), mesh_of(num_devices)
     shardings = mesh.replicated(devices), mesh.sharded(devices)
     runs = {}
     for k in (1, 2, 4):

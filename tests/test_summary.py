@@ -52,7 +52,7 @@ def cells(markdown):
 @pytest.fixture
 def no_flops(monkeypatch):
     """They take most of the time."""
-    monkeypatch.setattr(summary, "_flops", lambda *_: 0)
+    monkeypatch.setattr(summary.cost, "flops", lambda *_: 0)
 
 
 @pytest.mark.parametrize("name", models.MODELS)
@@ -256,12 +256,14 @@ def run(*arguments):
 def test_the_command_prints_the_table_of_the_changed_config():
     done = run(
         *("--config=experiments/unet_dice.py", "--config.model.widths=(2,3)"),
-        *("--size=16,18", "--channels=1", "--num_classes=5"),
+        *("--config.data.crop_size=(8,8)", "--size=16,18", "--channels=1", "--num_classes=5"),
     )
     assert done.returncode == 0, done.stderr
-    rows = cells(done.stdout)
+    layers, step = done.stdout.split("A training step of 8 images")
+    rows = cells(layers)
     assert rows[0][:3] == ["encoder/stride1/conv1/conv", "1 x 16 x 18 x 2", "18"]
     assert rows[-1][:2] == ["total", "1 x 16 x 18 x 5"]
+    assert "| peak |" in step
 
 
 def test_a_bad_size_is_one_clear_error():

@@ -101,37 +101,99 @@ def test_a_bad_experiment_file_is_named(tmp_path, source, message):
         sweep.load_sweep("nowhere.py")
 
 
-def make_runs(folder: pathlib.Path, names: str) -> list[tuple[str, epath.Path, list[str]]]:
-    return [(name, epath.Path(folder / name), [name]) for name in names]
-
-
 def finish(folder: pathlib.Path) -> None:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "result.json").write_text(json.dumps({"status": "finished"}))
 
 
-def test_runs_go_in_order_past_finished_and_failed_ones(tmp_path, capsys):
-    finish(tmp_path / "b")
-    (tmp_path / "c").mkdir()
-    (tmp_path / "c" / "result.json").write_text('{"status": "fini')  # cut off by a crash
-    ran = []
-
-    def fake(command):
-        ran.extend(command)
-        return 3 if command == ["a"] else 0
-
-    assert sweep.run_sweep(make_runs(tmp_path, "abcd"), fake) == 1
-    assert ran == ["a", "c", "d"]
-    out, err = capsys.readouterr()
-    assert "[2/4] b: already finished" in out
-    assert "[3/4] c: resumes" in out
-    assert "[4/4] d: starts" in out
-    assert err.endswith("1 of 4 runs failed:\n  a (exit code 3)\n")
+def test_the_state_of_a_run(tmp_path):
+    folder = epath.Path(tmp_path / "run")
+    assert sweep.state(folder) == "new"
+    folder.mkdir()
+    (folder / "result.json").write_text('{"status": "fini')  # cut off by a crash
+    assert sweep.state(folder) == "unfinished"
+    finish(tmp_path / "run")
+    assert sweep.state(folder) == "finished"
+    (folder / "failure.json").touch()  # of its evaluation
+    assert sweep.state(folder) == "failed"
 
 
-def test_a_preempted_run_ends_the_sweep(tmp_path):
-    codes = iter([0, 75])  # and no third one
-    assert sweep.run_sweep(make_runs(tmp_path, "abc"), lambda command: next(codes)) == 75
+def test_a_run_of_several_seeds_is_finished_when_all_are(tmp_path):
+    folder = epath.Path(tmp_path)
+    finish(tmp_path / "seed=0")
+    (tmp_path / "seed=1").mkdir()
+    assert sweep.state(folder) == "unfinished"
+    finish(tmp_path / "seed=1")
+    assert sweep.state(folder) == "finished"
+    assert not sweep.is_evaluated(folder, "test")
+    for seed in (0, 1):
+        (tmp_path / f"seed={seed}" / "evaluation_test.json").touch()
+    assert sweep.is_evaluated(folder, "test")
+
+
+def test_scores_older_than_the_run_are_not_its_own(tmp_path):
+    folder = epath.Path(tmp_path)
+    finish(tmp_path)
+    assert not sweep.is_evaluated(folder, "test")
+    (tmp_path / "evaluation_test.json").touch()
+    assert sweep.is_evaluated(folder, "test")
+    os.utime(tmp_path / "evaluation_test.json", (0, 0))
+    assert not sweep.is_evaluated(folder, "test")
+
+
+def test_a_label_stands_for_all_that_goes_with_it():
+    variants = [
+        {"label": "FCN-8s", "model.name": "fcn", "model.skips": (16, 8)},
+        {"label": "U-Net", "model.name": "unet"},
+    ]
+    runs = [
+        variant | more for variant in variants for more in sweep.grid(seed=[0], loss=["a", "b"])
+    ]
+    assert sweep.run_names(runs)[0] == "label=FCN-8s,loss=a,seed=0"
+    runs.append({"label": "U-Net", "model.name": "unet", "model.skips": (), "seed": 0, "loss": "b"})
+    assert sweep.run_names(runs)[-1] == "label=U-Net,skips=none,loss=b,seed=0"
+
+
+STARTED = {
+    "config": "a.py",
+    "flags": {"num_steps": "5"},
+    "evaluate": None,
+    "runs": {"x": {"seed": 0, "model.skips": (4, 2)}, "y": {"seed": 1}},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config": "b.py"}, "--config: 'a.py' there, 'b.py' now"),
+        ({"flags": {"num_steps": "6"}}, "--config.num_steps: '5' there, '6' now"),
+        ({"flags": {}}, "--config.num_steps: '5' there, 'not set' now"),
+        ({"runs": {"x": {"seed": 0}}}, r"x: model.skips: \[4, 2\] there, 'not set' now"),
+    ],
+)
+def test_a_folder_with_runs_of_another_config_is_refused(tmp_path, change, message):
+    folder = epath.Path(tmp_path / "runs")
+    assert sweep.remember(folder, STARTED) == []
+    sweep.remember(folder, STARTED | change)  # nothing has begun
+    sweep.remember(folder, STARTED)
+    (folder / "x").mkdir()
+    (folder / "x" / "config.json").touch()
+    assert sweep.remember(folder, STARTED) == []
+    with pytest.raises(ValueError, match=rf"Use another --workdir, or .*\n  {message}$"):
+        sweep.remember(folder, STARTED | change)
+    assert sorted(path.name for path in folder.iterdir()) == ["sweep.json", "x"]
+
+
+def test_runs_may_come_and_go_and_what_they_were_is_remembered(tmp_path):
+    folder = epath.Path(tmp_path)
+    sweep.remember(folder, STARTED)
+    for name in "xy":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").touch()
+    fewer = STARTED | {"evaluate": "test", "runs": {"y": {"seed": 1}, "z": {"seed": 2}}}
+    assert sweep.remember(folder, fewer) == ["x"]
+    runs = json.loads((tmp_path / "sweep.json").read_text())["runs"]
+    assert runs == {"x": {"seed": 0, "model.skips": [4, 2]}, "y": {"seed": 1}, "z": {"seed": 2}}
 
 
 # A trainer in three lines, where `python -m dense_jax.main` looks first: the working directory.
@@ -141,13 +203,20 @@ args = dict(arg.removeprefix("--").split("=", 1) for arg in sys.argv[1:] if "=" 
 workdir = pathlib.Path(args["workdir"])
 workdir.mkdir(parents=True, exist_ok=True)
 (workdir / "argv.json").write_text(json.dumps(sys.argv[1:]))
+(workdir / "config.json").touch()
 if "wait" in os.environ:
     signal.signal(signal.SIGTERM, lambda *_: ((workdir / "saved").touch(), sys.exit(75)))
     (workdir / "ready").touch()
     time.sleep(60)
 if args["config.seed"] == "1":
-    sys.exit(1)
+    sys.exit("no such thing")
 (workdir / "result.json").write_text('{"status": "finished"}')
+"""
+FAKE_EVALUATE = """
+import pathlib, sys
+args = dict(arg.removeprefix("--").split("=", 1) for arg in sys.argv[1:])
+(pathlib.Path(args["workdir"]) / f"evaluation_{args['split']}.json").touch()
+print("evaluated")
 """
 EXPERIMENT = """
 from dense_jax import sweep
@@ -163,7 +232,8 @@ def command(tmp_path):
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "main.py").write_text(FAKE_MAIN)
-    for name in ("sweep.py", "distributed.py"):
+    (package / "evaluate.py").write_text(FAKE_EVALUATE)
+    for name in ("sweep.py", "jobs.py", "distributed.py"):
         (package / name).write_text((pathlib.Path(sweep.__file__).parent / name).read_text())
     (tmp_path / "ablation.py").write_text(EXPERIMENT)
     return [sys.executable, "-m", "dense_jax.sweep", "--config=ablation.py", "--workdir=runs"]
@@ -183,28 +253,52 @@ def call(command, folder, *args):
 
 
 def test_the_command_runs_lists_and_skips(command, tmp_path):
-    first = call(command, tmp_path, "--config.data.name=my data", "--multihost")
+    flag = "--config.data.name=my data"
+    first = call(command, tmp_path, flag)
     assert first.returncode == 1
-    assert "2 of 4 runs failed" in first.stderr
+    assert first.stderr.splitlines() == [
+        "2 of 4 runs failed; the same command tries them again:",
+        "  skips=4-8,seed=1: no such thing (exit code 1), see runs/skips=4-8,seed=1/log.txt",
+        "  skips=none,seed=1: no such thing (exit code 1), see runs/skips=none,seed=1/log.txt",
+    ]
     argv = json.loads((tmp_path / "runs/skips=4-8,seed=0/argv.json").read_text())
     assert argv == [
         "--config=ablation.py",
-        "--multihost",
         "--workdir=runs/skips=4-8,seed=0",
         "--config.model.skips=(4, 8)",
         "--config.seed=0",
-        "--config.data.name=my data",
+        flag,
     ]
     listing = call(command, tmp_path, "--list", "--config.batch_size=2")
     assert listing.returncode == 0
     lines = listing.stdout.splitlines()
     assert [line.split()[:3] for line in lines] == [
         ["0", "finished", "skips=4-8,seed=0"],
-        ["1", "unfinished", "skips=4-8,seed=1"],
+        ["1", "failed", "skips=4-8,seed=1"],
         ["2", "finished", "skips=none,seed=0"],
-        ["3", "unfinished", "skips=none,seed=1"],
+        ["3", "failed", "skips=none,seed=1"],
     ]
     assert lines[0].endswith("'--config.model.skips=(4, 8)' --config.seed=0 --config.batch_size=2")
+    again = call(command, tmp_path, flag)
+    assert again.stdout.startswith(
+        "2 of 4 runs are already finished\n[2/4] skips=4-8,seed=1: starts"
+    )
+
+
+def test_a_finished_sweep_is_not_taken_for_one_with_other_flags(command, tmp_path):
+    call(command, tmp_path, "--index=0")
+    other = call(command, tmp_path, "--config.num_steps=500")
+    assert other.returncode == 1
+    assert other.stderr.endswith("  --config.num_steps: 'not set' there, '500' now\n")
+    assert "Traceback" not in other.stderr
+
+
+def test_each_run_is_evaluated_once(command, tmp_path):
+    for split, times in (("test", 1), ("test", 1), ("val", 2)):
+        assert call(command, tmp_path, "--index=0", f"--evaluate={split}").returncode == 0
+        log = (tmp_path / "runs/skips=4-8,seed=0/log.txt").read_text()
+        assert log.count("\nevaluated\n") == times
+        assert log.count("dense_jax.main") == 1
 
 
 def test_each_run_is_told_of_the_other_processes(command, tmp_path):
@@ -216,7 +310,8 @@ def test_each_run_is_told_of_the_other_processes(command, tmp_path):
 
 def test_an_index_runs_that_one_only(command, tmp_path):
     assert call(command, tmp_path, "--index=2").returncode == 0
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["skips=none,seed=0"]
+    made = {path.name for path in (tmp_path / "runs").iterdir()}
+    assert made == {"skips=none,seed=0", "sweep.json"}
 
 
 @pytest.mark.parametrize(
@@ -228,6 +323,11 @@ def test_an_index_runs_that_one_only(command, tmp_path):
         (["--config.batch_size", "3"], "unexpected argument '--config.batch_size'"),
         (["--list", "--index=1"], "--list and --index exclude each other"),
         (["--index=x"], "--index=x"),
+        (["--jobs=2", "--index=1"], "--jobs is for all runs on this machine"),
+        (["--jobs=2", "--multihost"], "--jobs is for all runs on this machine"),
+        (["--jobs=0"], "--jobs=0"),
+        (["--jobs=1000"], "error: --jobs=1000 at once, but there are "),
+        (["--evaluate=test", "--multihost"], "--evaluate is for runs of one process"),
         (["--process_id=0"], "together; missing: --coordinator, --num_processes"),
     ],
 )
@@ -239,26 +339,32 @@ def test_bad_arguments_are_one_clear_error(command, tmp_path, args, message):
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_lets_the_current_run_save_and_starts_no_other(command, tmp_path, number):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("num_jobs", [1, 2])
+def test_a_signal_lets_the_current_runs_save_and_starts_no_other(
+    command, tmp_path, number, num_jobs
+):
+    if num_jobs > len(os.sched_getaffinity(0)):
+        pytest.skip("needs as many cores as jobs")
     process = subprocess.Popen(
-        command,
+        [*command, f"--jobs={num_jobs}"],
         cwd=tmp_path,
-        env={**os.environ, "wait": "1"},
+        env={**os.environ, "wait": "1", "JAX_PLATFORMS": "cpu"},
         start_new_session=True,
         stderr=subprocess.PIPE,
         text=True,
     )
+    names = ["skips=4-8,seed=0", "skips=4-8,seed=1"][:num_jobs]
     deadline = time.monotonic() + 30
-    while not (tmp_path / "runs/skips=4-8,seed=0/ready").exists():
+    while not all((tmp_path / "runs" / name / "ready").exists() for name in names):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.killpg(process.pid, number)  # as a terminal does
     _, err = process.communicate(timeout=30)
     assert process.returncode == 75
-    assert "stopped at skips=4-8,seed=0; the same command resumes there" in err
-    assert (tmp_path / "runs/skips=4-8,seed=0/saved").exists()
-    assert len(list((tmp_path / "runs").iterdir())) == 1
+    assert "stopped at skips=4-8,seed=" in err and "the same command resumes there" in err
+    assert all((tmp_path / "runs" / name / "saved").exists() for name in names)
+    assert len([path for path in (tmp_path / "runs").iterdir() if path.is_dir()]) == num_jobs
 
 
 def test_importing_it_brings_neither_jax_nor_flags():

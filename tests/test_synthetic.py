@@ -48,6 +48,7 @@ def test_registered_forms(name, num_channels):
     assert (source.num_channels, source.num_classes, len(source)) == (num_channels, 6, 64)
     assert source[0]["image"].shape == (96, 96, num_channels)
     np.testing.assert_array_equal(source.sizes, np.full((64, 2), 96))
+    assert source.names[63] == source[63]["name"]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (37, 53), (1, 200), (130, 260)])

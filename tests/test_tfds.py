@@ -90,7 +90,8 @@ def test_reads_what_was_written(root):
     source = pickle.loads(pickle.dumps(open_dataset("oxford_iiit_pet", str(root), "train")))
     assert source.class_names == ("pet", "background", "border")
     assert (source.num_classes, source.num_channels, source.palette) == (3, 3, None)
-    for example, size in zip(source, source.sizes, strict=True):
+    for example, name, size in zip(source, source.names, source.sizes, strict=True):
+        assert example["name"] == name
         written = pet(int(example["name"].removeprefix("pet").removesuffix(".jpg")))
         np.testing.assert_array_equal(example["image"], written["image"])
         np.testing.assert_array_equal(example["label"], written["segmentation_mask"] - 1)

@@ -21,7 +21,7 @@ from dense_jax import checkpoint, data, evaluate, mesh, train, workdir
 from dense_jax.data import balance, pipeline
 from dense_jax.models import pretrained
 from experiments import base
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, mesh_of
 
 NUM_STEPS = 6
 
@@ -102,8 +102,11 @@ def test_a_run_writes_what_it_promises(finished):
     names = {path.name for path in finished.iterdir()}
     assert names == {
         *("config.json", "dataset.json", "environment.json", "metrics.jsonl", "result.json"),
-        *("tensorboard", "pictures", "checkpoints"),
+        *("cost.json", "tensorboard", "pictures", "checkpoints"),
     }
+    cost = json.loads((finished / "cost.json").read_text())
+    assert cost.keys() == {"flops_per_image", "images_per_second", "peak_bytes"}
+    assert min(cost.values()) > 0
     records = workdir.read_records(finished / "metrics.jsonl")
     trained = [record["step"] for record in records if "train/loss" in record]
     evaluated = {record["step"]: record for record in records if "eval/mean_iou" in record}
@@ -307,16 +310,16 @@ def test_a_split_optimizer_state_is_read_whole_and_on_one_device(config, tmp_pat
     assert parts and max(parts) < 0.35  # with the vectors, which stay whole
     variables = train.load(str(path), "2").variables
     jax.tree.map(np.testing.assert_array_equal, variables, saved(path, 2)["ema"])
-    one = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    monkeypatch.setattr(mesh, "make_mesh", lambda: one)
+    one = mesh_of(1)
+    monkeypatch.setattr(mesh, "make_mesh", lambda num_replicas=1: one)
     train.train(config, str(path))
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
     jax.tree.map(close, saved(path), saved(tmp_path / "whole"))
 
 
 def test_one_device_gives_the_numbers_of_four(config, finished, tmp_path, monkeypatch):
-    one = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    monkeypatch.setattr(mesh, "make_mesh", lambda: one)
+    one = mesh_of(1)
+    monkeypatch.setattr(mesh, "make_mesh", lambda num_replicas=1: one)
     train.train(config, str(tmp_path))
     for kind, tolerance in (("params", 1e-4), ("batch_stats", 1e-4)):
         jax.tree.map(
@@ -367,7 +370,7 @@ def test_pretrained_weights_are_where_a_frozen_encoder_ends(config, tmp_path):
         train.train(config, str(tmp_path / "run"))
     assert not (tmp_path / "run" / "config.json").exists()
 
-    shapes = jax.eval_shape(train.assemble(config, num_classes=2, num_channels=1).init).variables()
+    shapes = train.assemble(config, num_classes=2, num_channels=1).shapes().variables()
     assert shapes["params"]["encoder"]["conv1_1"]["conv"]["kernel"].shape[2] == 3  # grey as RGB
     rng = np.random.default_rng(0)
     tensors = {}

@@ -11,6 +11,7 @@ can be pickled, because worker processes get a copy. Every source has
     value_range    what became 0 and 255 in images that are not of 8 bits, or None
     palette        uint8 [num_classes, 3], RGB of each class in pictures, or None
     sizes          int32 [n, 2], height and width of each example in pixels
+    names          tuple of str, the name of each example
     fingerprint    hex digest that changes when the files do; None for data not read from files
 
 An entry of `DATASETS` is called as `(root, split)` and has `splits(root)`, the names of the

@@ -180,6 +180,10 @@ class Files:
         decode.check_same_size(image, label, f"{image_path}{where}")
         return {"image": image, "label": label, "name": name}
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(item.name for item in self._items)
+
     @functools.cached_property
     def sizes(self) -> Int32[np.ndarray, "n 2"]:
         """Height and width of each image, in pixels; reads headers only."""

@@ -8,6 +8,7 @@ number of hosts or workers: global batch k of a run always holds the examples k 
 
 import functools
 import signal
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grain
@@ -69,6 +70,13 @@ def eval_batches(
     return _iterate(grain.MapDataset.source(block).batch(host_batch), workers)
 
 
+def join(batches: Sequence[Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+    """Batches of several streams, one after the other."""
+    if len(batches) == 1:
+        return batches[0]
+    return {field: np.concatenate([batch[field] for batch in batches]) for field in batches[0]}
+
+
 def _host_batch(batch_size: int, num_hosts: int) -> int:
     if batch_size % num_hosts:
         raise ValueError(f"batch_size {batch_size} is not divisible by {num_hosts} hosts")
@@ -90,7 +98,7 @@ def _draw(
     return dict(example, index=np.uint32(index))
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=32)  # of several seeds
 def _order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     """An epoch's permutation. Grain's shuffle takes milliseconds per example of a small dataset."""
     return np.random.default_rng([seed, epoch]).permutation(num_examples)

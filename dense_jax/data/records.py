@@ -116,6 +116,11 @@ class Records:
         return np.array([self._record(i)["size"] for i in range(len(self))], np.int32)
 
     @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """The name of each example; reads every record but decodes none."""
+        return tuple(self._record(i)["name"] for i in range(len(self)))
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Digest of dataset.json and of the split's file name, size and time of change."""
         digest = hashlib.sha256((self._path.parent / "dataset.json").read_bytes())

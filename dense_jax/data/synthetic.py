@@ -59,6 +59,13 @@ class Synthetic:
     def sizes(self) -> Int32[np.ndarray, "n 2"]:
         return np.tile(np.array(self._size, np.int32), (len(self), 1))
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(map(self._name, range(len(self))))
+
+    def _name(self, i: int) -> str:
+        return f"{self._split}_{i:05d}"
+
     def __getitem__(self, i: int) -> dict[str, Any]:
         if not 0 <= i < len(self):
             raise IndexError(f"example {i} of {len(self)}")
@@ -71,7 +78,7 @@ class Synthetic:
         return {
             "image": np.ascontiguousarray(image),
             "label": label,
-            "name": f"{self._split}_{i:05d}",
+            "name": self._name(i),
         }
 
 

@@ -125,6 +125,11 @@ class TfdsSource:
         return np.array(sizes, np.int32)
 
     @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """The name of each example; reads every record but decodes none."""
+        return tuple(self._record(i)[1] for i in range(len(self)))
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Digest of the split and of each prepared file's name, size and time of change."""
         digest = hashlib.sha256(self._where.encode())

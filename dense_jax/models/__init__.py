@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from dense_jax.models.encoders import ENCODERS
 from dense_jax.models.fcn import FCN
-from dense_jax.models.layers import NORMS, PADDINGS
+from dense_jax.models.layers import CONVS, NORMS, PADDINGS
 from dense_jax.models.unet import FUSIONS, UNet
 from dense_jax.models.upsampling import UPSAMPLERS
 
@@ -33,7 +33,9 @@ OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "convs_per_level": ("at least 1", lambda value: value >= 1),
     "kernel_size": ("odd and positive", lambda value: value > 0 and value % 2 == 1),
     "padding": ("'SAME' or 'VALID'", lambda value: value in PADDINGS),
+    "decoder_conv": (" or ".join(map(repr, CONVS)), lambda value: value in CONVS),
     "decoder_relu": ("True or False", lambda value: isinstance(value, bool)),
+    "gradual": ("True or False", lambda value: isinstance(value, bool)),
     "zero_init": ("True or False", lambda value: isinstance(value, bool)),
     "score_scales": ("numbers", lambda value: all(isinstance(x, float | int) for x in value)),
 }
@@ -103,7 +105,7 @@ def build(config: Any, num_classes: int) -> Segmenter:
     if not widths or min(widths) < 1:
         raise ValueError(f"model.widths={widths} must be one or more positive numbers of channels")
     make_encoder, make_decoder = ENCODERS[config.encoder], MODELS[config.name]
-    options = given({name: config[name] for name in OPTIONS})
+    options = given({name: config.get(name) for name in OPTIONS})  # older configs lack some
     for name, value in options.items():
         what, is_valid = OPTIONS[name]
         if not is_valid(value):
@@ -141,6 +143,16 @@ def build(config: Any, num_classes: int) -> Segmenter:
         raise ValueError(
             "model.padding='VALID': only 'unet' over 'plain' has unpadded convolutions, not "
             f"{config.name!r} over {config.encoder!r}"
+        )
+    decoder_conv = options.get("decoder_conv")
+    if decoder_conv == "none" and unpadded:
+        raise ValueError(
+            "model.decoder_conv='none': with model.padding='VALID' both paths must lose as much"
+        )
+    if decoder_conv == "depthwise" and skips and config.fusion == "concat":
+        raise ValueError(
+            "model.decoder_conv='depthwise' keeps the number of channels, which model.fusion="
+            "'concat' changes: use 'add'"
         )
     loss = decoder.convs_per_level * (decoder.kernel_size - 1) if unpadded else 0
     return Segmenter(

@@ -18,6 +18,7 @@ class FCN(nn.Module):
     resolution, there is a single upsampling by that factor.
 
     upsample: makes an upsampler, called with `features` and `factor`.
+    gradual: upsamples by 2 each time instead, also from a stride that is not fused.
     zero_init: whether all scores start at 0, as in the paper.
     score_scales: what the features of each of `skips` are multiplied with, in that order. With
       (0.01, 0.0001) for (16, 8), FCN-8s trains at once rather than in stages (arXiv 1605.06211).
@@ -26,6 +27,7 @@ class FCN(nn.Module):
     num_classes: int
     upsample: Callable[..., nn.Module]
     skips: Sequence[int]
+    gradual: bool = False
     zero_init: bool = False
     score_scales: Sequence[float] | None = None
     dtype: DTypeLike = jnp.float32
@@ -51,7 +53,12 @@ class FCN(nn.Module):
 
         stride = max(pyramid.features)
         x = score(stride)
-        for target in sorted(self.skips, reverse=True):
-            x = enlarge(x, stride, target) + score(target)
-            stride = target
-        return enlarge(x, stride, 1) if stride > 1 else x
+        while stride > 1:
+            below = max((s for s in self.skips if s < stride), default=1)
+            if self.gradual:
+                below = stride // 2
+            x = enlarge(x, stride, below)
+            if below in self.skips:
+                x = x + score(below)
+            stride = below
+        return x

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 NORMS = ("batch", "group", "none")
 PADDINGS = ("SAME", "VALID")
+CONVS = ("full", "depthwise", "none")
 
 
 @struct.dataclass
@@ -117,6 +118,7 @@ class ConvNorm(nn.Module):
     """Convolution, norm and ReLU.
 
     padding: pixels on every side, or "SAME" or "VALID".
+    depthwise: one filter per channel, which x must have `features` of.
     use_bias: None is where no norm brings its own.
     """
 
@@ -126,6 +128,7 @@ class ConvNorm(nn.Module):
     padding: int | str = "SAME"
     norm: str = "batch"
     relu: bool = True
+    depthwise: bool = False
     use_bias: bool | None = None
     epsilon: float = 1e-5
     dtype: DTypeLike = jnp.float32
@@ -137,6 +140,7 @@ class ConvNorm(nn.Module):
             (self.kernel_size, self.kernel_size),
             strides=self.stride,
             padding=self.padding,
+            feature_group_count=self.features if self.depthwise else 1,
             use_bias=self.norm == "none" if self.use_bias is None else self.use_bias,
             kernel_init=nn.initializers.he_normal(),
             dtype=self.dtype,
@@ -155,6 +159,7 @@ class ConvBlock(nn.Module):
     padding: str = "SAME"
     norm: str = "batch"
     relu: bool = True
+    depthwise: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -166,6 +171,7 @@ class ConvBlock(nn.Module):
                 padding=self.padding,
                 norm=self.norm,
                 relu=self.relu,
+                depthwise=self.depthwise,
                 dtype=self.dtype,
                 name=f"conv{i + 1}",
             )(x, train=train)

@@ -3,8 +3,9 @@
     python -m dense_jax.models.summary --config=experiments/unet_dice.py [--config.model.x=y]
     python -m dense_jax.models.summary --config=experiments/unet_dice.py --crossings
 
-The first prints a table of the network's layers, the second which encoders, decoders and
-upsampling methods can be combined. Both are Markdown, and neither makes any parameter.
+The first prints a table of the network's layers and the memory that a training step of the config
+needs, as of `dense_jax.memory`; the second which encoders, decoders and upsampling methods can be
+combined. Both are Markdown, and neither makes any parameter.
 """
 
 import copy
@@ -22,7 +23,7 @@ from absl import app, flags
 from flax import linen as nn
 from ml_collections import config_flags
 
-from dense_jax import models
+from dense_jax import cost, memory, models
 from dense_jax.models.encoders import ENCODERS
 from dense_jax.models.upsampling import UPSAMPLERS
 
@@ -73,7 +74,7 @@ def layers(model: models.Segmenter, variables: Any, image: jax.ShapeDtypeStruct)
             continue
         inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
         own = {name: _inside(tree, path) for name, tree in variables.items()}
-        flops = _flops(module.clone(parent=None).apply, own, *inputs)
+        flops = cost.flops(module.clone(parent=None).apply, own, *inputs)
         flops -= sum(layer.flops for layer in found if layer.path[: len(path)] == path)
         found.append(Layer(path, output.shape, parameters[path], flops))
     return found
@@ -221,11 +222,6 @@ def _inside(tree: Any, path: Sequence[str]) -> Any:
     return functools.reduce(lambda tree, name: tree.get(name, {}), path, tree)
 
 
-def _flops(function: Callable, *shapes: Any) -> int:
-    lowered: Any = jax.jit(function).lower(*shapes)
-    return int(lowered.cost_analysis().get("flops", 0))  # not there if values are only moved
-
-
 def _line(name: str, shape: Sequence[int], parameters: int, flops: int) -> tuple[str, ...]:
     return name, " x ".join(map(str, shape)), f"{parameters:,}", f"{flops:,}"
 
@@ -259,6 +255,7 @@ def main(argv: list[str]) -> None:
         return
     height, width = map(int, args.size)
     print(table(models.build(args.config.model, args.num_classes), (height, width), args.channels))
+    print(f"\n{memory.table(args.config, args.num_classes, args.channels)}")
 
 
 if __name__ == "__main__":

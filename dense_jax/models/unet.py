@@ -20,6 +20,8 @@ class UNet(nn.Module):
     skips: the strides whose encoder features are fused: their middle, where unpadded
       convolutions have left less here than there.
     fusion: "concat", or "add", for which a skip is projected to x's channels if it has others.
+    decoder_conv: "full", "depthwise" (one filter per channel) or "none": then features are upsampled
+      and fused alone (SegNet's SingleChannelDecoder and FCN-Basic-NoDimReduction).
     decoder_relu: False leaves out the ReLU behind the convolutions (SegNet-Basic).
     """
 
@@ -32,6 +34,7 @@ class UNet(nn.Module):
     convs_per_level: int = 2
     kernel_size: int = 3
     padding: str = "SAME"
+    decoder_conv: str = "full"
     decoder_relu: bool = True
     remat: bool = False
     dtype: DTypeLike = jnp.float32
@@ -55,6 +58,8 @@ class UNet(nn.Module):
                         x = jnp.concatenate([skip, x], axis=-1)
                     else:
                         x = x + Project(width, self.dtype, name=f"skip{stride}")(skip)
+                if self.decoder_conv == "none":
+                    return x
                 return ConvBlock(
                     width,
                     self.convs_per_level,
@@ -62,6 +67,7 @@ class UNet(nn.Module):
                     self.padding,
                     self.norm,
                     self.decoder_relu,
+                    self.decoder_conv == "depthwise",
                     self.dtype,
                     name=f"stride{stride}",
                 )(x, train=train)

@@ -1,7 +1,8 @@
 """Turns a folder of runs into tables: python -m dense_jax.report --workdir=DIR.
 
-Writes DIR/report.html (with learning curves), .md, .csv, .tex and .json (the manifest), and what the
-runs cost to DIR/report_cost.csv and .tex. A run is any folder at or below DIR with a config.json. A
+Writes DIR/report.html (one page, with curves, classes, confusions and pictures), .md, .csv, .tex and
+.json (the manifest), what the runs cost to DIR/report_cost.csv and .tex, and DIR/figures/, for a
+paper. A run is any folder at or below DIR with a config.json. A
 row is one configuration, shown by the fields in which the rows differ; its runs may differ in their
 seed and in what cannot change a score. A cell is the mean over the seeds, with a 95 % t-interval
 where there are two or more, and a mark where it differs from the baseline row's. A run that did not
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from dense_jax.report import tables
+from dense_jax.report import figures, gallery, tables
 from dense_jax.report.manifest import manifest
 from dense_jax.report.page import to_html
 from dense_jax.report.runs import build
@@ -26,20 +27,24 @@ from dense_jax.report.runs import build
 
 def write(
     root: pathlib.Path,
+    num_pictures: int = 12,
     *,
     split: str | None = None,
     per_class: bool = False,
     baseline: str | None = None,
     mixed: bool = False,
 ) -> list[pathlib.Path]:
-    """Writes the files of a report into `root`; arguments and errors are those of `runs.build`."""
+    """Writes the files of a report into `root`; arguments and errors are those of `runs.build`.
+
+    num_pictures: images in the page's gallery.
+    """
     fields, rows, notes = build(
         root, split=split, per_class=per_class, baseline=baseline, mixed=mixed
     )
-    page = to_html(f"{root.resolve().name}: results", fields, rows, notes)
+    title, pictures = f"{root.resolve().name}: results", gallery.build(rows, num_pictures)
     about = {"manifest": manifest(fields, rows), "not_in_table": notes}
     texts = {
-        "report.html": page.replace("</html>", f"{tables.html_sections(fields, rows)}</html>"),
+        "report.html": to_html(title, fields, rows, notes, pictures),
         "report.md": tables.to_markdown(fields, rows, notes),
         "report.csv": tables.to_csv(fields, rows, notes),
         "report.tex": tables.to_latex(fields, rows, notes),
@@ -49,7 +54,7 @@ def write(
     }
     for name, content in texts.items():
         (root / name).write_text(content, encoding="utf-8")
-    return [root / name for name in texts]
+    return [*(root / name for name in texts), *figures.write(root / "figures", fields, rows)]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -59,6 +64,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         paths = write(
             pathlib.Path(args.workdir),
+            args.gallery,
             split=args.split,
             per_class=args.per_class,
             baseline=args.baseline,
@@ -77,4 +83,5 @@ if __name__ == "__main__":
         "baseline", None, "FIELD=VALUE,... of the row to test against; by default the first."
     )
     flags.DEFINE_bool("mixed", False, "Whether runs that are not comparable may share the table.")
+    flags.DEFINE_integer("gallery", 12, "Images in report.html, the worst; 0: none.")
     app.run(main)

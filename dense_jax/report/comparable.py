@@ -21,10 +21,13 @@ OF_EVALUATION = {
 }
 
 
-def measure(runs: Sequence[Run]) -> None:
-    """Sets what each run's scores were measured on: Run.measured."""
+def measure(runs: Sequence[Run], split: str | None) -> None:
+    """Sets what each run's scores were measured on: Run.measured.
+
+    split: whose evaluation they are of; None: they are those of the end of training.
+    """
     of_runs: list[dict[str, Any]]
-    if any(run.evaluation for run in runs):
+    if split is not None:
         checkpoints = _checkpoints(runs)
         of_runs = [
             {

@@ -83,13 +83,13 @@ def remarks(fields: Sequence[str], rows: Sequence[Row]) -> list[str]:
             "Not comparable (--mixed): scores of rows with different data were not measured alike, "
             "so bold and tests are within one. " + "; ".join(described) + "."
         )
-    evaluation = runs[0].evaluation
-    if evaluation is None:
+    if runs[0].scores is runs[0].final:
         said.append("Scores are those of the end of training, on each run's evaluation split.")
     else:
         checkpoints = _distinct(run.measured["checkpoint"] for run in runs)
         said.append(
-            f"Scores are those of dense_jax.evaluate on split {evaluation.get('split')}, with the "
+            "Scores are those of dense_jax.evaluate on split "
+            f"{runs[0].measured.get('evaluation split', 'unknown')}, with the "
             f"{' or '.join(checkpoints)} checkpoint of each run."
         )
         if any(path in rows[0].metrics for path in BOUNDARY_METRICS):

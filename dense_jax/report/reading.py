@@ -27,7 +27,7 @@ class Run:
     cost: dict[str, Any]
     result: dict[str, Any]
     final: dict[str, Any] | None  # scores of result.json; None: not finished
-    evaluation: dict[str, Any] | None  # evaluation_SPLIT.json, if the report is of a split
+    evaluation: dict[str, Any] | None  # evaluation_SPLIT.json; None: not evaluated on the split
     scores: dict[str, Any] | None  # one of these two; None: not in the table
     status: str
     curve: list[tuple[float, float]]  # (step, mean IoU), in the order of steps
@@ -56,12 +56,19 @@ def find_runs(root: pathlib.Path, split: str | None) -> list[Run]:
 
 
 def read_run(folder: pathlib.Path, root: pathlib.Path, split: str | None) -> Run:
-    """split: of the evaluation to be read; None: the scores are result.json's."""
+    """split: whose evaluation has the scores; None: they are result.json's.
+
+    Then the evaluation, of what the scores do not tell, is that of the config's data.eval_split.
+    """
     name = folder.relative_to(root).as_posix() if folder != root else root.resolve().name
     config, result = read_json(folder / "config.json"), read_json(folder / "result.json") or {}
     fields = workdir.flatten(config or {})
     last, curve = read_curve(folder / "metrics.jsonl")
-    final, evaluation = None, None
+    failed = ""
+    if (folder / "failure.json").exists():
+        failure = read_json(folder / "failure.json") or {}
+        failed = f"failed: {failure.get('error') or 'its failure.json does not say why'}"
+    final = None
     if config is None:
         status = "its config.json cannot be read"
     else:
@@ -72,15 +79,14 @@ def read_run(folder: pathlib.Path, root: pathlib.Path, split: str | None) -> Run
         final = mapping(result.get("final")) or None
         if final is None:
             status = "finished, but its result.json has no final scores"
-    elif (folder / "failure.json").exists():
-        failure = read_json(folder / "failure.json") or {}
-        status = f"failed: {failure.get('error') or 'its failure.json does not say why'}"
-    if split is not None and final is not None:
-        evaluation = read_json(folder / f"evaluation_{split}.json") or None
-        if evaluation is None:
-            command = ["python", "-m", "dense_jax.evaluate"]
-            command += [f"--workdir={folder}", f"--split={split}"]
-            status = f"not evaluated on {split}; do it with: {shlex.join(command)}"
+    elif failed:
+        status = failed
+    evaluated_split = fields.get("data.eval_split") if split is None else split
+    evaluation = read_json(folder / f"evaluation_{evaluated_split}.json") or None
+    if final is not None and split is not None and evaluation is None:
+        command = ["python", "-m", "dense_jax.evaluate", f"--workdir={folder}", f"--split={split}"]
+        why = f" ({failed})" if failed else ""
+        status = f"not evaluated on {split}{why}; do it with: {shlex.join(command)}"
     return Run(
         name=name,
         folder=folder,
@@ -88,11 +94,11 @@ def read_run(folder: pathlib.Path, root: pathlib.Path, split: str | None) -> Run
         config_hash=config_hash(fields),
         dataset=read_json(folder / "dataset.json") or {},
         environment=read_json(folder / "environment.json") or {},
-        cost=read_json(folder / "cost.json") or mapping(result.get("cost")),
+        cost=read_json(folder / "cost.json") or {},
         result=result,
         final=final,
         evaluation=evaluation,
-        scores=final if split is None else evaluation,
+        scores=final if split is None or final is None else evaluation,
         status=status,
         curve=curve,
     )

@@ -73,8 +73,8 @@ class Row:
 
 def build(
     root: pathlib.Path,
-    *,
     split: str | None = None,
+    *,
     per_class: bool = False,
     baseline: str | None = None,
     mixed: bool = False,
@@ -92,7 +92,7 @@ def build(
     runs = find_runs(root, split)
     scored = [run for run in runs if run.scores is not None]
     notes = [f"{run.name}: {run.status}" for run in runs if run.scores is None]
-    comparable.measure(scored)
+    comparable.measure(scored, split)
     if not mixed:
         comparable.refuse(comparable.conflicts(scored))
     _name_roots(scored)

@@ -1,0 +1,107 @@
+"""What a config may say: the checks that need neither data nor model."""
+
+import functools
+import inspect
+import math
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from dense_jax import data, losses, models, optim
+from dense_jax.data import balance
+from dense_jax.normalise import NORMALISATIONS
+
+CACHES = ("none", "host", "device")
+
+
+def check(config: ConfigDict) -> None:
+    """Raises ValueError, naming the field and its valid values, for what no run can be made of."""
+    for field, value, valid in (
+        ("loss", config.loss, losses.LOSSES),
+        ("data.name", config.data.name, data.DATASETS),
+        ("data.cache", config.data.cache, CACHES),
+        ("optimizer.name", config.optimizer.name, optim.OPTIMIZERS),
+        ("optimizer.schedule", config.optimizer.schedule, optim.SCHEDULES),
+        ("model.normalisation", config.model.normalisation or "unit", NORMALISATIONS),
+    ):
+        if value not in valid:
+            raise ValueError(f"{field}={value!r} is not one of {', '.join(valid)}")
+    valid = list(inspect.signature(losses.LOSSES[config.loss]).parameters)[2:]
+    for option in models.given(config.loss_options):
+        if option not in valid:
+            raise ValueError(
+                f"loss_options.{option} is no option of loss={config.loss!r}, which has: "
+                f"{', '.join(valid)}"
+            )
+    if config.border.weight > 0 and "pixel_weights" not in valid:
+        able = [
+            name
+            for name, loss in losses.LOSSES.items()
+            if "pixel_weights" in inspect.signature(loss).parameters
+        ]
+        raise ValueError(
+            f"border.weight={config.border.weight} needs a loss with pixel weights, which "
+            f"{config.loss!r} has not: {', '.join(able)}"
+        )
+    weights = config.loss_options.class_weights
+    names = [*balance.METHODS, *balance.PUBLISHED]
+    if not (weights is None or isinstance(weights, tuple | list) or weights in names):
+        raise ValueError(
+            f"loss_options.class_weights={weights!r} must be one number per class, or one of "
+            f"{', '.join(names)}"
+        )
+    for fields, low, high in (
+        (("num_steps", "batch_size", "eval_every", "checkpoint_every", "log_every"), 1, math.inf),
+        (("num_microbatches", "num_seeds", "eval.batch_size"), 1, math.inf),
+        (("data.resolution", "optimizer.learning_rate", "border.sigma"), 1e-12, math.inf),
+        (("augment.flip", "augment.flip_vertical"), 0, 1),
+        (("augment.brightness", "augment.contrast", "augment.saturation"), 0, 1),
+        (("augment.rotation", "augment.hue"), 0, 180),
+        (("augment.shear",), 0, 89),
+        (("augment.scale", "augment.elastic", "augment.gamma"), 0, math.inf),
+        (("augment.blur", "augment.noise"), 0, math.inf),
+        (("augment.max_class_fraction",), 1e-12, 1),
+        (("ema_decay", "optimizer.momentum"), 0, 1 - 1e-12),
+        (("optimizer.weight_decay", "optimizer.grad_clip_norm"), 0, math.inf),
+        (("eval.margin", "eval.num_pictures", "data.workers", "border.weight"), 0, math.inf),
+        (("optimizer.warmup_steps", "optimizer.encoder_lr_multiplier"), 0, math.inf),
+    ):
+        for field in fields:
+            if not low <= _get(config, field) <= high:
+                limits = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+                raise ValueError(f"{field}={_get(config, field)} must be {limits}")
+    for field in ("data.crop_size", "data.canvas_size", "eval.tile_size"):
+        size = _get(config, field)
+        if size is not None and not (
+            len(size) == 2 and all(isinstance(length, int) and length > 0 for length in size)
+        ):
+            raise ValueError(f"{field}={tuple(size)} must be a height and a width in pixels")
+    if config.model.freeze_encoder and config.optimizer.encoder_lr_multiplier != 1:
+        raise ValueError(
+            "model.freeze_encoder leaves nothing to optimizer.encoder_lr_multiplier="
+            f"{config.optimizer.encoder_lr_multiplier}: leave one of them at its default"
+        )
+    if not config.data.root and not config.data.name.startswith("synthetic"):
+        raise ValueError(
+            f"data.root is not set: pass --config.data.root=FOLDER, that of {config.data.name!r}"
+        )
+    num_devices, num_seeds = jax.device_count(), config.num_seeds
+    if num_devices % num_seeds or (
+        num_seeds % jax.process_count() and jax.process_count() % num_seeds
+    ):
+        raise ValueError(
+            f"num_seeds={num_seeds} cannot share {num_devices} devices of {jax.process_count()} "
+            "hosts evenly: it must divide the devices, and divide the hosts or be a multiple of them"
+        )
+    if config.batch_size % (config.num_microbatches * (num_devices // num_seeds)):
+        each = f", for each of num_seeds={num_seeds}" if num_seeds > 1 else ""
+        raise ValueError(
+            f"batch_size={config.batch_size} is the global batch and must be a multiple of the "
+            f"number of devices, {num_devices // num_seeds}{each}, times "
+            f"num_microbatches={config.num_microbatches}"
+        )
+
+
+def _get(config: ConfigDict, field: str) -> Any:
+    return functools.reduce(lambda value, name: value[name], field.split("."), config)

@@ -1,0 +1,167 @@
+"""One run of a job: its workdir, checkpoints, records and scores. A job trains one for each seed."""
+
+import copy
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from dense_jax import checkpoint, logger, workdir
+
+LATEST_TO_KEEP = 2  # one to fall back to
+
+
+class Member:
+    """What a run leaves in its workdir, from `open` and `start` to `finish`."""
+
+    def __init__(self, path: epath.Path, config: ConfigDict, title: str = ""):
+        """Raises ValueError if the workdir is another config's."""
+        workdir.compare(path, config)
+        self.path = path
+        self.config = config
+        self._title = title
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """result.json, of a finished run."""
+        path = self.path / "result.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def open(self, dataset: Mapping[str, Any]) -> None:
+        """Says in the workdir what the run is, and opens its checkpoints.
+
+        dataset: as in dataset.json.
+        """
+        if jax.process_index() == 0:
+            workdir.write_json(self.path / "config.json", self.config.to_dict())
+            workdir.write_json(self.path / "dataset.json", dataset)
+            workdir.write_json(self.path / "environment.json", workdir.environment())
+        self.latest = checkpoint.Checkpoints(self.path / "checkpoints" / "latest", LATEST_TO_KEEP)
+        self.best = checkpoint.Checkpoints(self.path / "checkpoints" / "best", max_to_keep=1)
+
+    def start(self, step: int) -> None:
+        """Forgets the future of a step, which is about to happen again, and opens the records."""
+        for held in (self.latest, self.best):
+            for there in held.steps:
+                if there > step:
+                    held.remove(there)
+        self._log = logger.Logger(
+            self.path, first_step=step, num_steps=self.config.num_steps, title=self._title
+        )
+        self._scores: dict[int, Mapping[str, float]] = {
+            record.pop("step"): {k: math.nan if v is None else v for k, v in record.items()}
+            for record in workdir.read_records(self.path / "metrics.jsonl")
+            if "eval/mean_iou" in record and record["step"] < step
+        }
+
+    def record(self, step: int, values: Mapping[str, float], names: Iterable[str]) -> None:
+        """Logs a step's metrics. Raises FloatingPointError, with the examples, if one is not finite.
+
+        names: of the step's examples on this host.
+        """
+        if not all(map(math.isfinite, values.values())):
+            raise FloatingPointError(
+                f"step {step}: {values} is not finite in {self.path}. Its examples on this host: "
+                f"{', '.join(names) or 'none'}. The last good checkpoint is that of step "
+                f"{max(self.latest.steps, default='none')}; lower optimizer.learning_rate or set "
+                "optimizer.grad_clip_norm"
+            )
+        if step % self.config.log_every == 0:
+            self._log.scalars(step, values)
+        self._log.progress(step, loss=values["train/loss"])
+
+    def save(self, step: int, state: Any) -> None:
+        """Saves the state to go on from."""
+        self.latest.save(step, state)
+
+    def score(
+        self, step: int, state: Any, scores: Mapping[str, float], picture: np.ndarray | None
+    ) -> None:
+        """Records an evaluation, and saves the state if none before was as good."""
+        self._scores[step] = scores
+        self._log.scalars(step, scores)
+        self._log.progress(step, mean_iou=scores["eval/mean_iou"])
+        if picture is not None:
+            self._log.picture(step, picture)
+        held = self.best.steps
+        if not held or _rank(scores) > _rank(self._scores[held[-1]]):
+            self.best.save(step, state)
+
+    def finish(self, num_parameters: int, cost: Mapping[str, Any]) -> None:
+        """Writes cost.json and then result.json, the final scores and the best ones."""
+        last, best = self.config.num_steps, self.best.steps[-1]
+        result = {
+            "status": "finished",
+            "num_parameters": num_parameters,
+            "final": {"step": last, **self._scores[last]},
+            "best": {"step": best, **self._scores[best]},
+        }
+        if jax.process_index() == 0:
+            workdir.write_json(self.path / "cost.json", cost)
+            workdir.write_json(self.path / "result.json", result)
+        print(f"finished {self.path}: {summary(workdir.to_json(result))}")
+
+    def close(self) -> None:
+        """Flushes everything."""
+        self._log.close()
+        self.best.close()
+        self.latest.close()
+
+
+def members(config: ConfigDict, path: epath.Path) -> list[Member]:
+    """The runs of a job: that of config.seed in the workdir itself, or one per seed below it.
+
+    Those of several seeds are WORKDIR/seed=S, S from config.seed on: workdirs like any other.
+    """
+    if config.num_seeds == 1:
+        return [Member(path, config)]
+    if (path / "config.json").exists():
+        raise ValueError(
+            f"{path} is the workdir of one run: use another --workdir for num_seeds={config.num_seeds}"
+        )
+    each = []
+    for seed in range(config.seed, config.seed + config.num_seeds):
+        of_seed = copy.deepcopy(config)
+        of_seed.update(seed=seed, num_seeds=1)
+        each.append(Member(path / f"seed={seed}", of_seed, f"seed={seed}"))
+    return each
+
+
+def restore(job: Sequence[Member], like: Any) -> list[Any] | None:
+    """The members' states at the newest step that all of them can go on from; None at the start.
+
+    like: as of `Checkpoints.restore`. Raises ValueError if a member has gone on by itself.
+    """
+    states = [each.latest.restore_latest(like) for each in job]
+    steps = [0 if state is None else int(state.step) for state in states]
+    first = min(steps)
+    for k, (each, step) in enumerate(zip(job, steps, strict=True)):
+        # The job was cut off while it saved: some have one checkpoint more.
+        if step > first and first not in [*each.latest.steps, *[0] * (len(each.latest.steps) == 1)]:
+            raise ValueError(
+                f"{each.path} is at step {step}, but another seed at {first}: they no longer train "
+                f"together. Finish each in its workdir, with --config.seed={each.config.seed} and so on"
+            )
+        if step > first > 0:
+            states[k] = each.latest.restore(first, like)
+    return states if first else None
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """The scores of a result.json in one line."""
+    return json.dumps(
+        {
+            name: {"step": result[name]["step"], "mean_iou": result[name]["eval/mean_iou"]}
+            for name in ("final", "best")
+        }
+    )
+
+
+def _rank(scores: Mapping[str, float]) -> float:
+    """What the best checkpoint is the best in; a split without any valid pixel counts as 0."""
+    return float(np.nan_to_num(scores["eval/mean_iou"]))

@@ -1,0 +1,193 @@
+"""What the page's gallery shows: the images of a split, and what each row made of them.
+
+The predictions are what `python -m dense_jax.evaluate` keeps beside its scores. Images and labels
+come from the dataset; without it, only predictions are shown.
+"""
+
+import base64
+import io
+import math
+import pathlib
+import zipfile
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from dense_jax import data, plots, predictions
+from dense_jax.labels import IGNORE_LABEL
+from dense_jax.report.reading import Run, read_json
+from dense_jax.report.runs import Row
+
+LONGEST = 480  # pixels, of an embedded picture's longer side
+ERROR_COLOURS = np.array([[0, 0, 0], [255, 45, 125]], np.uint8)  # the first is transparent
+
+
+class Evaluated(NamedTuple):
+    """A row that can be shown, by one of its runs."""
+
+    row: int
+    run: Run
+    names: tuple[str, ...]  # of the split's images
+    matrices: np.ndarray  # confusion matrices, [n, c, c]
+    pictures: pathlib.Path
+
+    @property
+    def truth(self) -> np.ndarray:
+        """Pixels of each class in each image's label, [n, c]."""
+        return self.matrices.sum(axis=2)
+
+
+def build(rows: Sequence[Row], limit: int) -> dict[str, Any] | None:
+    """The `limit` images that the first row does worst on, as the page's script takes them.
+
+    A row is shown by its first run that has kept its predictions; only rows evaluated on the same
+    images are shown together. None if there are none.
+    """
+    found = [one for i, row in enumerate(rows) if (one := _evaluated(i, row)) is not None]
+    if not found or limit < 1:
+        return None
+    first = found[0]
+    shown = [
+        one for one in found if one.names == first.names and np.array_equal(one.truth, first.truth)
+    ]
+    numbers = np.argsort(mean_iou(first.matrices))[:limit].tolist()  # without a score: last
+    evaluation = first.run.evaluation or {}
+    dataset = read_json(first.run.folder / "dataset.json") or {}
+    classes = evaluation["class_names"]
+    palette = np.array(dataset.get("palette", plots.default_palette(len(classes))), np.uint8)
+    examples, missing = _examples(first, numbers)
+
+    images: list[dict[str, Any]] = []
+    truths: list[np.ndarray | None] = []
+    for i, example in zip(numbers, examples, strict=True):
+        image: dict[str, Any] = {"name": first.names[i], "input": None, "truth": None}
+        truth = None
+        if example:
+            image["input"] = _uri(_shrink(Image.fromarray(plots.to_rgb(example["image"]))), "JPEG")
+            truth = _shrink_classes(example["label"].astype(np.uint8))
+            image["truth"] = _classes_uri(truth, palette)
+        images.append(image)
+        truths.append(truth)
+    return {
+        "about": _about(rows, shown, len(numbers), missing),
+        "legend": [
+            *zip(classes, palette.tolist(), strict=True),
+            ("ignored", plots.IGNORED_COLOUR),
+        ],
+        "images": images,
+        "rows": [_of_row(one, rows[one.row], numbers, truths, palette) for one in shown],
+    }
+
+
+def _evaluated(i: int, row: Row) -> Evaluated | None:
+    """None if no run has been evaluated, or only by a version that kept no predictions."""
+    for run in row.runs:
+        if run.evaluation:
+            try:
+                path = run.folder / f"evaluation_{run.evaluation['split']}.zip"
+                with np.load(path.with_suffix(".npz")) as kept:
+                    names = tuple(kept["names"].tolist())
+                    one = Evaluated(i, run, names, kept["confusion_matrices"], path)
+                if zipfile.is_zipfile(path):
+                    return one
+            except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+                continue  # cut off while it was copied
+    return None
+
+
+def mean_iou(matrices: np.ndarray) -> np.ndarray:
+    """Of each confusion matrix [n, c, c]: as `metrics.summarize` has it; NaN without a pixel."""
+    hit = np.diagonal(matrices, axis1=1, axis2=2)
+    union = matrices.sum(axis=1) + matrices.sum(axis=2) - hit
+    total = np.divide(hit, union, where=union > 0, out=np.zeros(hit.shape)).sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        return total / np.sum(union > 0, axis=1)
+
+
+def _examples(one: Evaluated, numbers: Sequence[int]) -> tuple[list[dict[str, Any] | None], str]:
+    """The examples, and why they are None if they are."""
+    evaluation = one.run.evaluation or {}
+    try:
+        where = evaluation["dataset"], evaluation["root"], evaluation["split"]
+        source = data.open_dataset(*where)
+        examples = [source[i] for i in numbers if source.names == one.names]
+        counts = [
+            np.bincount(example["label"].ravel(), minlength=IGNORE_LABEL + 1)
+            for example in examples
+        ]
+        if [list(each[: source.num_classes]) for each in counts] != one.truth[numbers].tolist():
+            raise ValueError(f"{evaluation['root']} now holds other images")
+        return list(examples), ""
+    except (ValueError, OSError) as error:
+        return [None] * len(numbers), str(error)
+
+
+def _about(rows: Sequence[Row], shown: Sequence[Evaluated], num_images: int, missing: str) -> str:
+    first = shown[0]
+    split = (first.run.evaluation or {})["split"]
+    about = (
+        f"{num_images} of the {len(first.names)} images of {split}: those that row {first.row + 1} "
+        "does worst on, by the mean IoU of the image alone. Each row is shown by one seed, from the "
+        f"checkpoint that was evaluated, in the order of the left one's scores; pictures are at most "
+        f"{LONGEST} pixels long."
+    )
+    if missing:
+        about += f" Only predictions are shown, since the data is not here: {missing}."
+    if without := sorted(set(range(len(rows))) - {one.row for one in shown}):
+        listed = ", ".join(str(i + 1) for i in without)
+        about += f" Without predictions of these images: row {listed}."
+    return about
+
+
+def _of_row(
+    one: Evaluated,
+    row: Row,
+    numbers: Sequence[int],
+    truths: Sequence[np.ndarray | None],
+    palette: np.ndarray,
+) -> dict[str, Any]:
+    pictures, errors = [], []
+    for classes, truth in zip(predictions.read(one.pictures, numbers), truths, strict=True):
+        guess = _shrink_classes(classes)
+        wrong = None
+        if truth is not None:
+            valid = truth != IGNORE_LABEL
+            mask = (valid & (guess != truth)).astype(np.uint8)
+            wrong = _uri(plots.indexed(mask, ERROR_COLOURS), "PNG", transparency=0)
+            guess = np.where(valid, guess, IGNORE_LABEL)
+        pictures.append(_classes_uri(guess, palette))
+        errors.append(wrong)
+    scores = mean_iou(one.matrices)[numbers].tolist()
+    return {
+        "row": one.row,
+        "label": f"{one.row + 1}: {', '.join(row.label)}",
+        "scores": [None if math.isnan(score) else score for score in scores],
+        "predictions": pictures,
+        "errors": errors,
+    }
+
+
+def _shrink(picture: Image.Image, how: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
+    scale = min(1.0, LONGEST / max(picture.size))
+    width, height = (max(1, round(scale * length)) for length in picture.size)
+    return picture.resize((width, height), how)
+
+
+def _shrink_classes(classes: np.ndarray) -> np.ndarray:
+    return np.array(_shrink(Image.fromarray(classes), Image.Resampling.NEAREST))
+
+
+def _classes_uri(classes: np.ndarray, palette: np.ndarray) -> str:
+    """Ignored pixels are white, as one more class: so a picture of few classes has few bits."""
+    classes = np.where(classes == IGNORE_LABEL, len(palette), classes).astype(np.uint8)
+    colours = np.concatenate([palette, np.array([plots.IGNORED_COLOUR], np.uint8)])
+    return _uri(plots.indexed(classes, colours), "PNG")
+
+
+def _uri(picture: Image.Image, kind: str, **options: int) -> str:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    content = base64.b64encode(file.getvalue()).decode()
+    return f"data:image/{kind.lower()};base64,{content}"

@@ -1,0 +1,21 @@
+"""Loss x class balancing, three seeds each: 24 runs.
+
+python -m dense_jax.sweep --config=experiments/ablation_loss.py --workdir=runs/loss
+
+Sizes and other datasets are as in `ablation_grid`.
+"""
+
+from dense_jax import sweep
+from experiments.ablation_grid import SEEDS, get_config
+
+__all__ = ["get_config", "get_sweep"]
+
+
+def get_sweep():
+    """Each loss with equal class weights and with those by median frequency."""
+    losses = ["cross_entropy", "soft_dice", "dice_ce", "focal"]
+    return [
+        run | balancing
+        for run in sweep.grid(seed=SEEDS, loss=losses)
+        for balancing in ({}, {"loss_options.class_weights": "median_frequency"})
+    ]
