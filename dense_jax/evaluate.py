@@ -139,6 +139,7 @@ def evaluate(
         "num_images": len(source),
         "num_pixels": matrices.sum(dtype=np.int64).item(),
         "resolution": "the labels' own",
+        "metric_convention": metrics.CONVENTION,
         "tile_size": tiles.tile_size,
         "margin": tiles.margin,
         "class_names": source.class_names,

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from dense_jax import checkpoint, logger, workdir
+from dense_jax import checkpoint, logger, metrics, workdir
 
 LATEST_TO_KEEP = 2  # one to fall back to
 
@@ -98,6 +98,7 @@ class Member:
         result = {
             "status": "finished",
             "num_parameters": num_parameters,
+            "metric_convention": metrics.CONVENTION,
             "final": {"step": last, **self._scores[last]},
             "best": {"step": best, **self._scores[best]},
         }

@@ -29,6 +29,9 @@ from dense_jax.boundary import (  # noqa: F401, to be found here with all other 
 )
 from dense_jax.labels import IGNORE_LABEL
 
+# Of all scores: another number wherever the same prediction would get another score.
+CONVENTION = 1
+
 PerClass = Float64[np.ndarray, " c"]
 Scores = dict[str, float | PerClass]
 

@@ -35,7 +35,7 @@ ALLOWED = {
     "checkpoint": set(),
     "config": {"data", "losses", "models", "normalise", "optim"},
     "cost": set(),
-    "member": {"checkpoint", "logger", "workdir"},
+    "member": {"checkpoint", "logger", "metrics", "workdir"},
     "workdir": set(),
     "logger": {"workdir"},
     "scoring": {"data", "labels", "mesh", "tiles"},

@@ -46,6 +46,17 @@ def test_interval_is_scipys(values):
     np.testing.assert_allclose([mean - half, mean + half], [low, high], rtol=1e-12)
 
 
+def test_a_label_stands_for_the_fields_that_follow_from_it(tmp_path):
+    for label, skips in (("FCN-8s", [16, 8]), ("FCN-32s", [])):
+        for balanced in (True, False):
+            name, model = f"{label}-{balanced}", {"skips": skips}
+            add_run(tmp_path, name, 0.5, label=label, model=model, balanced=balanced)
+    fields, rows, _ = runs.build(tmp_path)
+    assert sorted(fields) == ["balanced", "label"] and len(rows) == 4
+    add_run(tmp_path, "other", 0.5, label=None, model={"skips": [8]}, balanced=True)
+    assert sorted(runs.build(tmp_path)[0]) == ["balanced", "label", "model.skips"]
+
+
 def test_rows_are_configs_and_cells_are_means_over_seeds(tmp_path):
     values = {"dice": [0.5, 0.6, 0.58], "focal": [0.4, 0.44, 0.47]}
     for loss, scores in values.items():

@@ -5,7 +5,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -112,7 +112,7 @@ def build(
 
     configs = [row.runs[0].fields for row in rows.values()]
     paths = [path for path in dict.fromkeys(p for c in configs for p in c) if path not in ignored]
-    differing = [p for p in paths if len({json.dumps(c.get(p, ABSENT)) for c in configs}) > 1]
+    differing = [p for p in paths if _differs(p, configs) and not _follows(p, configs)]
     ordered = sorted(
         rows.values(),
         key=lambda row: (
@@ -174,6 +174,19 @@ def text(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(text, value)) or "none"
     return "none" if value is None else str(value)
+
+
+def _differs(path: str, configs: Sequence[Mapping[str, Any]]) -> bool:
+    return len({json.dumps(config.get(path, ABSENT)) for config in configs}) > 1
+
+
+def _follows(path: str, configs: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether all rows have a `label`, and it tells the field's value."""
+    of_labels: dict[Any, list[Mapping[str, Any]]] = {}
+    for config in configs:
+        of_labels.setdefault(config.get("label"), []).append(config)
+    unlabelled = path == "label" or None in of_labels
+    return not unlabelled and not any(_differs(path, same) for same in of_labels.values())
 
 
 def _name_roots(runs: Sequence[Run]) -> None:
