@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from dense_jax.report import manifest, runs, statistics, tables
+from dense_jax.report import manifest, page, runs, statistics, tables
 from dense_jax.report.__main__ import write
-from tests.test_report import NASTY, Reader, add_run
+from tests.test_report import NASTY, add_run
 
 FINGERPRINT, OTHER = "a" * 64, "b" * 64
 DATASET = {"class_names": ["sky", "road"], "fingerprint": FINGERPRINT}
@@ -187,9 +187,7 @@ def test_class_columns_on_request(tmp_path, nasty):
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
     latex = tables.to_latex(*found)
     assert latex.count("\n") == latex.count("\n%") + 6  # no name opens a line
-    page = Reader()
-    page.feed(tables.html_sections(*found[:2]))
-    assert "script" not in page.tags
+    assert page.to_html("x", *found).count("<script") == 2  # the page's own
     assert manifest.manifest(fields, rows)["rows"][0]["classes_without_score"] == ["void"]
 
 
@@ -213,7 +211,7 @@ def test_costs_are_in_a_table_of_their_own(tmp_path):
     dice, other = read(tables.cost_to_csv(*found[:2]))
     assert (dice["images_per_second"], dice["num_parameters"]) == ("20.0", "1000")
     assert other["images_per_second"] == other["num_parameters"] == ""
-    assert "2 x cpu" in tables.html_sections(*found[:2])
+    assert "2 x cpu" in page.to_html("x", *found)
 
 
 def test_the_score_csv_does_not_know_when_or_where_it_was_made(tmp_path):

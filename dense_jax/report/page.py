@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
-import markupsafe
 import numpy as np
 
 from dense_jax import workdir
+from dense_jax.report.manifest import manifest_table, remarks
 from dense_jax.report.runs import ABSENT, NOTE, Row
-from dense_jax.report.tables import html_sections, table
+from dense_jax.report.tables import COST_NOTE, cost_table, table
 
 # Okabe and Ito's colours, for colour-blind readers too; after eight rows come dashes.
 COLOURS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f"
@@ -116,7 +116,9 @@ def to_html(
     ).get_template("page.html.jinja")
     return page.render(
         title=title, head=head, body=body, names=len(fields), note=NOTE, notes=notes,
-        sections=markupsafe.Markup(html_sections(fields, rows)),
+        about=remarks(fields, rows) if rows else [],
+        cost=cost_table(fields, rows), cost_note=COST_NOTE,
+        manifest=manifest_table(fields, rows) if rows else None,
         plot=plot(rows), bars=bars(rows), colours=COLOURS, dashes=DASHES,
         data=workdir.to_json({"matrices": matrices(rows), "gallery": gallery}),
     )  # fmt: skip

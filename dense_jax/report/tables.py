@@ -1,7 +1,6 @@
-"""The tables of a report as Markdown, LaTeX (booktabs), HTML and CSV. In each, a name is only a name."""
+"""The tables of a report as Markdown, LaTeX (booktabs) and CSV. In each, a name is only a name."""
 
 import csv
-import html
 import io
 import math
 import re
@@ -129,39 +128,6 @@ def to_latex(fields: Sequence[str], rows: Sequence[Row], notes: Sequence[str]) -
 
 def cost_to_latex(fields: Sequence[str], rows: Sequence[Row]) -> str:
     return latex_table(cost_table(fields, rows), len(fields), [COST_NOTE])
-
-
-def html_table(table: Table, num_names: int) -> str:
-    def line(tag: str, cells: Sequence[tuple[str, bool]]) -> str:
-        texts = [
-            f"<b>{html.escape(cell)}</b>" if bold else html.escape(cell) for cell, bold in cells
-        ]
-        names = [' class="name"'] * num_names + [""] * (len(cells) - num_names)
-        tagged = [f"<{tag}{n}>{t}</{tag}>" for n, t in zip(names, texts, strict=True)]
-        return f"<tr>{''.join(tagged)}</tr>"
-
-    head, *body = table
-    rows = "\n".join(line("td", cells) for cells in body)
-    return (
-        f'<div class="wide"><table>\n<thead>{line("th", head)}</thead>\n'
-        f"<tbody>{rows}</tbody>\n</table></div>\n"
-    )
-
-
-def html_sections(fields: Sequence[str], rows: Sequence[Row]) -> str:
-    """What follows the scores on the page: how they were made, costs and manifest."""
-    if not rows:
-        return ""
-    shared, differing = manifest_table(fields, rows)
-
-    def listed(lines: Sequence[str]) -> str:
-        return "<ul>" + "\n".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>\n"
-
-    return (
-        f"<h2>About the table</h2>\n{listed(remarks(fields, rows))}"
-        f"<h2>Cost</h2>\n{html_table(cost_table(fields, rows), len(fields))}<p>{COST_NOTE}</p>\n"
-        f"<h2>Manifest</h2>\n{listed(shared)}{html_table(differing, len(differing[0]))}"
-    )
 
 
 def to_csv(fields: Sequence[str], rows: Sequence[Row], notes: Sequence[str]) -> str:
