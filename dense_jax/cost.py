@@ -25,10 +25,16 @@ def memory(compiled: Any) -> dict[str, int]:
     return parts | {"peak": sum(parts.values()) - 2 * parts["aliased"]}
 
 
-def flops(function: Callable, *shapes: Any) -> int:
+def flops(function: Callable, *shapes: Any) -> int | None:
     """The floating-point operations of a function before any optimisation, wherever it runs.
 
-    A multiply-add is two. Products with the zeros that pad a convolution are left out.
+    A multiply-add is two. Products with the zeros that pad a convolution are left out. None where
+    JAX_PLATFORMS leaves out the CPU: JAX tells FLOPs of programs for the CPU alone.
     """
-    lowered: Any = jax.jit(function).lower(*shapes)
+    try:
+        cpu = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
+    with jax.default_device(cpu):
+        lowered: Any = jax.jit(function).lower(*shapes)
     return int(lowered.cost_analysis().get("flops", 0))  # not there if values are only moved

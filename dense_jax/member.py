@@ -1,5 +1,6 @@
 """One run of a job: its workdir, checkpoints, records and scores. A job trains one for each seed."""
 
+import contextlib
 import copy
 import json
 import math
@@ -109,9 +110,9 @@ class Member:
 
     def close(self) -> None:
         """Flushes everything."""
-        self._log.close()
-        self.best.close()
-        self.latest.close()
+        with contextlib.ExitStack() as stack:  # each, whatever the others raise
+            for opened in (self.latest, self.best, self._log):
+                stack.callback(opened.close)
 
 
 def members(config: ConfigDict, path: epath.Path) -> list[Member]:
@@ -120,6 +121,10 @@ def members(config: ConfigDict, path: epath.Path) -> list[Member]:
     Those of several seeds are WORKDIR/seed=S, S from config.seed on: workdirs like any other.
     """
     if config.num_seeds == 1:
+        if not (path / "config.json").exists() and any(path.glob("seed=*/config.json")):
+            raise ValueError(
+                f"{path} has the workdirs of several seeds: use another --workdir for one"
+            )
         return [Member(path, config)]
     if (path / "config.json").exists():
         raise ValueError(
@@ -130,6 +135,13 @@ def members(config: ConfigDict, path: epath.Path) -> list[Member]:
         of_seed = copy.deepcopy(config)
         of_seed.update(seed=seed, num_seeds=1)
         each.append(Member(path / f"seed={seed}", of_seed, f"seed={seed}"))
+    new = [one.path for one in each if not (one.path / "config.json").exists()]
+    begun = [one.path for one in each if any((one.path / "checkpoints" / "latest").glob("*"))]
+    if new and begun:
+        raise ValueError(
+            f"{begun[0]} was begun without {new[0]}: they cannot train together. Use another "
+            "--workdir, or train each in its own, with --config.num_seeds=1 and its --config.seed"
+        )
     return each
 
 
@@ -143,7 +155,8 @@ def restore(job: Sequence[Member], like: Any) -> list[Any] | None:
     first = min(steps)
     for k, (each, step) in enumerate(zip(job, steps, strict=True)):
         # The job was cut off while it saved: some have one checkpoint more.
-        if step > first and first not in [*each.latest.steps, *[0] * (len(each.latest.steps) == 1)]:
+        there = each.latest.steps
+        if step > first and (each.result or first not in (there if len(there) > 1 else [0])):
             raise ValueError(
                 f"{each.path} is at step {step}, but another seed at {first}: they no longer train "
                 f"together. Finish each in its workdir, with --config.seed={each.config.seed} and so on"

@@ -40,8 +40,8 @@ def table(config: ConfigDict, num_classes: int, num_channels: int) -> str:
     gigaflops = needed.pop("flops") / 1e9
     device, n = jax.devices()[0], jax.device_count()
     about = (
-        f"A training step of {config.batch_size // n} images on each of {n} {device.device_kind}, "
-        f"by XLA:{device.platform.upper()}'s analysis"
+        f"A training step of {config.batch_size * config.num_seeds // n} images on each of {n} "
+        f"{device.device_kind}, by XLA:{device.platform.upper()}'s analysis"
     )
     about += ": a GPU's or TPU's program is another." if device.platform == "cpu" else "."
     rows = [f"| {name} | {size / 1e6:,.1f} MB |" for name, size in needed.items()]

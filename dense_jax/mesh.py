@@ -34,11 +34,6 @@ def sharded(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(("replica", "data")))
 
 
-def by_replica(mesh: Mesh) -> NamedSharding:
-    """The leading axis split over the replicas, the same array on every device of one."""
-    return NamedSharding(mesh, P("replica"))
-
-
 def spread(shapes: Any, mesh: Mesh) -> Any:
     """The shardings that split each array of a tree over the devices; made for optimizer states.
 

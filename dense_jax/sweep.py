@@ -148,20 +148,24 @@ def state(workdir: epath.Path) -> str:
     return "unfinished" if workdir.exists() else "new"
 
 
+def _workdirs(workdir: epath.Path) -> list[epath.Path]:
+    """The run's own, or those of its seeds where it has num_seeds."""
+    return list(workdir.glob("seed=*")) or [workdir]
+
+
 def is_finished(workdir: epath.Path) -> bool:
-    if seeds := list(workdir.glob("seed=*")):  # of a run with num_seeds
-        return all(map(is_finished, seeds))
-    return _read_json(workdir / "result.json").get("status") == "finished"
+    results = (_read_json(each / "result.json") for each in _workdirs(workdir))
+    return all(result.get("status") == "finished" for result in results)
 
 
 def is_evaluated(workdir: epath.Path, split: str) -> bool:
     """Whether the split was scored after the run was finished."""
-    if seeds := list(workdir.glob("seed=*")):
-        return all(is_evaluated(seed, split) for seed in seeds)
-    evaluation, result = workdir / f"evaluation_{split}.json", workdir / "result.json"
-    if not is_finished(workdir) or not evaluation.exists():
-        return False
-    return os.path.getmtime(evaluation) >= os.path.getmtime(result)
+
+    def is_newer(run: epath.Path) -> bool:
+        evaluation, result = run / f"evaluation_{split}.json", run / "result.json"
+        return evaluation.exists() and os.path.getmtime(evaluation) >= os.path.getmtime(result)
+
+    return is_finished(workdir) and all(map(is_newer, _workdirs(workdir)))
 
 
 def remember(directory: epath.Path, started: dict[str, Any]) -> list[str]:
@@ -178,7 +182,7 @@ def remember(directory: epath.Path, started: dict[str, Any]) -> list[str]:
     begun = {
         name: override
         for name, override in old.get("runs", {}).items()
-        if (directory / name / "config.json").exists()
+        if any((each / "config.json").exists() for each in _workdirs(directory / name))
     }
     new = json.loads(json.dumps(started))  # tuples are lists there
     if begun:

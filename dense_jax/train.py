@@ -152,12 +152,20 @@ def train(config: ConfigDict, directory: str) -> None:
         for k in mine
     ]
 
+    seconds: list[float] = []  # of steps
+    before: float | None = None  # when the step before was done
+
     def record(step: int, values: Mapping[str, jax.Array], names: Mapping[int, Any]) -> None:
         """Waits for a step's metrics, of all seeds, and records them."""
+        nonlocal before
         shared = {}
         if step % config.log_every == 0:
             shared = {"train/learning_rate": np.asarray(run.schedule(step - 1)).item()}
         of_seeds = {name: np.atleast_1d(np.asarray(value)) for name, value in values.items()}
+        now = time.perf_counter()
+        if before is not None:
+            seconds.append(now - before)
+        before = now
         for k, each in enumerate(job):
             of_seed = {name: value[k].item() for name, value in of_seeds.items()}
             each.record(step, of_seed | shared, names.get(k, ()))
@@ -192,7 +200,6 @@ def train(config: ConfigDict, directory: str) -> None:
 
     palette = plots.palette_of(source)
     pending = None  # the step whose metrics are still on their way
-    seconds, before = [], None  # of steps; when the one before was done
     with contextlib.ExitStack() as stack:
         for each in job:
             each.start(first)
@@ -233,11 +240,13 @@ def train(config: ConfigDict, directory: str) -> None:
                 sys.exit(PREEMPTED)
             if evaluate_now:
                 evaluate(step, state)
-            now = time.perf_counter()
-            if before is not None:
-                seconds.append(now - before)
-            before = now if pending else None  # else it saved, and maybe evaluated
-    height, width = (round(length / config.data.resolution) for length in config.data.crop_size)
+            if pending is None:
+                before = None  # it saved, and maybe evaluated
+    # Unpadded convolutions are given the context of a crop, but none where predict_step mirrors it.
+    context = 2 * run.context if config.data.resolution == 1.0 else 0
+    height, width = (
+        round(length / config.data.resolution) + context for length in config.data.crop_size
+    )
     image = jax.ShapeDtypeStruct((height, width, source.num_channels), "uint8")
     needed = {
         # Forward, of one image as large as the crops.

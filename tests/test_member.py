@@ -94,10 +94,26 @@ def test_killed_while_some_have_saved(job, tiny_folder, tmp_path, monkeypatch, s
 
 def test_one_that_has_gone_on_alone_is_not_thrown_back(job, tiny_folder, tmp_path):
     shutil.copytree(job / "seed=3", tmp_path / "seed=3")
+    with pytest.raises(ValueError, match=r"seed=3 was begun without .*seed=4"):
+        train.train(make_job(tiny_folder, 4), str(tmp_path))
+
+
+def test_a_finished_seed_is_not_thrown_back(job, tiny_folder, tmp_path):
+    """One of its two checkpoints is where the others are."""
+    shutil.copytree(job, tmp_path, dirs_exist_ok=True)
+    for seed in (4, 5, 6):
+        (tmp_path / f"seed={seed}" / "result.json").unlink()
+        shutil.rmtree(tmp_path / f"seed={seed}" / "checkpoints" / "latest" / "6")
     with pytest.raises(
-        ValueError, match=r"seed=3 is at step 6, but another seed at 0.*--config.seed=3"
+        ValueError, match=r"seed=3 is at step 6, but another seed at 4.*--config.seed=3"
     ):
         train.train(make_job(tiny_folder, 4), str(tmp_path))
+    assert [*(tmp_path / "seed=3" / "checkpoints" / "latest").glob("6")]
+
+
+def test_the_workdir_of_a_job_is_not_one_of_a_run(job, tiny_folder):
+    with pytest.raises(ValueError, match="has the workdirs of several seeds"):
+        train.train(make_job(tiny_folder, 1), str(job))
 
 
 def test_the_workdir_of_a_run_is_not_one_of_a_job(tiny_folder, tmp_path):

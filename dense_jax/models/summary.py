@@ -74,7 +74,7 @@ def layers(model: models.Segmenter, variables: Any, image: jax.ShapeDtypeStruct)
             continue
         inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
         own = {name: _inside(tree, path) for name, tree in variables.items()}
-        flops = cost.flops(module.clone(parent=None).apply, own, *inputs)
+        flops = cost.flops(module.clone(parent=None).apply, own, *inputs) or 0
         flops -= sum(layer.flops for layer in found if layer.path[: len(path)] == path)
         found.append(Layer(path, output.shape, parameters[path], flops))
     return found
