@@ -86,6 +86,11 @@ def check(config: ConfigDict) -> None:
         raise ValueError(
             f"data.root is not set: pass --config.data.root=FOLDER, that of {config.data.name!r}"
         )
+    check_devices(config)
+
+
+def check_devices(config: ConfigDict) -> None:
+    """Raises ValueError if the devices cannot share seeds and batch evenly."""
     num_devices, num_seeds = jax.device_count(), config.num_seeds
     if num_devices % num_seeds or (
         num_seeds % jax.process_count() and jax.process_count() % num_seeds

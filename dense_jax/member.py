@@ -94,7 +94,10 @@ class Member:
             self.best.save(step, state)
 
     def finish(self, num_parameters: int, cost: Mapping[str, Any]) -> None:
-        """Writes cost.json and then result.json, the final scores and the best ones."""
+        """Writes cost.json and then result.json, the final scores and the best ones.
+
+        A start that had nothing left to do but this leaves the cost that an earlier one measured.
+        """
         last, best = self.config.num_steps, self.best.steps[-1]
         result = {
             "status": "finished",
@@ -104,7 +107,8 @@ class Member:
             "best": {"step": best, **self._scores[best]},
         }
         if jax.process_index() == 0:
-            workdir.write_json(self.path / "cost.json", cost)
+            if cost["peak_bytes"] or not (self.path / "cost.json").exists():  # this start measured
+                workdir.write_json(self.path / "cost.json", cost)
             workdir.write_json(self.path / "result.json", result)
         print(f"finished {self.path}: {summary(workdir.to_json(result))}")
 

@@ -14,6 +14,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from dense_jax import cost, logger, mesh, startup, train
+from dense_jax.config import check_devices
 
 
 def analyse(config: ConfigDict, num_classes: int, num_channels: int) -> dict[str, int]:
@@ -22,8 +23,9 @@ def analyse(config: ConfigDict, num_classes: int, num_channels: int) -> dict[str
     A multiply-add is two FLOPs. The rest is as of `cost.memory`; what is aliased is the new state,
     which takes over from the old one. Not in it is the training set of data.cache="device".
 
-    Raises ValueError if the devices cannot share the batch evenly.
+    Raises ValueError if the devices cannot share seeds and batch evenly.
     """
+    check_devices(config)
     run = train.assemble(config, num_classes, num_channels)
     canvas = config.data.canvas_size or config.data.crop_size
     batch = train.batch_shapes(config, canvas, num_channels)

@@ -209,7 +209,7 @@ def train(config: ConfigDict, directory: str) -> None:
         interrupts = stack.enter_context(Interrupts())
         if first and _due(first, config.eval_every, config.num_steps):
             evaluate(first, state)  # cut off between the save and the end of the evaluation
-        program = None
+        program = peak_bytes = None
         prepared = startup.seconds_of_process()
         for step in range(first + 1, config.num_steps + 1):
             each_batch = [next(batches) for batches in streams]
@@ -217,6 +217,7 @@ def train(config: ConfigDict, directory: str) -> None:
             batch = mesh.to_global(pipeline.join(each_batch), devices)
             if program is None:
                 program = train_step.lower(state, batch, key, resident).compile()
+                peak_bytes = cost.memory(program)["peak"]
             state, values = program(state, batch, key, resident)
             if step == first + 1:
                 jax.block_until_ready(values)
@@ -253,7 +254,7 @@ def train(config: ConfigDict, directory: str) -> None:
         "flops_per_image": cost.flops(run.predict_step, shapes.variables(), image),
         # In training, of each seed; not known where this start had nothing left to do.
         "images_per_second": config.batch_size / float(np.median(seconds)) if seconds else None,
-        "peak_bytes": cost.memory(program)["peak"] if program else None,  # of a device, in training
+        "peak_bytes": peak_bytes,  # of a device, in training
     }
     for each in job:
         each.finish(num_parameters, needed)

@@ -103,7 +103,8 @@ def compare_dataset(workdir: epath.PathLike, dataset: Mapping[str, Any]) -> None
 def runs(directory: epath.PathLike) -> list[epath.Path]:
     """The workdirs of the runs that one command trained: the directory, or those of its seeds."""
     path = epath.Path(directory)
-    return sorted(path.glob("seed=*")) or [path]
+    seeds = sorted(path.glob("seed=*"), key=lambda seed: int(seed.name.removeprefix("seed=")))
+    return seeds or [path]
 
 
 def read(workdir: epath.PathLike, name: str) -> Any:

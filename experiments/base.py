@@ -83,7 +83,7 @@ def get_config() -> ConfigDict:
         "crop_size": (64, 64),  # height and width that the network trains on, pixels
         "resolution": 1.0,  # that the network sees, relative to the files'; scores are at the files'
         "canvas_size": placeholder(tuple),  # pixels kept of each image; unset: the largest image
-        "workers": 0,  # decoding processes; 0: threads
+        "workers": 0,  # decoding processes, for each seed on this host; 0: threads
         # Where decoded images stay: "none" | "host": in memory, shared by the workers | "device":
         # the training split in the memory of every device, the evaluation split as with "host".
         "cache": "none",

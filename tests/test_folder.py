@@ -90,6 +90,19 @@ def test_instances_are_read_as_they_are(root, dtype):
     assert not open_dataset("folder", str(root), "val").has_instances
 
 
+def test_a_copy_has_the_same_fingerprint_and_a_changed_pixel_another(root, tmp_path):
+    first = open_dataset("folder", str(root), "train").fingerprint
+    for kind in ("images", "labels"):
+        shutil.copytree(root / kind, tmp_path / "copy" / kind, copy_function=shutil.copyfile)
+    shutil.copyfile(root / "dataset.json", tmp_path / "copy" / "dataset.json")
+    assert open_dataset("folder", str(tmp_path / "copy"), "train").fingerprint == first
+    path = tmp_path / "copy" / "images" / "train" / "a.png"
+    pixels = np.array(Image.open(path))
+    pixels[0, 0] += 1
+    Image.fromarray(pixels).save(path)
+    assert open_dataset("folder", str(tmp_path / "copy"), "train").fingerprint != first
+
+
 def test_the_fingerprint_covers_instances(root):
     fingerprints = [open_dataset("folder", str(root), "train").fingerprint]
     for value in (1, 2):
@@ -376,7 +389,9 @@ class CountsReads(Folder):
         return super().__getitem__(i)
 
 
-def test_verified_once_until_a_file_changes(root):
+def test_verified_once_until_a_file_changes(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # other tests have the same files
+
     def reads() -> int:
         source = CountsReads(root, "train")
         verify.verify(source)

@@ -45,7 +45,7 @@ ALLOWED = {
     "startup": {"data"},
     "main": {"distributed", "logger", "startup", "train"},
     "evaluate": EVERYTHING - COMMANDS,
-    "memory": {"cost", "logger", "mesh", "startup", "train"},
+    "memory": {"config", "cost", "logger", "mesh", "startup", "train"},
     "predict": EVERYTHING - COMMANDS,
     "sweep": {"distributed", "jobs"},
     "jobs": set(),

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -124,13 +125,16 @@ def test_sizes_need_no_decoding(prepared, tiny_folder, monkeypatch):
     np.testing.assert_array_equal(Records(prepared, "train").sizes, expected)
 
 
-def test_the_fingerprint_follows_split_and_files(prepared):
+def test_the_fingerprint_follows_split_and_files(prepared, tmp_path):
     def fingerprint(split):
         return Records(prepared, split).fingerprint
 
     before = fingerprint("train")
     assert before == fingerprint("train") != fingerprint("val")
-    (prepared / "train.array_record").touch()
+    shutil.copytree(prepared, tmp_path / "copy")
+    assert before == Records(tmp_path / "copy", "train").fingerprint
+    path = prepared / "dataset.json"
+    path.write_text(path.read_text() + " ")
     assert before != fingerprint("train")
 
 
@@ -192,7 +196,8 @@ def test_never_overwrites_anything_else(tiny_folder, colour_folder, prepared, tm
 def test_refuses_to_go_on_once_the_files_have_changed(colour_folder, tmp_path):
     prepare.copy("folder", str(colour_folder), str(tmp_path / "records"))
     prepare.copy("folder", str(colour_folder), str(tmp_path / "records"))  # nothing left to do
-    (colour_folder / "labels" / "val" / "d.png").touch()
+    path = colour_folder / "labels" / "val" / "d.png"
+    path.write_bytes(path.read_bytes() + b"0")
     with pytest.raises(ValueError, match="before its files or max_side changed"):
         prepare.copy("folder", str(colour_folder), str(tmp_path / "records"))
 

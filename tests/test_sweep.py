@@ -131,6 +131,16 @@ def test_a_run_of_several_seeds_is_finished_when_all_are(tmp_path):
     assert sweep.is_evaluated(folder, "test")
 
 
+def test_runs_of_several_seeds_are_not_taken_for_those_of_other_flags(tmp_path):
+    started = {"config": "a.py", "flags": {"num_seeds": "2"}, "evaluate": None, "runs": {"r": {}}}
+    sweep.remember(epath.Path(tmp_path), started)
+    (tmp_path / "r" / "seed=0").mkdir(parents=True)
+    (tmp_path / "r" / "seed=0" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="num_steps"):
+        other = started | {"flags": {"num_seeds": "2", "num_steps": "9"}}
+        sweep.remember(epath.Path(tmp_path), other)
+
+
 def test_scores_older_than_the_run_are_not_its_own(tmp_path):
     folder = epath.Path(tmp_path)
     finish(tmp_path)

@@ -108,6 +108,8 @@ def test_fingerprint_follows_split_and_files(copy):
     before = fingerprint("train")
     assert before == fingerprint("train") != fingerprint("val")
     (folder / "features.json").touch()
+    assert before == fingerprint("train")
+    (folder / "features.json").write_text((folder / "features.json").read_text() + " ")
     assert before != fingerprint("train")
 
 

@@ -123,6 +123,27 @@ def test_a_run_writes_what_it_promises(finished):
     assert environment["num_devices"] == 4 and environment["versions"]["jax"] == jax.__version__
 
 
+def test_costs_never_keep_a_run_from_its_result(config, tmp_path, monkeypatch):
+    """Where JAX_PLATFORMS leaves out the CPU, JAX does not tell FLOPs."""
+
+    local_devices = jax.local_devices
+
+    def no_cpu(*args, backend=None):
+        if backend is not None:
+            raise RuntimeError(f"no backend {backend}")
+        return local_devices(*args)
+
+    monkeypatch.setattr(jax, "local_devices", no_cpu)
+    config.num_steps = 1
+    train.train(config, str(tmp_path))
+    assert json.loads((tmp_path / "cost.json").read_text())["flops_per_image"] is None
+    assert json.loads((tmp_path / "result.json").read_text())["status"] == "finished"
+    measured = (tmp_path / "cost.json").read_text()
+    (tmp_path / "result.json").unlink()
+    train.train(config, str(tmp_path))  # with nothing left to measure
+    assert (tmp_path / "cost.json").read_text() == measured
+
+
 def test_a_finished_run_says_so_and_changes_nothing(config, finished, capsys):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     train.train(config, str(finished))

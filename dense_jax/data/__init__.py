@@ -12,7 +12,8 @@ can be pickled, because worker processes get a copy. Every source has
     palette        uint8 [num_classes, 3], RGB of each class in pictures, or None
     sizes          int32 [n, 2], height and width of each example in pixels
     names          tuple of str, the name of each example
-    fingerprint    hex digest that changes when the files do; None for data not read from files
+    fingerprint    hex digest that changes when the files do, the same for their copies; None for
+                   data not read from files
 
 An entry of `DATASETS` is called as `(root, split)` and has `splits(root)`, the names of the
 splits. To add a dataset of image and label files, add an entry to `catalogue.CATALOGUE`; to add one

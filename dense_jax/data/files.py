@@ -191,17 +191,28 @@ class Files:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Digest of what values mean and of each file's name, size and time of change."""
-        digest = hashlib.sha256(repr((self._classes, self.value_range)).encode())
-        for item in self._items:
-            for path in self._paths(item):
-                stat = path.stat()
-                entry = (str(path.relative_to(self._root)), stat.st_size, stat.st_mtime_ns)
-                digest.update(repr(entry).encode())
-        return digest.hexdigest()
+        """As of `fingerprint`, also of what values mean."""
+        paths = (path for item in self._items for path in self._paths(item))
+        files = {path.relative_to(self._root).as_posix(): path for path in paths}
+        return fingerprint(repr((self._classes, self.value_range)), files)
 
     def _paths(self, item: Item) -> Iterable[pathlib.Path]:
         return item.image, item.label
+
+
+def fingerprint(about: str, files: Mapping[str, pathlib.Path]) -> str:
+    """Hex digest of a text and of each file's name, size and end.
+
+    Neither of folders nor of times, so that a copy on another machine has the same. A PNG ends with
+    a checksum of all its pixels; of what is not compressed, a change before the end is not seen.
+    """
+    digest = hashlib.sha256(about.encode())
+    for name, path in files.items():
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 4096))
+            digest.update(repr((name, size, file.read())).encode())
+    return digest.hexdigest()
 
 
 def header(path: pathlib.Path, page: int | None = None) -> tuple[int, int, int]:

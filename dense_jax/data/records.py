@@ -9,7 +9,6 @@ neither 1 nor 3 channels is kept as a grey one, a pixel's channels side by side.
 """
 
 import functools
-import hashlib
 import io
 import json
 import os
@@ -21,6 +20,8 @@ import numpy as np
 from array_record.python import array_record_data_source
 from jaxtyping import Int32
 from PIL import Image
+
+from dense_jax.data import files
 
 
 def pack(example: dict[str, Any]) -> bytes:
@@ -122,11 +123,9 @@ class Records:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Digest of dataset.json and of the split's file name, size and time of change."""
-        digest = hashlib.sha256((self._path.parent / "dataset.json").read_bytes())
-        stat = self._path.stat()
-        digest.update(repr((self._path.name, stat.st_size, stat.st_mtime_ns)).encode())
-        return digest.hexdigest()
+        """As of `files.fingerprint`, also of dataset.json."""
+        about = (self._path.parent / "dataset.json").read_text()
+        return files.fingerprint(about, {self._path.name: self._path})
 
 
 def _to_png(pixels: np.ndarray) -> bytes:

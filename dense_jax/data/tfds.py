@@ -7,7 +7,6 @@ its features, what the raw label values mean, and which part of which TFDS split
 
 import dataclasses
 import functools
-import hashlib
 import io
 import os
 import pathlib
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from dense_jax.data import decode
+from dense_jax.data import decode, files
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +82,8 @@ class TfdsSource:
         )
         self._folder = pathlib.Path(builder.data_dir)
         self._dataset = dataset
-        self._where = f"{self._folder}, {dataset.tfds_splits[split]}"
+        self._split = dataset.tfds_splits[split]
+        self._where = f"{self._folder}, {self._split}"
         self._table = decode.label_table(dataset.values, dataset.ignored_values)
         self.class_names = dataset.class_names
         self.num_classes = len(dataset.class_names)
@@ -131,9 +131,6 @@ class TfdsSource:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Digest of the split and of each prepared file's name, size and time of change."""
-        digest = hashlib.sha256(self._where.encode())
-        for path in sorted(self._folder.iterdir()):
-            stat = path.stat()
-            digest.update(repr((path.name, stat.st_size, stat.st_mtime_ns)).encode())
-        return digest.hexdigest()
+        """As of `files.fingerprint`, also of the split."""
+        prepared = {path.name: path for path in sorted(self._folder.iterdir())}
+        return files.fingerprint(self._split, prepared)

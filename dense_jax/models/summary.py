@@ -255,6 +255,7 @@ def main(argv: list[str]) -> None:
         return
     height, width = map(int, args.size)
     print(table(models.build(args.config.model, args.num_classes), (height, width), args.channels))
+    args.config.num_seeds = 1  # on the one device that there is here
     print(f"\n{memory.table(args.config, args.num_classes, args.channels)}")
 
 

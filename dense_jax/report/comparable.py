@@ -74,11 +74,6 @@ def refuse(found: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
     for what, values in found.items():
         named = [f"{_cut(value)} ({some(names)})" for value, names in values.items()]
         lines.append(f"  {what}: {'; '.join(named)}")
-    if any(what.startswith(("evaluated data", "training data")) for what in found):
-        lines.append(
-            "A fingerprint covers the files' names, sizes and times: a copy made with `cp -p` or "
-            "`rsync -t` has the same one."
-        )
     raise ValueError(
         "the runs are not comparable, their scores were not measured alike:\n"
         + "\n".join(lines)
