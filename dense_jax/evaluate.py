@@ -1,9 +1,10 @@
 """Scores a trained workdir: python -m dense_jax.evaluate --workdir=DIR [--split=test].
 
 Writes DIR/evaluation_SPLIT.json and .md, .npz with the name of each image and what was counted of
-it, and .zip with the predicted class maps, as PNG files in the classes' colours. Every valid pixel of the split
-is counted exactly once, at the labels' own resolution; ignored pixels count nowhere. A class that is
-neither in the labels nor predicted has no score (null), is named, and is left out of the means.
+it, and .zip with the predicted class maps, as PNG files in the classes' colours. Every valid pixel
+of the split is counted exactly once, at the labels' own resolution; ignored pixels count nowhere. A
+class that is neither in the labels nor predicted has no score (null), is named, and is left out of
+the means.
 
 Region scores, boundary_iou and trimap_mean_iou/PIXELS are of all pixels of the split together;
 boundary_f1, hausdorff95, average_surface_distance, rand_score and information_score are means over

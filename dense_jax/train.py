@@ -63,9 +63,10 @@ def train(config: ConfigDict, directory: str) -> None:
     imported = startup.seconds_of_process()
     path = epath.Path(directory).resolve()
     job = members(config, path)
-    if job and all(each.result for each in job):
-        for each in job:
-            print(f"{each.path} is finished: {summary(each.result or {})}")
+    finished = [result for each in job if (result := each.result)]
+    if finished and len(finished) == len(job):
+        for each, result in zip(job, finished, strict=True):
+            print(f"{each.path} is finished: {summary(result)}")
         return
     check(config)
     source, eval_source = (

@@ -103,8 +103,7 @@ def compare_dataset(workdir: epath.PathLike, dataset: Mapping[str, Any]) -> None
 def runs(directory: epath.PathLike) -> list[epath.Path]:
     """The workdirs of the runs that one command trained: the directory, or those of its seeds."""
     path = epath.Path(directory)
-    seeds = sorted(path.glob("seed=*"), key=lambda seed: int(seed.name.removeprefix("seed=")))
-    return seeds or [path]
+    return sorted(path.glob("seed=*"), key=lambda seed: (len(seed.name), seed.name)) or [path]
 
 
 def read(workdir: epath.PathLike, name: str) -> Any:

@@ -49,7 +49,9 @@ ALLOWED = {
     "predict": EVERYTHING - COMMANDS,
     "sweep": {"distributed", "jobs"},
     "jobs": set(),
-    "report": {"boundary", "data", "labels", "plots", "predictions", "report", "workdir"},
+    "report": {
+        *("boundary", "data", "labels", "metrics", "plots", "predictions", "report", "workdir")
+    },
 }
 NEVER_JAX = (
     *("dense_jax/boundary.py", "dense_jax/objects.py", "dense_jax/per_image.py"),

@@ -20,28 +20,31 @@ HEARTBEAT = 10  # seconds without a sign of life after which a process counts as
 PROCESS = f"""
 import json
 import sys
+import time
 import jax
 from ml_collections import ConfigDict
 
-config, path, port, num_processes, process = json.loads(sys.argv[1])
+config, path, port, num_processes, process, pause = json.loads(sys.argv[1])
 if num_processes > 1:
     jax.distributed.initialize(
         f"localhost:{{port}}", num_processes, process, heartbeat_timeout_seconds={HEARTBEAT}
     )
 from dense_jax import train
+requested = train.Interrupts.requested
+train.Interrupts.requested = lambda self, step: time.sleep(pause) or requested(self, step)
 train.train(ConfigDict(config), path)
 """
 
 
-def start(config, path, num_processes, num_devices):
-    """Starts a run in processes of so many devices each."""
+def start(config, path, num_processes, num_devices, pause=0.0):
+    """Starts a run in processes of so many devices each, which pause, in seconds, at each step."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     env = os.environ | {"JAX_NUM_CPU_DEVICES": str(num_devices)}
     processes = []
     for k in range(num_processes):
-        arguments = json.dumps([config.to_dict(), str(path), port, num_processes, k])
+        arguments = json.dumps([config.to_dict(), str(path), port, num_processes, k, pause])
         with path.with_name(f"{path.name}.{k}.log").open("w") as log:
             command = [sys.executable, "-c", PROCESS, arguments]
             processes.append(
@@ -135,7 +138,8 @@ def test_all_save_the_same_step_when_one_is_preempted(tmp_path, config):
     config = config.copy_and_resolve_references()
     config.num_steps, config.eval_every, config.checkpoint_every = 60, 60, 60
     path, expected = tmp_path / "run", tmp_path / "expected"
-    processes = start(config, path, 2, 1)
+    # JAX takes a moment to tell all of them: on a fast machine the run would be over by then.
+    processes = start(config, path, 2, 1, pause=0.2)
     wait_for_steps(processes, path, 5)
     processes[1].send_signal(signal.SIGTERM)
     assert wait(processes, path) == [train.PREEMPTED] * 2

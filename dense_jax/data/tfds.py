@@ -132,5 +132,5 @@ class TfdsSource:
     @functools.cached_property
     def fingerprint(self) -> str:
         """As of `files.fingerprint`, also of the split."""
-        prepared = {path.name: path for path in sorted(self._folder.iterdir())}
+        prepared = {path.name: path for path in sorted(self._folder.iterdir()) if path.is_file()}
         return files.fingerprint(self._split, prepared)

@@ -2,9 +2,9 @@
 
 Writes DIR/report.html (one page, with curves, classes, confusions and pictures), .md, .csv, .tex and
 .json (the manifest), what the runs cost to DIR/report_cost.csv and .tex, and DIR/figures/, for a
-paper. A run is any folder at or below DIR with a config.json. A
-row is one configuration, shown by the fields in which the rows differ; its runs may differ in their
-seed and in what cannot change a score. A cell is the mean over the seeds, with a 95 % t-interval
+paper. A run is any folder at or below DIR with a config.json. A row is one configuration, shown by
+the fields in which the rows differ; its runs may differ in their seed and in what cannot change a
+score. A cell is the mean over the seeds, with a 95 % t-interval
 where there are two or more, and a mark where it differs from the baseline row's. A run that did not
 finish is never part of a mean: it is named below the table.
 

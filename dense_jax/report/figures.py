@@ -1,7 +1,7 @@
 """The figures of a paper, as PNG and PDF, one column (3.3 inches) wide; each only if its data exist.
 
 by_FIELD             mean IoU for each value of a config field in which the rows differ
-boundary_f1          boundary F1 over mean IoU
+boundary_f1          boundary F1, the mean of the classes' own, over mean IoU
 flops                mean IoU over FLOPs of the forward pass per image
 band_width           mean IoU of the pixels close to the label's boundaries, over how close
 error_by_phase       how the errors depend on the pixel's place in a cell of 16 x 16
@@ -79,7 +79,9 @@ def draw(fields: Sequence[str], rows: Sequence[Row]) -> Iterator[tuple[str, "Fig
     if _any(f1s):
         figure = scatter(rows, ious, f1s)
         axes = figure.axes[0]
-        axes.set(xlabel="mean IoU", ylabel="boundary F1", xlim=_clip(*axes.get_xlim()))
+        axes.set(
+            xlabel="mean IoU", ylabel="boundary F1, mean of classes", xlim=_clip(*axes.get_xlim())
+        )
         yield "boundary_f1", figure
     flops = [interval([number(run.cost, "flops_per_image") for run in row.runs]) for row in rows]
     if _any(flops):

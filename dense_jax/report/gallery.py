@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from dense_jax import data, plots, predictions
+from dense_jax import data, metrics, plots, predictions
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.report.reading import Run, read_json
 from dense_jax.report.runs import Row
@@ -98,12 +98,8 @@ def _evaluated(i: int, row: Row) -> Evaluated | None:
 
 
 def mean_iou(matrices: np.ndarray) -> np.ndarray:
-    """Of each confusion matrix [n, c, c]: as `metrics.summarize` has it; NaN without a pixel."""
-    hit = np.diagonal(matrices, axis1=1, axis2=2)
-    union = matrices.sum(axis=1) + matrices.sum(axis=2) - hit
-    total = np.divide(hit, union, where=union > 0, out=np.zeros(hit.shape)).sum(axis=1)
-    with np.errstate(invalid="ignore"):
-        return total / np.sum(union > 0, axis=1)
+    """Of each confusion matrix [n, c, c]; NaN without a pixel."""
+    return np.array([metrics.summarize(matrix)["mean_iou"] for matrix in matrices])
 
 
 def _examples(one: Evaluated, numbers: Sequence[int]) -> tuple[list[dict[str, Any] | None], str]:
@@ -159,7 +155,7 @@ def _of_row(
             guess = np.where(valid, guess, IGNORE_LABEL)
         pictures.append(_classes_uri(guess, palette))
         errors.append(wrong)
-    scores = mean_iou(one.matrices)[numbers].tolist()
+    scores = mean_iou(one.matrices[numbers]).tolist()
     return {
         "row": one.row,
         "label": f"{one.row + 1}: {', '.join(row.label)}",

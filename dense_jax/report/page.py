@@ -116,7 +116,7 @@ def to_html(
     ).get_template("page.html.jinja")
     return page.render(
         title=title, head=head, body=body, names=len(fields), note=NOTE, notes=notes,
-        about=remarks(fields, rows) if rows else [],
+        about=remarks(fields, rows),
         cost=cost_table(fields, rows), cost_note=COST_NOTE,
         manifest=manifest_table(fields, rows) if rows else None,
         plot=plot(rows), bars=bars(rows), colours=COLOURS, dashes=DASHES,
