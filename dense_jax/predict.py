@@ -11,14 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import app, flags
 from PIL import Image
 
-from dense_jax import logger, mesh, plots, scoring, startup, train
+from dense_jax import logger, plots, startup
 from dense_jax.data import decode
-from dense_jax.tiles import Tiles
+from dense_jax.predictor import load
 
 
 def predict(
@@ -45,30 +44,12 @@ def predict(
     if there and not overwrite:
         raise ValueError(f"{there[0]} exists ({len(there)} results do): pass --overwrite")
 
-    loaded = train.load(directory, checkpoint)
-    value_range = loaded.dataset.get("value_range")  # older runs have none
-    images = ImageFiles(files, loaded.dataset["num_channels"], value_range)
+    predictor = load(directory, checkpoint)
+    images = ImageFiles(files, predictor.num_channels, predictor.value_range)
     output.mkdir(parents=True, exist_ok=True)
-    if not images.files:
-        return images.problems
-    palette = np.array(loaded.dataset["palette"], np.uint8)
-    config = loaded.config.eval
-    tiles = Tiles(images, config.tile_size, config.margin, loaded.run.context)
-    stitcher = scoring.Stitcher(tiles)
-    predict_step = loaded.run.predict_step
-    step = mesh.map_examples(
-        lambda variables, example: predict_step(variables, example["image"]), loaded.mesh
-    )
-    for numbers, classes in scoring.predict_tiles(
-        jax.jit(step),
-        loaded.variables,
-        tiles,
-        mesh=loaded.mesh,
-        batch_size=config.batch_size,
-        workers=0,
-    ):
-        for i, labels in stitcher.add(numbers, scoring.local(classes)):
-            write(output, images.files[i], images[i]["image"], labels, palette)
+    if images.files:
+        for i, labels in predictor.segment(images):
+            write(output, images.files[i], images[i]["image"], labels, predictor.palette)
     return images.problems
 
 

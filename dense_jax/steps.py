@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from flax import struct
-from jaxtyping import Array, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 Batch = Mapping[str, Array]
 Variables = Mapping[str, Any]
@@ -162,16 +162,18 @@ def make_train_step(
     return train_step
 
 
-def make_predict_step(
+def make_logits_step(
     model: nn.Module, normalise: Callable[[Array], Array], *, resolution: float = 1.0
-) -> Callable[[Variables, UInt8[Array, "h w c"]], UInt8[Array, "h w"]]:
-    """Returns predict_step(variables, image) -> classes, for one image, at its own resolution.
+) -> Callable[[Variables, UInt8[Array, "h w c"]], Float[Array, "h w num_classes"]]:
+    """Returns logits_step(variables, image) -> logits, for one image, at its own resolution.
 
     resolution: the network sees the image resized by this factor; its logits are resized back.
-    Where the network returns the middle alone, the classes around it are 0 and mean nothing.
+    Where the network returns the middle alone, the logits around it are 0 and mean nothing.
     """
 
-    def predict_step(variables: Variables, image: UInt8[Array, "h w c"]) -> UInt8[Array, "h w"]:
+    def logits_step(
+        variables: Variables, image: UInt8[Array, "h w c"]
+    ) -> Float[Array, "h w num_classes"]:
         h, w, c = image.shape
         if resolution != 1.0:  # before it is normalised, as in training
             size = (max(1, round(h * resolution)), max(1, round(w * resolution)), c)
@@ -179,10 +181,19 @@ def make_predict_step(
         logits = jnp.asarray(model.apply(variables, normalise(image)[None], train=False))[0]
         if resolution != 1.0:
             logits = jax.image.resize(logits, (h, w, logits.shape[-1]), "bilinear")
-        classes = jnp.argmax(logits, axis=-1).astype(jnp.uint8)
-        return jnp.pad(
-            classes, [((n - m) // 2,) * 2 for n, m in zip((h, w), classes.shape, strict=True)]
-        )
+        around = [((n - m) // 2,) * 2 for n, m in zip((h, w), logits.shape[:2], strict=True)]
+        return jnp.pad(logits, [*around, (0, 0)])
+
+    return logits_step
+
+
+def make_predict_step(
+    logits_step: Callable,
+) -> Callable[[Variables, UInt8[Array, "h w c"]], UInt8[Array, "h w"]]:
+    """Returns predict_step(variables, image) -> the class of each pixel, for one image."""
+
+    def predict_step(variables: Variables, image: UInt8[Array, "h w c"]) -> UInt8[Array, "h w"]:
+        return jnp.argmax(logits_step(variables, image), axis=-1).astype(jnp.uint8)
 
     return predict_step
 

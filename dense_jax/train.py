@@ -244,7 +244,7 @@ def train(config: ConfigDict, directory: str) -> None:
                 evaluate(step, state)
             if pending is None:
                 before = None  # it saved, and maybe evaluated
-    # Unpadded convolutions are given the context of a crop, but none where predict_step mirrors it.
+    # Unpadded convolutions are given the context of a crop, but none where logits_step mirrors it.
     context = 2 * run.context if config.data.resolution == 1.0 else 0
     height, width = (
         round(length / config.data.resolution) + context for length in config.data.crop_size
@@ -266,10 +266,11 @@ class Run(NamedTuple):
 
     init: Callable[..., steps.TrainState]  # init(key, encoder=None)
     train_step: Callable
+    logits_step: Callable
     predict_step: Callable
     eval_step: Callable
     schedule: optax.Schedule
-    context: int  # pixels around what a tile predicts that predict_step and eval_step need
+    context: int  # pixels around what a tile predicts that all but train_step need
 
     def shapes(self) -> steps.TrainState:
         """The training state as jax.ShapeDtypeStructs."""
@@ -321,9 +322,10 @@ def assemble(
     # not be a whole number of pixels: there, the tile's outermost predictions come from mirrored
     # context, and are not used.
     inner = model.clone(has_context=True)
-    predict_step = steps.make_predict_step(
+    logits_step = steps.make_logits_step(
         inner if resolution == 1.0 else model, normalise, resolution=resolution
     )
+    predict_step = steps.make_predict_step(logits_step)
 
     def confusion(predictions, labels):
         return metrics.confusion_matrix(predictions, labels, num_classes)
@@ -347,6 +349,7 @@ def assemble(
             # Older runs have no such field.
             num_microbatches=config.num_microbatches if "num_microbatches" in config else 1,
         ),
+        logits_step=logits_step,
         predict_step=predict_step,
         eval_step=steps.make_eval_step(predict_step, confusion),
         schedule=schedule,

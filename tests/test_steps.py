@@ -114,7 +114,7 @@ def test_the_loss_gets_what_moved_with_the_label():
 @pytest.mark.parametrize("resolution", [1.0, 0.5, 0.3])
 def test_predictions_have_the_images_size_at_any_resolution(resolution):
     state = init()
-    predict = steps.make_predict_step(Net(), unit, resolution=resolution)
+    predict = steps.make_predict_step(steps.make_logits_step(Net(), unit, resolution=resolution))
     image = jnp.asarray(batch()["image"][0, :11, :7])
     classes = predict(state.variables(), image)
     assert classes.shape == (11, 7) and classes.dtype == jnp.uint8
@@ -123,7 +123,9 @@ def test_predictions_have_the_images_size_at_any_resolution(resolution):
 def test_evaluation_of_an_example_does_not_depend_on_its_batch_or_device():
     state, examples = init(), batch()
     confusion = functools.partial(metrics.confusion_matrix, num_classes=3)
-    eval_step = steps.make_eval_step(steps.make_predict_step(Net(), unit), confusion)
+    eval_step = steps.make_eval_step(
+        steps.make_predict_step(steps.make_logits_step(Net(), unit)), confusion
+    )
     for num_devices, size in ((1, 8), (1, 1), (4, 4)):
         devices = mesh_of(num_devices)
         some = {name: array[:size] for name, array in examples.items()}
