@@ -26,11 +26,12 @@ import jax
 from absl import flags
 
 from benchmarks.conformance import table
-from dense_jax import data, device_cache, mesh, train
+from dense_jax import data, device_cache, mesh
 from dense_jax.augment import make_augment
 from dense_jax.data import pipeline
 from dense_jax.data.cache import Cached
 from dense_jax.labels import IGNORE_LABEL
+from dense_jax.run import assemble, batch_shapes
 from experiments import camvid_unet
 
 try:
@@ -141,7 +142,7 @@ class Ours:
         self.source = data.open_dataset("folder", config.data.root, "train")
         self.canvas = tuple(self.source.sizes.max(axis=0).tolist())
         self.devices = mesh.make_mesh()
-        shapes = train.batch_shapes(config, self.canvas, self.source.num_channels)
+        shapes = batch_shapes(config, self.canvas, self.source.num_channels)
         self.resident, self.numbers = device_cache.load(self.source, shapes, self.devices)
 
     def stream(self, stack: contextlib.ExitStack, examples: Any, workers: int = 0) -> Any:
@@ -203,7 +204,7 @@ class Ours:
 
     def step_seconds(self, num_pairs: int) -> tuple[list[float], list[float]]:
         """Of training steps on a constant batch, and on batches of the device cache."""
-        run = train.assemble(self.config, self.source.num_classes, self.source.num_channels)
+        run = assemble(self.config, self.source.num_classes, self.source.num_channels)
 
         @functools.partial(jax.jit, donate_argnums=0)
         def train_step(state, batch, resident):

@@ -32,9 +32,9 @@ from dense_jax import (
     scoring,
     startup,
     tallies,
-    train,
     workdir,
 )
+from dense_jax.run import jit_eval_step, load
 from dense_jax.tallies import BOUNDARY, FOREGROUND, MEANS, OBJECTS, REGION
 from dense_jax.tiles import Tiles
 
@@ -67,7 +67,7 @@ def evaluate(
     foreground: classes to be scored as one against all others, and whose connected components are
       told apart by the Rand and information scores.
     """
-    loaded = train.load(directory, checkpoint)
+    loaded = load(directory, checkpoint)
     config = loaded.config
     split = split or config.data.eval_split
     source = data.open_dataset(config.data.name, config.data.root, split)
@@ -92,7 +92,7 @@ def evaluate(
         config.eval.margin if margin is None else margin,
         loaded.run.context,
     )
-    eval_step = train.jit_eval_step(loaded.run, loaded.mesh)
+    eval_step = jit_eval_step(loaded.run, loaded.mesh)
     path = epath.Path(directory) / f"evaluation_{split}.json"
     with contextlib.ExitStack() as stack:
         pool = per_image.Pool(source.num_classes, classes) if boundaries else None
@@ -123,7 +123,7 @@ def evaluate(
         counted = {"confusion_matrices": matrices} | (pool.results() if pool else {})
     of_images = tallies.tally(counted, classes)
     scores, low, high = (
-        train.named_scores(each, source.class_names)
+        metrics.named_scores(each, source.class_names)
         for each in (
             tallies.score(tallies.total(of_images)),
             *metrics.bootstrap(of_images, tallies.score),

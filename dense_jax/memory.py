@@ -13,8 +13,9 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from dense_jax import cost, logger, mesh, startup, train
+from dense_jax import cost, logger, mesh, startup
 from dense_jax.config import check_devices
+from dense_jax.run import assemble, batch_shapes, jit_train_step, state_placement, step_shapes
 
 
 def analyse(config: ConfigDict, num_classes: int, num_channels: int) -> dict[str, int]:
@@ -26,13 +27,13 @@ def analyse(config: ConfigDict, num_classes: int, num_channels: int) -> dict[str
     Raises ValueError if the devices cannot share seeds and batch evenly.
     """
     check_devices(config)
-    run = train.assemble(config, num_classes, num_channels)
+    run = assemble(config, num_classes, num_channels)
     canvas = config.data.canvas_size or config.data.crop_size
-    batch = train.batch_shapes(config, canvas, num_channels)
+    batch = batch_shapes(config, canvas, num_channels)
     together, devices = mesh.make_mesh(), mesh.make_mesh(config.num_seeds)
-    placement = train.state_placement(config, run.shapes(), together)
-    step = train.jit_train_step(run, devices, placement)
-    compiled = step.lower(*train.step_shapes(run, batch, devices, placement), {}).compile()
+    placement = state_placement(config, run.shapes(), together)
+    step = jit_train_step(run, devices, placement)
+    compiled = step.lower(*step_shapes(run, batch, devices, placement), {}).compile()
     return cost.memory(compiled) | {"flops": int(compiled.cost_analysis()["flops"])}
 
 

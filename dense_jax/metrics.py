@@ -13,7 +13,8 @@ that has nothing to score is NaN, not 0 and not 1, and means leave it out.
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +127,18 @@ def summarize(counts: ArrayLike) -> Scores:
             "precision": hit / guessed,
             "binary_accuracy": np.where(true + guessed > 0, binary_accuracy, np.nan),
         }
+
+
+def named_scores(summary: Mapping[str, Any], class_names: Iterable[str]) -> dict[str, float]:
+    """What `summarize` returns as flat paths: eval/mean_iou, eval/iou/CLASS."""
+    scores: dict[str, float] = {}
+    for name, value in summary.items():
+        if isinstance(value, float):
+            scores[f"eval/{name}"] = value
+        else:
+            for class_name, each in zip(class_names, value, strict=True):
+                scores[f"eval/{name}/{class_name}"] = float(each)
+    return scores
 
 
 def bootstrap(

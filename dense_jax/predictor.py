@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
-from dense_jax import mesh, scoring, steps, train
+from dense_jax import mesh, run, scoring, steps
 from dense_jax.tiles import Tiles
 
 
@@ -93,7 +93,7 @@ class _One:
 
 def load(path: epath.PathLike, checkpoint: str = "best") -> Predictor:
     """The network of a workdir: its checkpoint "best" (by eval/mean_iou), "latest", or a step."""
-    loaded = train.load(str(path), checkpoint)
+    loaded = run.load(str(path), checkpoint)
     config = loaded.config.eval
     return Predictor(
         loaded.run.logits_step,

@@ -8,6 +8,14 @@ import numpy as np
 import pytest
 
 from dense_jax import logger, mesh, train
+from dense_jax.run import (
+    assemble,
+    batch_shapes,
+    jit_eval_step,
+    jit_train_step,
+    state_placement,
+    step_shapes,
+)
 from experiments import base
 
 BATCH = 8  # two images a device
@@ -29,8 +37,8 @@ def make_config(**model):
 
 
 def shapes_of(config):
-    run = train.assemble(config, num_classes=3, num_channels=3)
-    return run, run.shapes(), train.batch_shapes(config, CANVAS, num_channels=3)
+    run = assemble(config, num_classes=3, num_channels=3)
+    return run, run.shapes(), batch_shapes(config, CANVAS, num_channels=3)
 
 
 def compile_train_step(config, *, resident=False):
@@ -45,7 +53,7 @@ def compile_train_step(config, *, resident=False):
         }
         batch = {"index": batch["index"], "row": jax.ShapeDtypeStruct((BATCH,), "int32")}
     devices = mesh.make_mesh()
-    step = train.jit_train_step(run, devices, train.state_placement(config, state, devices))
+    step = jit_train_step(run, devices, state_placement(config, state, devices))
     key = jax.eval_shape(jax.random.key, 0)
     return step.lower(state, batch, key, arrays).compile(), state
 
@@ -122,9 +130,9 @@ def test_seeds_side_by_side_share_nothing_but_their_metrics(group_norm):
     config.num_seeds = 2
     run, state, batch = shapes_of(config)
     devices = mesh.make_mesh(2)
-    placement = train.state_placement(config, state, mesh.make_mesh())
-    step = train.jit_train_step(run, devices, placement)
-    compiled = step.lower(*train.step_shapes(run, batch, devices, placement), {}).compile()
+    placement = state_placement(config, state, mesh.make_mesh())
+    step = jit_train_step(run, devices, placement)
+    compiled = step.lower(*step_shapes(run, batch, devices, placement), {}).compile()
     found = collectives(compiled)
     sums = [sizes for kind, sizes in found if kind == "all-reduce"]
     assert sum(map(sum, sums)) <= num_bytes(state.params) + 16
@@ -152,7 +160,7 @@ def test_evaluation_gathers_its_results_alone():
         "label": jax.ShapeDtypeStruct((BATCH, *CANVAS), np.uint8),
         "index": jax.ShapeDtypeStruct((BATCH,), np.int32),
     }
-    step = train.jit_eval_step(run, mesh.make_mesh())
+    step = jit_eval_step(run, mesh.make_mesh())
     found = collectives(step.lower(state.variables(), batch).compile())
     assert {kind for kind, _ in found} == {"all-gather"}
     sizes = sorted(size for _, each in found for size in each)

@@ -149,7 +149,7 @@ def test_a_class_without_score_is_null_and_named():
     counted |= {name: np.stack([each, each]) for name, each in measured.items()}
     names = ["a\n", "b|c"]
     of_images = tallies.tally(counted)
-    scores = train.named_scores(tallies.score(tallies.total(of_images)), names)
+    scores = metrics.named_scores(tallies.score(tallies.total(of_images)), names)
     assert scores["eval/mean_iou"] == 1.0 and scores["eval/mean_boundary_f1"] == 1.0
     for metric in ("iou", "dice", "accuracy", *tallies.BOUNDARY):
         assert math.isnan(scores[f"eval/{metric}/b|c"])

@@ -10,7 +10,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from dense_jax import losses, sweep, train, workdir
+from dense_jax import losses, models, sweep, train, workdir
+from dense_jax.run import assemble, batch_shapes
 from experiments import base, unet_ce, unet_dice
 from tests.conftest import REPOSITORY
 
@@ -38,9 +39,9 @@ def test_every_experiment_builds(path, arguments):
     config.data.root = "anywhere"
     config.batch_size = max(config.batch_size, jax.device_count())  # one per device
     train.check(config)
-    run = train.assemble(config, num_classes=4, num_channels=3)
+    run = assemble(config, num_classes=4, num_channels=3)
     state = run.shapes()
-    batch = train.batch_shapes(config, config.data.crop_size, num_channels=3)
+    batch = batch_shapes(config, config.data.crop_size, num_channels=3)
     new_state, metrics = jax.eval_shape(run.train_step, state, batch, jax.random.key(0))
     assert jax.tree.structure(new_state) == jax.tree.structure(state)
     assert metrics["train/loss"].shape == ()
@@ -60,7 +61,7 @@ def test_the_sweeps_have_as_many_runs_as_they_say():
 
 def parameters(config) -> int:
     """Of the model for RGB and 11 classes, which is traced."""
-    model = train.models.build(config.model, num_classes=11)
+    model = models.build(config.model, num_classes=11)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     logits, variables = jax.eval_shape(
         lambda x: model.init_with_output(jax.random.key(0), x, train=True), image
@@ -205,8 +206,8 @@ def test_a_bad_value_is_named_with_the_valid_ones(field, value, message):
 def test_what_needs_rgb_is_refused_on_grey_before_anything_is_computed(field):
     config = base.get_config()
     config.augment[field] = 0.5
-    batch = train.batch_shapes(config, config.data.crop_size, num_channels=1)
-    run = train.assemble(config, num_classes=2, num_channels=1)
+    batch = batch_shapes(config, config.data.crop_size, num_channels=1)
+    run = assemble(config, num_classes=2, num_channels=1)
     with pytest.raises(ValueError, match=f"augment.{field}=0.5 needs images of 3 channels"):
         jax.eval_shape(run.train_step, run.shapes(), batch, jax.random.key(0))
 

@@ -6,7 +6,8 @@ import sys
 import jax
 import pytest
 
-from dense_jax import memory, train
+from dense_jax import memory
+from dense_jax.run import assemble, batch_shapes
 from experiments import base
 from tests.conftest import REPOSITORY
 
@@ -33,8 +34,8 @@ def needed():
 
 def test_arguments_are_the_state_and_the_devices_part_of_the_batch(needed):
     config = make_config()
-    state = train.assemble(config, num_classes=3, num_channels=1).shapes()
-    batch = train.batch_shapes(config, (16, 12), num_channels=1)
+    state = assemble(config, num_classes=3, num_channels=1).shapes()
+    batch = batch_shapes(config, (16, 12), num_channels=1)
     assert needed["aliased"] == num_bytes(state)
     key = 8
     assert needed["arguments"] == num_bytes(state) + num_bytes(batch) // jax.device_count() + key

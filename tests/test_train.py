@@ -20,6 +20,7 @@ from etils import epath
 from dense_jax import checkpoint, data, evaluate, mesh, train, workdir
 from dense_jax.data import balance, pipeline
 from dense_jax.models import pretrained
+from dense_jax.run import assemble, load
 from experiments import base
 from tests.conftest import REPOSITORY, mesh_of
 
@@ -329,7 +330,7 @@ def test_a_split_optimizer_state_is_read_whole_and_on_one_device(config, tmp_pat
         with pytest.raises(Killed):
             train.train(config, str(path))
     assert parts and max(parts) < 0.35  # with the vectors, which stay whole
-    variables = train.load(str(path), "2").variables
+    variables = load(str(path), "2").variables
     jax.tree.map(np.testing.assert_array_equal, variables, saved(path, 2)["ema"])
     one = mesh_of(1)
     monkeypatch.setattr(mesh, "make_mesh", lambda num_replicas=1: one)
@@ -363,7 +364,7 @@ def test_a_bad_dataset_is_refused_before_anything_is_written(config, tmp_path):
 
 @pytest.mark.parametrize("which", ["best", "latest", "4"])
 def test_load_restores_what_was_trained(finished, which):
-    loaded = train.load(str(finished), which)
+    loaded = load(str(finished), which)
     kind = "latest" if which == "latest" else "best" if which == "best" else "latest"
     expected = saved(finished, loaded.step, kind)["ema"]
     jax.tree.map(np.testing.assert_array_equal, loaded.variables, expected)
@@ -373,7 +374,7 @@ def test_load_restores_what_was_trained(finished, which):
 @pytest.mark.parametrize("which", ["newest", "3"])
 def test_a_checkpoint_that_is_not_there_is_named_with_those_that_are(finished, which):
     with pytest.raises(ValueError, match=rf"no checkpoint '{which}'.*\[4, 6\]"):
-        train.load(str(finished), which)
+        load(str(finished), which)
 
 
 def test_operational_fields_exist(config):
@@ -391,7 +392,7 @@ def test_pretrained_weights_are_where_a_frozen_encoder_ends(config, tmp_path):
         train.train(config, str(tmp_path / "run"))
     assert not (tmp_path / "run" / "config.json").exists()
 
-    shapes = train.assemble(config, num_classes=2, num_channels=1).shapes().variables()
+    shapes = assemble(config, num_classes=2, num_channels=1).shapes().variables()
     assert shapes["params"]["encoder"]["conv1_1"]["conv"]["kernel"].shape[2] == 3  # grey as RGB
     rng = np.random.default_rng(0)
     tensors = {}
@@ -424,12 +425,10 @@ def test_unpadded_convolutions_train_and_score_every_pixel(config, tmp_path):
     config.model.padding, config.eval.margin = "VALID", 0
     config.eval.tile_size = (24, 20)  # columns are cut, rows fit
     train.train(config, str(tmp_path))
-    loaded = train.load(str(tmp_path), "latest")
+    loaded = load(str(tmp_path), "latest")
     assert loaded.run.context == 8  # widths of 2 levels: 4 + 4 at the bottom
     config.data.resolution = 0.6
-    assert (
-        train.assemble(config, num_classes=2, num_channels=1).context == 14
-    )  # of the files' pixels
+    assert assemble(config, num_classes=2, num_channels=1).context == 14  # of the files' pixels
     evaluation = evaluate.evaluate(str(tmp_path), "test")
     source = data.open_dataset("folder", config.data.root, "test")
     valid = sum(np.count_nonzero(source[i]["label"] != 255) for i in range(len(source)))
@@ -451,7 +450,7 @@ def test_class_weights_by_name_are_those_of_the_training_labels(config, finished
         train.train(config, str(tmp_path / name))
     assert first_loss(tmp_path / "name") == first_loss(tmp_path / "numbers")
     assert first_loss(tmp_path / "name") != first_loss(finished)
-    assert train.load(str(tmp_path / "name"), "latest").step == 1
+    assert load(str(tmp_path / "name"), "latest").step == 1
 
 
 def test_border_weights_from_instance_files(config, tiny_folder, tmp_path):
@@ -465,7 +464,7 @@ def test_border_weights_from_instance_files(config, tiny_folder, tmp_path):
     shutil.copytree(root / "labels", root / "instances")
     config.data.root = str(root)
     train.train(config, str(tmp_path / "run"))
-    assert train.load(str(tmp_path / "run"), "latest").step == 1
+    assert load(str(tmp_path / "run"), "latest").step == 1
 
 
 def test_runs_from_before_some_fields_are_still_loaded(finished, tmp_path):
@@ -473,4 +472,4 @@ def test_runs_from_before_some_fields_are_still_loaded(finished, tmp_path):
     config = workdir.read(path, "config.json")
     del config["border"], config["num_microbatches"]
     workdir.write_json(path / "config.json", config)
-    assert train.load(str(path), "latest").step == NUM_STEPS
+    assert load(str(path), "latest").step == NUM_STEPS
