@@ -233,7 +233,9 @@ def test_broken_images_are_left_out_and_said(run, tiny_folder, tmp_path):
         image.save(tmp_path / "good.tif")
     problems = predict.predict(str(run), str(tmp_path / "*"), tmp_path / "out")
     assert len(problems) == 1 and "broken.png" in problems[0]
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"good.png", "good_overlay.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("good.png", "good_overlay.png", "legend.png")
+    }
 
 
 def test_results_are_not_overwritten_unless_told(run, tiny_folder, tmp_path):
@@ -245,9 +247,9 @@ def test_results_are_not_overwritten_unless_told(run, tiny_folder, tmp_path):
 
 
 def test_images_that_would_share_a_result_are_refused(run, tmp_path):
-    for name in ("a.png", "a.tif", "a_overlay.png"):
+    for name in ("a.png", "a.tif", "a_overlay.png", "legend.png"):
         Image.new("L", (4, 4)).save(tmp_path / name)
-    with pytest.raises(ValueError, match=r"'a.png', 'a_overlay.png'"):
+    with pytest.raises(ValueError, match=r"'a.png', 'a_overlay.png', 'legend.png'"):
         predict.predict(str(run), str(tmp_path / "*"), tmp_path / "out")
     with pytest.raises(ValueError, match="matches no file"):
         predict.predict(str(run), str(tmp_path / "*.webp"), tmp_path / "out")
