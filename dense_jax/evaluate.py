@@ -1,10 +1,10 @@
 """Scores a trained workdir: python -m dense_jax.evaluate --workdir=DIR [--split=test].
 
 Writes DIR/evaluation_SPLIT.json and .md, .npz with the name of each image and what was counted of
-it, and .zip with the predicted class maps, as PNG files in the classes' colours. Every valid pixel
-of the split is counted exactly once, at the labels' own resolution; ignored pixels count nowhere. A
-class that is neither in the labels nor predicted has no score (null), is named, and is left out of
-the means.
+it, .zip with the predicted class maps, as PNG files in the classes' colours, and .png with the images
+that score worst. Every valid pixel of the split is counted exactly once, at the labels' own resolution;
+ignored pixels count nowhere. A class that is neither in the labels nor predicted has no score (null),
+is named, and is left out of the means.
 
 Region scores, boundary_iou and trimap_mean_iou/PIXELS are of all pixels of the split together;
 boundary_f1, hausdorff95, average_surface_distance, rand_score and information_score are means over
@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from absl import app, flags
 from etils import epath
+from PIL import Image
 
 from dense_jax import (
     boundary,
@@ -156,6 +157,10 @@ def evaluate(
     if jax.process_index() == 0:
         workdir.write_json(path, evaluation)
         path.with_suffix(".md").write_text(markdown(evaluation))
+        scores_of_each = metrics.mean_iou_of_each(matrices)
+        picture = predictions.draw_worst(path.with_suffix(".zip"), source, scores_of_each)
+        with path.with_suffix(".png").open("wb") as file:
+            Image.fromarray(picture).save(file, "PNG")
         with path.with_suffix(".npz").open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, names=np.array(source.names), **counted)
     return evaluation

@@ -90,7 +90,9 @@ class Logger:
         self._pictures.mkdir(exist_ok=True)
         with (self._pictures / f"{step:07d}.png").open("wb") as file:
             Image.fromarray(picture).save(file, format="PNG")
-        self._tensorboard.add_image("eval/input_truth_prediction", picture, step, dataformats="HWC")
+        self._tensorboard.add_image(
+            "eval/input_truth_prediction_errors", picture, step, dataformats="HWC"
+        )
 
     def progress(self, step: int, **shown: float) -> None:
         """Moves the bar on a terminal; values stay shown until they are replaced."""

@@ -176,6 +176,11 @@ def bootstrap(
     return low, high
 
 
+def mean_iou_of_each(matrices: np.ndarray) -> Float64[np.ndarray, " n"]:
+    """The mean IoU of each image by itself, from matrices [n, c, c]; NaN without a pixel."""
+    return np.array([summarize(matrix)["mean_iou"] for matrix in matrices])
+
+
 def mean(values: PerClass) -> float:
     """Mean without NaN; NaN, silently, if nothing is left."""
     values = values[~np.isnan(values)]

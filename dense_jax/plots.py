@@ -1,37 +1,84 @@
-"""Pictures of labels: colours, overlays, rows of input | truth | prediction, contact sheets.
+"""Pictures of labels: colours, overlays, errors, legends, contact sheets.
 
-Matplotlib is long to import, and most commands need none of it: the functions that do import it.
+The one place that says how labels look: in training's pictures, evaluate's, predict's, the report's
+and the demo's. A picture is uint8 [h, w, 3], RGB. Never uses jax.
 """
 
+import functools
+import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import cv2
 import numpy as np
-from jaxtyping import Int, UInt8
-from PIL import Image
+from jaxtyping import Float32, Int, UInt8
+from PIL import Image, ImageDraw, ImageFont
 
 from dense_jax.labels import IGNORE_LABEL
 
-if TYPE_CHECKING:
-    import matplotlib.figure
+OPACITY = 0.5  # of label colours over an image, unless the user wants another
+LONGEST = 480  # pixels, of the longer side of a picture among others
+GAP = 4  # pixels between pictures
 
+# Okabe and Ito 2008, "Color Universal Design": their eight colours, told apart by colour-blind
+# readers too.
+OKABE_ITO = tuple(
+    tuple(bytes.fromhex(colour))
+    for colour in ["000000", "E69F00", "56B4E9", "009E73", "F0E442", "0072B2", "D55E00", "CC79A7"]
+)
 IGNORED_COLOUR = (255, 255, 255)
+WRONG_COLOUR = (255, 75, 0)  # far from dark greys and from white, to colour-blind readers too
+MARKS = {"(ignored)": IGNORED_COLOUR, "(wrong)": WRONG_COLOUR}  # what legends say besides classes
+ERROR_COLOURS = np.array([(0, 0, 0), WRONG_COLOUR, IGNORED_COLOUR], np.uint8)  # of `mistakes`
+
+# What someone without the pigment for green sees of linear RGB (Machado et al. 2009, table 1).
+_DEUTERANOPIA = np.array(
+    [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ]
+)
 
 
 def default_palette(num_classes: int) -> UInt8[np.ndarray, "classes 3"]:
-    """Okabe and Ito's eight colour-blind-safe colours; evenly spaced hues where more are needed."""
-    okabe_ito = ["000000", "E69F00", "56B4E9", "009E73", "F0E442", "0072B2", "D55E00", "CC79A7"]
-    if num_classes <= len(okabe_ito):
-        return np.array([list(bytes.fromhex(c)) for c in okabe_ito[:num_classes]], np.uint8)
-    from matplotlib import colormaps
+    """Okabe and Ito's colours; where more are needed, each one as far as can be from all before.
 
-    colours = colormaps["turbo"](np.linspace(0, 1, num_classes))
-    return (255 * colours[:, :3]).astype(np.uint8)
+    Far in CIELAB, to all readers or to those blind to green, whichever is less, and also from the
+    white of ignored pixels (Glasbey et al. 2007, "Colour displays for categorical images"). A short
+    palette is the beginning of every longer one.
+    """
+    levels = np.arange(0, 256, 15)
+    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
+    colours = np.concatenate([[IGNORED_COLOUR], OKABE_ITO, grid])
+    seen = _seen(colours)
+    distance = np.full(len(colours), np.inf)  # to the nearest colour chosen
+    chosen: list[int] = []
+    for i in range(1 + num_classes):
+        chosen.append(i if i <= len(OKABE_ITO) else int(distance.argmax()))
+        to_chosen = np.linalg.norm(seen - seen[chosen[-1]], axis=-1).min(axis=-1)
+        distance = np.minimum(distance, to_chosen)
+    return colours[chosen[1:]].astype(np.uint8)
+
+
+def _seen(colours: np.ndarray) -> Float32[np.ndarray, "n 2 3"]:
+    """CIELAB coordinates of RGB colours [n, 3] to all readers and to those blind to green."""
+    value = colours / 255
+    linear = np.where(value > 0.04045, ((value + 0.055) / 1.055) ** 2.4, value / 12.92)
+    both = np.stack([linear, np.clip(linear @ _DEUTERANOPIA.T, 0, 1)], axis=1)
+    return cv2.cvtColor(both.astype(np.float32), cv2.COLOR_LRGB2LAB)
 
 
 def palette_of(source: Any) -> UInt8[np.ndarray, "classes 3"]:
     """The dataset's own colours, or ours."""
     return default_palette(source.num_classes) if source.palette is None else source.palette
+
+
+def colours_of(
+    class_names: Sequence[str], palette: UInt8[np.ndarray, "classes 3"]
+) -> dict[str, Sequence[int]]:
+    """{class: RGB}, as of `legend`."""
+    return dict(zip(class_names, palette.tolist(), strict=True))
 
 
 def colourise(
@@ -63,11 +110,31 @@ def overlay(
     image: UInt8[np.ndarray, "h w c"],
     labels: Int[np.ndarray, "h w"] | UInt8[np.ndarray, "h w"],
     palette: UInt8[np.ndarray, "classes 3"],
-    opacity: float = 0.5,
+    opacity: float = OPACITY,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The label colours laid over the image."""
     mixed = (1 - opacity) * to_rgb(image) + opacity * colourise(labels, palette)
     return mixed.round().astype(np.uint8)
+
+
+def mistakes(
+    truth: Int[np.ndarray, "h w"] | UInt8[np.ndarray, "h w"], prediction: UInt8[np.ndarray, "h w"]
+) -> UInt8[np.ndarray, "h w"]:
+    """1 where the prediction is wrong, 2 where the truth is ignored, 0 elsewhere."""
+    return np.where(truth == IGNORE_LABEL, 2, truth != prediction).astype(np.uint8)
+
+
+def errors(
+    image: UInt8[np.ndarray, "h w c"],
+    truth: Int[np.ndarray, "h w"] | UInt8[np.ndarray, "h w"],
+    prediction: UInt8[np.ndarray, "h w"],
+) -> UInt8[np.ndarray, "h w 3"]:
+    """WRONG_COLOUR where the prediction is wrong, white where the truth is ignored, and elsewhere the
+    image, grey and half as bright.
+    """
+    found = mistakes(truth, prediction)
+    grey = to_rgb(image).mean(axis=2, keepdims=True) / 2
+    return np.where(found[..., None] > 0, ERROR_COLOURS[found], grey).astype(np.uint8)
 
 
 def comparison(
@@ -75,50 +142,99 @@ def comparison(
     truth: Int[np.ndarray, "h w"] | UInt8[np.ndarray, "h w"],
     prediction: UInt8[np.ndarray, "h w"],
     palette: UInt8[np.ndarray, "classes 3"],
-) -> UInt8[np.ndarray, "h w2 3"]:
-    """Input | truth | prediction, side by side; ignored pixels are white in both."""
+) -> dict[str, UInt8[np.ndarray, "_ _ 3"]]:
+    """Input, truth, prediction and errors, shrunk; ignored pixels are white in the last three."""
+    image, truth, prediction = (
+        shrink(each) for each in (to_rgb(image), truth.astype(np.uint8), prediction)
+    )
     seen = np.where(truth == IGNORE_LABEL, IGNORE_LABEL, prediction)
-    gap = np.full((image.shape[0], 2, 3), 255, np.uint8)
-    columns = [to_rgb(image), gap, colourise(truth, palette), gap, colourise(seen, palette)]
-    return np.concatenate(columns, axis=1)
+    return {
+        "input": image,
+        "truth": colourise(truth, palette),
+        "prediction": colourise(seen, palette),
+        "errors": errors(image, truth, prediction),
+    }
 
 
-def stack(pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> UInt8[np.ndarray, "h w 3"]:
-    """One below the other, white to the right of the narrower ones."""
-    width = max(picture.shape[1] for picture in pictures)
-    rows = [
-        np.pad(p, ((0, 2), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in pictures
-    ]
-    return np.concatenate(rows)
+def shrink(pixels: UInt8[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
+    """At most LONGEST pixels long: a picture [h, w, 3] smoothly, classes [h, w] by nearest pixels."""
+    height, width = pixels.shape[:2]
+    scale = min(1.0, LONGEST / max(height, width))
+    size = max(1, round(scale * width)), max(1, round(scale * height))
+    how = Image.Resampling.LANCZOS if pixels.ndim == 3 else Image.Resampling.NEAREST
+    return np.array(Image.fromarray(pixels).resize(size, how))
+
+
+def stack(
+    pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]], axis: int = 0
+) -> UInt8[np.ndarray, "h w 3"]:
+    """One below the other, or with axis 1 side by side, on white."""
+    across = 1 - axis
+    length = max(picture.shape[across] for picture in pictures)
+
+    def pad(picture: np.ndarray) -> np.ndarray:
+        margins = [(0, 0)] * 3
+        margins[axis], margins[across] = (0, GAP), (0, length - picture.shape[across])
+        return np.pad(picture, margins, constant_values=255)
+
+    return np.concatenate([pad(picture) for picture in pictures], axis)
+
+
+def legend(
+    colours: Mapping[str, Sequence[int]], width: int = LONGEST
+) -> UInt8[np.ndarray, "_ _ 3"]:
+    """{name: RGB} as a square of each colour with its name, in as many columns as the width takes.
+
+    width: pixels; the longest name may need more.
+    """
+    entries = []
+    for name, colour in colours.items():
+        text = _text(name)
+        square = np.full((text.shape[0], text.shape[0], 3), colour, np.uint8)
+        entries.append(stack([_framed(square), text], axis=1))
+    widest = max(entry.shape[1] for entry in entries)
+    blank = np.full((1, widest, 3), 255, np.uint8)  # makes columns equally wide
+    num_rows = math.ceil(len(entries) / max(1, width // (widest + GAP)))
+    columns = [entries[i : i + num_rows] for i in range(0, len(entries), num_rows)]
+    return stack([stack([*column, blank]) for column in columns], axis=1)
 
 
 def contact_sheet(
-    rows: Mapping[str, Mapping[str, UInt8[np.ndarray, "_ _ 3"]]],
+    rows: Sequence[tuple[str, Mapping[str, UInt8[np.ndarray, "_ _ 3"]]]],
     colours: Mapping[str, Sequence[int]],
-) -> "matplotlib.figure.Figure":
-    """{row: {title: picture}} as a figure, over a legend of {class: RGB}, white for ignored."""
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
-    num_columns = max(1, *(len(row) for row in rows.values()))
-    legend = [*colours.items(), ("(ignored)", IGNORED_COLOUR)]
-    num_legend_rows = -(-len(legend) // 6)
-    figure = Figure(
-        figsize=(2.6 * num_columns, 2.2 * len(rows) + 0.25 * num_legend_rows),
-        dpi=150,
-        layout="constrained",
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Rows (name, {title: picture}), each below its name, over the legend of {name: RGB}."""
+    sheet = []
+    for name, pictures in rows:
+        cells = []
+        for title, picture in pictures.items():
+            zoom = max(1, LONGEST // 2 // max(picture.shape))  # of small ones pixels become squares
+            picture = picture.repeat(zoom, 0).repeat(zoom, 1)
+            cells.append(stack([_text(title), _framed(picture)]))
+        sheet += [_text(name), stack(cells, axis=1)] if cells else [_text(name)]
+    width = max(part.shape[1] for part in sheet)
+    return np.pad(
+        stack([*sheet, legend(colours, width)]), ((GAP, 0), (GAP, 0), (0, 0)), constant_values=255
     )
-    grid = figure.subplots(len(rows), num_columns, squeeze=False)
-    for axes, (name, pictures) in zip(grid, rows.items(), strict=True):
-        axes[0].set_ylabel(name)
-        for axis in axes:
-            axis.set(xticks=[], yticks=[], frame_on=False)
-        for axis, (title, picture) in zip(axes, pictures.items(), strict=False):
-            axis.imshow(picture)
-            axis.set_title(title, fontsize=7)
-    patches = [
-        Patch(facecolor=(red / 255, green / 255, blue / 255), edgecolor="grey", label=name)
-        for name, (red, green, blue) in legend
-    ]
-    figure.legend(handles=patches, loc="outside lower center", ncols=6, frameon=False)
-    return figure
+
+
+def _framed(picture: UInt8[np.ndarray, "_ _ 3"]) -> UInt8[np.ndarray, "_ _ 3"]:
+    """In a grey line, by which white shows on white."""
+    return np.pad(picture, ((1, 1), (1, 1), (0, 0)), constant_values=128)
+
+
+@functools.cache
+def _font() -> Any:
+    """DejaVu Sans, which Matplotlib brings: Latin, Greek, Cyrillic and more, but no Chinese."""
+    import matplotlib  # long to import, and most commands draw nothing
+
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", 14)
+
+
+def _text(text: str) -> UInt8[np.ndarray, "_ _ 3"]:
+    """A line of text, of at most 60 characters."""
+    text = " ".join(text.split())
+    text = text if len(text) <= 60 else f"{text[:59]}…"
+    line = Image.new("RGB", (math.ceil(_font().getlength(text)) + 1, 18), "white")
+    ImageDraw.Draw(line).text((0, 0), text, "black", _font())
+    return np.array(line)

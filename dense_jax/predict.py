@@ -2,8 +2,9 @@
 
 python -m dense_jax.predict --workdir=DIR --images='GLOB' --output=OUT
 
-Writes OUT/NAME.png, the class ids as palette indices at the image's own size, and
-OUT/NAME_overlay.png. Exit status 1 if any file could not be read; the others are done.
+Writes OUT/NAME.png, the class ids as palette indices at the image's own size, OUT/NAME_overlay.png
+and, once, OUT/legend.png, the classes' colours. Exit status 1 if any file could not be read; the
+others are done.
 """
 
 import glob
@@ -37,16 +38,20 @@ def predict(
     files = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
     if not files:
         raise ValueError(f"--images={pattern!r} matches no file")
-    results = [path for file in files for path in result_paths(output, file)]
+    legend = output / "legend.png"
+    results = [legend, *(path for file in files for path in result_paths(output, file))]
     if twice := sorted({path.name for path in results if results.count(path) > 1}):
         raise ValueError(f"several images would be written to {twice}: rename them")
-    there = [path for path in results if path.exists()]
+    there = [path for path in results[1:] if path.exists()]  # results may join earlier ones
     if there and not overwrite:
         raise ValueError(f"{there[0]} exists ({len(there)} results do): pass --overwrite")
 
     predictor = load(directory, checkpoint)
     images = ImageFiles(files, predictor.num_channels, predictor.value_range)
     output.mkdir(parents=True, exist_ok=True)
+    if overwrite or not legend.exists():
+        colours = plots.colours_of(predictor.class_names, predictor.palette)
+        Image.fromarray(plots.legend(colours)).save(legend)
     if images.files:
         for i, labels in predictor.segment(images):
             write(output, images.files[i], images[i]["image"], labels, predictor.palette)

@@ -10,6 +10,7 @@ import io
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -45,3 +46,20 @@ def read(path: epath.PathLike, numbers: Sequence[int]) -> list[UInt8[np.ndarray,
     with epath.Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
         members = {int(name.partition("_")[0]): name for name in archive.namelist()}
         return [np.array(Image.open(io.BytesIO(archive.read(members[i])))) for i in numbers]
+
+
+def draw_worst(
+    path: epath.PathLike, source: Any, scores: np.ndarray, limit: int = 6
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The images of the lowest scores [n], those without one last, and what was predicted of them.
+
+    source: the split.
+    """
+    palette = plots.palette_of(source)
+    numbers = np.argsort(scores)[:limit].tolist()
+    rows = []
+    for i, classes in zip(numbers, read(path, numbers), strict=True):
+        example = source[i]
+        pictures = plots.comparison(example["image"], example["label"], classes, palette)
+        rows.append((f"{example['name']}: mean IoU {scores[i]:.3f}", pictures))
+    return plots.contact_sheet(rows, plots.colours_of(source.class_names, palette) | plots.MARKS)

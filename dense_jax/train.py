@@ -182,7 +182,9 @@ def train(config: ConfigDict, directory: str) -> None:
             of_seed, rows = one(state, k), []
 
             def show(i: int, classes: np.ndarray, label: np.ndarray, rows=rows) -> None:
-                rows.append(plots.comparison(tiles.source[i]["image"], label, classes, palette))
+                example = tiles.source[i]
+                pictures = plots.comparison(example["image"], label, classes, palette)
+                rows.append((example["name"], pictures))
 
             matrices = scoring.score(
                 eval_step,
@@ -196,9 +198,10 @@ def train(config: ConfigDict, directory: str) -> None:
             )
             counts = matrices.sum(axis=0, dtype=np.int64)
             scores = metrics.named_scores(metrics.summarize(counts), source.class_names)
-            each.score(step, of_seed, scores, plots.stack(rows) if rows else None)
+            each.score(step, of_seed, scores, plots.contact_sheet(rows, colours) if rows else None)
 
     palette = plots.palette_of(source)
+    colours = plots.colours_of(source.class_names, palette) | plots.MARKS
     pending = None  # the step whose metrics are still on their way
     with contextlib.ExitStack() as stack:
         for each in job:

@@ -136,7 +136,7 @@ def get_config() -> ConfigDict:
         "tile_size": (1024, 1024),  # largest input of one evaluation, pixels, with margins
         "margin": 64,  # context around a tile, pixels; images that fit need none
         "batch_size": 8,  # tiles per step, over all hosts
-        "num_pictures": 4,  # input | truth | prediction, per evaluation
+        "num_pictures": 4,  # input | truth | prediction | errors, per evaluation
     }
 
     config.eval_every = 100  # steps; also at the end

@@ -165,9 +165,10 @@ def test_the_picture_leaves_out_what_cannot_be_read(root, scene):
 
     whole = size()
     (root / "labels" / "train" / "a.png").write_text("")
-    assert size()[0] < whole[0] and size()[1] == whole[1]
+    without_one = size()
+    assert without_one[0] < whole[0]
     (root / "labels" / "val" / "a.png").unlink()
-    assert size()[1] < whole[1]
+    assert size()[1] < without_one[1]
 
 
 def test_the_command_fails_on_errors_alone(root):

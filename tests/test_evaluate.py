@@ -91,6 +91,25 @@ def test_the_class_maps_that_were_scored_are_kept(run, tiny_folder, boundaries):
     assert not list(run.glob("*.tmp"))
 
 
+def test_the_worst_images_are_drawn_worst_first(run, tiny_folder):
+    evaluate.evaluate(str(run), "test", boundaries=False)
+    source = data.open_dataset("folder", str(tiny_folder), "test")
+    with np.load(run / "evaluation_test.npz") as kept:
+        scores = metrics.mean_iou_of_each(kept["confusion_matrices"])
+    with Image.open(run / "evaluation_test.png") as picture:
+        whole = np.asarray(picture)
+    np.testing.assert_array_equal(
+        predictions.draw_worst(run / "evaluation_test.zip", source, scores), whole
+    )
+    worst, best = (
+        predictions.draw_worst(run / "evaluation_test.zip", source, sign * scores, limit=1)
+        for sign in (1, -1)
+    )
+    first = worst.shape[0] // 2  # the legend is below
+    np.testing.assert_array_equal(worst[:first], whole[:first, : worst.shape[1]])
+    assert not np.array_equal(best[:first], worst[:first])
+
+
 def test_class_maps_of_images_with_any_name_are_kept(tmp_path):
     names = ["../../a/b", "\n", "a" * 500, "\udcff", "", "same", "same"]
     palette = np.arange(6, dtype=np.uint8).reshape(2, 3)
@@ -186,6 +205,9 @@ def test_what_no_image_shows_and_what_one_side_alone_shows(run, monkeypatch):
         monkeypatch.setattr(
             evaluate.scoring, "score", lambda *_, m=matrices, **__: np.array(m, np.int32)
         )
+        monkeypatch.setattr(
+            evaluate.predictions, "draw_worst", lambda *_: np.zeros((1, 1, 3), np.uint8)
+        )
         evaluate.evaluate(str(run), "val", boundaries=False)
         written = json.loads((run / "evaluation_val.json").read_text())
         assert written["classes_without_score"] == without
@@ -211,7 +233,9 @@ def test_broken_images_are_left_out_and_said(run, tiny_folder, tmp_path):
         image.save(tmp_path / "good.tif")
     problems = predict.predict(str(run), str(tmp_path / "*"), tmp_path / "out")
     assert len(problems) == 1 and "broken.png" in problems[0]
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"good.png", "good_overlay.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("good.png", "good_overlay.png", "legend.png")
+    }
 
 
 def test_results_are_not_overwritten_unless_told(run, tiny_folder, tmp_path):
@@ -223,9 +247,9 @@ def test_results_are_not_overwritten_unless_told(run, tiny_folder, tmp_path):
 
 
 def test_images_that_would_share_a_result_are_refused(run, tmp_path):
-    for name in ("a.png", "a.tif", "a_overlay.png"):
+    for name in ("a.png", "a.tif", "a_overlay.png", "legend.png"):
         Image.new("L", (4, 4)).save(tmp_path / name)
-    with pytest.raises(ValueError, match=r"'a.png', 'a_overlay.png'"):
+    with pytest.raises(ValueError, match=r"'a.png', 'a_overlay.png', 'legend.png'"):
         predict.predict(str(run), str(tmp_path / "*"), tmp_path / "out")
     with pytest.raises(ValueError, match="matches no file"):
         predict.predict(str(run), str(tmp_path / "*.webp"), tmp_path / "out")

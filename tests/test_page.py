@@ -119,7 +119,7 @@ def test_an_images_own_score_is_that_of_metrics():
     matrices[0, 2] = matrices[0, :, 2] = 0  # a class that is nowhere
     matrices[1] = 0  # an image without a valid pixel
     expected = [metrics.summarize(matrix)["mean_iou"] for matrix in matrices[[0, 2, 3, 4, 5]]]
-    found = gallery.mean_iou(matrices)
+    found = metrics.mean_iou_of_each(matrices)
     np.testing.assert_allclose(np.delete(found, 1), expected)
     assert np.isnan(found[1])
 
@@ -127,7 +127,7 @@ def test_an_images_own_score_is_that_of_metrics():
 def test_the_gallery_has_the_worst_images_of_the_first_row(found, pictures):
     assert len(pictures["images"]) == 4
     with np.load(found[1][0].runs[0].folder / "evaluation_test.npz") as kept:
-        scores = gallery.mean_iou(kept["confusion_matrices"])
+        scores = metrics.mean_iou_of_each(kept["confusion_matrices"])
         names = kept["names"]
     worst = np.argsort(scores)[:4]
     assert [image["name"] for image in pictures["images"]] == names[worst].tolist()
@@ -147,8 +147,8 @@ def test_pictures_are_bounded_and_show_what_they_say(folder, found, pictures):
                 decode(row[name][k]) for name in ("predictions", "errors")
             )
             assert len({picture.size for picture in shown.values()}) == 1
-            assert max(shown["input"].size) == min(gallery.LONGEST, max(label.shape))
-            if max(label.shape) > gallery.LONGEST:
+            assert max(shown["input"].size) == min(plots.LONGEST, max(label.shape))
+            if max(label.shape) > plots.LONGEST:
                 continue
             run = found[1][row["row"]].runs[0]
             (guess,) = predictions.read(run.folder / "evaluation_test.zip", [i])
@@ -156,8 +156,14 @@ def test_pictures_are_bounded_and_show_what_they_say(folder, found, pictures):
             for name, classes in (("truth", label), ("prediction", guess)):
                 picture = np.asarray(shown[name].convert("RGB"))
                 np.testing.assert_array_equal(picture, plots.colourise(classes, palette))
-            alpha = np.asarray(shown["errors"].convert("RGBA"))[..., 3]
-            np.testing.assert_array_equal(alpha > 0, guess != label)
+            marked = np.asarray(shown["errors"].convert("RGBA"))
+            for colour, where in (
+                (plots.WRONG_COLOUR, guess != label),
+                (plots.IGNORED_COLOUR, label == 255),
+            ):
+                found_there = (marked == [*colour, 255]).all(axis=-1)
+                np.testing.assert_array_equal(found_there, where)
+            assert (marked[..., 3] == 0).sum() == (guess == label)[label != 255].sum()
 
 
 def test_without_the_data_there_are_only_predictions_and_the_page_says_why(folder, tmp_path):

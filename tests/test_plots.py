@@ -33,34 +33,123 @@ def test_the_first_channels_stand_for_the_image(channels, shown):
     np.testing.assert_array_equal(plots.to_rgb(image), np.tile(shown, (2, 3, 1)))
 
 
+def test_errors_are_marked_and_ignored_pixels_told_apart():
+    truth = np.array([[0, 1, 1, IGNORE_LABEL]], np.int32)
+    prediction = np.array([[0, 1, 0, 1]], np.uint8)
+    np.testing.assert_array_equal(plots.mistakes(truth, prediction), [[0, 0, 1, 2]])
+    image = np.full((1, 4, 1), 200, np.uint8)
+    shown = [[100] * 3, [100] * 3, plots.WRONG_COLOUR, plots.IGNORED_COLOUR]
+    np.testing.assert_array_equal(plots.errors(image, truth, prediction), [shown])
+
+
 def test_comparison_hides_predictions_where_the_truth_is_ignored():
     image = np.zeros((2, 3, 1), np.uint8)
     truth = np.full((2, 3), IGNORE_LABEL, np.int32)
-    picture = plots.comparison(image, truth, np.ones((2, 3), np.uint8), PALETTE)
-    assert picture.shape[0] == 2
-    np.testing.assert_array_equal(picture[:, -3:], 255)
+    pictures = plots.comparison(image, truth, np.ones((2, 3), np.uint8), PALETTE)
+    assert list(pictures) == ["input", "truth", "prediction", "errors"]
+    np.testing.assert_array_equal(pictures["input"], 0)
+    np.testing.assert_array_equal([*pictures.values()][1:], 255)
 
 
-def test_stack_holds_every_row_whole():
-    rows = [np.full((2, 3, 3), 10, np.uint8), np.full((4, 5, 3), 20, np.uint8)]
-    picture = plots.stack(rows)
+def test_pictures_shrink_to_the_same_size_and_classes_stay_classes():
+    image, labels = np.zeros((30, 2000, 3), np.uint8), np.zeros((30, 2000), np.uint8)
+    labels[10:, 1000:] = 7
+    assert plots.shrink(image).shape[:2] == plots.shrink(labels).shape == (7, plots.LONGEST)
+    assert set(plots.shrink(labels).flat) == {0, 7}
+    np.testing.assert_array_equal(plots.shrink(labels[:, :100]), labels[:, :100])
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_stack_holds_every_picture_whole(axis):
+    pictures = [np.full((2, 3, 3), 10, np.uint8), np.full((4, 5, 3), 20, np.uint8)]
+    picture = plots.stack(pictures, axis)
     assert (picture == 10).all(axis=-1).sum() == 6
     assert (picture == 20).all(axis=-1).sum() == 20
 
 
-@pytest.mark.parametrize("num_classes", [1, 2, 8, 9, 150, 255])
-def test_default_colours_differ(num_classes):
+def cielab(colours, matrix=((1, 0, 0), (0, 1, 0), (0, 0, 1))):
+    """CIELAB coordinates of RGB colours whose linear values go through a matrix first."""
+    value = np.array(colours) / 255
+    linear = np.where(value > 0.04045, ((value + 0.055) / 1.055) ** 2.4, value / 12.92)
+    linear = np.clip(linear @ np.transpose(matrix), 0, 1)
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    xyz = linear @ np.transpose(to_xyz) / [0.9505, 1.0, 1.089]
+    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz * 841 / 108 + 4 / 29)
+    x, y, z = np.moveaxis(f, -1, 0)
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
+
+
+def distances(colours, others, *matrix):
+    return np.linalg.norm(cielab(colours, *matrix)[:, None] - cielab(others, *matrix), axis=-1)
+
+
+# Vienot, Brettel and Mollon 1999: those without the pigment for red, or for green.
+PROTANOPIA = [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]]
+DEUTERANOPIA = [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]]
+
+
+@pytest.mark.parametrize(
+    "num_classes, apart, apart_blind_to_green",
+    [(2, 80, 80), (8, 25, 17), (21, 23, 17), (40, 16, 15), (150, 7, 5), (255, 5, 2)],
+)
+def test_default_colours_are_apart_from_each_other_and_from_ignored_pixels(
+    num_classes, apart, apart_blind_to_green
+):
     palette = plots.default_palette(num_classes)
     assert palette.shape == (num_classes, 3)
-    assert len(np.unique(palette, axis=0)) > 0.9 * num_classes
+    colours = [*palette.tolist(), plots.IGNORED_COLOUR]
+    pairs = np.triu_indices(len(colours), 1)
+    assert distances(colours, colours)[pairs].min() > apart
+    assert distances(colours, colours, DEUTERANOPIA)[pairs].min() > apart_blind_to_green
 
 
-def test_a_contact_sheet_has_every_title_and_class():
-    picture = np.zeros((4, 6, 3), np.uint8)
-    rows = {"train": {"a": picture, "b": picture}, "val": {"c": picture}, "test": {}}
-    figure = plots.contact_sheet(rows, {"sky": [0, 0, 0], "road": [200, 100, 50]})
-    assert {axis.get_ylabel() for axis in figure.axes} == {"", *rows}
-    assert {axis.get_title() for axis in figure.axes} == {"", "a", "b", "c"}
-    assert sum(len(axis.images) for axis in figure.axes) == 3
-    (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["sky", "road", "(ignored)"]
+def test_more_classes_leave_the_first_colours_as_they_are():
+    longest = plots.default_palette(30)
+    for num_classes in range(1, 30, 4):
+        np.testing.assert_array_equal(plots.default_palette(num_classes), longest[:num_classes])
+
+
+@pytest.mark.parametrize("matrix", [(), (PROTANOPIA,), (DEUTERANOPIA,)], ids=len)
+def test_errors_stand_out_from_the_image_and_from_ignored_pixels(matrix):
+    others = [[grey] * 3 for grey in range(129)] + [plots.IGNORED_COLOUR]
+    assert distances([plots.WRONG_COLOUR], others, *matrix).min() > 45
+
+
+def count(picture, colour):
+    return int((picture == colour).all(axis=-1).sum())
+
+
+@pytest.mark.parametrize("num_classes", [1, 7, 150, 255])
+@pytest.mark.parametrize("width", [1, 480, 2000])
+def test_a_legend_has_a_square_of_each_colour_and_keeps_to_the_width(num_classes, width):
+    colours = [[9, i, 99] for i in range(num_classes)]
+    legend = plots.legend({f"class {i}": c for i, c in enumerate(colours)}, width)
+    assert (
+        len({count(legend, colour) for colour in colours}) == 1 and count(legend, colours[0]) > 99
+    )
+    assert legend.shape[1] <= max(width, 120)  # a column of its own needs so much
+
+
+def test_every_name_in_a_legend_is_drawn_and_long_ones_are_cut():
+    def legend(name):
+        return plots.legend({name: [0, 0, 0], "b": [1, 1, 1]}, 1)
+
+    drawn = [legend(name).tobytes() for name in ("", "a", "Straße", "небо", "a b", "x" * 60)]
+    assert len(set(drawn)) == len(drawn)
+    assert legend("a\n b").tobytes() == legend("a b").tobytes()
+    assert legend("x" * 10_000).shape[1] < 900
+
+
+def test_a_contact_sheet_has_every_picture_title_and_class():
+    red, green = (np.full((4, 6, 3), c, np.uint8) for c in ([200, 0, 0], [0, 200, 0]))
+
+    def sheet(row="a", title="b", name="sky"):
+        rows = [(row, {title: red, "c": green}), (row, {"c": green}), ("empty", {})]
+        return plots.contact_sheet(rows, {name: [1, 2, 3], "(ignored)": [255, 255, 255]})
+
+    zoom = plots.LONGEST // 2 // 6
+    assert count(sheet(), red[0, 0]) == 4 * 6 * zoom**2
+    assert count(sheet(), green[0, 0]) == 2 * 4 * 6 * zoom**2
+    assert count(sheet(), [1, 2, 3]) > 99
+    drawn = [sheet(), sheet(row="A"), sheet(title="B"), sheet(name="Sky")]
+    assert len({each.tobytes() for each in drawn}) == 4

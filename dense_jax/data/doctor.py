@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 from jaxtyping import Int64
+from PIL import Image
 
 from dense_jax import data, plots
 from dense_jax.data import balance, checks, verify
@@ -209,22 +210,25 @@ def draw(name: str, root: str, splits: Iterable[str], path: str) -> None:
 
     What cannot be read is left out; `examine` has said why.
     """
-    rows, colours = {}, {}
+    rows, colours = [], {}
     for split in splits:
         with contextlib.suppress(ValueError):
             source = data.open_dataset(name, root, split)
             palette = plots.palette_of(source)
-            colours = dict(zip(source.class_names, palette.tolist(), strict=True))
-            rows[split] = {}
+            colours = plots.colours_of(source.class_names, palette)
+            pictures = {}
+            rows.append((split, pictures))
             num_pictures = min(len(source), 5)
             for i in np.linspace(0, len(source) - 1, num_pictures).round().astype(int).tolist():
                 with contextlib.suppress(ValueError, OSError):
                     example = source[i]
-                    overlaid = plots.overlay(example["image"], example["label"], palette)
-                    rows[split][example["name"]] = overlaid
+                    image = plots.shrink(plots.to_rgb(example["image"]))
+                    label = plots.shrink(example["label"].astype(np.uint8))
+                    pictures[example["name"]] = plots.overlay(image, label, palette)
     if rows:
         pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-        plots.contact_sheet(rows, colours).savefig(path)
+        colours |= {"(ignored)": plots.IGNORED_COLOUR}
+        Image.fromarray(plots.contact_sheet(rows, colours)).save(path)
 
 
 def main(argv: list[str]) -> None:

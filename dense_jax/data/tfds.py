@@ -31,6 +31,7 @@ class TfdsDataset:
     class_names: tuple[str, ...]
     values: tuple[int, ...]  # values[i] is the raw label value of class i
     ignored_values: tuple[int, ...] = ()
+    palette: tuple[tuple[int, ...], ...] | None = None  # RGB of each class
     tfds_splits: Mapping[str, str]  # our split: TFDS's
 
     def __call__(self, root: str | os.PathLike[str], split: str) -> "TfdsSource":
@@ -49,6 +50,7 @@ TFDS_DATASETS = {
         num_channels=3,
         class_names=("pet", "background", "border"),
         values=(1, 2, 3),
+        palette=((230, 159, 0), (0, 0, 0), (86, 180, 233)),  # the background is black
         # TFDS has no validation split: the last tenth of its train is held out.
         tfds_splits={"train": "train[:90%]", "val": "train[90%:]", "test": "test"},
     ),
@@ -88,7 +90,7 @@ class TfdsSource:
         self.class_names = dataset.class_names
         self.num_classes = len(dataset.class_names)
         self.num_channels = dataset.num_channels
-        self.palette = None
+        self.palette = None if dataset.palette is None else np.array(dataset.palette, np.uint8)
         self.value_range = None
 
     def __len__(self) -> int:

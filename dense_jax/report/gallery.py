@@ -20,9 +20,6 @@ from dense_jax.labels import IGNORE_LABEL
 from dense_jax.report.reading import Run, read_json
 from dense_jax.report.runs import Row
 
-LONGEST = 480  # pixels, of an embedded picture's longer side
-ERROR_COLOURS = np.array([[0, 0, 0], [255, 45, 125]], np.uint8)  # the first is transparent
-
 
 class Evaluated(NamedTuple):
     """A row that can be shown, by one of its runs."""
@@ -52,7 +49,9 @@ def build(rows: Sequence[Row], limit: int) -> dict[str, Any] | None:
     shown = [
         one for one in found if one.names == first.names and np.array_equal(one.truth, first.truth)
     ]
-    numbers = np.argsort(mean_iou(first.matrices))[:limit].tolist()  # without a score: last
+    numbers = np.argsort(metrics.mean_iou_of_each(first.matrices))[
+        :limit
+    ].tolist()  # without a score: last
     evaluation = first.run.evaluation or {}
     dataset = read_json(first.run.folder / "dataset.json") or {}
     classes = evaluation["class_names"]
@@ -65,17 +64,16 @@ def build(rows: Sequence[Row], limit: int) -> dict[str, Any] | None:
         image: dict[str, Any] = {"name": first.names[i], "input": None, "truth": None}
         truth = None
         if example:
-            image["input"] = _uri(_shrink(Image.fromarray(plots.to_rgb(example["image"]))), "JPEG")
-            truth = _shrink_classes(example["label"].astype(np.uint8))
+            image["input"] = _uri(
+                Image.fromarray(plots.shrink(plots.to_rgb(example["image"]))), "JPEG"
+            )
+            truth = plots.shrink(example["label"].astype(np.uint8))
             image["truth"] = _classes_uri(truth, palette)
         images.append(image)
         truths.append(truth)
     return {
         "about": _about(rows, shown, len(numbers), missing),
-        "legend": [
-            *zip(classes, palette.tolist(), strict=True),
-            ("ignored", plots.IGNORED_COLOUR),
-        ],
+        "legend": plots.colours_of(classes, palette) | plots.MARKS,
         "images": images,
         "rows": [_of_row(one, rows[one.row], numbers, truths, palette) for one in shown],
     }
@@ -95,11 +93,6 @@ def _evaluated(i: int, row: Row) -> Evaluated | None:
             except (OSError, KeyError, ValueError, zipfile.BadZipFile):
                 continue  # cut off while it was copied
     return None
-
-
-def mean_iou(matrices: np.ndarray) -> np.ndarray:
-    """Of each confusion matrix [n, c, c]; NaN without a pixel."""
-    return np.array([metrics.summarize(matrix)["mean_iou"] for matrix in matrices])
 
 
 def _examples(one: Evaluated, numbers: Sequence[int]) -> tuple[list[dict[str, Any] | None], str]:
@@ -127,7 +120,7 @@ def _about(rows: Sequence[Row], shown: Sequence[Evaluated], num_images: int, mis
         f"{num_images} of the {len(first.names)} images of {split}: those that row {first.row + 1} "
         "does worst on, by the mean IoU of the image alone. Each row is shown by one seed, from the "
         f"checkpoint that was evaluated, in the order of the left one's scores; pictures are at most "
-        f"{LONGEST} pixels long."
+        f"{plots.LONGEST} pixels long."
     )
     if missing:
         about += f" Only predictions are shown, since the data is not here: {missing}."
@@ -146,16 +139,15 @@ def _of_row(
 ) -> dict[str, Any]:
     pictures, errors = [], []
     for classes, truth in zip(predictions.read(one.pictures, numbers), truths, strict=True):
-        guess = _shrink_classes(classes)
+        guess = plots.shrink(classes)
         wrong = None
         if truth is not None:
-            valid = truth != IGNORE_LABEL
-            mask = (valid & (guess != truth)).astype(np.uint8)
-            wrong = _uri(plots.indexed(mask, ERROR_COLOURS), "PNG", transparency=0)
-            guess = np.where(valid, guess, IGNORE_LABEL)
+            found = plots.mistakes(truth, guess)
+            wrong = _uri(plots.indexed(found, plots.ERROR_COLOURS), "PNG", transparency=0)
+            guess = np.where(truth == IGNORE_LABEL, IGNORE_LABEL, guess)
         pictures.append(_classes_uri(guess, palette))
         errors.append(wrong)
-    scores = mean_iou(one.matrices[numbers]).tolist()
+    scores = metrics.mean_iou_of_each(one.matrices[numbers]).tolist()
     return {
         "row": one.row,
         "label": f"{one.row + 1}: {', '.join(row.label)}",
@@ -163,16 +155,6 @@ def _of_row(
         "predictions": pictures,
         "errors": errors,
     }
-
-
-def _shrink(picture: Image.Image, how: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
-    scale = min(1.0, LONGEST / max(picture.size))
-    width, height = (max(1, round(scale * length)) for length in picture.size)
-    return picture.resize((width, height), how)
-
-
-def _shrink_classes(classes: np.ndarray) -> np.ndarray:
-    return np.array(_shrink(Image.fromarray(classes), Image.Resampling.NEAREST))
 
 
 def _classes_uri(classes: np.ndarray, palette: np.ndarray) -> str:
