@@ -98,7 +98,7 @@ def test_the_worst_images_are_drawn_worst_first(run, tiny_folder):
         scores = metrics.mean_iou_of_each(kept["confusion_matrices"])
     with Image.open(run / "evaluation_test.png") as picture:
         whole = np.asarray(picture)
-    worst_first = np.argsort(scores)
+    worst_first = np.argsort(scores).tolist()
 
     def drawn(numbers):
         return predictions.draw(run / "evaluation_test.zip", source, numbers, scores)
