@@ -39,6 +39,7 @@ from dense_jax.run import jit_eval_step, load
 from dense_jax.tallies import BOUNDARY, FOREGROUND, MEANS, OBJECTS, REGION
 from dense_jax.tiles import Tiles
 
+NUM_DRAWN = 6  # of the worst images
 SPELLINGS = {
     "dice": "Dice",
     "mean_dice": "mean Dice",
@@ -157,8 +158,9 @@ def evaluate(
     if jax.process_index() == 0:
         workdir.write_json(path, evaluation)
         path.with_suffix(".md").write_text(markdown(evaluation))
-        scores_of_each = metrics.mean_iou_of_each(matrices)
-        picture = predictions.draw_worst(path.with_suffix(".zip"), source, scores_of_each)
+        of_each = metrics.mean_iou_of_each(matrices)
+        worst = np.argsort(of_each)[:NUM_DRAWN].tolist()  # without a score: last
+        picture = predictions.draw(path.with_suffix(".zip"), source, worst, of_each)
         with path.with_suffix(".png").open("wb") as file:
             Image.fromarray(picture).save(file, "PNG")
         with path.with_suffix(".npz").open("wb") as file:

@@ -156,10 +156,10 @@ def comparison(
     }
 
 
-def shrink(pixels: UInt8[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
-    """At most LONGEST pixels long: a picture [h, w, 3] smoothly, classes [h, w] by nearest pixels."""
+def shrink(pixels: UInt8[np.ndarray, "..."], longest: int = LONGEST) -> UInt8[np.ndarray, "..."]:
+    """At most so many pixels long: a picture [h, w, 3] smoothly, classes [h, w] by nearest pixels."""
     height, width = pixels.shape[:2]
-    scale = min(1.0, LONGEST / max(height, width))
+    scale = min(1.0, longest / max(height, width))
     size = max(1, round(scale * width)), max(1, round(scale * height))
     how = Image.Resampling.LANCZOS if pixels.ndim == 3 else Image.Resampling.NEAREST
     return np.array(Image.fromarray(pixels).resize(size, how))

@@ -48,15 +48,11 @@ def read(path: epath.PathLike, numbers: Sequence[int]) -> list[UInt8[np.ndarray,
         return [np.array(Image.open(io.BytesIO(archive.read(members[i])))) for i in numbers]
 
 
-def draw_worst(
-    path: epath.PathLike, source: Any, scores: np.ndarray, limit: int = 6
+def draw(
+    path: epath.PathLike, source: Any, numbers: Sequence[int], scores: np.ndarray
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The images of the lowest scores [n], those without one last, and what was predicted of them.
-
-    source: the split.
-    """
+    """Some images of a split, what was predicted of them, and their scores: those of all are [n]."""
     palette = plots.palette_of(source)
-    numbers = np.argsort(scores)[:limit].tolist()
     rows = []
     for i, classes in zip(numbers, read(path, numbers), strict=True):
         example = source[i]

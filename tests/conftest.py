@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -67,3 +68,21 @@ def tiny_folder(tmp_path_factory) -> pathlib.Path:
     options = {"classes": ["dark", "bright"], "ignored_values": [9]}
     (root / "dataset.json").write_text(json.dumps(options))
     return root
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium, for which there are no other machines; skips where it is missing."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    driver, chromium = shutil.which("chromedriver"), shutil.which("chromium")
+    if not driver or not chromium:
+        pytest.skip("needs chromium and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in (
+        *("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"),
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    ):
+        options.add_argument(argument)
+    with webdriver.Chrome(options, webdriver.ChromeService(driver)) as opened:
+        yield opened

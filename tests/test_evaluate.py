@@ -98,13 +98,13 @@ def test_the_worst_images_are_drawn_worst_first(run, tiny_folder):
         scores = metrics.mean_iou_of_each(kept["confusion_matrices"])
     with Image.open(run / "evaluation_test.png") as picture:
         whole = np.asarray(picture)
-    np.testing.assert_array_equal(
-        predictions.draw_worst(run / "evaluation_test.zip", source, scores), whole
-    )
-    worst, best = (
-        predictions.draw_worst(run / "evaluation_test.zip", source, sign * scores, limit=1)
-        for sign in (1, -1)
-    )
+    worst_first = np.argsort(scores).tolist()
+
+    def drawn(numbers):
+        return predictions.draw(run / "evaluation_test.zip", source, numbers, scores)
+
+    np.testing.assert_array_equal(drawn(worst_first), whole)
+    worst, best = drawn(worst_first[:1]), drawn(worst_first[-1:])
     first = worst.shape[0] // 2  # the legend is below
     np.testing.assert_array_equal(worst[:first], whole[:first, : worst.shape[1]])
     assert not np.array_equal(best[:first], worst[:first])
@@ -205,9 +205,7 @@ def test_what_no_image_shows_and_what_one_side_alone_shows(run, monkeypatch):
         monkeypatch.setattr(
             evaluate.scoring, "score", lambda *_, m=matrices, **__: np.array(m, np.int32)
         )
-        monkeypatch.setattr(
-            evaluate.predictions, "draw_worst", lambda *_: np.zeros((1, 1, 3), np.uint8)
-        )
+        monkeypatch.setattr(evaluate.predictions, "draw", lambda *_: np.zeros((1, 1, 3), np.uint8))
         evaluate.evaluate(str(run), "val", boundaries=False)
         written = json.loads((run / "evaluation_val.json").read_text())
         assert written["classes_without_score"] == without

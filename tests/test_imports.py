@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import REPOSITORY
 
 EVERYTHING = {path.stem for path in (REPOSITORY / "dense_jax").iterdir()} - {"__pycache__"}
-COMMANDS = {"main", "evaluate", "memory", "predict", "sweep", "report"}
+COMMANDS = {"demo", "main", "evaluate", "memory", "predict", "sweep", "report"}
 ALLOWED = {
     "__init__": {"predictor"},
     "labels": set(),
@@ -52,6 +52,7 @@ ALLOWED = {
     "memory": {"config", "cost", "logger", "mesh", "run", "startup"},
     "predict": {"data", "logger", "plots", "predictor", "startup"},
     "predictor": {"mesh", "run", "scoring", "steps", "tiles"},
+    "demo": {"data", "logger", "plots", "predictor", "startup"},
     "sweep": {"distributed", "jobs"},
     "jobs": set(),
     "report": {

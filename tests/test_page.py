@@ -209,20 +209,6 @@ def test_runs_that_were_not_evaluated_have_a_page(folder):
     assert "python -m dense_jax.evaluate" in text and 'id="images"' not in text
 
 
-@pytest.fixture(scope="module")
-def browser():
-    webdriver = pytest.importorskip("selenium.webdriver")
-    driver, chromium = shutil.which("chromedriver"), shutil.which("chromium")
-    if not driver or not chromium:
-        pytest.skip("needs chromium and chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    with webdriver.Chrome(options, webdriver.ChromeService(driver)) as opened:
-        yield opened
-
-
 @pytest.fixture
 def opened(browser, text, tmp_path):
     """The page as a file, 1400 pixels wide."""

@@ -36,7 +36,16 @@ def folder(tmp_path_factory):
 
 def test_the_readme_has_every_command():
     modules = {command[0] for command in commands()}
-    names = ("main", "evaluate", "predict", "sweep", "report", "data.doctor", "data.prepare")
+    names = (
+        "main",
+        "evaluate",
+        "predict",
+        "demo",
+        "sweep",
+        "report",
+        "data.doctor",
+        "data.prepare",
+    )
     names += ("memory", "models.summary")
     assert modules == {f"dense_jax.{name}" for name in names}
 
@@ -71,6 +80,8 @@ def test_commands_run_as_written(command, folder, tiny_folder):
         arguments += SMALL
     if module == "dense_jax.sweep":
         arguments.append("--list")  # 36 runs
+    if module == "dense_jax.demo":
+        arguments.append("--only_check_args")  # it would go on until it is stopped
     if module == "dense_jax.report":
         # Of what was trained here, on more than one dataset.
         arguments = [f"--workdir={folder}/runs", "--mixed"]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import cv2
 import numpy as np
 from jaxtyping import Int32, Shaped, UInt8
-from PIL import ExifTags, Image, ImageOps, PngImagePlugin
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from dense_jax.labels import IGNORE_LABEL
 
@@ -66,6 +66,8 @@ def read_image(
 def _reading(where: str) -> Iterator[None]:
     try:
         yield
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{where}: not a readable image (of no known format)") from error
     except Exception as error:  # on broken bytes decoders raise nearly anything
         raise ValueError(f"{where}: not a readable image ({error})") from error
 

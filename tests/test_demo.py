@@ -1,0 +1,190 @@
+"""The demo's page shows what the predictor says of the file, and predicts once for each."""
+
+import io
+import multiprocessing
+import socket
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dense_jax import demo, plots
+from dense_jax.data import decode
+
+NAMES = ("sky", "<b>road</b>", "never")
+LIMIT = 0.001  # megapixels
+
+
+class Predictor:
+    """Class 1 where the red channel is bright, else 0; counts its calls."""
+
+    class_names, palette = NAMES, plots.default_palette(3)
+    num_channels, value_range = 3, None
+
+    def __init__(self, calls):
+        self._calls = calls
+
+    def __call__(self, image):
+        self._calls.value += 1
+        return (image[..., 0] > 127).astype(np.uint8)
+
+
+def write(path, height, width, num_bright):
+    """An image whose first pixels are bright, and its labels."""
+    pixels = np.zeros(height * width, np.uint8)
+    pixels[:num_bright] = 255
+    Image.fromarray(pixels.reshape(height, width)).save(path)
+    return (pixels > 0).astype(np.uint8).reshape(height, width)
+
+
+def test_areas_are_of_every_class_and_the_largest_come_first():
+    labels = np.array([[1, 1, 1], [3, 0, 0]], np.uint8)
+    assert demo.areas(labels, 5) == [(1, 3), (0, 2), (3, 1), (2, 0), (4, 0)]
+
+
+def test_the_table_tells_each_class_and_names_are_only_names():
+    colours = plots.colours_of(NAMES, plots.default_palette(3))
+    text = demo.table(np.array([[1, 1, 1], [0, 1, 1]], np.uint8), colours)
+    assert text.index("&lt;b&gt;road&lt;/b&gt;") < text.index("sky") < text.index("never")
+    assert "<b>" not in text
+    assert "<td>5</td><td>83.33&nbsp;%</td>" in text and "<td>0</td><td>0.00&nbsp;%</td>" in text
+    for red, green, blue in colours.values():
+        assert f"rgb({red} {green} {blue})" in text
+
+
+def test_an_image_is_read_as_evaluation_reads_it(tmp_path):
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[274] = 6  # a quarter turn
+    Image.linear_gradient("L").crop((0, 0, 20, 30)).save(path, exif=exif)
+    image = demo.read(str(path), 3, None, LIMIT)
+    expected = decode.read_image(io.BytesIO(path.read_bytes()), "", 3)
+    assert image.shape == (20, 30, 3)
+    np.testing.assert_array_equal(image, expected)
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+    write(tmp_path / "large.png", 40, 30, 0)
+    monkeypatch.setattr(decode, "read_image", None)
+    with pytest.raises(ValueError, match=r"large.png: 40 x 30 .* 0.001 megapixels"):
+        demo.read(str(tmp_path / "large.png"), 3, None, LIMIT)
+
+
+def test_without_gradio_the_command_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(SystemExit, match="pip install"):
+        demo.main([])
+
+
+def serve(calls, port, address):
+    """In a process of its own, where the warnings of Gradio are no errors."""
+    page = demo.serve(Predictor(calls), "127.0.0.1", port, LIMIT)
+    address.put(page.local_url)
+    page.block_thread()
+
+
+@pytest.fixture(scope="module")
+def served(browser):
+    """How often the predictor was called, and the address of the page."""
+    pytest.importorskip("gradio")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spawn = multiprocessing.get_context("spawn")
+    calls, address = spawn.Value("i", 0), spawn.Queue()
+    server = spawn.Process(target=serve, args=(calls, port, address), daemon=True)
+    server.start()
+    yield calls, address.get(timeout=60)
+    server.terminate()
+    server.join()
+
+
+def wait(condition):
+    """What the condition returns once it is true."""
+    last = time.monotonic() + 30
+    while not (found := condition()):
+        assert time.monotonic() < last, "waited for too long"
+        time.sleep(0.05)
+    return found
+
+
+@pytest.fixture
+def opened(browser, served):
+    browser.get(served[1])
+    wait(lambda: browser.find_elements("css selector", "input[type=file]"))
+    yield browser
+    asked = "return performance.getEntriesByType('resource').map(each => each.name)"
+    local = (served[1], "data:", "blob:")
+    assert all(name.startswith(local) for name in browser.execute_script(asked))
+
+
+def shown(browser):
+    """The pixels of the picture, [h, w, 3]; 0 where there is none yet."""
+    height, width, pixels = browser.execute_script(
+        """
+        const image = document.querySelector("#picture img"), canvas = document.createElement("canvas");
+        if (!image?.naturalWidth) return [1, 1, [0, 0, 0, 0]];
+        [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+        const context = canvas.getContext("2d");
+        context.drawImage(image, 0, 0);
+        const {data} = context.getImageData(0, 0, canvas.width, canvas.height);
+        return [canvas.height, canvas.width, [...data]];
+        """
+    )
+    return np.array(pixels).reshape(height, width, 4)[..., :3]
+
+
+def upload(browser, path):
+    browser.find_element("css selector", "input[type=file]").send_keys(str(path))
+
+
+def test_browser_shows_the_areas_and_the_slider_does_not_predict(opened, served, tmp_path):
+    labels = write(tmp_path / "a b ä.png", 20, 30, 150)
+    image = 255 * labels[..., None]
+    before = served[0].value
+
+    def css(selector):
+        return opened.find_elements("css selector", selector)
+
+    upload(opened, tmp_path / "a b ä.png")
+    wait(lambda: css("#areas tr"))
+    rows = [
+        [cell.text for cell in row.find_elements("css selector", "td")] for row in css("#areas tr")
+    ]
+    assert rows[1:] == [
+        ["", "sky", "450", "75.00 %"],
+        ["", "<b>road</b>", "150", "25.00 %"],
+        ["", "never", "0", "0.00 %"],
+    ]
+    for opacity, key in ((plots.OPACITY, ""), (1.0, "\ue010")):  # that of the End key
+        css("input[type=range]")[0].send_keys(key)
+        expected = plots.overlay(image, labels, Predictor.palette, opacity)
+        wait(lambda e=expected: np.abs(shown(opened) - e).mean() < 8)  # a JPEG file
+    assert served[0].value == before + 1
+    opened.execute_cdp_cmd(
+        "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)}
+    )
+    opened.find_element("xpath", "//button[contains(., 'Class ids')]").click()
+    result = tmp_path / "a b ä_classes.png"
+    wait(result.exists)
+    with Image.open(result) as written:
+        assert written.mode == "P"
+        np.testing.assert_array_equal(np.asarray(written), labels)
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("b & i.png", "b & i.png: not a readable image (of no known format)"),
+        ("pixels.png", "pixels.png: 40 x 30 pixels"),
+        ("bytes.png", "maximum allowed size"),
+    ],
+)
+def test_browser_says_what_is_wrong_with_a_file(opened, served, tmp_path, name, message):
+    write(tmp_path / "pixels.png", 40, 30, 0)
+    (tmp_path / "b & i.png").write_bytes(b"not an image")
+    (tmp_path / "bytes.png").write_bytes(bytes(8001))
+    upload(opened, tmp_path / name)
+    wait(lambda: message in opened.find_element("css selector", "body").text)
