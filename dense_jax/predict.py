@@ -117,7 +117,9 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "Of a run of dense_jax.main.", required=True)
+    flags.DEFINE_string(
+        "workdir", None, "Of a run of dense_jax.main, or a file of dense_jax.export.", required=True
+    )
     flags.DEFINE_string("images", None, "Glob of image files; quote it.", required=True)
     flags.DEFINE_string("output", None, "Folder for the results.", required=True)
     flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")

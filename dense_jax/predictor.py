@@ -1,6 +1,6 @@
 """A trained network, ready for images of any size: predictor = load(PATH); predictor(image).
 
-From the workdir of a run. It knows its classes' names and colours, and cuts images that are larger
+From the workdir of a run, or from a file of `dense_jax.export`. It knows its classes' names and colours, and cuts images that are larger
 than a tile into tiles, as evaluation does.
 """
 
@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
-from dense_jax import mesh, run, scoring, steps
+from dense_jax import exported, mesh, scoring
 from dense_jax.tiles import Tiles
 
 
@@ -45,12 +46,11 @@ class Predictor:
         self.batch_size = batch_size
         self.mesh = mesh.make_mesh()
         self._variables = variables
-        predict_step = steps.make_predict_step(logits_step)
-        self._step = jax.jit(
-            mesh.map_examples(
-                lambda variables, example: predict_step(variables, example["image"]), self.mesh
-            )
-        )
+
+        def predict_step(variables, example):
+            return jnp.argmax(logits_step(variables, example["image"]), axis=-1).astype(jnp.uint8)
+
+        self._step = jax.jit(mesh.map_examples(predict_step, self.mesh))
 
     def __call__(self, image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w"]:
         """The class of each pixel. Raises ValueError for an image of another type or shape."""
@@ -92,15 +92,31 @@ class _One:
 
 
 def load(path: epath.PathLike, checkpoint: str = "best") -> Predictor:
-    """The network of a workdir: its checkpoint "best" (by eval/mean_iou), "latest", or a step."""
-    loaded = run.load(str(path), checkpoint)
-    config = loaded.config.eval
+    """The network of a workdir, or of a file that `dense_jax.export` wrote.
+
+    checkpoint: of the workdir's, "best" (by eval/mean_iou), "latest", or a step. Raises ValueError if
+    there is none such; a file has a single one.
+    """
+    if epath.Path(path).is_dir():
+        from dense_jax import run  # with Flax and our models, which a file does without
+
+        loaded = run.load(str(path), checkpoint)
+        dataset, context, options = loaded.dataset, loaded.run.context, loaded.config.eval
+        logits_step, variables = loaded.run.logits_step, loaded.variables
+    else:
+        about, logits_step, variables = exported.read(path)
+        if checkpoint not in ("best", str(about["step"])):
+            raise ValueError(
+                f"no checkpoint {checkpoint!r} in {path}: it was exported at step {about['step']}"
+            )
+        dataset, context, options = about["dataset"], about["context"], about
+        variables = jax.device_put(variables, mesh.replicated(mesh.make_mesh()))
     return Predictor(
-        loaded.run.logits_step,
-        loaded.variables,
-        loaded.dataset,
-        tile_size=tuple(config.tile_size),
-        margin=config.margin,
-        context=loaded.run.context,
-        batch_size=config.batch_size,
+        logits_step,
+        variables,
+        dataset,
+        tile_size=tuple(options["tile_size"]),
+        margin=options["margin"],
+        context=context,
+        batch_size=options["batch_size"],
     )

@@ -67,10 +67,7 @@ def assemble(
     loss_fn = functools.partial(losses.LOSSES[config.loss], **options)
     if "border" in config and config.border.weight > 0:  # older runs have no such field
         loss_fn = losses.with_border(loss_fn, class_weights)
-    normalise = NORMALISATIONS[
-        config.model.normalisation
-        or (pretrained.normalisation(config.model.encoder) if config.model.pretrained else "unit")
-    ]
+    normalise = NORMALISATIONS[normalisation(config.model)]
     resolution = config.data.resolution
     augment = make_augment(
         config.data.crop_size,
@@ -115,6 +112,12 @@ def assemble(
         schedule=schedule,
         context=math.ceil(model.margin / resolution),
     )
+
+
+def normalisation(model: ConfigDict) -> str:
+    """The name of what config.model is normalised by: as it says, or as its weights need it."""
+    of_weights = pretrained.normalisation(model.encoder) if model.pretrained else "unit"
+    return model.normalisation or of_weights
 
 
 def state_placement(config: ConfigDict, shapes: steps.TrainState, devices: Mesh) -> Any:

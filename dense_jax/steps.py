@@ -9,8 +9,9 @@ takes of each pixel. Evaluation and prediction are written for one example; `mes
 makes them take batches.
 """
 
+import fractions
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -167,24 +168,45 @@ def make_logits_step(
 ) -> Callable[[Variables, UInt8[Array, "h w c"]], Float[Array, "h w num_classes"]]:
     """Returns logits_step(variables, image) -> logits, for one image, at its own resolution.
 
-    resolution: the network sees the image resized by this factor; its logits are resized back.
+    resolution: the network sees the image resized by this factor, to whole pixels (halves up); its
+      logits are resized back.
     Where the network returns the middle alone, the logits around it are 0 and mean nothing.
     """
+    p, q = fractions.Fraction(resolution).limit_denominator(1000).as_integer_ratio()
 
     def logits_step(
         variables: Variables, image: UInt8[Array, "h w c"]
     ) -> Float[Array, "h w num_classes"]:
-        h, w, c = image.shape
+        h, w, _ = image.shape
         if resolution != 1.0:  # before it is normalised, as in training
-            size = (max(1, round(h * resolution)), max(1, round(w * resolution)), c)
-            image = jax.image.resize(image.astype(jnp.float32), size, "bilinear", antialias=False)
+            size = [jax.core.max_dim(1, (2 * n * p + q) // (2 * q)) for n in (h, w)]
+            image = _resized(image.astype(jnp.float32), size)
         logits = jnp.asarray(model.apply(variables, normalise(image)[None], train=False))[0]
         if resolution != 1.0:
-            logits = jax.image.resize(logits, (h, w, logits.shape[-1]), "bilinear")
+            logits = _resized(logits, (h, w))
         around = [((n - m) // 2,) * 2 for n, m in zip((h, w), logits.shape[:2], strict=True)]
         return jnp.pad(logits, [*around, (0, 0)])
 
     return logits_step
+
+
+def _resized(image: Float[Array, "h w c"], size: Sequence[Any]) -> Float[Array, "H W c"]:
+    """Bilinear interpolation with half-pixel centres and clamped edges, from two pixels on each axis.
+
+    As jax.image.resize(antialias=False), but by whole numbers up to the weights, which so are the
+    same to the last bit where sizes are symbols (jax.export).
+    """
+    for axis, new in enumerate(size):
+        old = image.shape[axis]
+        # The new pixels' centres, in 1 / (2 * new) of an old pixel.
+        centres = (2 * jnp.arange(new) + 1) * old - new
+        before, rest = centres // (2 * new), centres % (2 * new)
+        weight = rest.astype(jnp.float32) / jnp.float32(2 * new)
+        weight = jnp.expand_dims(weight, [other for other in range(3) if other != axis])
+        first, second = (jnp.take(image, before + k, axis, mode="clip") for k in (0, 1))
+        # In this form there is one way to fuse multiplication and addition, whatever is around.
+        image = first + weight * (second - first)
+    return image
 
 
 def make_predict_step(

@@ -107,9 +107,14 @@ def runs(directory: epath.PathLike) -> list[epath.Path]:
 
 
 def read(workdir: epath.PathLike, name: str) -> Any:
-    """One of the JSON files. Raises ValueError if this is no workdir of a run."""
+    """One of the JSON files. Raises ValueError if this is no workdir of one run."""
     path = epath.Path(workdir) / name
     if not path.exists():
+        if (seeds := runs(workdir)) != [path.parent]:
+            raise ValueError(
+                f"{path.parent} has the workdirs of several seeds: name one of them, "
+                f"{', '.join(map(str, seeds))}"
+            )
         raise ValueError(f"{path} is missing: --workdir must be that of a run of dense_jax.main")
     return json.loads(path.read_text())
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from dense_jax.models.encoders import ENCODERS
 from dense_jax.models.fcn import FCN
-from dense_jax.models.layers import CONVS, NORMS, PADDINGS
+from dense_jax.models.layers import CONVS, NORMS, PADDINGS, mirrored
 from dense_jax.models.unet import FUSIONS, UNet
 from dense_jax.models.upsampling import UPSAMPLERS
 
@@ -76,10 +76,10 @@ class Segmenter(nn.Module):
         before, size = self.margin, image.shape[1:3]
         if self.has_context:
             before, size = 0, tuple(n - 2 * self.margin for n in size)
-        rest = [-(n + self.block_loss * (stride - 1)) % stride for n in size]
-        padding = ((0, 0), *((before, before + n) for n in rest), (0, 0))
+        loss = self.block_loss * (stride - 1)
+        lengths = [2 * self.margin - loss - -(n + loss) // stride * stride for n in size]
         pyramid = self.encoder(
-            jnp.pad(image, padding, mode="reflect"), train=train and not self.freeze_encoder
+            mirrored(image, before, lengths), train=train and not self.freeze_encoder
         )
         if self.freeze_encoder:
             pyramid = jax.lax.stop_gradient(pyramid)

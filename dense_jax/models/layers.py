@@ -1,7 +1,8 @@
 """Building blocks that encoders and decoders share. Feature maps are [b, h, w, c]."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +71,23 @@ def centre(x: Array, size: tuple[int, int]) -> Array:
     """The middle of a feature map, for one that lost its border to unpadded convolutions."""
     top, left = ((n - wanted) // 2 for n, wanted in zip(x.shape[1:3], size, strict=True))
     return x[:, top : top + size[0], left : left + size[1]]
+
+
+def mirrored(
+    x: Float[Array, "b h w c"], before: int, lengths: Sequence[Any]
+) -> Float[Array, "b H W c"]:
+    """Height and width made as long as `lengths`, by reflection about the border pixels' centres.
+
+    before: rows above and columns to the left.
+
+    As jnp.pad(mode="reflect"), which cannot do axes of symbolic length (jax.export).
+    """
+    for axis, length in enumerate(lengths, 1):
+        last = x.shape[axis] - 1
+        positions = jnp.arange(length) - before
+        positions = last - jnp.abs(positions % jnp.maximum(2 * last, 1) - last)
+        x = jnp.take(x, positions, axis)
+    return x
 
 
 def scaled(channels: int, multiplier: float) -> int:

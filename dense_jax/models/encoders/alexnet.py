@@ -5,6 +5,7 @@ half a cell down and right of the middle of its own (1.5, 3.5, 7.5 and 15.5 pixe
 window, which reaches one more cell up than down, undoes that to within half a pixel.
 """
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
@@ -41,7 +42,7 @@ class AlexNet(nn.Module):
     @nn.compact
     def __call__(self, image: Float[Array, "b h w c"], *, train: bool) -> Pyramid:
         _, h, w, _ = image.shape
-        missing = ((0, max(0, SMALLEST - h)), (0, max(0, SMALLEST - w)))
+        missing = [(0, jax.core.max_dim(0, SMALLEST - n)) for n in (h, w)]
         x = jnp.pad(image, ((0, 0), *missing, (0, 0)), mode="edge")
         features = {}
         for stride, convs in STAGES.items():
@@ -67,10 +68,8 @@ class AlexNet(nn.Module):
         features[32] = x
         # The row and column that are missing are copies of the last ones.
         for stride, x in features.items():
-            size = (h // stride, w // stride)
-            short = [(0, max(0, n - m)) for n, m in zip(size, x.shape[1:3], strict=True)]
-            x = jnp.pad(x, ((0, 0), *short, (0, 0)), mode="edge")
-            features[stride] = x[:, : size[0], : size[1]]
+            x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)), mode="edge")
+            features[stride] = x[:, : h // stride, : w // stride]
         if self.fcn:
             classifier = Classifier(
                 scaled(4096, self.width_multiplier), 6, self.dropout, self.dtype, name="classifier"

@@ -1,0 +1,128 @@
+"""Writes a trained network as one file, to be used without this package, or by `dense_jax.load`.
+
+python -m dense_jax.export --workdir=DIR --output=FILE
+
+See `exported` for what is in the file, and docs/export.md for how to use it.
+"""
+
+import json
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from etils import epath
+from flax import traverse_util
+from safetensors import numpy as safetensors
+
+from dense_jax import exported, logger, workdir
+from dense_jax.run import Loaded, Run, load, normalisation
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def export(
+    directory: str,
+    output: epath.PathLike,
+    checkpoint: str = "best",
+    *,
+    licence: str | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Exports a workdir's network; returns what model.json says.
+
+    licence: of the weights; None says where they come from.
+
+    Raises ValueError, before anything is traced, if there is no such checkpoint, or if the file is
+    there and may not be overwritten.
+    """
+    path = epath.Path(output)
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise ValueError(f"{path} exists: pass --overwrite, or another --output")
+    loaded = load(directory, checkpoint)
+    weights: Any = traverse_util.flatten_dict(loaded.variables, sep="/")
+    num_channels = loaded.dataset["num_channels"]
+    about = describe(loaded, directory, licence)
+    members = {
+        "model.json": json.dumps(workdir.to_json(about), indent=2).encode(),
+        "program.bin": trace(loaded.run, weights, num_channels).serialize(),
+        "weights.safetensors": safetensors.save({k: np.asarray(x) for k, x in weights.items()}),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.parent / (path.name + ".tmp")
+    with unfinished.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
+    unfinished.replace(path)
+    return about
+
+
+def trace(run: Run, weights: Mapping[str, Any], num_channels: int) -> jax.export.Exported:
+    """The program of (weights, images), for images of any number and size.
+
+    It takes them one after the other: their logits do not depend on how many there are.
+    """
+
+    def program(weights, images):
+        variables = traverse_util.unflatten_dict(weights, sep="/")
+        return jax.lax.map(lambda image: run.logits_step(variables, image), images)
+
+    smallest = 2 * run.context + 1
+    sizes = jax.export.symbolic_shape(
+        "b, h, w", constraints=[f"h >= {smallest}", f"w >= {smallest}"]
+    )
+    images = jax.ShapeDtypeStruct((*sizes, num_channels), "uint8")
+    shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()}
+    return jax.export.export(jax.jit(program), platforms=PLATFORMS)(shapes, images)
+
+
+def describe(loaded: Loaded, directory: str, licence: str | None) -> dict[str, Any]:
+    """What the model is: all that its users need, and where it comes from.
+
+    dataset: as in dataset.json. context: pixels on every side of the image for which there are no
+    logits, 0 but for unpadded convolutions. tile_size, margin, batch_size: as of config.eval.
+    resolution, normalisation: what the program does to the image first.
+    """
+    config, model = loaded.config, loaded.config.model
+    if licence is None:
+        sources = f"{config.data.name} {config.data.root}".rstrip()
+        if model.pretrained:
+            sources += f" and {model.pretrained}"
+        licence = f"not stated: that is for whoever shares the weights, made from {sources}"
+    return {
+        "format": exported.FORMAT,
+        "format_version": exported.VERSION,
+        "dataset": loaded.dataset,
+        "licence": licence,
+        "resolution": config.data.resolution,
+        "normalisation": normalisation(model),
+        "context": loaded.run.context,
+        **{name: config.eval[name] for name in ("tile_size", "margin", "batch_size")},
+        "step": loaded.step,
+        "config": config.to_dict(),
+        "trained_with": workdir.read(directory, "environment.json"),
+        "exported_with": workdir.environment(),
+    }
+
+
+def main(argv: list[str]) -> None:
+    """Exports and says what was written."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    logger.show_own_lines()
+    args = flags.FLAGS
+    about = export(
+        args.workdir, args.output, args.checkpoint, licence=args.licence, overwrite=args.overwrite
+    )
+    print(f"{args.output} has the network of step {about['step']}; licence: {about['licence']}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "Of a run of dense_jax.main.", required=True)
+    flags.DEFINE_string("output", None, "The file to write.", required=True)
+    flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
+    flags.DEFINE_string("licence", None, "Of the weights, for those who get the file.")
+    flags.DEFINE_bool("overwrite", False, "Replace a file that is there already.")
+    app.run(main)
