@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
 from dense_jax import mesh, scoring, steps, train
 from dense_jax.tiles import Tiles
@@ -46,35 +46,54 @@ class Predictor:
         self.mesh = mesh.make_mesh()
         self._variables = variables
         predict_step = steps.make_predict_step(logits_step)
-        self._step = jax.jit(
-            mesh.map_examples(
-                lambda variables, example: predict_step(variables, example["image"]), self.mesh
-            )
+        self._predict_step = self._over_batch(predict_step)
+        self._probabilities_step = self._over_batch(
+            lambda variables, image: jax.nn.softmax(logits_step(variables, image))
         )
+
+    def _over_batch(self, step: Callable) -> Callable:
+        """step(variables, image) -> the same of a batch of tiles, over all devices."""
+
+        def of_example(variables, example):
+            return step(variables, example["image"])
+
+        return jax.jit(mesh.map_examples(of_example, self.mesh))
 
     def __call__(self, image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w"]:
         """The class of each pixel. Raises ValueError for an image of another type or shape."""
+        return self._of_one(image, self._predict_step)
+
+    def probabilities(
+        self, image: UInt8[np.ndarray, "h w c"]
+    ) -> Float32[np.ndarray, "h w num_classes"]:
+        """The softmax of each pixel. Raises ValueError for an image of another type or shape."""
+        return self._of_one(image, self._probabilities_step)
+
+    def _of_one(self, image: np.ndarray, step: Callable) -> np.ndarray:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != self.num_channels:
             raise ValueError(
                 f"an image must be uint8 [height, width, {self.num_channels}], not {image.dtype} "
                 f"{list(image.shape)}"
             )
-        ((_, classes),) = self.segment(_One(image))
-        return classes
+        ((_, whole),) = self._stitched(_One(image), step)
+        return whole
 
     def segment(self, source: Any) -> Iterator[tuple[int, UInt8[np.ndarray, "h w"]]]:
         """The number in the source and the classes of each image, as they get ready."""
+        return self._stitched(source, self._predict_step)
+
+    def _stitched(self, source: Any, step: Callable) -> Iterator[tuple[int, np.ndarray]]:
         tiles = Tiles(source, self.tile_size, self.margin, self.context)
         stitcher = scoring.Stitcher(tiles)
-        for numbers, classes in scoring.predict_tiles(
-            self._step,
+        for numbers, maps in scoring.predict_tiles(
+            step,
             self._variables,
             tiles,
             mesh=self.mesh,
             batch_size=self.batch_size,
             workers=0,
         ):
-            yield from stitcher.add(numbers, scoring.local(classes))
+            yield from stitcher.add(numbers, scoring.local(maps))
 
 
 class _One:
