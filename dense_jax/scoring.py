@@ -43,12 +43,6 @@ def predict_tiles(
         yield pending
 
 
-def local(array: jax.Array) -> np.ndarray:
-    """This host's rows of a global batch."""
-    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-    return np.concatenate([shard.data for shard in shards])
-
-
 def score(
     eval_step: Callable,
     variables: Any,
@@ -93,8 +87,8 @@ class Stitcher:
         self._unfinished: dict[int, tuple[np.ndarray, int]] = {}
 
     def add(self, numbers: list[int], maps: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        """Takes maps [b, th, tw, ...] of tiles by number, -1 for padding; returns, as index in the
-        source and map [h, w, ...], the images now complete.
+        """Takes uint8 maps [b, th, tw, ...] of tiles by number, -1 for padding; returns, as index in
+        the source and map [h, w, ...], the images now complete.
         """
         complete = []
         for k, tile in zip(numbers, maps, strict=True):
@@ -103,7 +97,7 @@ class Stitcher:
             i, in_image, in_tile = self._tiles.place(k)
             canvas, missing = self._unfinished.pop(i, (None, self._tiles.num_tiles[i].prod()))
             if canvas is None:
-                canvas = np.empty((*self._tiles.source.sizes[i], *tile.shape[2:]), tile.dtype)
+                canvas = np.empty((*self._tiles.source.sizes[i], *tile.shape[2:]), np.uint8)
             canvas[in_image] = tile[in_tile]
             if missing == 1:
                 complete.append((i, canvas))

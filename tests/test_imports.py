@@ -46,8 +46,16 @@ ALLOWED = {
     "main": {"distributed", "logger", "startup", "train"},
     "evaluate": EVERYTHING - COMMANDS,
     "memory": {"config", "cost", "logger", "mesh", "startup", "train"},
-    "predict": {"data", "logger", "plots", "predictor", "startup"},
-    "predictor": {"mesh", "scoring", "steps", "tiles", "train"},
+    "predict": {
+        *("background", "image_files", "logger", "mosaic", "plots", "predictor", "results"),
+        *("startup", "tta"),
+    },
+    "predictor": {"background", "mesh", "mosaic", "steps", "tiles", "train", "tta"},
+    "background": set(),
+    "image_files": {"data"},
+    "mosaic": {"tiles"},
+    "results": set(),
+    "tta": set(),
     "sweep": {"distributed", "jobs"},
     "jobs": set(),
     "report": {
@@ -58,6 +66,8 @@ NEVER_JAX = (
     *("dense_jax/boundary.py", "dense_jax/objects.py", "dense_jax/per_image.py"),
     *("dense_jax/processes.py", "dense_jax/predictions.py", "dense_jax/data"),
     *("dense_jax/sweep.py", "dense_jax/jobs.py", "experiments"),
+    *("dense_jax/background.py", "dense_jax/image_files.py", "dense_jax/mosaic.py"),
+    *("dense_jax/results.py", "dense_jax/tiles.py"),
 )
 
 
