@@ -43,6 +43,7 @@ class Mosaic:
     def __init__(self, tiles: Tiles, overlap: Sequence[int] | np.ndarray):
         self._tiles = tiles
         self.overlap = tuple(map(int, overlap))
+        self._core = tuple(map(int, tiles.core))
         self._left = self._top = np.empty(0)  # what tiles to come will change, blended so far
 
     def block(self, number: int) -> tuple[int, slice, slice]:
@@ -55,12 +56,12 @@ class Mosaic:
         return i, rows, columns
 
     def add(self, number: int, of_tile: np.ndarray) -> np.ndarray:
-        """Takes the map [th, tw, ...] of a tile; returns the map of its block."""
+        """Takes the map of a tile, [th, tw, k] where tiles are blended; returns that of its block."""
         i, in_image, in_tile = self._tiles.place(number)
         if self.overlap == (0, 0):
             return of_tile[in_tile]
         _, rows, columns = self.block(number)
-        core, reach = self._tiles.core, tuple(2 * o for o in self.overlap)
+        core, reach = self._core, tuple(2 * o for o in self.overlap)
         window = tuple(
             slice(s.start - o, s.start + n + o)
             for s, o, n in zip(in_tile, self.overlap, core, strict=True)
@@ -82,7 +83,7 @@ class Mosaic:
 
     def share(self, axis: int, k: int) -> Float32[np.ndarray, "reach"]:
         """g_k / (g_1 + ... + g_k) of the k-th tile, k > 0, on the pixels that earlier ones reach."""
-        core, overlap = int(self._tiles.core[axis]), self.overlap[axis]
+        core, overlap = self._core[axis], self.overlap[axis]
         length = core + 2 * overlap
         # From the start of this tile, and of the earlier ones that reach so far.
         x = np.arange(2 * overlap) + core * np.arange(min(k, (length - 1) // core) + 1)[:, None]
@@ -109,10 +110,10 @@ def cut(images: Any, tiles: Tiles, mosaic: Mosaic) -> Iterator[Piece | Failure]:
     """
     for i in range(len(images.sizes)):
         try:
-            read = _reader(images.strips(i), *images.sizes[i])
+            read = _reader(images.strips(i), int(images.sizes[i][0]))
             for number in tiles.of_image(i):
                 rows, columns = tiles.shown(number)
-                start, held = read(rows.min(), rows.max() + 1)
+                start, held = read(int(rows.min()), int(rows.max()) + 1)
                 _, of_block, up_to = mosaic.block(number)
                 last = up_to.stop == images.sizes[i][1]
                 yield Piece(
@@ -125,7 +126,7 @@ def cut(images: Any, tiles: Tiles, mosaic: Mosaic) -> Iterator[Piece | Failure]:
 
 
 def _reader(
-    strips: Iterator[np.ndarray], height: int, width: int
+    strips: Iterator[np.ndarray], height: int
 ) -> Callable[[int, int], tuple[int, np.ndarray]]:
     """Returns read(start, stop) -> the number of the first row that is held, and those rows.
 
@@ -139,8 +140,13 @@ def _reader(
             parts = [held[start - first :]]
             first, num_rows = start, len(parts[0])
             while first + num_rows < stop:
-                parts.append(next(strips))
-                num_rows += len(parts[-1])
+                strip = next(strips, None)
+                if strip is None:
+                    raise ValueError(
+                        f"ended after {first + num_rows} rows, but {height} were expected"
+                    )
+                parts.append(strip)
+                num_rows += len(strip)
             held = np.concatenate(parts)
         return first, held
 

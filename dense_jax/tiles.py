@@ -60,7 +60,7 @@ class Tiles:
         """The rows and the columns of its image that tile k shows, mirrored where the image ends."""
         i, in_image, _ = self.place(k)
         rows, columns = (
-            mirrored(range(s.start - m, s.start - m + t), n)
+            mirrored(range(s.start - m, s.start - m + t), int(n))
             for s, m, t, n in zip(
                 in_image, self.margin, self.tile_size, self.source.sizes[i], strict=True
             )
