@@ -1,9 +1,10 @@
 """Threads that read ahead and write behind, each thing in its order, with bounded memory."""
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Self, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 
@@ -21,25 +22,25 @@ def ahead(items: Iterator[T], count: int) -> Iterator[T]:
             pool.shutdown(cancel_futures=True)
 
 
-class Lanes:
-    """Threads for calls: those of one lane run one after the other, in order."""
+@contextlib.contextmanager
+def lanes(count: int) -> Iterator[Callable[..., None]]:
+    """Gives submit(lane, call, *args): calls of one lane run one after the other, in order.
 
-    def __init__(self, num_lanes: int):
-        self._pools = [ThreadPoolExecutor(1) for _ in range(num_lanes)]
-        self._pending: deque[Future] = deque()
+    It waits while too much waits already. What a call raised is raised by a later one, or at the
+    end, which comes when all are done; after an error, those that wait are not begun.
+    """
+    pools = [ThreadPoolExecutor(1) for _ in range(count)]
+    pending: deque[Future] = deque()
 
-    def submit(self, lane: int, call: Callable, *args: object) -> None:
-        """Waits while too much waits already. What an earlier call raised is raised here."""
-        self._pending.append(self._pools[lane % len(self._pools)].submit(call, *args))
-        if len(self._pending) > 2 * len(self._pools):
-            self._pending.popleft().result()
+    def submit(lane: int, call: Callable, *args: object) -> None:
+        pending.append(pools[lane % count].submit(call, *args))
+        if len(pending) > 2 * count:
+            pending.popleft().result()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        for pool in self._pools:
-            pool.shutdown(cancel_futures=error is not None)
-        if error is None:
-            for each in self._pending:
-                each.result()
+    try:
+        yield submit
+        for each in pending:
+            each.result()
+    finally:
+        for pool in pools:
+            pool.shutdown(cancel_futures=True)

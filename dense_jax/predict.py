@@ -22,8 +22,7 @@ import numpy as np
 import PIL.Image
 from absl import app, flags
 
-from dense_jax import image_files, logger, plots, results, startup, tta
-from dense_jax.background import Lanes
+from dense_jax import background, image_files, logger, plots, results, startup, tta
 from dense_jax.mosaic import Failure
 from dense_jax.predictor import Predictor, Strip, load
 
@@ -127,7 +126,7 @@ def _write(
     of_image: dict[str, results.Rows] = {}
     num_opened = 0
     try:
-        with Lanes(NUM_LANES) as lanes:
+        with background.lanes(NUM_LANES) as submit:
             for strip in predictor.segment(source, endings.keys() - {"overlay"}):
                 image = images[strip.index]
                 if isinstance(strip, Failure):
@@ -142,11 +141,11 @@ def _write(
                     num_opened += len(files)
                 for lane, (kind, file) in enumerate(of_image.items(), start=num_opened):
                     if isinstance(strip, Failure):
-                        lanes.submit(lane, file.abandon)
+                        submit(lane, file.abandon)
                         continue
-                    lanes.submit(lane, write, kind, file, strip)
+                    submit(lane, write, kind, file, strip)
                     if strip.stop == image.size[0]:
-                        lanes.submit(lane, file.close)
+                        submit(lane, file.close)
     finally:
         for file in files:
             file.abandon()

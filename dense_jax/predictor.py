@@ -5,7 +5,6 @@ than a tile into tiles, as evaluation does.
 """
 
 import copy
-import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -66,6 +65,7 @@ class Predictor:
         self.mesh = mesh.make_mesh()
         self._logits_step = logits_step
         self._variables = variables
+        self._steps = self._make_steps()
 
     def using(
         self,
@@ -87,21 +87,19 @@ class Predictor:
                 "a network without padding cannot be augmented by scales: its border would show"
             )
         other = copy.copy(self)
-        other.__dict__.pop("_steps", None)
         other.tile_size = self.tile_size if tile_size is None else tuple(tile_size)
         other.margin = self.margin if margin is None else margin
         other.batch_size = batch_size or self.batch_size
         other.blend, other.augment = blend, tuple(augment)
+        other._steps = other._make_steps()
         return other
 
-    def __call__(self, image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w"]:
-        """The class of each pixel. Raises ValueError for an image of another type or shape."""
+    def __call__(self, image: np.ndarray) -> UInt8[np.ndarray, "h w"]:
+        """The class of each pixel of an image, uint8 [h, w, num_channels]; ValueError for others."""
         return self._of_one(image, "classes")
 
-    def probabilities(
-        self, image: UInt8[np.ndarray, "h w c"]
-    ) -> Float32[np.ndarray, "h w num_classes"]:
-        """The softmax of each pixel. Raises ValueError for an image of another type or shape."""
+    def probabilities(self, image: np.ndarray) -> Float32[np.ndarray, "h w num_classes"]:
+        """The softmax of each pixel of an image, uint8 [h, w, num_channels]; ValueError for others."""
         return self._of_one(image, "probabilities")
 
     def _of_one(self, image: np.ndarray, wanted: str) -> np.ndarray:
@@ -160,8 +158,7 @@ class Predictor:
                         yield Strip(i, rows.start, rows.stop, piece.rows, maps)
                     maps = {}
 
-    @functools.cached_property
-    def _steps(self) -> tuple[Callable, Callable]:
+    def _make_steps(self) -> tuple[Callable, Callable]:
         """(variables, batch) -> [classes], and -> [classes, probabilities], over all devices."""
         probabilities_step = tta.make_probabilities_step(self._logits_step, self.augment)
         predict_step = steps.make_predict_step(
