@@ -3,113 +3,184 @@
 python -m dense_jax.predict --workdir=DIR --images='GLOB' --output=OUT
 
 Writes OUT/NAME.png, the class ids as palette indices at the image's own size, OUT/NAME_overlay.png
-and, once, OUT/legend.png, the classes' colours. Exit status 1 if any file could not be read; the
-others are done.
+and, once, OUT/legend.png, the classes' colours; where asked for, OUT/NAME_probabilities.npz or .tif, the classes'
+probabilities as float16 [h, w, k], and OUT/NAME_uncertainty.png, their entropy in grey. Of a file of
+several pages, each is an image called NAME_page000, NAME_page001, ...
+
+Images are read, computed and written by rows of tiles: memory does not depend on their heights.
+Exit status 1 if any file could not be read; the others are done.
 """
 
-import glob
+import contextlib
 import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 from absl import app, flags
-from PIL import Image
 
-from dense_jax import logger, plots, startup
-from dense_jax.data import decode
-from dense_jax.predictor import load
+from dense_jax import background, image_files, logger, plots, results, startup, tta
+from dense_jax.mosaic import Failure
+from dense_jax.predictor import Predictor, Strip, load
+
+NUM_LANES = 4  # threads that compress results
 
 
 def predict(
     directory: str,
-    pattern: str,
+    images: str | Sequence[str],
     output: str | Path,
     checkpoint: str = "best",
     *,
     overwrite: bool = False,
+    opacity: float = plots.OPACITY,
+    probabilities: str | None = None,
+    uncertainty: bool = False,
+    max_megapixels: float = 1000,
+    **using: Any,
 ) -> list[str]:
-    """Segments the images that match a glob; returns what was wrong with those left out.
+    """Segments images; returns what was wrong with those left out.
 
-    Raises ValueError, before anything is read or written, if no file matches, if two images would
-    have the same result, or if a result is there already and may not be overwritten.
+    images: one or several of what `image_files` understands.
+    opacity: of the classes' colours over the image, 0 to 1.
+    probabilities: "npz", "tif" or None.
+    max_megapixels: of an image; a larger one is left out.
+    using: as of `Predictor.using`.
+
+    Raises ValueError, before anything is written, if an argument stands for no file, if two images
+    would have the same result, or if a result is there already and may not be overwritten.
     """
     output = Path(output)
-    files = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
-    if not files:
-        raise ValueError(f"--images={pattern!r} matches no file")
-    legend = output / "legend.png"
-    results = [legend, *(path for file in files for path in result_paths(output, file))]
-    if twice := sorted({path.name for path in results if results.count(path) > 1}):
+    paths = image_files.find([images] if isinstance(images, str) else images, output)
+    endings = {"classes": ".png", "overlay": "_overlay.png"}
+    if probabilities:
+        endings["probabilities"] = f"_probabilities.{probabilities}"
+    if uncertainty:
+        endings["uncertainty"] = "_uncertainty.png"
+    with _no_limit_of_pillow():
+        found, problems = image_files.headers(paths, 1e6 * max_megapixels)
+        legend = output / "legend.png"
+        _check(
+            [output / (image.name + end) for image in found for end in endings.values()],
+            legend,
+            overwrite,
+        )
+        predictor = load(directory, checkpoint).using(**using)
+        output.mkdir(parents=True, exist_ok=True)
+        if overwrite or not legend.exists():
+            colours = plots.colours_of(predictor.class_names, predictor.palette)
+            PIL.Image.fromarray(plots.legend(colours)).save(legend)
+        if found:
+            problems += _write(predictor, found, output, endings, opacity)
+    return problems
+
+
+@contextlib.contextmanager
+def _no_limit_of_pillow() -> Iterator[None]:
+    """We have one of our own, and read large images by strips."""
+    limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        PIL.Image.MAX_IMAGE_PIXELS = limit
+
+
+def _check(paths: Sequence[Path], legend: Path, overwrite: bool) -> None:
+    counts = Counter([*paths, legend])  # which may be there from an earlier call
+    if twice := sorted(path.name for path, count in counts.items() if count > 1):
         raise ValueError(f"several images would be written to {twice}: rename them")
-    there = [path for path in results[1:] if path.exists()]  # results may join earlier ones
+    there = [path for path in paths if path.exists()]
     if there and not overwrite:
         raise ValueError(f"{there[0]} exists ({len(there)} results do): pass --overwrite")
 
-    predictor = load(directory, checkpoint)
-    images = ImageFiles(files, predictor.num_channels, predictor.value_range)
-    output.mkdir(parents=True, exist_ok=True)
-    if overwrite or not legend.exists():
-        colours = plots.colours_of(predictor.class_names, predictor.palette)
-        Image.fromarray(plots.legend(colours)).save(legend)
-    if images.files:
-        for i, labels in predictor.segment(images):
-            write(output, images.files[i], images[i]["image"], labels, predictor.palette)
-    return images.problems
 
+def _write(
+    predictor: Predictor,
+    images: Sequence[image_files.Image],
+    output: Path,
+    endings: Mapping[str, str],
+    opacity: float,
+) -> list[str]:
+    """Segments images and writes the results; returns what was wrong with those left out."""
+    source = image_files.ImageFiles(images, predictor.num_channels, predictor.value_range)
+    palette, num_classes = predictor.palette, len(predictor.class_names)
 
-def result_paths(output: Path, file: Path) -> tuple[Path, Path]:
-    """Where an image's class ids and overlay go."""
-    return output / f"{file.stem}.png", output / f"{file.stem}_overlay.png"
+    def opened(kind: str, path: Path, size: tuple[int, int]) -> results.Rows:
+        if kind == "probabilities":
+            kind_of_file = results.Npz if path.suffix == ".npz" else results.Tiff
+            return kind_of_file(path, (*size, num_classes))
+        return results.Png(
+            path, size, rgb=kind == "overlay", palette=palette if kind == "classes" else None
+        )
 
+    def write(kind: str, file: Any, strip: Strip) -> None:
+        if kind == "overlay":
+            height = max(1, 2**20 // strip.image.shape[1])  # its mixture takes 8 bytes a channel
+            for y in range(0, len(strip.image), height):
+                rows = slice(y, y + height)
+                classes = strip.maps["classes"][rows]
+                file.write(plots.overlay(strip.image[rows], classes, palette, opacity))
+        elif kind == "probabilities":
+            file.write(strip.maps[kind].astype(np.float16))
+        else:
+            file.write(strip.maps[kind])
 
-def write(
-    output: Path, file: Path, image: np.ndarray, labels: np.ndarray, palette: np.ndarray
-) -> None:
-    """Writes one image's results."""
-    ids, overlaid = result_paths(output, file)
-    plots.indexed(labels, palette).save(ids)
-    Image.fromarray(plots.overlay(image, labels, palette)).save(overlaid)
-
-
-class ImageFiles:
-    """Image files as a source without truth; those that cannot be read are left out, and said."""
-
-    def __init__(self, files: list[Path], num_channels: int, value_range: decode.Range | None):
-        self._num_channels = num_channels
-        self._value_range = value_range
-        self.files, self.problems, sizes = [], [], []
+    problems: list[str] = []
+    files: list[results.Rows] = []  # those that may be unfinished
+    of_image: dict[str, results.Rows] = {}
+    num_opened = 0
+    try:
+        with background.lanes(NUM_LANES) as submit:
+            for strip in predictor.segment(source, endings.keys() - {"overlay"}):
+                image = images[strip.index]
+                if isinstance(strip, Failure):
+                    problems.append(str(strip.problem))
+                elif strip.start == 0:
+                    files = [file for file in files if not file.closed]
+                    of_image = {
+                        kind: opened(kind, output / (image.name + end), image.size)
+                        for kind, end in endings.items()
+                    }
+                    files += of_image.values()
+                    num_opened += len(files)
+                for lane, (kind, file) in enumerate(of_image.items(), start=num_opened):
+                    if isinstance(strip, Failure):
+                        submit(lane, file.abandon)
+                        continue
+                    submit(lane, write, kind, file, strip)
+                    if strip.stop == image.size[0]:
+                        submit(lane, file.close)
+    finally:
         for file in files:
-            try:
-                sizes.append(self._read(file).shape[:2])
-                self.files.append(file)
-            except ValueError as error:
-                self.problems.append(str(error))
-        self.sizes = np.array(sizes, np.int32).reshape(-1, 2)
-
-    def _read(self, file: Path) -> np.ndarray:
-        with file.open("rb") as opened:
-            return decode.read_image(
-                opened, str(file), self._num_channels, value_range=self._value_range
-            )
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        image = self._read(self.files[i])
-        return {"image": image, "label": np.zeros(image.shape[:2], np.uint8), "name": ""}
+            file.abandon()
+    return problems
 
 
 def main(argv: list[str]) -> None:
     """Predicts and says what could not be read."""
     if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]} (quote the glob of --images)")
+        raise app.UsageError(f"unexpected arguments: {argv[1:]} (quote the globs of --images)")
     logger.show_own_lines()
     startup.keep_programs()
     args = flags.FLAGS
     problems = predict(
-        args.workdir, args.images, args.output, args.checkpoint, overwrite=args.overwrite
+        args.workdir,
+        args.images,
+        args.output,
+        args.checkpoint,
+        overwrite=args.overwrite,
+        opacity=args.opacity,
+        probabilities=args.probabilities,
+        uncertainty=args.uncertainty,
+        max_megapixels=args.max_megapixels,
+        tile_size=args.tile_size and [int(length) for length in args.tile_size],
+        margin=args.margin,
+        batch_size=args.batch_size,
+        blend=args.blend,
+        augment=args.augment,
     )
     print(f"results are in {args.output}")
     if problems:
@@ -120,8 +191,27 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "workdir", None, "Of a run of dense_jax.main, or a file of dense_jax.export.", required=True
     )
-    flags.DEFINE_string("images", None, "Glob of image files; quote it.", required=True)
+    flags.DEFINE_list(
+        "images",
+        None,
+        "Files, folders and globs, separated by commas; quote globs, and put double quotes around "
+        "what has a comma in it.",
+        required=True,
+    )
     flags.DEFINE_string("output", None, "Folder for the results.", required=True)
     flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
     flags.DEFINE_bool("overwrite", False, "Replace results that are there already.")
+    flags.DEFINE_float(
+        "opacity", plots.OPACITY, "Of the colours in the overlay.", lower_bound=0, upper_bound=1
+    )
+    flags.DEFINE_enum("probabilities", None, ["npz", "tif"], "Write the classes' probabilities.")
+    flags.DEFINE_bool("uncertainty", False, "Write the entropy of the probabilities.")
+    flags.DEFINE_bool("blend", False, "Let tiles overlap by their margins, and blend them there.")
+    flags.DEFINE_list(
+        "augment", [], f"Predict changed copies, too: {', '.join(tta.AUGMENTATIONS)}."
+    )
+    flags.DEFINE_integer("batch_size", None, "Tiles per step; by default the run's.")
+    flags.DEFINE_list("tile_size", None, "HEIGHT,WIDTH in pixels; by default the run's.")
+    flags.DEFINE_integer("margin", None, "Context in pixels; by default the run's.")
+    flags.DEFINE_float("max_megapixels", 1000, "Larger images are left out.")
     app.run(main)

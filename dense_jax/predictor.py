@@ -1,20 +1,36 @@
 """A trained network, ready for images of any size: predictor = load(PATH); predictor(image).
 
-From the workdir of a run, or from a file of `dense_jax.export`. It knows its classes' names and colours, and cuts images that are larger
-than a tile into tiles, as evaluation does.
+From the workdir of a run, or from a file of `dense_jax.export`. It knows its classes' names and
+colours, and cuts images that are larger than a tile into tiles, as evaluation does.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+import copy
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
+from tqdm import tqdm
 
-from dense_jax import exported, mesh, scoring
+from dense_jax import background, exported, mesh, tta
+from dense_jax.mosaic import Failure, Mosaic, Piece, cut
 from dense_jax.tiles import Tiles
+
+
+class Strip(NamedTuple):
+    """Rows `start` to `stop` of image `index`, and the maps of them by name.
+
+    classes: uint8 [n, w]; probabilities: float32 [n, w, num_classes]; uncertainty: uint8 [n, w].
+    """
+
+    index: int
+    start: int
+    stop: int
+    image: UInt8[np.ndarray, "n w c"]
+    maps: dict[str, np.ndarray]
 
 
 class Predictor:
@@ -30,7 +46,7 @@ class Predictor:
         variables: Any,
         dataset: Mapping[str, Any],
         *,
-        tile_size: tuple[int, int],
+        tile_size: Sequence[int],
         margin: int,
         context: int,
         batch_size: int,
@@ -42,53 +58,173 @@ class Predictor:
         self.palette = np.array(dataset["palette"], np.uint8)
         self.num_channels: int = dataset["num_channels"]
         self.value_range = dataset.get("value_range")  # older runs have none
-        self.tile_size, self.margin, self.context = tile_size, margin, context
+        self.tile_size, self.margin, self.context = tuple(tile_size), margin, context
         self.batch_size = batch_size
+        self.blend = False
+        self.augment: tuple[str, ...] = ()
         self.mesh = mesh.make_mesh()
+        self._logits_step = logits_step
         self._variables = variables
+        self._steps = self._make_steps()
 
-        def predict_step(variables, example):
-            return jnp.argmax(logits_step(variables, example["image"]), axis=-1).astype(jnp.uint8)
+    def using(
+        self,
+        *,
+        tile_size: Sequence[int] | None = None,
+        margin: int | None = None,
+        batch_size: int | None = None,
+        blend: bool = False,
+        augment: Sequence[str] = (),
+    ) -> "Predictor":
+        """The same network, used in another way. What is None stays as it is.
 
-        self._step = jax.jit(mesh.map_examples(predict_step, self.mesh))
+        tile_size, margin, batch_size: as of `Tiles`, in pixels, and tiles per step.
+        blend: whether tiles overlap by their margins and are blended there; see `Mosaic`.
+        augment: names of `tta.AUGMENTATIONS`.
+        """
+        if self.context and "scales" in augment:
+            raise ValueError(
+                "a network without padding cannot be augmented by scales: its border would show"
+            )
+        other = copy.copy(self)
+        other.tile_size = self.tile_size if tile_size is None else tuple(tile_size)
+        other.margin = self.margin if margin is None else margin
+        other.batch_size = batch_size or self.batch_size
+        other.blend, other.augment = blend, tuple(augment)
+        other._steps = other._make_steps()
+        return other
 
-    def __call__(self, image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w"]:
-        """The class of each pixel. Raises ValueError for an image of another type or shape."""
+    def __call__(self, image: np.ndarray) -> UInt8[np.ndarray, "h w"]:
+        """The class of each pixel of an image, uint8 [h, w, num_channels]; ValueError for others."""
+        return self._of_one(image, "classes")
+
+    def probabilities(self, image: np.ndarray) -> Float32[np.ndarray, "h w num_classes"]:
+        """The softmax of each pixel of an image, uint8 [h, w, num_channels]; ValueError for others."""
+        return self._of_one(image, "probabilities")
+
+    def _of_one(self, image: np.ndarray, wanted: str) -> np.ndarray:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != self.num_channels:
             raise ValueError(
                 f"an image must be uint8 [height, width, {self.num_channels}], not {image.dtype} "
                 f"{list(image.shape)}"
             )
-        ((_, classes),) = self.segment(_One(image))
-        return classes
+        parts = []
+        for strip in self.segment(_One(image), {wanted}):
+            if isinstance(strip, Failure):
+                raise strip.problem
+            parts.append(strip.maps[wanted])
+        return np.concatenate(parts)
 
-    def segment(self, source: Any) -> Iterator[tuple[int, UInt8[np.ndarray, "h w"]]]:
-        """The number in the source and the classes of each image, as they get ready."""
-        tiles = Tiles(source, self.tile_size, self.margin, self.context)
-        stitcher = scoring.Stitcher(tiles)
-        for numbers, classes in scoring.predict_tiles(
-            self._step,
-            self._variables,
-            tiles,
-            mesh=self.mesh,
-            batch_size=self.batch_size,
-            workers=0,
-        ):
-            yield from stitcher.add(numbers, scoring.local(classes))
+    def segment(self, images: Any, wanted: Collection[str]) -> Iterator[Strip | Failure]:
+        """The images' rows in order, with the maps `wanted` (see `Strip`), as they get ready.
+
+        An image that turns out to be broken ends with a `Failure`, and the others go on. Images are
+        read ahead, and computed in equal batches of tiles, by one program; what is in memory does
+        not depend on their heights.
+
+        images: as of `mosaic.cut`.
+        """
+        tiles = Tiles(images, self.tile_size, self.margin, self.context)
+        mosaic = Mosaic(tiles, tiles.margin - self.context if self.blend else np.zeros(2, int))
+        only_classes = not self.blend and set(wanted) <= {"classes"}
+        step = self._steps[0 if only_classes else 1]
+        maps: dict[str, np.ndarray] = {}
+        bar = tqdm(total=len(tiles), unit="tile", leave=False, disable=None)
+        with bar:
+            for piece, outputs in self._outputs(step, cut(images, tiles, mosaic)):
+                if isinstance(piece, Failure):
+                    bar.update(tiles.of_image(piece.index).stop - bar.n)
+                    maps = {}
+                    yield piece
+                    continue
+                bar.update()
+                i, rows, columns = mosaic.block(piece.number)
+                block = mosaic.add(piece.number, outputs[-1])
+                for name in wanted:
+                    if name == "probabilities":
+                        part = block
+                    elif name == "uncertainty":
+                        part = uncertainty(block)
+                    elif self.blend:
+                        part = block.argmax(axis=-1).astype(np.uint8)
+                    else:
+                        part = outputs[0][tiles.place(piece.number)[2]]
+                    if name not in maps:
+                        shape = rows.stop - rows.start, images.sizes[i][1], *part.shape[2:]
+                        maps[name] = np.empty(shape, part.dtype)
+                    maps[name][:, columns] = part
+                if piece.rows is not None:
+                    if rows.start < rows.stop:
+                        yield Strip(i, rows.start, rows.stop, piece.rows, maps)
+                    maps = {}
+
+    def _make_steps(self) -> tuple[Callable, Callable]:
+        """(variables, batch) -> [classes], and -> [classes, probabilities], over all devices."""
+        probabilities_step = tta.make_probabilities_step(self._logits_step, self.augment)
+
+        def most_likely(scores):
+            return jnp.argmax(scores, axis=-1).astype(jnp.uint8)
+
+        def classes(variables, example):
+            step = probabilities_step if self.augment else self._logits_step
+            return [most_likely(step(variables, example["image"]))]
+
+        def both(variables, example):
+            if self.augment:
+                probabilities = probabilities_step(variables, example["image"])
+                return [most_likely(probabilities), probabilities]
+            logits = self._logits_step(variables, example["image"])
+            return [most_likely(logits), jax.nn.softmax(logits)]
+
+        first, second = (jax.jit(mesh.map_examples(f, self.mesh)) for f in (classes, both))
+        return first, second
+
+    def _outputs(
+        self, step: Callable, pieces: Iterable[Piece | Failure]
+    ) -> Iterator[tuple[Piece | Failure, list[np.ndarray]]]:
+        """Each piece and the outputs of its tile, a batch late: the device never waits for them."""
+        batch_size = -(-self.batch_size // self.mesh.size) * self.mesh.size
+
+        def computed(batch):
+            tiles = [piece.image for piece in batch if isinstance(piece, Piece)]
+            if not tiles:
+                return batch, []
+            tiles += tiles[-1:] * (batch_size - len(tiles))
+            example = mesh.to_global({"image": np.stack(tiles)}, self.mesh)
+            return batch, step(self._variables, example)
+
+        def done(batch, outputs):
+            of_tiles = zip(*map(np.asarray, outputs), strict=True)
+            for piece in batch:
+                yield piece, [] if isinstance(piece, Failure) else list(next(of_tiles))
+
+        batch, pending = [], ([], [])
+        for piece in background.ahead(iter(pieces), 2 * batch_size):
+            batch.append(piece)
+            if sum(isinstance(each, Piece) for each in batch) == batch_size:
+                batch, (before, pending) = [], (pending, computed(batch))
+                yield from done(*before)
+        yield from done(*pending)
+        yield from done(*computed(batch))
+
+
+def uncertainty(probabilities: Float32[np.ndarray, "*shape k"]) -> UInt8[np.ndarray, "*shape"]:
+    """The entropy, -sum_c p_c log p_c / log k, from 0: one class is certain, to 255: all are equal."""
+    tiny = np.finfo(np.float32).tiny
+    entropy = -np.sum(probabilities * np.log(np.maximum(probabilities, tiny)), axis=-1)
+    scaled = entropy * (255 / np.log(probabilities.shape[-1]))
+    return scaled.round().clip(0, 255).astype(np.uint8)
 
 
 class _One:
-    """A source of one image."""
+    """One image, of one strip."""
 
     def __init__(self, image: np.ndarray):
         self._image = image
         self.sizes = np.array([image.shape[:2]], np.int32)
 
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        return {"image": self._image, "label": np.zeros(self._image.shape[:2], np.uint8)}
+    def strips(self, i: int) -> Iterator[np.ndarray]:
+        return iter([self._image])
 
 
 def load(path: epath.PathLike, checkpoint: str = "best") -> Predictor:
@@ -115,7 +251,7 @@ def load(path: epath.PathLike, checkpoint: str = "best") -> Predictor:
         logits_step,
         variables,
         dataset,
-        tile_size=tuple(options["tile_size"]),
+        tile_size=options["tile_size"],
         margin=options["margin"],
         context=context,
         batch_size=options["batch_size"],

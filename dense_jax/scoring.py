@@ -43,12 +43,6 @@ def predict_tiles(
         yield pending
 
 
-def local(array: jax.Array) -> np.ndarray:
-    """This host's rows of a global batch."""
-    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-    return np.concatenate([shard.data for shard in shards])
-
-
 def score(
     eval_step: Callable,
     variables: Any,

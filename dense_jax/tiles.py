@@ -56,20 +56,32 @@ class Tiles:
         in_tile = tuple(slice(int(m), int(m + n)) for m, n in zip(self.margin, length, strict=True))
         return i, in_image, in_tile
 
+    def shown(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The rows and the columns of its image that tile k shows, mirrored where the image ends."""
+        i, in_image, _ = self.place(k)
+        rows, columns = (
+            mirrored(range(s.start - m, s.start - m + t), int(n))
+            for s, m, t, n in zip(
+                in_image, self.margin, self.tile_size, self.source.sizes[i], strict=True
+            )
+        )
+        return rows, columns
+
+    def of_image(self, i: int) -> range:
+        """The numbers of an image's tiles, row by row."""
+        return range(int(self._first[i]), int(self._first[i + 1]))
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         i, in_image, in_tile = self.place(index)
         example = self._example(i)
-        image = example["image"]
-        # Only what the tile shows is mirrored, not the whole image.
-        rows, columns = (
-            mirrored(range(s.start - m, s.start - m + t), n)
-            for s, m, t, n in zip(
-                in_image, self.margin, self.tile_size, image.shape[:2], strict=True
-            )
-        )
+        rows, columns = self.shown(index)  # only this is mirrored, not the whole image
         label = np.full(self.tile_size, IGNORE_LABEL, np.uint8)
         label[in_tile] = example["label"][in_image]
-        return {"image": image[rows[:, None], columns], "label": label, "index": np.int64(index)}
+        return {
+            "image": example["image"][rows[:, None], columns],
+            "label": label,
+            "index": np.int64(index),
+        }
 
     def _example(self, i: int) -> dict[str, Any]:
         # Neighbouring tiles are read one after the other: keep a few decoded images at hand.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dense_jax import data, evaluate, metrics, per_image, predict, predictions, tallies, train
+from dense_jax import data, evaluate, load, metrics, per_image, predict, predictions, tallies, train
 from dense_jax.labels import IGNORE_LABEL
 from experiments import base
 
@@ -251,3 +251,14 @@ def test_images_that_would_share_a_result_are_refused(run, tmp_path):
         predict.predict(str(run), str(tmp_path / "*"), tmp_path / "out")
     with pytest.raises(ValueError, match="matches no file"):
         predict.predict(str(run), str(tmp_path / "*.webp"), tmp_path / "out")
+
+
+def test_a_predictor_gives_classes_and_their_probabilities(run):
+    predictor = load(run, "latest")
+    image = np.random.default_rng(0).integers(0, 256, (9, 14, 1)).astype(np.uint8)
+    probabilities = predictor.probabilities(image)
+    assert probabilities.shape == (9, 14, 2) and probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities.sum(axis=-1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(probabilities.argmax(axis=-1), predictor(image))
+    with pytest.raises(ValueError, match=r"uint8 \[height, width, 1\], not uint8 \[9, 14\]"):
+        predictor.probabilities(image[..., 0])

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import REPOSITORY
 
 EVERYTHING = {path.stem for path in (REPOSITORY / "dense_jax").iterdir()} - {"__pycache__"}
-COMMANDS = {"demo", "main", "evaluate", "memory", "predict", "sweep", "report"}
+COMMANDS = {"demo", "main", "evaluate", "export", "memory", "predict", "sweep", "report"}
 ALLOWED = {
     "__init__": {"predictor"},
     "labels": set(),
@@ -50,11 +50,19 @@ ALLOWED = {
     "main": {"distributed", "logger", "startup", "train"},
     "evaluate": EVERYTHING - COMMANDS,
     "memory": {"config", "cost", "logger", "mesh", "run", "startup"},
-    "predict": {"data", "logger", "plots", "predictor", "startup"},
-    "predictor": {"exported", "mesh", "run", "scoring", "tiles"},
+    "predict": {
+        *("background", "image_files", "logger", "mosaic", "plots", "predictor", "results"),
+        *("startup", "tta"),
+    },
+    "predictor": {"background", "exported", "mesh", "mosaic", "run", "tiles", "tta"},
     "exported": set(),
     "export": {"exported", "logger", "run", "workdir"},
     "demo": {"data", "logger", "plots", "predictor", "startup"},
+    "background": set(),
+    "image_files": {"data"},
+    "mosaic": {"tiles"},
+    "results": set(),
+    "tta": set(),
     "sweep": {"distributed", "jobs"},
     "jobs": set(),
     "report": {
@@ -65,6 +73,8 @@ NEVER_JAX = (
     *("dense_jax/boundary.py", "dense_jax/objects.py", "dense_jax/per_image.py"),
     *("dense_jax/processes.py", "dense_jax/predictions.py", "dense_jax/data"),
     *("dense_jax/sweep.py", "dense_jax/jobs.py", "experiments"),
+    *("dense_jax/background.py", "dense_jax/image_files.py", "dense_jax/mosaic.py"),
+    *("dense_jax/results.py", "dense_jax/tiles.py"),
 )
 
 

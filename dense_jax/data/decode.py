@@ -27,8 +27,24 @@ _UNDECLARED = -1
 
 def image_header(file: BinaryFile, where: str, page: int | None = None) -> tuple[int, int, int]:
     """Height and width in pixels and the number of channels of an image, without decoding it."""
-    with _reading(where):
+    with reading(where):
         return _open(file, page)[0]
+
+
+def pages(file: BinaryFile, where: str) -> Sequence[int | None]:
+    """The pages of a TIFF file that are images, not masks or smaller copies of one.
+
+    [None] for any other file.
+    """
+    with reading(where):
+        if _start(file) not in _TIFF:
+            return [None]
+        import tifffile
+
+        there = (page.aspage() for page in tifffile.TiffFile(file).pages)
+        numbers = [k for k, page in enumerate(there) if not (page.is_reduced or page.is_mask)]
+        file.seek(0)
+        return numbers
 
 
 def read_image(
@@ -45,11 +61,21 @@ def read_image(
 
     value_range: of an image that is not of 8 bits; beyond it, values are clipped.
     """
-    with _reading(where):
+    with reading(where):
         pixels = None if page else _decode_webp(file)
         if pixels is None:
             _, decode = _open(file, page)
             pixels = decode()
+    return to_channels(pixels, where, num_channels, value_range)
+
+
+def to_channels(
+    pixels: Shaped[np.ndarray, "h w _"],
+    where: str,
+    num_channels: int,
+    value_range: Range | None = None,
+) -> UInt8[np.ndarray, "h w c"]:
+    """What is stored, or some of its rows, as `read_image` returns it."""
     c = pixels.shape[2]
     if pixels.dtype != np.uint8:
         pixels = _to_bytes(pixels, where, value_range)
@@ -63,7 +89,8 @@ def read_image(
 
 
 @contextlib.contextmanager
-def _reading(where: str) -> Iterator[None]:
+def reading(where: str) -> Iterator[None]:
+    """Turns whatever a decoder raises into a ValueError that names the file."""
     try:
         yield
     except UnidentifiedImageError as error:
@@ -216,7 +243,7 @@ def read_label(
     It holds grey values or palette indices, or is one of the MATLAB files of the Semantic
     Boundaries Dataset.
     """
-    with _reading(where):
+    with reading(where):
         if _start(file) == b"MATL":
             import scipy.io  # few datasets need it
 

@@ -1,0 +1,95 @@
+"""The image files that a user names: files, globs and folders. Never uses jax.
+
+A folder stands for the files directly in it whose endings are those of images; a glob for all that
+it matches, "**" for folders below. What lies in the output folder is a result, not an image: a
+command that is given twice finds the same images.
+"""
+
+import glob
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from dense_jax.data import decode, files
+from dense_jax.data.strips import name, strips
+
+
+class Image(NamedTuple):
+    """A page of a file, or all of it."""
+
+    path: Path
+    page: int | None
+    name: str  # of its results
+    size: tuple[int, int]  # height and width, pixels
+
+
+def find(arguments: Sequence[str], output: Path) -> list[Path]:
+    """The files, each once. Raises ValueError naming an argument that stands for none."""
+    found: dict[Path, Path] = {}
+    for argument in arguments:
+        matched = _matched(argument)
+        images = [path for path in matched if path.parent.resolve() != output.resolve()]
+        if not images:
+            why = "what is in --output is not taken" if matched else "matches no file"
+            raise ValueError(f"--images={argument!r} {why}")
+        for path in images:
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def _matched(argument: str) -> list[Path]:
+    path = Path(argument)
+    if path.is_dir():
+        return sorted(
+            each
+            for each in path.iterdir()
+            if each.suffix.lower() in files.IMAGE_ENDINGS and not each.name.startswith(".")
+        )
+    # A file is meant where there is one, even if its name looks like a glob.
+    names = [argument] if path.exists() else glob.glob(argument, recursive=True)
+    return [Path(each) for each in sorted(names) if not Path(each).is_dir()]
+
+
+def headers(paths: Sequence[Path], max_pixels: float = np.inf) -> tuple[list[Image], list[str]]:
+    """The images in files, by their headers alone, and what is wrong with those left out."""
+    images: list[Image] = []
+    problems: list[str] = []
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                pages = decode.pages(file, str(path))
+                for page in pages:
+                    where = name(path, page)
+                    h, w, _ = decode.image_header(file, where, page)
+                    file.seek(0)
+                    if h * w > max_pixels:
+                        raise ValueError(
+                            f"{where}: has {h} x {w} pixels (height x width), more than "
+                            f"{max_pixels / 1e6:g} megapixels; if that is right, raise "
+                            "--max_megapixels"
+                        )
+                    of_page = f"_page{page:03d}" if len(pages) > 1 else ""
+                    images.append(Image(path, page, path.stem + of_page, (h, w)))
+        except (OSError, ValueError) as problem:
+            problems.append(str(problem))
+    return images, problems
+
+
+class ImageFiles:
+    """Images that are read by strips. sizes: int [n, 2], pixels."""
+
+    def __init__(
+        self, images: Sequence[Image], num_channels: int, value_range: decode.Range | None
+    ):
+        self._images = images
+        self._num_channels = num_channels
+        self._value_range = value_range
+        self.sizes = np.array([image.size for image in images], np.int32)
+
+    def strips(self, i: int) -> Iterator[UInt8[np.ndarray, "_ w c"]]:
+        """The rows of an image, in order."""
+        path, page, *_ = self._images[i]
+        return strips(path, self._num_channels, page=page, value_range=self._value_range)

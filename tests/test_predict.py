@@ -1,0 +1,217 @@
+"""The command: which files it takes, what it writes, and what it does about broken ones."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from dense_jax import image_files, plots, predict
+from dense_jax.data import strips
+from dense_jax.predictor import Predictor, uncertainty
+
+RNG = np.random.default_rng(0)
+PALETTE = np.array([[0, 0, 0], [0, 90, 200], [230, 160, 0]], np.uint8)
+
+
+def logits_step(_, image):
+    """The class says how bright a pixel is."""
+    grey = jnp.asarray(image, jnp.float32)[..., 0] / 255
+    return jnp.stack([0.3 - grey, 0.1 - abs(grey - 0.5), grey - 0.7], axis=-1) * 9
+
+
+@pytest.fixture(autouse=True)
+def network(monkeypatch):
+    dataset = {"class_names": ["a", "b", "c"], "palette": PALETTE, "num_channels": 3}
+    predictor = Predictor(
+        logits_step, {}, dataset, tile_size=(16, 16), margin=2, context=0, batch_size=4
+    )
+    monkeypatch.setattr(predict, "load", lambda *_: predictor)
+    return predictor
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Every image is a large one, read by strips of a few rows."""
+    monkeypatch.setattr(strips, "WHOLE", 0)
+    monkeypatch.setattr(strips, "STRIP", 100)
+
+
+def pixels_of(h=20, w=30):
+    return RNG.integers(0, 256, (h, w, 3)).astype(np.uint8)
+
+
+def save(path, pixels=None, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels_of() if pixels is None else pixels).save(path, **options)
+
+
+def read(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir() if path.is_file())
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_all_that_can_be_written(request, network, tmp_path, large):
+    if large:
+        request.getfixturevalue("small")
+    images = {"ä b": pixels_of(45, 37), "c": pixels_of(1, 1)}
+    for name, pixels in images.items():
+        save(tmp_path / f"{name}.png", pixels)
+    for kind in ("npz", "tif"):
+        out = tmp_path / kind
+        problems = predict.predict(
+            *("", str(tmp_path), out), opacity=0.3, probabilities=kind, uncertainty=True
+        )
+        assert problems == []
+        endings = (".png", "_overlay.png", f"_probabilities.{kind}", "_uncertainty.png")
+        assert names(out) == sorted(name + ending for name in images for ending in endings)
+        for name, pixels in images.items():
+            classes, p = network(pixels), network.probabilities(pixels)
+            np.testing.assert_array_equal(read(out / f"{name}.png"), classes)
+            with Image.open(out / f"{name}.png") as image:
+                assert image.mode == "P" and image.getpalette()[:9] == PALETTE.ravel().tolist()
+            overlay = plots.overlay(pixels, classes, PALETTE, 0.3)
+            np.testing.assert_array_equal(read(out / f"{name}_overlay.png"), overlay)
+            np.testing.assert_array_equal(read(out / f"{name}_uncertainty.png"), uncertainty(p))
+            path = out / f"{name}_probabilities.{kind}"
+            kept = np.load(path)["probabilities"] if kind == "npz" else tifffile.imread(path)
+            np.testing.assert_array_equal(kept.reshape(p.shape), p.astype(np.float16))
+
+
+def test_files_folders_and_globs_each_file_once_and_no_results(tmp_path):
+    for name in ("a,1.png", "b.jpg", "c[1].TIF", ".hidden.png", "below/d.png", "out/a,1.png"):
+        save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    out = tmp_path / "out"
+
+    def found(*arguments):
+        return [path.name for path in image_files.find([*map(str, arguments)], out)]
+
+    assert found(tmp_path) == ["a,1.png", "b.jpg", "c[1].TIF"]
+    assert found(tmp_path / "b.*", tmp_path, f"{tmp_path}/./b.jpg") == [
+        *("b.jpg", "a,1.png", "c[1].TIF")
+    ]
+    assert found(tmp_path / "c[1].TIF") == ["c[1].TIF"]
+    assert found(tmp_path / "**" / "*.png") == ["a,1.png", "d.png"]
+    for argument, why in (("*.webp", "matches no file"), ("out", "not taken"), ("none.png", "no")):
+        with pytest.raises(ValueError, match=rf"{argument.replace('*', '.')}.* {why}"):
+            found(tmp_path, tmp_path / argument)
+
+
+@pytest.mark.parametrize("pattern", ["", "*", "**"])
+def test_a_second_run_finds_the_same_images_where_the_output_lies_among_them(tmp_path, pattern):
+    save(tmp_path / "a.jpg")
+    save(tmp_path / "b.png")
+    arguments = ("", str(tmp_path / pattern), tmp_path / "out")
+    for _ in range(2):
+        assert predict.predict(*arguments, overwrite=True) == []
+        assert names(tmp_path / "out") == ["a.png", "a_overlay.png", "b.png", "b_overlay.png"]
+        assert names(tmp_path) == ["a.jpg", "b.png"]
+
+
+def test_images_in_the_output_folder_are_never_overwritten(tmp_path):
+    save(tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    with pytest.raises(ValueError, match="what is in --output is not taken"):
+        predict.predict("", str(tmp_path), tmp_path, overwrite=True)
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+def test_each_page_is_an_image(tmp_path):
+    pages = [pixels_of(9, 20), pixels_of(30, 7)]
+    with tifffile.TiffWriter(tmp_path / "stack.tif") as writer:
+        for page in pages:
+            writer.write(page, photometric="rgb")
+    assert predict.predict("", str(tmp_path), tmp_path / "out") == []
+    assert names(tmp_path / "out") == [
+        f"stack_page{k:03d}{ending}.png" for k in range(2) for ending in ("", "_overlay")
+    ]
+    for k, page in enumerate(pages):
+        assert read(tmp_path / "out" / f"stack_page{k:03d}.png").shape == page.shape[:2]
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_broken_files_are_said_and_leave_nothing_behind(request, tmp_path, large):
+    if large:
+        request.getfixturevalue("small")
+    save(tmp_path / "good.png", pixels_of(90, 30))
+    whole = (tmp_path / "good.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.jpg").write_text("not an image")
+    np.save(tmp_path / "many.npy", np.zeros((5, 6, 9), np.uint8))
+    save(tmp_path / "zz.png")
+    problems = predict.predict("", str(tmp_path), tmp_path / "out", uncertainty=True)
+    for name in ("cut.png", "empty.png", "text.jpg", "many.npy"):
+        assert sum(name in problem for problem in problems) == 1
+    assert len(problems) == 4
+    endings = (".png", "_overlay.png", "_uncertainty.png")
+    assert names(tmp_path / "out") == [name + end for name in ("good", "zz") for end in endings]
+
+
+def test_an_image_that_is_too_large_is_known_by_its_header(tmp_path):
+    path = tmp_path / "bomb.png"
+    save(path)
+    head = bytearray(path.read_bytes())
+    head[16:24] = (300_000).to_bytes(4) * 2  # a height and a width that no memory holds
+    import zlib
+
+    head[29:33] = zlib.crc32(head[12:29]).to_bytes(4)
+    path.write_bytes(head)
+    save(tmp_path / "a.png")
+    limit = Image.MAX_IMAGE_PIXELS
+    problems = predict.predict("", str(tmp_path), tmp_path / "out")
+    assert len(problems) == 1 and "300000 x 300000 pixels" in problems[0]
+    assert "more than 1000 megapixels" in problems[0] and "--max_megapixels" in problems[0]
+    assert names(tmp_path / "out") == ["a.png", "a_overlay.png"]
+    assert limit == Image.MAX_IMAGE_PIXELS
+    problems = predict.predict(
+        "", str(tmp_path / "a.png"), tmp_path / "none", max_megapixels=0.0005
+    )
+    assert len(problems) == 1 and names(tmp_path / "none") == []
+
+
+def test_nothing_is_written_where_results_would_collide_or_be_lost(tmp_path):
+    for name in ("a.png", "a.tif", "a_overlay.jpg", "b.png"):
+        save(tmp_path / name)
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match=r"\['a.png', 'a_overlay.png'\]: rename"):
+        predict.predict("", str(tmp_path), out)
+    assert not out.exists()
+    save(out / "b_overlay.png")
+    before = (out / "b_overlay.png").read_bytes()
+    with pytest.raises(
+        ValueError, match=r"b_overlay.png exists \(1 results do\): pass --overwrite"
+    ):
+        predict.predict("", str(tmp_path / "b.png"), out)
+    assert names(out) == ["b_overlay.png"]
+    predict.predict("", str(tmp_path / "b.png"), out, overwrite=True)
+    assert (out / "b_overlay.png").read_bytes() != before
+
+
+def test_an_error_in_the_middle_leaves_no_half_written_file(monkeypatch, small, tmp_path):
+    def full(*_):
+        raise OSError("disk full")
+
+    save(tmp_path / "a.png", pixels_of(90, 30))
+    monkeypatch.setattr(predict.plots, "overlay", full)
+    with pytest.raises(OSError, match="disk full"):
+        predict.predict("", str(tmp_path), tmp_path / "out")
+    assert not [name for name in names(tmp_path / "out") if name.endswith(".tmp")]
+
+
+def test_tiles_and_blending_can_be_chosen(tmp_path):
+    pixels = pixels_of(50, 40)
+    save(tmp_path / "a.png", pixels)
+    for options in ({"tile_size": (12, 20), "margin": 4}, {"blend": True, "batch_size": 1}):
+        out = tmp_path / json.dumps(sorted(options))
+        predict.predict("", str(tmp_path / "a.png"), out, **options)
+        classes = np.argmax(logits_step(None, pixels), axis=-1)
+        np.testing.assert_array_equal(read(out / "a.png"), classes)

@@ -1,0 +1,71 @@
+"""Files written by rows are what other programs read, and appear whole or not at all."""
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from dense_jax import results
+
+RNG = np.random.default_rng(0)
+PALETTE = RNG.integers(0, 256, (7, 3)).astype(np.uint8)
+
+
+def written(file, array, height):
+    for y in range(0, len(array), height):
+        file.write(array[y : y + height])
+    file.close()
+
+
+@pytest.mark.parametrize("height", [1, 3, 100])
+@pytest.mark.parametrize("size", [(1, 1), (10, 1), (7, 13)], ids=str)
+@pytest.mark.parametrize("kind", ["palette", "grey", "rgb"])
+def test_pictures(tmp_path, kind, size, height):
+    path = tmp_path / "a.png"
+    shape = (*size, 3) if kind == "rgb" else size
+    pixels = RNG.integers(0, 7 if kind == "palette" else 256, shape).astype(np.uint8)
+    options = {"rgb": kind == "rgb", "palette": PALETTE if kind == "palette" else None}
+    written(results.Png(path, size, **options), pixels, height)
+    with Image.open(path) as image:
+        image.verify()
+    with Image.open(path) as image:
+        assert image.mode == {"palette": "P", "grey": "L", "rgb": "RGB"}[kind]
+        np.testing.assert_array_equal(np.asarray(image), pixels)
+        if kind == "palette":
+            np.testing.assert_array_equal(np.asarray(image.convert("RGB")), PALETTE[pixels])
+
+
+@pytest.mark.parametrize("shape", [(7, 13, 2), (1, 1, 11), (40, 3, 4)], ids=str)
+@pytest.mark.parametrize("kind", [results.Npz, results.Tiff])
+def test_probabilities(tmp_path, kind, shape):
+    path = tmp_path / "a"
+    array = RNG.random(shape).astype(np.float16)
+    written(kind(path, shape), array, 3)
+    if kind is results.Npz:
+        with np.load(path) as file:
+            found = file["probabilities"]
+    else:
+        found = tifffile.imread(path).reshape(shape)
+    assert found.dtype == np.float16
+    np.testing.assert_array_equal(found, array)
+    first = path.read_bytes()
+    written(kind(path, shape), array, 3)
+    assert path.read_bytes() == first  # no date, and nothing random
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.png"
+    file = results.Png(path, (2, 2))
+    file.write(np.zeros((1, 2), np.uint8))
+    assert not path.exists() and not file.closed
+    file.abandon()
+    assert file.closed and not list(tmp_path.iterdir())
+    path.write_text("before")
+    file = results.Png(path, (1, 2))
+    file.write(np.zeros((1, 2), np.uint8))
+    assert path.read_text() == "before"
+    file.close()
+    file.abandon()  # too late
+    assert [each.name for each in tmp_path.iterdir()] == ["a.png"]
+    with Image.open(path) as image:
+        assert image.size == (2, 1)

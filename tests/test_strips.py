@@ -1,0 +1,174 @@
+"""Images read by strips have the pixels that training sees."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from dense_jax.data import decode, strips
+
+RNG = np.random.default_rng(0)
+SMOOTH = np.kron(RNG.integers(0, 256, (6, 5, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+GREY, ALPHA = SMOOTH[..., 0], np.dstack([SMOOTH, SMOOTH[..., :1]])
+GREY16 = GREY.astype(np.uint16) * 250
+MANY = RNG.integers(0, 60000, (50, 41, 5)).astype(np.uint16)
+
+
+def picture(pixels, mode=None, **options):
+    image = Image.fromarray(pixels)
+    return lambda path: (image.convert(mode) if mode else image).save(path, **options)
+
+
+def turned(orientation, **options):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return picture(SMOOTH, exif=exif, **options)
+
+
+def tiff(pixels, **options):
+    return lambda path: tifffile.imwrite(path, pixels, **options)
+
+
+FILES = {
+    "rgb.png": picture(SMOOTH),
+    "grey.png": picture(GREY),
+    "alpha.png": picture(ALPHA),
+    "grey_alpha.png": picture(ALPHA, "LA"),
+    "16_bits.png": picture(GREY16),
+    "bits.png": picture(GREY, "1"),
+    "palette.png": picture(SMOOTH, "P"),
+    "transparent_palette.png": picture(SMOOTH, "P", transparency=3),
+    "rgb.jpg": picture(SMOOTH),
+    "fine.jpg": picture(SMOOTH, quality=98, subsampling=0),
+    "grey.jpg": picture(GREY),
+    "progressive.jpg": picture(SMOOTH, progressive=True),
+    "cmyk.jpg": picture(SMOOTH, "CMYK"),
+    **{f"{k}.jpg": turned(k) for k in range(1, 9)},
+    "rgb.webp": picture(SMOOTH),
+    "lossless.webp": picture(SMOOTH, lossless=True),
+    "rgb.tif": picture(SMOOTH),
+    "grey.tif": picture(GREY),
+    "palette.tif": picture(SMOOTH, "P"),
+    "bits.tif": picture(GREY, "1"),
+    "cmyk.tif": picture(SMOOTH, "CMYK"),
+    **{
+        f"{name}.tif": picture(SMOOTH, compression=name)
+        for name in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")
+    },
+    "turned.png": turned(6),
+    "turned.tif": turned(6),
+    "turned_16_bits.tif": tiff(GREY16, extratags=[(274, "H", 1, 3, True)]),
+    "tiled.tif": tiff(SMOOTH, photometric="rgb", tile=(16, 16), compression="zlib"),
+    "alpha.tif": tiff(ALPHA, photometric="rgb"),
+    "16_bits.tif": tiff(GREY16),
+    "16_bits_rgb.tif": tiff(MANY[..., :3], photometric="rgb", compression="zlib"),
+    "white_is_0.tif": tiff(GREY, photometric="miniswhite"),
+    "white_is_0_16_bits.tif": tiff(GREY16, photometric="miniswhite"),
+    "many.tif": tiff(MANY, photometric="minisblack", planarconfig="contig"),
+    "many_tiled.tif": tiff(MANY, photometric="minisblack", planarconfig="contig", tile=(16, 16)),
+    "many_planes.tif": tiff(
+        np.moveaxis(MANY, -1, 0), photometric="minisblack", planarconfig="separate"
+    ),
+    "big_endian.tif": tiff(GREY16, byteorder=">"),
+    "big.tif": tiff(GREY16, bigtiff=True),
+    "float.tif": tiff(GREY16.astype(np.float32)),
+    "grey.npy": lambda path: np.save(path, GREY),
+    "many.npy": lambda path: np.save(path, MANY),
+    "fortran.npy": lambda path: np.save(path, np.asfortranarray(MANY)),
+}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Every image is a large one, read by strips of about seven rows."""
+    monkeypatch.setattr(strips, "WHOLE", 0)
+    monkeypatch.setattr(strips, "STRIP", 7 * 41)
+
+
+def read_all(path, num_channels, **options):
+    parts = list(strips.strips(path, num_channels, **options))
+    return np.concatenate(parts), len(parts)
+
+
+WHOLE = (  # what libvips would decode otherwise, or does not decode by rows
+    *("cmyk.jpg", "cmyk.tif", "white_is_0.tif", "white_is_0_16_bits.tif", "turned.tif"),
+    *("turned_16_bits.tif", "many_planes.tif", "rgb.webp", "lossless.webp"),
+)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("num_channels", [1, 3, 4, 5])
+def test_strips_are_what_the_decoder_of_training_reads(small, tmp_path, name, num_channels):
+    path = tmp_path / name
+    FILES[name](path)
+    options = {"value_range": (0, 60000)}
+    with path.open("rb") as file:
+        try:
+            expected = decode.read_image(file, str(path), num_channels, **options)
+        except ValueError as error:
+            with pytest.raises(ValueError) as raised:
+                read_all(path, num_channels, **options)
+            assert str(raised.value) == str(error)
+            return
+    found, num_parts = read_all(path, num_channels, **options)
+    np.testing.assert_array_equal(found, expected)
+    assert (num_parts == 1) == (name in WHOLE)
+
+
+def test_images_that_are_not_large_are_read_at_once(tmp_path):
+    FILES["rgb.png"](tmp_path / "rgb.png")
+    found, num_parts = read_all(tmp_path / "rgb.png", 3)
+    assert num_parts == 1
+    np.testing.assert_array_equal(found, SMOOTH)
+
+
+def test_pages_are_those_that_were_written(small, tmp_path):
+    path = tmp_path / "pages.tif"
+    pages = [GREY, GREY[:30].astype(np.uint16), GREY[:, ::-1]]
+    with tifffile.TiffWriter(path) as writer:
+        for page in pages:
+            writer.write(page, photometric="minisblack")
+    with path.open("rb") as file:
+        assert decode.pages(file, str(path)) == [0, 1, 2]
+    for number, page in enumerate(pages):
+        found, _ = read_all(path, 1, page=number, value_range=(0, 255))
+        np.testing.assert_array_equal(found[..., 0], page)
+    with pytest.raises(ValueError, match=r"pages\.tif, page 3"):
+        read_all(path, 1, page=3)
+
+
+def test_smaller_copies_and_masks_are_no_pages(tmp_path):
+    path = tmp_path / "overviews.tif"
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(SMOOTH, photometric="rgb")
+        writer.write(SMOOTH[::2, ::2], photometric="rgb", subfiletype=1)
+        writer.write(GREY[::2, ::2] > 99, photometric="mask", subfiletype=4)
+    with path.open("rb") as file:
+        assert decode.pages(file, str(path)) == [0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["rgb.png", "rgb.jpg", "6.jpg", "tiff_lzw.tif", "many_tiled.tif", "many.npy", "float.tif"],
+)
+@pytest.mark.parametrize("part", [0.5, 0.9])
+def test_a_file_that_breaks_off_is_an_error_that_names_it(small, tmp_path, name, part):
+    path = tmp_path / name
+    FILES[name](path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(part * len(data))])
+    with pytest.raises(ValueError, match=name):
+        read_all(path, 3 if "many" not in name else 5, value_range=(0, 60000))
+
+
+def test_names_that_are_options_of_libvips_or_no_text_are_read(small, tmp_path):
+    for name in ("a[page=2].png", "ä b,c.png", "\udcff.png"):
+        path = tmp_path / name
+        with contextlib.suppress(OSError):  # some file systems take no such name
+            path.touch()
+            with path.open("wb") as file:
+                Image.fromarray(SMOOTH).save(file, "PNG")
+            found, _ = read_all(path, 3)
+            np.testing.assert_array_equal(found, SMOOTH)
