@@ -57,8 +57,8 @@ ALLOWED = {
 }
 NEVER_JAX = (
     *("dense_jax/boundary.py", "dense_jax/objects.py", "dense_jax/per_image.py"),
-    *("dense_jax/processes.py", "dense_jax/predictions.py", "dense_jax/data"),
-    *("dense_jax/sweep.py", "dense_jax/jobs.py", "experiments"),
+    *("dense_jax/processes.py", "dense_jax/plots.py", "dense_jax/predictions.py"),
+    *("dense_jax/data", "dense_jax/sweep.py", "dense_jax/jobs.py", "experiments"),
 )
 
 
