@@ -2,8 +2,8 @@
 
 Serves a page on which an image is dropped and its classes are seen: laid over it at any opacity, with
 the area of each, and as a file to download. An image is read as evaluation reads it. By default only
-this machine can open the page, which asks no other one for anything. It is made with Gradio, an
-extra: pip install '.[demo]'.
+this machine can open the page, which asks no other one for anything. It is made with Gradio, the
+package's extra `demo`.
 """
 
 import html
@@ -151,8 +151,9 @@ def main(argv: list[str]) -> None:
     logger.show_own_lines()
     startup.keep_programs()
     args = flags.FLAGS
+    predictor = load(args.workdir)
     try:
-        page = serve(load(args.workdir), args.host, args.port, args.max_megapixels)
+        page = serve(predictor, args.host, args.port, args.max_megapixels)
     except OSError as error:
         sys.exit(f"{args.host}:{args.port} cannot be used, pass another --port ({error})")
     print(f"open {page.local_url}")

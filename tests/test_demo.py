@@ -172,6 +172,8 @@ def test_browser_shows_the_areas_and_the_slider_does_not_predict(opened, served,
     with Image.open(result) as written:
         assert written.mode == "P"
         np.testing.assert_array_equal(np.asarray(written), labels)
+    css("button[aria-label='Clear']")[0].click()
+    wait(lambda: not css("#areas tr") and not css("#picture img"))
 
 
 @pytest.mark.parametrize(

@@ -71,8 +71,8 @@ ALLOWED = {
 }
 NEVER_JAX = (
     *("dense_jax/boundary.py", "dense_jax/objects.py", "dense_jax/per_image.py"),
-    *("dense_jax/processes.py", "dense_jax/predictions.py", "dense_jax/data"),
-    *("dense_jax/sweep.py", "dense_jax/jobs.py", "experiments"),
+    *("dense_jax/processes.py", "dense_jax/plots.py", "dense_jax/predictions.py"),
+    *("dense_jax/data", "dense_jax/sweep.py", "dense_jax/jobs.py", "experiments"),
     *("dense_jax/background.py", "dense_jax/image_files.py", "dense_jax/mosaic.py"),
     *("dense_jax/results.py", "dense_jax/tiles.py"),
 )
