@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import REPOSITORY
 
 EVERYTHING = {path.stem for path in (REPOSITORY / "dense_jax").iterdir()} - {"__pycache__"}
-COMMANDS = {"main", "evaluate", "memory", "predict", "sweep", "report"}
+COMMANDS = {"main", "evaluate", "export", "memory", "predict", "sweep", "report"}
 ALLOWED = {
     "__init__": {"predictor"},
     "labels": set(),
@@ -47,7 +47,9 @@ ALLOWED = {
     "evaluate": EVERYTHING - COMMANDS,
     "memory": {"config", "cost", "logger", "mesh", "startup", "train"},
     "predict": {"data", "logger", "plots", "predictor", "startup"},
-    "predictor": {"mesh", "scoring", "steps", "tiles", "train"},
+    "predictor": {"exported", "mesh", "scoring", "tiles", "train"},
+    "export": {"exported", "logger", "train", "workdir"},
+    "exported": set(),
     "sweep": {"distributed", "jobs"},
     "jobs": set(),
     "report": {

@@ -36,7 +36,16 @@ def folder(tmp_path_factory):
 
 def test_the_readme_has_every_command():
     modules = {command[0] for command in commands()}
-    names = ("main", "evaluate", "predict", "sweep", "report", "data.doctor", "data.prepare")
+    names = (
+        "main",
+        "evaluate",
+        "predict",
+        "export",
+        "sweep",
+        "report",
+        "data.doctor",
+        "data.prepare",
+    )
     names += ("memory", "models.summary")
     assert modules == {f"dense_jax.{name}" for name in names}
 
@@ -64,6 +73,7 @@ def test_commands_run_as_written(command, folder, tiny_folder):
         .replace("=runs/", f"={folder}/runs/")
         .replace("=photos/", f"={folder}/photos/")
         .replace("=masks", f"={folder}/masks")
+        .replace("=unet_dice.zip", f"={folder}/unet_dice.zip")
         .replace("=RECORDS", f"={folder}/records")
         for argument in command
     ]
