@@ -191,21 +191,19 @@ def make_logits_step(
 
 
 def _resized(image: Float[Array, "h w c"], size: Sequence[Any]) -> Float[Array, "H W c"]:
-    """Bilinear interpolation with half-pixel centres and clamped edges, from two pixels on each axis.
+    """Bilinear interpolation with half-pixel centres and clamped edges.
 
-    As jax.image.resize(antialias=False), but by whole numbers up to the weights, which so are the
+    As jax.image.resize(antialias=False), but by whole numbers up to the weights: so they are the
     same to the last bit where sizes are symbols (jax.export).
     """
-    for axis, new in enumerate(size):
-        old = image.shape[axis]
-        # The new pixels' centres, in 1 / (2 * new) of an old pixel.
-        centres = (2 * jnp.arange(new) + 1) * old - new
-        before, rest = centres // (2 * new), centres % (2 * new)
-        weight = rest.astype(jnp.float32) / jnp.float32(2 * new)
-        weight = jnp.expand_dims(weight, [other for other in range(3) if other != axis])
-        first, second = (jnp.take(image, before + k, axis, mode="clip") for k in (0, 1))
-        # In this form there is one way to fuse multiplication and addition, whatever is around.
-        image = first + weight * (second - first)
+    products = ("hwc,Hh->Hwc", "hwc,Ww->hWc")
+    for product, old, new in zip(products, image.shape[:2], size, strict=True):
+        # Centres of the pixels, in 1 / (2 * new) of an old one from the first old one's.
+        old_centres = 2 * new * jnp.arange(old)[None]
+        new_centres = ((2 * jnp.arange(new) + 1) * old - new)[:, None]
+        distances = jnp.abs(jnp.clip(new_centres, 0, 2 * new * (old - 1)) - old_centres)
+        weights = jnp.maximum(0, 2 * new - distances).astype(jnp.float32) / jnp.float32(2 * new)
+        image = jnp.einsum(product, image, weights, precision="highest")
     return image
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from dense_jax import models
 from dense_jax.models.encoders import ENCODERS
-from dense_jax.models.layers import Classifier, Pyramid
+from dense_jax.models.layers import Classifier, Pyramid, mirrored
 from dense_jax.models.upsampling import UPSAMPLERS
 from experiments import base
 
@@ -121,6 +121,14 @@ def test_padding_to_the_stride_leaves_the_visible_part_alone(name):
         model.apply(variables, image, train=False),
         model.apply(variables, padded, train=False)[:, :13, :11],
     )
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (7, 16)], ids=str)
+def test_images_are_mirrored_about_their_border_pixels(size):
+    image = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
+    around = [(3, 16 - 3 - length) for length in size]
+    expected = np.pad(image, [(0, 0), *(np.maximum(0, a) for a in around), (0, 0)], mode="reflect")
+    np.testing.assert_array_equal(mirrored(jnp.asarray(image), 3, (16, 16)), expected[:, :16, :16])
 
 
 def connected_strides(name, encoder, skips, **fields):

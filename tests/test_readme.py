@@ -41,6 +41,7 @@ def test_the_readme_has_every_command():
         "evaluate",
         "predict",
         "demo",
+        "export",
         "sweep",
         "report",
         "data.doctor",
@@ -73,6 +74,7 @@ def test_commands_run_as_written(command, folder, tiny_folder):
         .replace("=runs/", f"={folder}/runs/")
         .replace("=photos/", f"={folder}/photos/")
         .replace("=masks", f"={folder}/masks")
+        .replace("=unet_dice.zip", f"={folder}/unet_dice.zip")
         .replace("=RECORDS", f"={folder}/records")
         for argument in command
     ]

@@ -120,6 +120,13 @@ def test_predictions_have_the_images_size_at_any_resolution(resolution):
     assert classes.shape == (11, 7) and classes.dtype == jnp.uint8
 
 
+@pytest.mark.parametrize("size", [(22, 14), (6, 4), (9, 19), (1, 1)], ids=str)
+def test_resizing_is_bilinear_interpolation(size):
+    image = jax.random.normal(jax.random.key(0), (11, 7, 3))
+    expected = jax.image.resize(image, (*size, 3), "bilinear", antialias=False)
+    np.testing.assert_allclose(steps._resized(image, size), expected, atol=2e-5)
+
+
 def test_evaluation_of_an_example_does_not_depend_on_its_batch_or_device():
     state, examples = init(), batch()
     confusion = functools.partial(metrics.confusion_matrix, num_classes=3)
