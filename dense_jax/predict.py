@@ -12,13 +12,13 @@ Exit status 1 if any file could not be read; the others are done.
 """
 
 import contextlib
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import PIL.Image
 from absl import app, flags
 
@@ -106,55 +106,50 @@ def _write(
 ) -> list[str]:
     """Segments images and writes the results; returns what was wrong with those left out."""
     source = image_files.ImageFiles(images, predictor.num_channels, predictor.value_range)
-    palette, num_classes = predictor.palette, len(predictor.class_names)
 
     def opened(kind: str, path: Path, size: tuple[int, int]) -> results.Rows:
         if kind == "probabilities":
-            kind_of_file = results.Npz if path.suffix == ".npz" else results.Tiff
-            return kind_of_file(path, (*size, num_classes))
-        return results.Png(
-            path, size, rgb=kind == "overlay", palette=palette if kind == "classes" else None
-        )
+            array = results.Npz if path.suffix == ".npz" else results.Tiff
+            return array(path, (*size, len(predictor.class_names)))
+        palette = predictor.palette if kind == "classes" else None
+        return results.Png(path, size, rgb=kind == "overlay", palette=palette)
 
     def write(kind: str, file: Any, strip: Strip) -> None:
-        if kind == "overlay":
-            height = max(1, 2**20 // strip.image.shape[1])  # its mixture takes 8 bytes a channel
-            for y in range(0, len(strip.image), height):
-                rows = slice(y, y + height)
-                classes = strip.maps["classes"][rows]
-                file.write(plots.overlay(strip.image[rows], classes, palette, opacity))
-        elif kind == "probabilities":
-            file.write(strip.maps[kind].astype(np.float16))
-        else:
-            file.write(strip.maps[kind])
+        if kind != "overlay":
+            file.write(strip.maps[kind].astype(file.dtype, copy=False))
+            return
+        height = max(1, 2**20 // strip.image.shape[1])  # of its mixture, a channel takes 8 bytes
+        for y in range(0, len(strip.image), height):
+            image, classes = (x[y : y + height] for x in (strip.image, strip.maps["classes"]))
+            file.write(plots.overlay(image, classes, predictor.palette, opacity))
 
     problems: list[str] = []
-    files: list[results.Rows] = []  # those that may be unfinished
-    of_image: dict[str, results.Rows] = {}
-    num_opened = 0
+    lanes = itertools.count()
+    files: list[tuple[int, str, results.Rows]] = []  # of the image at hand
+    unfinished: list[results.Rows] = []  # of this and earlier ones
     try:
         with background.lanes(NUM_LANES) as submit:
             for strip in predictor.segment(source, endings.keys() - {"overlay"}):
-                image = images[strip.index]
                 if isinstance(strip, Failure):
                     problems.append(str(strip.problem))
-                elif strip.start == 0:
-                    files = [file for file in files if not file.closed]
-                    of_image = {
-                        kind: opened(kind, output / (image.name + end), image.size)
-                        for kind, end in endings.items()
-                    }
-                    files += of_image.values()
-                    num_opened += len(files)
-                for lane, (kind, file) in enumerate(of_image.items(), start=num_opened):
-                    if isinstance(strip, Failure):
+                    for lane, _, file in files:
                         submit(lane, file.abandon)
-                        continue
+                    files = []
+                    continue
+                image = images[strip.index]
+                if strip.start == 0:
+                    unfinished = [file for file in unfinished if not file.closed]
+                    for kind, end in endings.items():
+                        unfinished.append(opened(kind, output / (image.name + end), image.size))
+                        files.append((next(lanes), kind, unfinished[-1]))
+                for lane, kind, file in files:
                     submit(lane, write, kind, file, strip)
                     if strip.stop == image.size[0]:
                         submit(lane, file.close)
+                if strip.stop == image.size[0]:
+                    files = []
     finally:
-        for file in files:
+        for file in unfinished:
             file.abandon()
     return problems
 

@@ -73,8 +73,8 @@ class Predictor:
         tile_size: Sequence[int] | None = None,
         margin: int | None = None,
         batch_size: int | None = None,
-        blend: bool = False,
-        augment: Sequence[str] = (),
+        blend: bool | None = None,
+        augment: Sequence[str] | None = None,
     ) -> "Predictor":
         """The same network, used in another way. What is None stays as it is.
 
@@ -82,15 +82,20 @@ class Predictor:
         blend: whether tiles overlap by their margins and are blended there; see `Mosaic`.
         augment: names of `tta.AUGMENTATIONS`.
         """
-        if self.context and "scales" in augment:
+        other = copy.copy(self)
+        for name, value in (
+            ("tile_size", tile_size and tuple(tile_size)),
+            ("margin", margin),
+            ("batch_size", batch_size),
+            ("blend", blend),
+            ("augment", None if augment is None else tuple(augment)),
+        ):
+            if value is not None:
+                setattr(other, name, value)
+        if other.context and "scales" in other.augment:
             raise ValueError(
                 "a network without padding cannot be augmented by scales: its border would show"
             )
-        other = copy.copy(self)
-        other.tile_size = self.tile_size if tile_size is None else tuple(tile_size)
-        other.margin = self.margin if margin is None else margin
-        other.batch_size = batch_size or self.batch_size
-        other.blend, other.augment = blend, tuple(augment)
         other._steps = other._make_steps()
         return other
 

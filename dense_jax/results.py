@@ -14,7 +14,9 @@ from jaxtyping import Float16, UInt8
 
 
 class Rows:
-    """A file that is there after `close`."""
+    """A file that is there after `close`. dtype: of its pixels."""
+
+    dtype: type[np.generic] = np.uint8
 
     def __init__(self, path: Path):
         self._path = path
@@ -81,6 +83,8 @@ class Png(Rows):
 class Npz(Rows):
     """One array [h, w, k] of float16, for numpy.load(PATH)["probabilities"]."""
 
+    dtype = np.float16
+
     def __init__(self, path: Path, shape: tuple[int, int, int]):
         super().__init__(path)
         self._archive = zipfile.ZipFile(self._file, "w")
@@ -103,6 +107,8 @@ class Npz(Rows):
 class Tiff(Rows):
     """One array [h, w, k] of float16, a sample per pixel and class; BigTIFF where it has to be."""
 
+    dtype = np.float16
+
     def __init__(self, path: Path, shape: tuple[int, int, int]):
         super().__init__(path)
         import tifffile  # few ask for it
@@ -111,7 +117,7 @@ class Tiff(Rows):
             # Nothing is written in the place of the pixels yet.
             place = writer.write(
                 shape=shape,
-                dtype=np.float16,
+                dtype=self.dtype,
                 photometric="minisblack",
                 planarconfig="contig",
                 metadata=None,

@@ -225,34 +225,6 @@ def test_another_splits_name_is_refused_with_those_there_are(run):
         evaluate.evaluate(str(run), "dev")
 
 
-def test_broken_images_are_left_out_and_said(run, tiny_folder, tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"not an image")
-    with Image.open(tiny_folder / "images/test/0.png") as image:
-        image.save(tmp_path / "good.tif")
-    problems = predict.predict(str(run), str(tmp_path / "*"), tmp_path / "out")
-    assert len(problems) == 1 and "broken.png" in problems[0]
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        *("good.png", "good_overlay.png", "legend.png")
-    }
-
-
-def test_results_are_not_overwritten_unless_told(run, tiny_folder, tmp_path):
-    pattern = str(tiny_folder / "images/test/0.png")
-    predict.predict(str(run), pattern, tmp_path)
-    with pytest.raises(ValueError, match=r"0.png exists \(2 results do\): pass --overwrite"):
-        predict.predict(str(run), pattern, tmp_path)
-    predict.predict(str(run), pattern, tmp_path, overwrite=True)
-
-
-def test_images_that_would_share_a_result_are_refused(run, tmp_path):
-    for name in ("a.png", "a.tif", "a_overlay.png", "legend.png"):
-        Image.new("L", (4, 4)).save(tmp_path / name)
-    with pytest.raises(ValueError, match=r"'a.png', 'a_overlay.png', 'legend.png'"):
-        predict.predict(str(run), str(tmp_path / "*"), tmp_path / "out")
-    with pytest.raises(ValueError, match="matches no file"):
-        predict.predict(str(run), str(tmp_path / "*.webp"), tmp_path / "out")
-
-
 def test_a_predictor_gives_classes_and_their_probabilities(run):
     predictor = load(run, "latest")
     image = np.random.default_rng(0).integers(0, 256, (9, 14, 1)).astype(np.uint8)

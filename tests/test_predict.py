@@ -54,7 +54,10 @@ def read(path):
 
 
 def names(folder):
-    return sorted(path.name for path in folder.iterdir() if path.is_file())
+    """The files in a folder, but for the legend."""
+    return sorted(
+        path.name for path in folder.iterdir() if path.is_file() and path.name != "legend.png"
+    )
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -179,10 +182,10 @@ def test_an_image_that_is_too_large_is_known_by_its_header(tmp_path):
 
 
 def test_nothing_is_written_where_results_would_collide_or_be_lost(tmp_path):
-    for name in ("a.png", "a.tif", "a_overlay.jpg", "b.png"):
+    for name in ("a.png", "a.tif", "a_overlay.jpg", "b.png", "legend.png"):
         save(tmp_path / name)
     out = tmp_path / "out"
-    with pytest.raises(ValueError, match=r"\['a.png', 'a_overlay.png'\]: rename"):
+    with pytest.raises(ValueError, match=r"\['a.png', 'a_overlay.png', 'legend.png'\]: rename"):
         predict.predict("", str(tmp_path), out)
     assert not out.exists()
     save(out / "b_overlay.png")
@@ -205,6 +208,15 @@ def test_an_error_in_the_middle_leaves_no_half_written_file(monkeypatch, small, 
     with pytest.raises(OSError, match="disk full"):
         predict.predict("", str(tmp_path), tmp_path / "out")
     assert not [name for name in names(tmp_path / "out") if name.endswith(".tmp")]
+
+
+def test_the_legend_of_the_colours_is_written_once(tmp_path):
+    save(tmp_path / "a.png")
+    save(tmp_path / "b.png")
+    for name in ("a.png", "b.png"):  # into the same folder
+        assert predict.predict("", str(tmp_path / name), tmp_path / "out") == []
+    colours = plots.colours_of("abc", PALETTE)
+    np.testing.assert_array_equal(read(tmp_path / "out" / "legend.png"), plots.legend(colours))
 
 
 def test_tiles_and_blending_can_be_chosen(tmp_path):
