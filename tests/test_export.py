@@ -16,6 +16,7 @@ from PIL import Image
 from dense_jax import export, exported, load, predict, train, workdir
 from dense_jax.models.encoders import ENCODERS
 from dense_jax.models.upsampling import UPSAMPLERS
+from dense_jax.run import assemble
 from experiments import base
 from tests.conftest import REPOSITORY
 
@@ -56,7 +57,7 @@ def file(run, tmp_path_factory):
     return path
 
 
-def assemble(**fields):
+def assembled(**fields):
     """A config's run and random weights of its model."""
     config = base.get_config()
     config.model.widths = (2, 3)
@@ -88,7 +89,7 @@ def images(*shape):
     ids=str,
 )
 def test_every_part_exports_for_any_number_and_size_of_images(fields):
-    made, weights = assemble(**fields)
+    made, weights = assembled(**fields)
     (logits,) = export.trace(made, weights, 3).out_avals
     assert str(logits) == f"float32[b,h,w,{NUM_CLASSES}]"
 
@@ -107,7 +108,7 @@ def test_every_part_exports_for_any_number_and_size_of_images(fields):
     ids=str,
 )
 def test_the_program_is_the_network_to_the_last_bit(fields):
-    made, weights = assemble(**fields)
+    made, weights = assembled(**fields)
     variables = traverse_util.unflatten_dict(weights, sep="/")
     program = jax.export.deserialize(bytearray(export.trace(made, weights, 3).serialize()))
     live, reread = jax.jit(made.logits_step), jax.jit(program.call)
@@ -123,7 +124,7 @@ def test_the_program_is_the_network_to_the_last_bit(fields):
 def test_weights_are_no_part_of_the_program():
     small, large = (
         len(export.trace(made, weights, 3).serialize())
-        for made, weights in (assemble(), assemble(**{"model.widths": (64, 96)}))
+        for made, weights in (assembled(), assembled(**{"model.widths": (64, 96)}))
     )
     assert abs(large - small) < 0.02 * small
 
@@ -147,7 +148,7 @@ def test_predict_takes_a_file(run, file, tiny_folder, tmp_path):
     for path, output in ((run, "run"), (file, "file")):
         assert predict.predict(str(path), pattern, tmp_path / output) == []
     names = [path.name for path in (tmp_path / "run").iterdir()]
-    assert len(names) == 10
+    assert len(names) == 11  # and the legend
     for name in names:
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "file" / name).read_bytes()
 
@@ -166,7 +167,6 @@ def test_loading_needs_neither_flax_nor_the_models_code(file, run, tmp_path):
     code = f"""
 import numpy as np
 from dense_jax import load
-from dense_jax.run import assemble
 labels = load({str(file)!r})(np.load("image.npy"))
 """
     ours = [f"dense_jax.{room}" for room in ("models", "train", "steps", "losses", "normalise")]
