@@ -1,7 +1,7 @@
 """A trained network, ready for images of any size: predictor = load(PATH); predictor(image).
 
-From the workdir of a run, or from a file of `dense_jax.export`. It knows its classes' names and colours, and cuts images that are larger
-than a tile into tiles, as evaluation does.
+From the workdir of a run, or a file of `dense_jax.export`. It knows its classes' names and colours,
+and cuts images that are larger than a tile into tiles, as evaluation does.
 """
 
 from collections.abc import Callable, Iterator, Mapping
