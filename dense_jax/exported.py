@@ -29,7 +29,7 @@ class Exported(NamedTuple):
 
 
 def read(path: epath.PathLike) -> Exported:
-    """Reads an exported model. Raises ValueError if the file is none, newer than we, or damaged."""
+    """Reads an exported model. Raises ValueError if the file is none, of a newer format, or damaged."""
     path = epath.Path(path)
     if not path.exists():
         raise ValueError(

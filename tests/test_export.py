@@ -1,6 +1,7 @@
 """An exported file gives what the network in its workdir does, to the last bit, and needs no Flax."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -155,9 +156,9 @@ def test_predict_takes_a_file(run, file, tiny_folder, tmp_path):
 
 def run_without(modules, code, folder):
     """Runs Python where these modules cannot be imported, and gives the labels it saves."""
-    code = f"import sys; sys.modules |= dict.fromkeys({modules!r})\nsys.path.insert(0, {str(REPOSITORY)!r})\n{code}"
-    code += "\nnp.save('labels.npy', labels)"
-    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=folder, check=True)
+    code = f"import sys; sys.modules |= dict.fromkeys({modules!r})\n{code}\nnp.save('labels.npy', labels)"
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True)
     return np.load(folder / "labels.npy")
 
 
@@ -169,27 +170,51 @@ import numpy as np
 from dense_jax import load
 labels = load({str(file)!r})(np.load("image.npy"))
 """
-    ours = [f"dense_jax.{room}" for room in ("models", "train", "steps", "losses", "normalise")]
+    ours = [
+        f"dense_jax.{room}" for room in ("models", "run", "train", "steps", "losses", "normalise")
+    ]
     labels = run_without(["flax", "optax", "orbax", *ours], code, tmp_path)
     np.testing.assert_array_equal(labels, load(run)(image))
 
 
-def test_the_documented_code_runs_without_this_package(tmp_path, tmp_path_factory):
-    """On an RGB model; the README's command made one, but in a test of its own."""
-    page = (REPOSITORY / "docs" / "export.md").read_text()
-    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[1]
+@pytest.fixture(scope="module")
+def documented(tmp_path_factory):
+    """A folder with what docs/export.md speaks of, and its blocks of Python."""
+    folder = tmp_path_factory.mktemp("documented")
     config = base.get_config()
     config.num_steps = 1
     config.model.widths = (2, 3)
     config.data.crop_size = (8, 8)
     config.eval.num_pictures = 0
-    path = tmp_path_factory.mktemp("rgb")
+    path = folder / "runs" / "unet_dice"
     train.train(config, str(path))
-    export.export(str(path), tmp_path / "unet_dice.zip")
-    image = images(21, 30, 3)
-    Image.fromarray(image).save(tmp_path / "photo.jpg", format="PNG")
-    labels = run_without(["flax", "dense_jax"], code, tmp_path)
-    np.testing.assert_array_equal(labels, load(path)(image))
+    export.export(str(path), folder / "unet_dice.zip")
+    Image.fromarray(images(64, 64, 3)).save(folder / "photo.jpg")
+    page = (REPOSITORY / "docs" / "export.md").read_text()
+    return folder, re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+
+
+def test_the_documented_code_runs_without_this_package(documented):
+    folder, (_, code, _) = documented
+    labels = run_without(["flax", "dense_jax"], code, folder)
+    image = np.array(Image.open(folder / "photo.jpg"))
+    np.testing.assert_array_equal(labels, load(folder / "runs/unet_dice")(image))
+
+
+def test_the_documented_conversion_gives_the_same_labels(documented):
+    pytest.importorskip("jax2onnx")
+    folder, (_, _, code) = documented
+    code += """
+import numpy as np
+import onnxruntime
+from PIL import Image
+model = onnxruntime.InferenceSession("unet_dice.onnx")
+(logits,) = model.run(["logits"], {"image": np.array(Image.open("photo.jpg"))})
+labels = logits.argmax(axis=-1)
+"""
+    labels = run_without([], code, folder)
+    image = np.array(Image.open(folder / "photo.jpg"))
+    np.testing.assert_array_equal(labels, load(folder / "runs/unet_dice")(image))
 
 
 def test_the_file_says_what_it_is(run, file):

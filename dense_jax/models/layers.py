@@ -86,7 +86,7 @@ def mirrored(
         last = x.shape[axis] - 1
         positions = jnp.arange(length) - before
         positions = last - jnp.abs(positions % jnp.maximum(2 * last, 1) - last)
-        x = jnp.take(x, positions, axis)
+        x = jnp.take(x, positions, axis=axis)
     return x
 
 
