@@ -165,20 +165,18 @@ class Predictor:
 
     def _make_steps(self) -> tuple[Callable, Callable]:
         """(variables, batch) -> [classes], and -> [classes, probabilities], over all devices."""
-        probabilities_step = tta.make_probabilities_step(self._logits_step, self.augment)
-        predict_step = steps.make_predict_step(
-            probabilities_step if self.augment else self._logits_step
-        )
+        scores_step = self._logits_step
+        if self.augment:
+            scores_step = tta.make_probabilities_step(scores_step, self.augment)
+        predict_step = steps.make_predict_step(scores_step)
 
         def classes(variables, example):
             return [predict_step(variables, example["image"])]
 
         def both(variables, example):
-            if self.augment:
-                probabilities = probabilities_step(variables, example["image"])
-                return [jnp.argmax(probabilities, axis=-1).astype(jnp.uint8), probabilities]
-            logits = self._logits_step(variables, example["image"])
-            return [jnp.argmax(logits, axis=-1).astype(jnp.uint8), jax.nn.softmax(logits)]
+            scores = scores_step(variables, example["image"])
+            probabilities = scores if self.augment else jax.nn.softmax(scores)
+            return [jnp.argmax(scores, axis=-1).astype(jnp.uint8), probabilities]
 
         first, second = (jax.jit(mesh.map_examples(f, self.mesh)) for f in (classes, both))
         return first, second
