@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dense_jax.data import decode, files
-from dense_jax.data.strips import name, strips
+from dense_jax.data.strips import describe, strips
 
 
 class Image(NamedTuple):
@@ -61,21 +61,30 @@ def headers(paths: Sequence[Path], max_pixels: float = np.inf) -> tuple[list[Ima
         try:
             with path.open("rb") as file:
                 pages = decode.pages(file, str(path))
-                for page in pages:
-                    where = name(path, page)
-                    h, w, _ = decode.image_header(file, where, page)
-                    file.seek(0)
-                    if h * w > max_pixels:
-                        raise ValueError(
-                            f"{where}: has {h} x {w} pixels (height x width), more than "
-                            f"{max_pixels / 1e6:g} megapixels; if that is right, raise "
-                            "--max_megapixels"
-                        )
-                    of_page = f"_page{page:03d}" if len(pages) > 1 else ""
-                    images.append(Image(path, page, path.stem + of_page, (h, w)))
         except (OSError, ValueError) as problem:
             problems.append(str(problem))
+            continue
+        for page in pages:
+            try:
+                size = _size(path, page, max_pixels)
+            except ValueError as problem:
+                problems.append(str(problem))
+                continue
+            of_page = f"_page{page:03d}" if len(pages) > 1 else ""
+            images.append(Image(path, page, path.stem + of_page, size))
     return images, problems
+
+
+def _size(path: Path, page: int | None, max_pixels: float) -> tuple[int, int]:
+    where = describe(path, page)
+    with path.open("rb") as file:
+        h, w, _ = decode.image_header(file, where, page)
+    if h * w > max_pixels:
+        raise ValueError(
+            f"{where}: has {h} x {w} pixels (height x width), more than {max_pixels / 1e6:g} "
+            "megapixels; if that is right, raise --max_megapixels"
+        )
+    return h, w
 
 
 class ImageFiles:

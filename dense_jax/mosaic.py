@@ -25,7 +25,7 @@ class Failure(NamedTuple):
     """An image that could not be read to its end, by its number, and why."""
 
     index: int
-    problem: ValueError
+    problem: Exception
 
 
 class Mosaic:
@@ -121,7 +121,7 @@ def cut(images: Any, tiles: Tiles, mosaic: Mosaic) -> Iterator[Piece | Failure]:
                     held[(rows - start)[:, None], columns],
                     held[of_block.start - start : of_block.stop - start] if last else None,
                 )
-        except ValueError as problem:
+        except (OSError, ValueError) as problem:
             yield Failure(i, problem)
 
 

@@ -165,21 +165,19 @@ class Predictor:
 
     def _make_steps(self) -> tuple[Callable, Callable]:
         """(variables, batch) -> [classes], and -> [classes, probabilities], over all devices."""
-        probabilities_step = tta.make_probabilities_step(self._logits_step, self.augment)
+        scores_step = self._logits_step
+        if self.augment:
+            scores_step = tta.make_probabilities_step(scores_step, self.augment)
 
         def most_likely(scores):
             return jnp.argmax(scores, axis=-1).astype(jnp.uint8)
 
         def classes(variables, example):
-            step = probabilities_step if self.augment else self._logits_step
-            return [most_likely(step(variables, example["image"]))]
+            return [most_likely(scores_step(variables, example["image"]))]
 
         def both(variables, example):
-            if self.augment:
-                probabilities = probabilities_step(variables, example["image"])
-                return [most_likely(probabilities), probabilities]
-            logits = self._logits_step(variables, example["image"])
-            return [most_likely(logits), jax.nn.softmax(logits)]
+            scores = scores_step(variables, example["image"])
+            return [most_likely(scores), scores if self.augment else jax.nn.softmax(scores)]
 
         first, second = (jax.jit(mesh.map_examples(f, self.mesh)) for f in (classes, both))
         return first, second

@@ -140,6 +140,17 @@ def test_each_page_is_an_image(tmp_path):
         assert read(tmp_path / "out" / f"stack_page{k:03d}.png").shape == page.shape[:2]
 
 
+def test_a_page_that_is_left_out_does_not_stop_the_others(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "stack.tif") as writer:
+        for size in ((9, 20), (60, 70), (5, 6)):
+            writer.write(pixels_of(*size), photometric="rgb")
+    problems = predict.predict("", str(tmp_path), tmp_path / "out", max_megapixels=0.001)
+    assert len(problems) == 1 and "stack.tif, page 1: has 60 x 70 pixels" in problems[0]
+    assert names(tmp_path / "out") == [
+        f"stack_page{k:03d}{ending}.png" for k in (0, 2) for ending in ("", "_overlay")
+    ]
+
+
 @pytest.mark.parametrize("large", [False, True])
 def test_broken_files_are_said_and_leave_nothing_behind(request, tmp_path, large):
     if large:

@@ -2,6 +2,7 @@
 
 The pixels are those of `decode.read_image`, and images that are not large are read by it. What it
 would decode otherwise than libvips does (CMYK, say) is read whole by it, too, whatever its size.
+Interlaced PNG and progressive JPEG files are decoded whole by nature.
 """
 
 import pathlib
@@ -38,7 +39,7 @@ def strips(
 
     The arguments are those of `decode.read_image`.
     """
-    where = name(path, page)
+    where = describe(path, page)
     with path.open("rb") as file:
         shape = decode.image_header(file, where, page)
         file.seek(0)
@@ -56,7 +57,7 @@ def strips(
         yield decode.to_channels(pixels, where, num_channels, value_range)
 
 
-def name(path: pathlib.Path, page: int | None) -> str:
+def describe(path: pathlib.Path, page: int | None) -> str:
     """What messages call a page of a file."""
     return str(path) if page is None else f"{path}, page {page}"
 
