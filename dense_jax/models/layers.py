@@ -11,6 +11,8 @@ from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from dense_jax.models.convolution import Conv
+
 NORMS = ("batch", "group", "none")
 PADDINGS = ("SAME", "VALID")
 CONVS = ("full", "depthwise", "none")
@@ -92,7 +94,7 @@ class Project(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w f"]:
         if x.shape[-1] == self.features:
             return x
-        return nn.Conv(self.features, (1, 1), dtype=self.dtype, name="conv")(x)
+        return Conv(self.features, (1, 1), dtype=self.dtype, name="conv")(x)
 
 
 class Norm(nn.Module):
@@ -135,7 +137,7 @@ class ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b H W f"]:
-        x = nn.Conv(
+        x = Conv(
             self.features,
             (self.kernel_size, self.kernel_size),
             strides=self.stride,

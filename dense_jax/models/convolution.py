@@ -1,0 +1,89 @@
+"""The convolution of all layers: XLA's, written so that it is fast on a CPU too.
+
+What XLA:CPU is slow at is written in another way, of the same value but for the order of sums; GPUs
+and TPUs get XLA's own, chosen while lowering. benchmarks/speed.md has what that is worth.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+# Convolutions from and to no more channels than this are not YNNPACK's, but Eigen's.
+FEW = 16
+
+Pads = tuple[tuple[int, int], tuple[int, int]]
+
+
+def convolution(
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "k k d f"],
+    strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    **options: Any,
+) -> Float[Array, "b H W f"]:
+    """jax.lax.conv_general_dilated, without dilation, of [b, h, w, c] and [h, w, c, f]."""
+    if options.get("feature_group_count", 1) == 1 and tuple(strides) == (1, 1):
+        size = kernel.shape[:2]
+        pads = padding
+        if isinstance(padding, str):
+            pads = jax.lax.padtype_to_pads(x.shape[1:3], size, (1, 1), padding)
+        (top, bottom), (left, right) = pads
+        if size == (1, 1) and top == bottom == left == right == 0:
+            return x @ kernel[0, 0]
+        if kernel.shape[-1] <= FEW and len(x) <= FEW:
+            return _to_few(x, kernel, ((top, bottom), (left, right)))
+    options = {"dimension_numbers": NHWC} | options
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _to_few(x: Array, kernel: Array, pads: Pads) -> Array:
+    """A convolution to few channels: XLA:CPU takes up to three times as long for its gradient."""
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=NHWC)
+
+
+def _forward(x, kernel, pads):
+    return _to_few(x, kernel, pads), (x, kernel)
+
+
+def _backward(pads, residuals, g):
+    x, kernel = residuals
+    _, transposed = jax.vjp(lambda x: _to_few.fun(x, kernel, pads), x)
+
+    def of_xla(x, g):
+        return jax.vjp(lambda kernel: _to_few.fun(x, kernel, pads), kernel)[1](g)[0]
+
+    of_kernel = functools.partial(_kernel_gradient, pads=pads)
+    return *transposed(g), jax.lax.platform_dependent(x, g, cpu=of_kernel, default=of_xla)
+
+
+_to_few.defvjp(_forward, _backward)
+
+
+def _kernel_gradient(x: Array, g: Array, *, pads: Pads) -> Array:
+    """sum over b, y, x of x[b, y + i, x + j, c] g[b, y, x, f] for each tap i, j.
+
+    A convolution over the image in which b has the role of the channels. With many channels c it is
+    YNNPACK's once they are the ones it puts out: g goes over x, and the taps come in reverse. Else
+    it is Eigen's, which is faster the less it pads.
+    """
+    if x.shape[-1] > FEW:
+        k = [n + sum(p) - m + 1 for n, p, m in zip(x.shape[1:3], pads, g.shape[1:3], strict=True)]
+        pads = [(size - 1 - low, size - 1 - high) for size, (low, high) in zip(k, pads, strict=True)]
+        y = jax.lax.conv_general_dilated(
+            g, x, (1, 1), pads, dimension_numbers=("CHWN", "IHWO", "NHWC")
+        )
+        return y[:, ::-1, ::-1].transpose(1, 2, 3, 0)
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    return jax.lax.conv_general_dilated(
+        x, g, (1, 1), "VALID", dimension_numbers=("CHWN", "IHWO", "HWNC")
+    )
+
+
+Conv = functools.partial(nn.Conv, conv_general_dilated=convolution)
