@@ -1,10 +1,13 @@
-"""PyTorch twins of some of our networks, to time ours against: needs `torch`.
+"""Some of our networks in PyTorch, to time ours against: needs `torch`.
 
-`twin(model)` is the same function as the Segmenter, for images whose size is a multiple of its
+`Network(model)` is the same function as the Segmenter, for images whose size is a multiple of its
 deepest stride: "unet" over "plain" or "resnet34", "fcn" over "vgg16". Submodules have our names, so
-that `load` fills a twin with our variables, and images are [b, c, h, w], channels last in memory.
+that `load` fills it with our variables. Images are [b, c, h, w], channels last in memory.
 """
 
+import json
+import pathlib
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -226,7 +229,9 @@ class FCN(nn.Module):
         return self.up1(x)
 
 
-class Twin(nn.Module):
+class Network(nn.Module):
+    """Encoder and decoder, from a Segmenter."""
+
     def __init__(self, model):
         super().__init__()
         kind = type(model.encoder).__name__
@@ -239,11 +244,6 @@ class Twin(nn.Module):
 
 
 NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
-
-
-def twin(model: Any) -> nn.Module:
-    """The Segmenter in PyTorch, with random weights, in training mode."""
-    return Twin(model).to(memory_format=torch.channels_last)
 
 
 def load(module: nn.Module, variables: Mapping[str, Any]) -> None:
@@ -261,3 +261,53 @@ def load(module: nn.Module, variables: Mapping[str, Any]) -> None:
             theirs.pop(name).copy_(torch.from_numpy(x))
     if theirs.keys() - fixed:
         raise KeyError(f"not in the variables: {', '.join(theirs)}")
+
+
+class Twin:
+    """A network's training step and prediction on a batch, as of `speed.Ours`."""
+
+    def __init__(self, model: Any, variables: Mapping[str, Any], batch: Mapping[str, np.ndarray]):
+        self._network = Network(model)
+        load(self._network, variables)
+        self._network.to(memory_format=torch.channels_last)
+        self._parameters = [p for p in self._network.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.AdamW(
+            self._parameters, 1e-3, weight_decay=1e-4, fused=True
+        )
+        self._image = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2)
+        self._label = torch.from_numpy(batch["label"])
+
+    def _apply(self) -> torch.Tensor:
+        return self._network(self._image.float() / 63.75 - 2.0)
+
+    def train(self) -> None:
+        self._network.train()
+        loss = functional.cross_entropy(self._apply(), self._label.long(), ignore_index=255)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        self._optimizer.step()
+
+    def logits(self) -> np.ndarray:
+        """[b, h, w, num_classes], in evaluation."""
+        self._network.eval()
+        with torch.inference_mode():
+            return self._apply().permute(0, 2, 3, 1).numpy()
+
+    def predict(self) -> None:
+        self._network.eval()
+        with torch.inference_mode():
+            self._apply().argmax(1)
+
+    def peak_bytes(self) -> int:
+        """The most that PyTorch's allocator has out during a training step, with the state."""
+        self.train()
+        moments = [x for each in self._optimizer.state.values() for x in each.values()]
+        state = [*self._network.state_dict().values(), *moments, *(p.grad for p in self._parameters)]
+        with torch.profiler.profile(profile_memory=True) as profile:
+            self.train()
+        with tempfile.NamedTemporaryFile(suffix=".json") as file:
+            profile.export_chrome_trace(file.name)
+            events = json.loads(pathlib.Path(file.name).read_text())["traceEvents"]
+        most = max(e["args"]["Total Allocated"] for e in events if e["name"] == "[memory]")
+        return most + sum(x.nbytes for x in state)

@@ -121,6 +121,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]} (quote the glob of --images)")
     logger.show_own_lines()
     startup.keep_programs()
+    startup.keep_memory()
     args = flags.FLAGS
     problems = predict(
         args.workdir, args.images, args.output, args.checkpoint, overwrite=args.overwrite
