@@ -15,7 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ except ImportError:
 
 PAGE = pathlib.Path(__file__).with_suffix(".md")
 NUM_CLASSES = 11
+LOSSES = ("cross_entropy", "soft_dice", "dice_ce")
 NOTES = pathlib.Path(__file__).with_name("speed_notes.md")
 Steps = Mapping[str, Callable[[], Any]]
 
@@ -129,21 +130,33 @@ class Ours:
         return cost.flops(self.logits, self.variables, self.batch["image"]) or 0
 
 
-def measure(rows: Steps, rounds: int, calls: int) -> dict[str, list[float]]:
-    """Seconds per call of each row, the median of its calls in each round."""
-    seconds: dict[str, list[float]] = {name: [] for name in rows}
+class Times(NamedTuple):
+    """Of one call: medians of a round, in seconds."""
+
+    wall: float
+    processor: float  # of all threads together
+
+
+def measure(rows: Steps, args: argparse.Namespace) -> dict[str, list[Times]]:
+    """The times of each row in each round."""
+    times: dict[str, list[Times]] = {name: [] for name in rows}
     for call in rows.values():
         call()
-    for _ in range(rounds):
+    for _ in range(args.rounds):
         for name, call in rows.items():
             call()  # what the row before left in the caches is gone
-            times = []
-            for _ in range(calls):
-                start = time.perf_counter()
+            calls = []
+            for _ in range(args.calls):
+                wall, processor = time.perf_counter(), time.process_time()
                 call()
-                times.append(time.perf_counter() - start)
-            seconds[name].append(statistics.median(times))
-    return seconds
+                calls.append((time.perf_counter() - wall, time.process_time() - processor))
+            times[name].append(Times(*map(statistics.median, zip(*calls, strict=True))))
+    return times
+
+
+def typical(times: Mapping[str, Sequence[Times]]) -> dict[str, float]:
+    """The median over rounds, in seconds of wall time."""
+    return {name: statistics.median(each.wall for each in of) for name, of in times.items()}
 
 
 def machine(devices: int) -> Steps:
@@ -164,113 +177,133 @@ def spread(values: Sequence[float], form: str = ".2f") -> str:
     return f"{middle:{form}} ({low:{form}} to {high:{form}})"
 
 
-def ratios(seconds: Mapping[str, list[float]], name: str) -> str:
-    """PyTorch's seconds over ours, in each round."""
-    theirs = seconds.get(f"{name}, torch")
-    if not theirs:
-        return ""
-    return spread([b / a for a, b in zip(seconds[name], theirs, strict=True)])
+def ratios(times: Mapping[str, Sequence[Times]], row: str, of: str) -> str:
+    """PyTorch's times over ours, in each round; `of`: which ones."""
+    pairs = zip(times[row], times[f"{row}, torch"], strict=True)
+    return spread([getattr(theirs, of) / getattr(ours, of) for ours, theirs in pairs])
 
 
-def check_same(ours: Ours, theirs: Any) -> float:
-    """The largest difference of the twins' logits, relative to the largest logit."""
+def check_same(ours: Ours, theirs: Any) -> None:
+    """Raises ValueError unless the twins' logits are the same, but for rounding."""
     expected = np.asarray(jax.jit(ours.logits)(ours.variables, ours.batch["image"]))
     difference = float(np.abs(theirs.logits() - expected).max() / np.abs(expected).max())
     if difference > 1e-3:
         raise ValueError(f"the twins differ by {difference:.1e} of the largest logit")
-    return difference
 
 
-def compare(name: str, args: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """A network's rows of the tables of speed and of memory."""
+def compare(name: str, args: argparse.Namespace) -> dict[str, list[str]]:
+    """A network's row in each of TABLES."""
     make, batch_size, size = MODELS[name]
-    ours = Ours(make(), batch_size, size)
+    ours, n = Ours(make(), batch_size, size), jax.device_count()
     rows = {"train": ours.train, "predict": ours.predict, "evaluate": ours.evaluate}
-    peak_theirs = ""
+    peaks = {"ours": n * cost.memory(ours.program)["peak"]}
     if torch_models:
         theirs = torch_models.Twin(ours.model, ours.variables, ours.batch)
         check_same(ours, theirs)
-        peak_theirs = f"{theirs.peak_bytes() / 1e6:.0f}"
         rows |= {"train, torch": theirs.train, "predict, torch": theirs.predict}
-    num_devices = jax.device_count()
-    seconds = measure(rows | machine(num_devices), args.rounds, args.calls)
-    typical = {row: statistics.median(times) for row, times in seconds.items()}
-    flops = ours.flops()
-    peak_rate = 2 * 1024**3 * num_devices / typical["product"]
-    moved = num_devices * ours.program.cost_analysis()["bytes accessed"]
-    speed = [
-        name,
-        f"{batch_size} x {size}²",
-        *(
-            text
-            for row, times in (("train", 3), ("predict", 1))
-            for text in (
-                f"{batch_size / typical[row]:.1f}",
-                f"{batch_size / typical[f'{row}, torch']:.1f}" if peak_theirs else "",
-                ratios(seconds, row),
-                f"{100 * times * flops / typical[row] / peak_rate:.0f} %",
-            )
-        ),
-        f"{batch_size / typical['evaluate']:.1f}",
-    ]
-    with_remat = make()
-    if name != "fcn8s_vgg16":  # whose decoder has none
-        with_remat.model.remat = True
-    memory = [
-        name,
-        f"{num_devices * cost.memory(ours.program)['peak'] / 1e6:.0f}",
-        f"{num_devices * cost.memory(Ours(with_remat, batch_size, size).program)['peak'] / 1e6:.0f}",
-        peak_theirs,
+        peaks["torch"] = theirs.peak_bytes()
+    times = measure(rows | machine(n), args)
+    seconds = typical(times)
+    flops, product_rate = ours.flops(), 2 * n * 1024**3 / seconds["product"]
+
+    def speed(row: str, passes: int) -> list[str]:
+        theirs, both = "", ("", "")
+        if torch_models:
+            theirs = f"{batch_size / seconds[f'{row}, torch']:.1f}"
+            both = (ratios(times, row, of) for of in Times._fields)
+        share = passes * flops / seconds[row] / product_rate
+        return [f"{batch_size / seconds[row]:.1f}", theirs, *both, f"{100 * share:.0f} %"]
+
+    moved = n * ours.program.cost_analysis()["bytes accessed"]
+    needs = [
+        *(f"{peaks[side] / 1e6:.0f}" if side in peaks else "" for side in ("ours", "torch")),
         f"{ours.compile_seconds:.0f}",
-        f"{3 * flops / typical['train'] / 1e9:.0f}",
-        f"{peak_rate / 1e9:.0f}",
-        f"{moved / typical['train'] / 1e9:.0f}",
-        f"{2 * 2**26 / typical['copy'] / 1e9:.0f}",
+        f"{3 * flops / 1e9:.1f}",
+        f"{3 * flops / seconds['train'] / 1e9:.0f}",
+        f"{product_rate / 1e9:.0f}",
+        f"{moved / seconds['train'] / 1e9:.1f}",
+        f"{2 * 2**26 / seconds['copy'] / 1e9:.1f}",
     ]
-    print(dict(zip(("speed", "memory"), (speed, memory), strict=True)), flush=True)
-    return speed, memory
+    batch = f"{batch_size} x {size}²"
+    found = {
+        "Training": [name, batch, *speed("train", 3)],
+        "Prediction": [
+            *(name, batch, *speed("predict", 1)),
+            f"{batch_size / seconds['evaluate']:.1f}",
+        ],
+        "Needs of training": [name, batch, *needs],
+    }
+    print(found, flush=True)
+    return found
 
 
-def overheads(args: argparse.Namespace) -> list[list[str]]:
-    """Loss with gradient, and confusion matrix, as a part of the training step."""
-    rows = []
-    for name in [name for name in ("unet16", "unet64") if name in args.models]:
-        make, batch_size, size = MODELS[name]
-        ours = Ours(make(), batch_size, size)
-        logits = jax.jit(ours.logits)(ours.variables, ours.batch["image"])
-        label, parts = jnp.asarray(ours.batch["label"]), {"train": ours.train}
-        for loss in ("cross_entropy", "soft_dice", "dice_ce"):
-            gradient = jax.jit(jax.value_and_grad(losses.LOSSES[loss]))
-            parts[loss] = functools.partial(
-                lambda f: jax.block_until_ready(f(logits, label)), gradient
-            )
-        count = jax.jit(
-            lambda x, y: metrics.confusion_matrix(jnp.argmax(x, axis=-1), y, NUM_CLASSES)
-        )
-        parts["confusion_matrix"] = lambda: count(logits, label).block_until_ready()
-        seconds = measure(parts, args.rounds, args.calls)
-        typical = {part: statistics.median(times) for part, times in seconds.items()}
-        shares = (
-            f"{1000 * typical[part]:.1f} ms, {100 * typical[part] / typical['train']:.1f} %"
-            for part in list(parts)[1:]
-        )
-        rows.append([name, f"{1000 * typical['train']:.0f} ms", *shares])
-    return rows
+def overheads(name: str, args: argparse.Namespace) -> list[str]:
+    """Loss with gradient, and confusion matrix, as a part of a network's training step."""
+    make, batch_size, size = MODELS[name]
+    ours = Ours(make(), batch_size, size)
+    logits = jax.jit(ours.logits)(ours.variables, ours.batch["image"])
+    label = jnp.asarray(ours.batch["label"])
+
+    def call(function: Callable) -> Callable[[], Any]:
+        jitted = jax.jit(function)
+        return lambda: jax.block_until_ready(jitted(logits, label))
+
+    parts = {loss: call(jax.value_and_grad(losses.LOSSES[loss])) for loss in LOSSES}
+    parts["confusion_matrix"] = call(
+        lambda x, y: metrics.confusion_matrix(jnp.argmax(x, axis=-1), y, NUM_CLASSES)
+    )
+    step, *others = typical(measure({"train": ours.train} | parts, args)).values()
+    shares = (f"{1000 * each:.1f} ms, {100 * each / step:.1f} %" for each in others)
+    return [name, f"{1000 * step:.0f} ms", *shares]
 
 
 def growth(args: argparse.Namespace) -> list[list[str]]:
     """U-Net of width 16 by batch and size."""
     rows = []
-    for batch_size, size in ((2, 64), (4, 64), (8, 64), (2, 128), (4, 128), (2, 256)):
-        ours = Ours(unet(16), batch_size, size)
-        [times] = measure({"train": ours.train}, args.rounds, args.calls).values()
-        pixels, seconds = batch_size * size**2, statistics.median(times)
-        peak = jax.device_count() * cost.memory(ours.program)["peak"]
-        rows.append(
-            [f"{batch_size} x {size}²", f"{1000 * seconds:.0f}"]
-            + [f"{n / pixels:.{d}f}" for n, d in ((1e9 * seconds, 0), (ours.flops(), 0), (peak, 0))]
-        )
+    for batch_size, size in ((2, 64), (8, 64), (2, 128), (4, 128), (2, 256)):
+        row, pixels = [f"{batch_size} x {size}²"], batch_size * size**2
+        for remat in (False, True):
+            ours = Ours(unet(16, remat=remat), batch_size, size)
+            if not remat:
+                [seconds] = typical(measure({"train": ours.train}, args)).values()
+                row += [f"{1000 * seconds:.0f}", f"{1e9 * seconds / pixels:.0f}"]
+                row += [f"{ours.flops() / pixels:.0f}"]
+            row += [f"{jax.device_count() * cost.memory(ours.program)['peak'] / pixels:.0f}"]
+        rows.append(row)
     return rows
+
+
+TABLES = {
+    "Training": (
+        *("network", "batch", "images/s", "PyTorch", "ratio", "of processor time"),
+        "of matmul rate",
+    ),
+    "Prediction": (
+        *("network", "batch", "images/s", "PyTorch", "ratio", "of processor time"),
+        *("of matmul rate", "evaluation, images/s"),
+    ),
+    "Needs of training": (
+        *("network", "batch", "peak, MB", "PyTorch", "compiling, s", "GFLOP", "GFLOP/s"),
+        *("of matmul", "GB/s", "of copy"),
+    ),
+}
+PAGE_TEXT = """# Speed next to PyTorch
+
+`{command}`, on {date}, on {hardware} ({cores} to use, {devices} JAX device(s), load average {load:.1f} at
+the start), with {versions}.
+
+{notes}
+{tables}
+## Losses and confusion matrix
+
+As parts of the training step.
+
+{overheads}
+## Growth
+
+U-Net of width 16, training; FLOPs of prediction; bytes are the peak's.
+
+{growth}"""
 
 
 def main() -> None:
@@ -281,41 +314,28 @@ def main() -> None:
     args = parser.parse_args()
     startup.keep_memory()
     load = os.getloadavg()[0]
-    speed, memory = zip(*(compare(name, args) for name in args.models), strict=True)
-    page = "\n".join(
-        [
-            "# Speed next to PyTorch\n",
-            f"`python -m benchmarks.speed {' '.join(sys.argv[1:])}`, on {datetime.date.today()}, on "
-            f"{hardware()}, {jax.device_count()} JAX devices (load average {load:.1f} at the start),",
-            f"with {versions()}.\n",
-            NOTES.read_text(),
-            "## Speed\n",
-            table(
-                (
-                    *("network", "batch", "training, images/s", "PyTorch", "ratio", "of the peak"),
-                    *("prediction, images/s", "PyTorch", "ratio", "of the peak", "evaluation"),
-                ),
-                speed,
-            ),
-            "## Memory, compilation and rates of training\n",
-            table(
-                (
-                    *("network", "peak, MB", "with remat", "PyTorch", "compiling, s"),
-                    *("GFLOP/s", "of matmul", "GB/s", "of copy"),
-                ),
-                memory,
-            ),
-            "## Losses and confusion matrix\n",
-            table(
-                ("network", "step", "cross_entropy", "soft_dice", "dice_ce", "confusion_matrix"),
-                overheads(args),
-            ),
-            "## Growth\n",
-            table(
-                ("batch", "ms per step", "ns per pixel", "FLOP per pixel", "bytes per pixel"),
-                growth(args),
-            ),
-        ]
+    found = [compare(name, args) for name in args.models]
+    page = PAGE_TEXT.format(
+        command=" ".join(["python -m benchmarks.speed", *sys.argv[1:]]),
+        date=datetime.date.today(),
+        hardware=hardware(),
+        cores=len(os.sched_getaffinity(0)),
+        devices=jax.device_count(),
+        load=load,
+        versions=versions(),
+        notes=NOTES.read_text(),
+        tables="\n".join(
+            f"## {title}\n\n{table(columns, [rows[title] for rows in found])}"
+            for title, columns in TABLES.items()
+        ),
+        overheads=table(
+            ("network", "step", *LOSSES, "confusion matrix"),
+            [overheads(name, args) for name in args.models if name in ("unet16", "unet64")],
+        ),
+        growth=table(
+            ("batch", "ms", "ns/pixel", "FLOP/pixel", "bytes/pixel", "with model.remat"),
+            growth(args),
+        ),
     )
     PAGE.write_text(page)
     print(page)

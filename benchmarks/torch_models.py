@@ -271,9 +271,7 @@ class Twin:
         load(self._network, variables)
         self._network.to(memory_format=torch.channels_last)
         self._parameters = [p for p in self._network.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(
-            self._parameters, 1e-3, weight_decay=1e-4, fused=True
-        )
+        self._optimizer = torch.optim.AdamW(self._parameters, 1e-3, weight_decay=1e-4, fused=True)
         self._image = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2)
         self._label = torch.from_numpy(batch["label"])
 
@@ -303,7 +301,11 @@ class Twin:
         """The most that PyTorch's allocator has out during a training step, with the state."""
         self.train()
         moments = [x for each in self._optimizer.state.values() for x in each.values()]
-        state = [*self._network.state_dict().values(), *moments, *(p.grad for p in self._parameters)]
+        state = [
+            *self._network.state_dict().values(),
+            *moments,
+            *(p.grad for p in self._parameters),
+        ]
         with torch.profiler.profile(profile_memory=True) as profile:
             self.train()
         with tempfile.NamedTemporaryFile(suffix=".json") as file:

@@ -14,7 +14,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 NHWC = ("NHWC", "HWIO", "NHWC")
-# Convolutions from and to no more channels than this are not YNNPACK's, but Eigen's.
+# XLA:CPU leaves convolutions from and to no more channels than this to Eigen, others to YNNPACK.
 FEW = 16
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -42,40 +42,43 @@ def convolution(
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _to_few(x: Array, kernel: Array, pads: Pads) -> Array:
-    """A convolution to few channels: XLA:CPU takes up to three times as long for its gradient."""
+def _plain(x: Array, kernel: Array, pads: Pads) -> Array:
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=NHWC)
 
 
+_to_few = jax.custom_vjp(_plain, nondiff_argnums=(2,))
+
+
 def _forward(x, kernel, pads):
-    return _to_few(x, kernel, pads), (x, kernel)
+    return _plain(x, kernel, pads), (x, kernel)
 
 
 def _backward(pads, residuals, g):
     x, kernel = residuals
-    _, transposed = jax.vjp(lambda x: _to_few.fun(x, kernel, pads), x)
+    [of_x] = jax.vjp(lambda x: _plain(x, kernel, pads), x)[1](g)
 
-    def of_xla(x, g):
-        return jax.vjp(lambda kernel: _to_few.fun(x, kernel, pads), kernel)[1](g)[0]
+    def by_xla(x, g):
+        return jax.vjp(lambda kernel: _plain(x, kernel, pads), kernel)[1](g)[0]
 
-    of_kernel = functools.partial(_kernel_gradient, pads=pads)
-    return *transposed(g), jax.lax.platform_dependent(x, g, cpu=of_kernel, default=of_xla)
+    by_hand = functools.partial(_kernel_gradient, pads=pads)
+    return of_x, jax.lax.platform_dependent(x, g, cpu=by_hand, default=by_xla)
 
 
 _to_few.defvjp(_forward, _backward)
 
 
 def _kernel_gradient(x: Array, g: Array, *, pads: Pads) -> Array:
-    """sum over b, y, x of x[b, y + i, x + j, c] g[b, y, x, f] for each tap i, j.
+    """The sum over all pixels (b, y, x) of x[b, y + i, x + j, c] g[b, y, x, f], at [i, j, c, f].
 
-    A convolution over the image in which b has the role of the channels. With many channels c it is
-    YNNPACK's once they are the ones it puts out: g goes over x, and the taps come in reverse. Else
-    it is Eigen's, which is faster the less it pads.
+    A convolution with kernels as large as the image, and b in the role of the channels: XLA's own
+    takes up to three times as long. If c is large it is YNNPACK's once c is what it puts out, for
+    which g goes over x, and the taps come in reverse. Else it is Eigen's, which is slow at padding.
     """
     if x.shape[-1] > FEW:
         k = [n + sum(p) - m + 1 for n, p, m in zip(x.shape[1:3], pads, g.shape[1:3], strict=True)]
-        pads = [(size - 1 - low, size - 1 - high) for size, (low, high) in zip(k, pads, strict=True)]
+        pads = [
+            (size - 1 - low, size - 1 - high) for size, (low, high) in zip(k, pads, strict=True)
+        ]
         y = jax.lax.conv_general_dilated(
             g, x, (1, 1), pads, dimension_numbers=("CHWN", "IHWO", "NHWC")
         )
