@@ -46,28 +46,58 @@ def _plain(x: Array, kernel: Array, pads: Pads) -> Array:
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=NHWC)
 
 
-_to_few = jax.custom_vjp(_plain, nondiff_argnums=(2,))
+def _two_at_once(x: Array, kernel: Array, pads: Pads) -> Array:
+    """The same with two neighbouring pixels as one of twice the channels, which YNNPACK takes.
+
+    Its kernels are one column wider, with zeros: a third more products of 3x3.
+    """
+    _, columns, _, features = kernel.shape
+    width = x.shape[2] + sum(pads[1]) - columns + 1
+    if max(kernel.shape[2:]) > FEW or width % 2:
+        return _plain(x, kernel, pads)
+    shifted = [jnp.pad(kernel, ((0, 0), (i, 1 - i), (0, 0), (0, 0))) for i in (0, 1)]
+    y = jax.lax.conv_general_dilated(
+        x, jnp.concatenate(shifted, axis=-1), (1, 2), pads, dimension_numbers=NHWC
+    )
+    return y.reshape(*y.shape[:2], width, features)
+
+
+def _by_platform(x: Array, kernel: Array, pads: Pads) -> Array:
+    cpu, default = (functools.partial(each, pads=pads) for each in (_two_at_once, _plain))
+    return jax.lax.platform_dependent(x, kernel, cpu=cpu, default=default)
+
+
+_to_few = jax.custom_vjp(_by_platform, nondiff_argnums=(2,))
 
 
 def _forward(x, kernel, pads):
-    return _plain(x, kernel, pads), (x, kernel)
+    return _by_platform(x, kernel, pads), (x, kernel)
 
 
 def _backward(pads, residuals, g):
-    x, kernel = residuals
-    [of_x] = jax.vjp(lambda x: _plain(x, kernel, pads), x)[1](g)
+    def by_xla(x, kernel, g):
+        return jax.vjp(lambda x, kernel: _plain(x, kernel, pads), x, kernel)[1](g)
 
-    def by_xla(x, g):
-        return jax.vjp(lambda kernel: _plain(x, kernel, pads), kernel)[1](g)[0]
+    def by_hand(x, kernel, g):
+        swapped = _swapped(pads, kernel.shape)
+        of_x = _two_at_once(g, kernel[::-1, ::-1].swapaxes(2, 3), swapped)
+        return of_x, _kernel_gradient(x, g, pads, kernel.shape)
 
-    by_hand = functools.partial(_kernel_gradient, pads=pads)
-    return of_x, jax.lax.platform_dependent(x, g, cpu=by_hand, default=by_xla)
+    return jax.lax.platform_dependent(*residuals, g, cpu=by_hand, default=by_xla)
 
 
 _to_few.defvjp(_forward, _backward)
 
 
-def _kernel_gradient(x: Array, g: Array, *, pads: Pads) -> Array:
+def _swapped(pads: Pads, size: Sequence[int]) -> Pads:
+    """The padding of a convolution's output with which the same kernel leads back to its input."""
+    rows, columns = (
+        (n - 1 - low, n - 1 - high) for n, (low, high) in zip(size, pads, strict=False)
+    )
+    return rows, columns
+
+
+def _kernel_gradient(x: Array, g: Array, pads: Pads, size: Sequence[int]) -> Array:
     """The sum over all pixels (b, y, x) of x[b, y + i, x + j, c] g[b, y, x, f], at [i, j, c, f].
 
     A convolution with kernels as large as the image, and b in the role of the channels: XLA's own
@@ -75,12 +105,8 @@ def _kernel_gradient(x: Array, g: Array, *, pads: Pads) -> Array:
     which g goes over x, and the taps come in reverse. Else it is Eigen's, which is slow at padding.
     """
     if x.shape[-1] > FEW:
-        k = [n + sum(p) - m + 1 for n, p, m in zip(x.shape[1:3], pads, g.shape[1:3], strict=True)]
-        pads = [
-            (size - 1 - low, size - 1 - high) for size, (low, high) in zip(k, pads, strict=True)
-        ]
         y = jax.lax.conv_general_dilated(
-            g, x, (1, 1), pads, dimension_numbers=("CHWN", "IHWO", "NHWC")
+            g, x, (1, 1), _swapped(pads, size), dimension_numbers=("CHWN", "IHWO", "NHWC")
         )
         return y[:, ::-1, ::-1].transpose(1, 2, 3, 0)
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
