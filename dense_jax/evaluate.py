@@ -275,6 +275,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     logger.show_own_lines()
     startup.keep_programs()
+    startup.keep_memory()
     args = flags.FLAGS
     for path in workdir.runs(args.workdir):
         evaluation = evaluate(

@@ -59,10 +59,14 @@ def cross_entropy(
         )
     pixel_weights = jnp.where(valid, jnp.asarray(pixel_weights, logits.dtype), 0)  # [b, h, w]
 
-    smooth_target = (1 - label_smoothing) * target + label_smoothing / logits.shape[-1]
-    nll = -jnp.sum(class_weights * smooth_target * jax.nn.log_softmax(logits), axis=-1)
+    weighted = class_weights * jax.nn.log_softmax(logits)
+    # Selected, not multiplied: that would be a float32 one-hot in memory.
+    nll = -(1 - label_smoothing) * jnp.sum(weighted, axis=-1, where=target)
+    if label_smoothing:
+        nll -= label_smoothing * jnp.mean(weighted, axis=-1)
     loss = pixel_weights * nll  # [b, h, w], in nats
-    weights = pixel_weights * jnp.sum(class_weights * target, axis=-1)  # [b, h, w]
+    # A label that is ignored reads any weight: its pixel has none.
+    weights = pixel_weights * jnp.take(jnp.ravel(class_weights), labels, mode="clip")  # [b, h, w]
     if top_k_fraction < 1:
         hardest_first = jnp.sort(
             jax.lax.stop_gradient(jnp.where(valid, loss, -jnp.inf)), axis=None, descending=True
@@ -82,8 +86,9 @@ def focal(
     gamma = 0 is `cross_entropy` (Lin et al. 2017, "Focal loss for dense object detection",
     section 3.2; their alpha is `class_weights`).
     """
-    logits, target, _ = _prepare(logits, labels)
-    weights = jnp.sum(_class_weights(class_weights, logits) * target, axis=-1)  # [b, h, w]
+    logits, target, valid = _prepare(logits, labels)
+    class_weights = jnp.ravel(_class_weights(class_weights, logits))
+    weights = jnp.where(valid, jnp.take(class_weights, labels, mode="clip"), 0)  # [b, h, w]
     log_p = jnp.sum(jax.nn.log_softmax(logits), axis=-1, where=target)  # [b, h, w], 0 if ignored
     loss = _power(-jnp.expm1(log_p), gamma) * -log_p
     return _ratio(jnp.sum(weights * loss), jnp.sum(weights))

@@ -23,6 +23,7 @@ def main(argv: list[str]) -> None:
     distributed.initialize()
     logger.show_own_lines()
     startup.keep_programs()
+    startup.keep_memory()
     train.train(_CONFIG.value, _WORKDIR.value)
 
 

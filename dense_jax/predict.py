@@ -160,6 +160,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]} (quote the globs of --images)")
     logger.show_own_lines()
     startup.keep_programs()
+    startup.keep_memory()
     args = flags.FLAGS
     problems = predict(
         args.workdir,

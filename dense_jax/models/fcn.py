@@ -7,6 +7,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from dense_jax.models.convolution import Conv
 from dense_jax.models.layers import Pyramid
 
 
@@ -38,7 +39,7 @@ class FCN(nn.Module):
         scales = dict(zip(self.skips, self.score_scales or [1] * len(self.skips), strict=True))
 
         def score(stride):
-            head = nn.Conv(
+            head = Conv(
                 self.num_classes,
                 (1, 1),
                 kernel_init=init,

@@ -12,6 +12,8 @@ from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from dense_jax.models.convolution import Conv
+
 NORMS = ("batch", "group", "none")
 PADDINGS = ("SAME", "VALID")
 CONVS = ("full", "depthwise", "none")
@@ -110,7 +112,38 @@ class Project(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w f"]:
         if x.shape[-1] == self.features:
             return x
-        return nn.Conv(self.features, (1, 1), dtype=self.dtype, name="conv")(x)
+        return Conv(self.features, (1, 1), dtype=self.dtype, name="conv")(x)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation as of nn.BatchNorm, whose variables it has, as one multiplication and sum.
+
+    What is kept for the gradient is then x alone.
+    """
+
+    train: bool
+    momentum: float
+    epsilon: float
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        channels = x.shape[-1:]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
+        var = self.variable("batch_stats", "var", jnp.ones, channels)
+        scale = self.param("scale", nn.initializers.ones, channels)
+        bias = self.param("bias", nn.initializers.zeros, channels)
+        now = mean.value, var.value
+        exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if self.train:
+            first, second = (jnp.mean(moment, axis=(0, 1, 2)) for moment in (exact, exact**2))
+            now = first, jnp.maximum(second - first**2, 0)
+            if not self.is_initializing():
+                for average, value in zip((mean, var), now, strict=True):
+                    average.value = self.momentum * average.value + (1 - self.momentum) * value
+        factor = scale * jax.lax.rsqrt(now[1] + self.epsilon)
+        shift = bias - now[0] * factor
+        return (exact * factor[None, None, None] + shift[None, None, None]).astype(self.dtype)
 
 
 class Norm(nn.Module):
@@ -125,7 +158,7 @@ class Norm(nn.Module):
         options = {"epsilon": self.epsilon, "dtype": self.dtype, "name": self.kind}
         if self.kind == "batch":
             # 0.9 rather than 0.99: the averages must be settled after a few hundred steps.
-            return nn.BatchNorm(not train, momentum=0.9, **options)(x)
+            return BatchNorm(train, momentum=0.9, **options)(x)
         if self.kind == "group":
             # More groups would be instance norm at a U-Net's 16 or 32 channels.
             return nn.GroupNorm(math.gcd(8, x.shape[-1]), **options)(x)
@@ -153,7 +186,7 @@ class ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b H W f"]:
-        x = nn.Conv(
+        x = Conv(
             self.features,
             (self.kernel_size, self.kernel_size),
             strides=self.stride,

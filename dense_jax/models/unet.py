@@ -7,6 +7,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from dense_jax.models.convolution import Conv
 from dense_jax.models.layers import ConvBlock, Project, Pyramid, centre, run
 
 FUSIONS = ("concat", "add")
@@ -73,4 +74,4 @@ class UNet(nn.Module):
                 )(x, train=train)
 
             x = run(stage, self, x, remat=self.remat)
-        return nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="head")(x)
+        return Conv(self.num_classes, (1, 1), dtype=self.dtype, name="head")(x)

@@ -17,6 +17,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from dense_jax.models.convolution import Conv, convolution
 from dense_jax.models.layers import Project, max_unpool, pixel_shuffle
 
 
@@ -62,9 +63,7 @@ def transposed_conv(
     phases = jnp.pad(kernel, (fill, fill, (0, 0), (0, 0)))
     phases = phases.reshape(taps, factor, taps, factor, *kernel.shape[2:])[::-1, :, ::-1]
     phases = phases.transpose(0, 2, 4, 1, 3, 5).reshape(taps, taps, kernel.shape[2], -1)
-    y = jax.lax.conv_general_dilated(
-        x, phases, (1, 1), ((-first, last),) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    y = convolution(x, phases, (1, 1), ((-first, last),) * 2)
     return pixel_shuffle(y, factor)
 
 
@@ -203,7 +202,7 @@ class PixelShuffle(nn.Module):
             kernel = nn.initializers.he_normal()(key, (*shape[:-1], self.features), dtype)
             return jnp.tile(kernel, phases)
 
-        x = nn.Conv(
+        x = Conv(
             phases * self.features,
             (3, 3),
             kernel_init=same_for_all if self.icnr else nn.initializers.he_normal(),
@@ -223,7 +222,7 @@ class ResizeConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], switches=None) -> Float[Array, "b H W f"]:
         x = enlarge_nearest(x, self.factor)
-        return nn.Conv(
+        return Conv(
             self.features,
             (3, 3),
             kernel_init=nn.initializers.he_normal(),

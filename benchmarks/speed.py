@@ -1,0 +1,345 @@
+"""How fast training and prediction are, next to PyTorch: python -m benchmarks.speed
+
+Writes benchmarks/speed.md: for each network the training step and the prediction of a batch, in
+turns with the same function in PyTorch (`torch_models`; only ours without `torch`), after it was
+checked that both give the same logits. Both are set up as our commands are (`startup`). What the
+tables mean, and what bounds the numbers, is written by hand in NOTES.
+"""
+
+import argparse
+import datetime
+import functools
+import os
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.conformance import table
+from benchmarks.pipeline import hardware, versions
+from dense_jax import cost, losses, mesh, metrics, models, optim, startup, steps
+from dense_jax.normalise import unit
+from experiments import base, fcn8s_vgg16, segnet_basic, unet_resnet34
+
+try:
+    from benchmarks import torch_models
+except ImportError:
+    torch_models = None
+
+PAGE = pathlib.Path(__file__).with_suffix(".md")
+NUM_CLASSES = 11
+LOSSES = ("cross_entropy", "soft_dice", "dice_ce")
+NOTES = pathlib.Path(__file__).with_name("speed_notes.md")
+Steps = Mapping[str, Callable[[], Any]]
+
+
+def unet(width: int, **fields: Any) -> Any:
+    config = base.get_config()
+    config.model.widths = (width, 2 * width, 4 * width, 8 * width)
+    config.model.update(fields)
+    return config
+
+
+def fcn8s() -> Any:
+    config = fcn8s_vgg16.get_config()
+    config.model.width_multiplier = 0.25
+    config.model.zero_init = False  # or there would be nothing to compare
+    return config
+
+
+# By name: the config, images in a batch, and their height and width in pixels.
+MODELS: dict[str, tuple[Callable[[], Any], int, int]] = {
+    "unet16": (functools.partial(unet, 16), 4, 128),
+    "unet32": (functools.partial(unet, 32), 4, 128),
+    "unet64": (functools.partial(unet, 64), 2, 128),
+    "fcn8s_vgg16": (fcn8s, 4, 128),
+    "segnet_basic": (segnet_basic.get_config, 2, 128),
+    "unet_resnet34": (unet_resnet34.get_config, 4, 128),
+}
+
+
+class Ours:
+    """A network's training step and prediction on a batch, over all devices."""
+
+    def __init__(self, config: Any, batch_size: int, size: int):
+        self.model = models.build(config.model, NUM_CLASSES)
+        self.devices = mesh.make_mesh()
+        rng = np.random.default_rng(0)
+        shape = (batch_size, size, size)
+        self.batch = {
+            "image": rng.integers(0, 256, (*shape, 3), np.uint8),
+            "label": rng.integers(0, NUM_CLASSES, shape, np.uint8),
+            "index": np.arange(batch_size, dtype=np.uint32),
+        }
+        tx = optim.make_optimizer(
+            "adamw", lambda _: 1e-3, momentum=0.9, weight_decay=1e-4, grad_clip_norm=1.0
+        )
+        train_step = steps.make_train_step(
+            self.model,
+            tx,
+            losses.cross_entropy,
+            lambda _, example: {name: example[name] for name in ("image", "label")},
+            unit,
+        )
+        whole, split = mesh.replicated(self.devices), mesh.sharded(self.devices)
+        init = functools.partial(
+            steps.init_state, self.model, tx, normalise=unit, num_channels=3, with_ema=False
+        )
+        self._key = jax.device_put(jax.random.key(0), whole)
+        self._state = jax.jit(init, out_shardings=whole)(self._key)
+        self.variables = jax.tree.map(jnp.copy, self._state.variables())
+        placed = jax.device_put(self.batch, split)
+        start = time.perf_counter()
+        self.program: Any = (
+            jax.jit(train_step, donate_argnums=0, out_shardings=whole)
+            .lower(self._state, placed, self._key)
+            .compile()
+        )
+        self.compile_seconds = time.perf_counter() - start
+        predict = jax.jit(
+            lambda variables, image: jnp.argmax(self.logits(variables, image), axis=-1)
+        )
+        self._placed, self._predict = placed, predict
+        evaluate = steps.make_eval_step(
+            steps.make_predict_step(self.model, unit),
+            functools.partial(metrics.confusion_matrix, num_classes=NUM_CLASSES),
+        )
+        self._evaluate = jax.jit(mesh.map_examples(evaluate, self.devices))
+
+    def logits(self, variables: Any, image: jax.Array) -> jax.Array:
+        return self.model.apply(variables, unit(image), train=False)
+
+    def train(self) -> None:
+        self._state, values = self.program(self._state, self._placed, self._key)
+        jax.block_until_ready((self._state, values))
+
+    def predict(self) -> None:
+        self._predict(self.variables, self._placed["image"]).block_until_ready()
+
+    def evaluate(self) -> None:
+        jax.block_until_ready(self._evaluate(self.variables, self._placed))
+
+    def flops(self) -> int:
+        """Of the prediction of the batch; a training step is taken as three times that."""
+        return cost.flops(self.logits, self.variables, self.batch["image"]) or 0
+
+
+class Times(NamedTuple):
+    """Of one call: medians of a round, in seconds."""
+
+    wall: float
+    processor: float  # of all threads together
+
+
+def measure(rows: Steps, args: argparse.Namespace) -> dict[str, list[Times]]:
+    """The times of each row in each round."""
+    times: dict[str, list[Times]] = {name: [] for name in rows}
+    for call in rows.values():
+        call()
+    for _ in range(args.rounds):
+        for name, call in rows.items():
+            call()  # what the row before left in the caches is gone
+            calls = []
+            for _ in range(args.calls):
+                wall, processor = time.perf_counter(), time.process_time()
+                call()
+                calls.append((time.perf_counter() - wall, time.process_time() - processor))
+            times[name].append(Times(*map(statistics.median, zip(*calls, strict=True))))
+    return times
+
+
+def typical(times: Mapping[str, Sequence[Times]]) -> dict[str, float]:
+    """The median over rounds, in seconds of wall time."""
+    return {name: statistics.median(each.wall for each in of) for name, of in times.items()}
+
+
+def machine(devices: int) -> Steps:
+    """Matrix products of 1024 x 1024 and copies of 64 MB, on as many devices as the networks use."""
+    split = mesh.sharded(mesh.make_mesh())
+    square = jax.device_put(jnp.ones((devices, 1024, 1024)), split)
+    array = jax.device_put(jnp.ones((devices, 2**24 // devices)), split)
+    product, copy = jax.jit(lambda x: x @ x), jax.jit(lambda x: x + 1)
+    return {
+        "product": lambda: product(square).block_until_ready(),
+        "copy": lambda: copy(array).block_until_ready(),
+    }
+
+
+def spread(values: Sequence[float], form: str = ".2f") -> str:
+    """Median and range."""
+    low, middle, high = (f(values) for f in (min, statistics.median, max))
+    return f"{middle:{form}} ({low:{form}} to {high:{form}})"
+
+
+def ratios(times: Mapping[str, Sequence[Times]], row: str, of: str) -> str:
+    """PyTorch's times over ours, in each round; `of`: which ones."""
+    pairs = zip(times[row], times[f"{row}, torch"], strict=True)
+    return spread([getattr(theirs, of) / getattr(ours, of) for ours, theirs in pairs])
+
+
+def check_same(ours: Ours, theirs: Any) -> None:
+    """Raises ValueError unless the twins' logits are the same, but for rounding."""
+    expected = np.asarray(jax.jit(ours.logits)(ours.variables, ours.batch["image"]))
+    difference = float(np.abs(theirs.logits() - expected).max() / np.abs(expected).max())
+    if difference > 1e-3:
+        raise ValueError(f"the twins differ by {difference:.1e} of the largest logit")
+
+
+def compare(name: str, args: argparse.Namespace) -> dict[str, list[str]]:
+    """A network's row in each of TABLES."""
+    make, batch_size, size = MODELS[name]
+    ours, n = Ours(make(), batch_size, size), jax.device_count()
+    rows = {"train": ours.train, "predict": ours.predict, "evaluate": ours.evaluate}
+    peaks = {"ours": n * cost.memory(ours.program)["peak"]}
+    if torch_models:
+        theirs = torch_models.Twin(ours.model, ours.variables, ours.batch)
+        check_same(ours, theirs)
+        rows |= {"train, torch": theirs.train, "predict, torch": theirs.predict}
+        peaks["torch"] = theirs.peak_bytes()
+    times = measure(rows | machine(n), args)
+    seconds = typical(times)
+    flops, product_rate = ours.flops(), 2 * n * 1024**3 / seconds["product"]
+
+    def speed(row: str, passes: int) -> list[str]:
+        theirs, both = "", ("", "")
+        if torch_models:
+            theirs = f"{batch_size / seconds[f'{row}, torch']:.1f}"
+            both = (ratios(times, row, of) for of in Times._fields)
+        share = passes * flops / seconds[row] / product_rate
+        return [f"{batch_size / seconds[row]:.1f}", theirs, *both, f"{100 * share:.0f} %"]
+
+    moved = n * ours.program.cost_analysis()["bytes accessed"]
+    needs = [
+        *(f"{peaks[side] / 1e6:.0f}" if side in peaks else "" for side in ("ours", "torch")),
+        f"{ours.compile_seconds:.0f}",
+        f"{3 * flops / 1e9:.1f}",
+        f"{3 * flops / seconds['train'] / 1e9:.0f}",
+        f"{product_rate / 1e9:.0f}",
+        f"{moved / seconds['train'] / 1e9:.1f}",
+        f"{2 * 2**26 / seconds['copy'] / 1e9:.1f}",
+    ]
+    batch = f"{batch_size} x {size}²"
+    found = {
+        "Training": [name, batch, *speed("train", 3)],
+        "Prediction": [
+            *(name, batch, *speed("predict", 1)),
+            f"{batch_size / seconds['evaluate']:.1f}",
+        ],
+        "Needs of training": [name, batch, *needs],
+    }
+    print(found, flush=True)
+    return found
+
+
+def overheads(name: str, args: argparse.Namespace) -> list[str]:
+    """Loss with gradient, and confusion matrix, as a part of a network's training step."""
+    make, batch_size, size = MODELS[name]
+    ours = Ours(make(), batch_size, size)
+    logits = jax.jit(ours.logits)(ours.variables, ours.batch["image"])
+    label = jnp.asarray(ours.batch["label"])
+
+    def call(function: Callable) -> Callable[[], Any]:
+        jitted = jax.jit(function)
+        return lambda: jax.block_until_ready(jitted(logits, label))
+
+    parts = {loss: call(jax.value_and_grad(losses.LOSSES[loss])) for loss in LOSSES}
+    parts["confusion_matrix"] = call(
+        lambda x, y: metrics.confusion_matrix(jnp.argmax(x, axis=-1), y, NUM_CLASSES)
+    )
+    step, *others = typical(measure({"train": ours.train} | parts, args)).values()
+    shares = (f"{1000 * each:.1f} ms, {100 * each / step:.1f} %" for each in others)
+    return [name, f"{1000 * step:.0f} ms", *shares]
+
+
+def growth(args: argparse.Namespace) -> list[list[str]]:
+    """U-Net of width 16 by batch and size."""
+    rows = []
+    for batch_size, size in ((2, 64), (8, 64), (2, 128), (4, 128), (2, 256)):
+        row, pixels = [f"{batch_size} x {size}²"], batch_size * size**2
+        for remat in (False, True):
+            ours = Ours(unet(16, remat=remat), batch_size, size)
+            if not remat:
+                [seconds] = typical(measure({"train": ours.train}, args)).values()
+                row += [f"{1000 * seconds:.0f}", f"{1e9 * seconds / pixels:.0f}"]
+                row += [f"{ours.flops() / pixels:.0f}"]
+            row += [f"{jax.device_count() * cost.memory(ours.program)['peak'] / pixels:.0f}"]
+        rows.append(row)
+    return rows
+
+
+TABLES = {
+    "Training": (
+        *("network", "batch", "images/s", "PyTorch", "ratio", "of processor time"),
+        "of matmul rate",
+    ),
+    "Prediction": (
+        *("network", "batch", "images/s", "PyTorch", "ratio", "of processor time"),
+        *("of matmul rate", "evaluation, images/s"),
+    ),
+    "Needs of training": (
+        *("network", "batch", "peak, MB", "PyTorch", "compiling, s", "GFLOP", "GFLOP/s"),
+        *("of matmul", "GB/s", "of copy"),
+    ),
+}
+PAGE_TEXT = """# Speed next to PyTorch
+
+`{command}`, on {date}, on {hardware} ({cores} to use, {devices} JAX device(s), load average {load:.1f} at
+the start), with {versions}.
+
+{notes}
+{tables}
+## Losses and confusion matrix
+
+As parts of the training step.
+
+{overheads}
+## Growth
+
+U-Net of width 16, training; FLOPs of prediction; bytes are the peak's.
+
+{growth}"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--calls", type=int, default=3, help="of each row in each round")
+    args = parser.parse_args()
+    startup.keep_memory()
+    load = os.getloadavg()[0]
+    found = [compare(name, args) for name in args.models]
+    page = PAGE_TEXT.format(
+        command=" ".join(["python -m benchmarks.speed", *sys.argv[1:]]),
+        date=datetime.date.today(),
+        hardware=hardware(),
+        cores=len(os.sched_getaffinity(0)),
+        devices=jax.device_count(),
+        load=load,
+        versions=versions(),
+        notes=NOTES.read_text(),
+        tables="\n".join(
+            f"## {title}\n\n{table(columns, [rows[title] for rows in found])}"
+            for title, columns in TABLES.items()
+        ),
+        overheads=table(
+            ("network", "step", *LOSSES, "confusion matrix"),
+            [overheads(name, args) for name in args.models if name in ("unet16", "unet64")],
+        ),
+        growth=table(
+            ("batch", "ms", "ns/pixel", "FLOP/pixel", "bytes/pixel", "with model.remat"),
+            growth(args),
+        ),
+    )
+    PAGE.write_text(page)
+    print(page)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""The convolution of all layers: XLA's, written so that it is fast on a CPU too.
+
+What XLA:CPU is slow at is written in another way, of the same value but for the order of sums; GPUs
+and TPUs get XLA's own, chosen while lowering. benchmarks/speed.md has what that is worth.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+# XLA:CPU leaves convolutions from and to no more channels than this to Eigen, others to YNNPACK.
+FEW = 16
+
+Pads = tuple[tuple[int, int], tuple[int, int]]
+
+
+def convolution(
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "k k d f"],
+    strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    **options: Any,
+) -> Float[Array, "b H W f"]:
+    """jax.lax.conv_general_dilated, without dilation, of [b, h, w, c] and [h, w, c, f]."""
+    if options.get("feature_group_count", 1) == 1 and tuple(strides) == (1, 1):
+        size = kernel.shape[:2]
+        pads = padding
+        if isinstance(padding, str):
+            pads = jax.lax.padtype_to_pads(x.shape[1:3], size, (1, 1), padding)
+        (top, bottom), (left, right) = pads
+        if size == (1, 1) and top == bottom == left == right == 0:
+            return x @ kernel[0, 0]
+        if kernel.shape[-1] <= FEW and len(x) <= FEW:
+            return _to_few(x, kernel, ((top, bottom), (left, right)))
+    options = {"dimension_numbers": NHWC} | options
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+
+def _plain(x: Array, kernel: Array, pads: Pads) -> Array:
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=NHWC)
+
+
+def _two_at_once(x: Array, kernel: Array, pads: Pads) -> Array:
+    """The same with two neighbouring pixels as one of twice the channels, which YNNPACK takes.
+
+    Its kernels are one column wider, with zeros: a third more products of 3x3.
+    """
+    _, columns, _, features = kernel.shape
+    width = x.shape[2] + sum(pads[1]) - columns + 1
+    if max(kernel.shape[2:]) > FEW or width % 2:
+        return _plain(x, kernel, pads)
+    shifted = [jnp.pad(kernel, ((0, 0), (i, 1 - i), (0, 0), (0, 0))) for i in (0, 1)]
+    y = jax.lax.conv_general_dilated(
+        x, jnp.concatenate(shifted, axis=-1), (1, 2), pads, dimension_numbers=NHWC
+    )
+    return y.reshape(*y.shape[:2], width, features)
+
+
+def _by_platform(x: Array, kernel: Array, pads: Pads) -> Array:
+    cpu, default = (functools.partial(each, pads=pads) for each in (_two_at_once, _plain))
+    return jax.lax.platform_dependent(x, kernel, cpu=cpu, default=default)
+
+
+_to_few = jax.custom_vjp(_by_platform, nondiff_argnums=(2,))
+
+
+def _forward(x, kernel, pads):
+    return _by_platform(x, kernel, pads), (x, kernel)
+
+
+def _backward(pads, residuals, g):
+    def by_xla(x, kernel, g):
+        return jax.vjp(lambda x, kernel: _plain(x, kernel, pads), x, kernel)[1](g)
+
+    def by_hand(x, kernel, g):
+        swapped = _swapped(pads, kernel.shape)
+        of_x = _two_at_once(g, kernel[::-1, ::-1].swapaxes(2, 3), swapped)
+        return of_x, _kernel_gradient(x, g, pads, kernel.shape)
+
+    return jax.lax.platform_dependent(*residuals, g, cpu=by_hand, default=by_xla)
+
+
+_to_few.defvjp(_forward, _backward)
+
+
+def _swapped(pads: Pads, size: Sequence[int]) -> Pads:
+    """The padding of a convolution's output with which the same kernel leads back to its input."""
+    rows, columns = (
+        (n - 1 - low, n - 1 - high) for n, (low, high) in zip(size, pads, strict=False)
+    )
+    return rows, columns
+
+
+def _kernel_gradient(x: Array, g: Array, pads: Pads, size: Sequence[int]) -> Array:
+    """The sum over all pixels (b, y, x) of x[b, y + i, x + j, c] g[b, y, x, f], at [i, j, c, f].
+
+    A convolution with kernels as large as the image, and b in the role of the channels: XLA's own
+    takes up to three times as long. If c is large it is YNNPACK's once c is what it puts out, for
+    which g goes over x, and the taps come in reverse. Else it is Eigen's, which is slow at padding.
+    """
+    if x.shape[-1] > FEW:
+        y = jax.lax.conv_general_dilated(
+            g, x, (1, 1), _swapped(pads, size), dimension_numbers=("CHWN", "IHWO", "NHWC")
+        )
+        return y[:, ::-1, ::-1].transpose(1, 2, 3, 0)
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    return jax.lax.conv_general_dilated(
+        x, g, (1, 1), "VALID", dimension_numbers=("CHWN", "IHWO", "HWNC")
+    )
+
+
+Conv = functools.partial(nn.Conv, conv_general_dilated=convolution)
