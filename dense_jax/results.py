@@ -14,9 +14,7 @@ from jaxtyping import Float16, UInt8
 
 
 class Rows:
-    """A file that is there after `close`. dtype: of its pixels."""
-
-    dtype: type[np.generic] = np.uint8
+    """A file that is there after `close`."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -83,8 +81,6 @@ class Png(Rows):
 class Npz(Rows):
     """One array [h, w, k] of float16, for numpy.load(PATH)["probabilities"]."""
 
-    dtype = np.float16
-
     def __init__(self, path: Path, shape: tuple[int, int, int]):
         super().__init__(path)
         self._archive = zipfile.ZipFile(self._file, "w")
@@ -107,8 +103,6 @@ class Npz(Rows):
 class Tiff(Rows):
     """One array [h, w, k] of float16, a sample per pixel and class; BigTIFF where it has to be."""
 
-    dtype = np.float16
-
     def __init__(self, path: Path, shape: tuple[int, int, int]):
         super().__init__(path)
         import tifffile  # few ask for it
@@ -117,7 +111,7 @@ class Tiff(Rows):
             # Nothing is written in the place of the pixels yet.
             place = writer.write(
                 shape=shape,
-                dtype=self.dtype,
+                dtype=np.float16,
                 photometric="minisblack",
                 planarconfig="contig",
                 metadata=None,

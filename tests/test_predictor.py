@@ -130,10 +130,11 @@ def test_images_of_any_sizes_come_in_order_whatever_the_batches(blend, batch_siz
     arrays = [image_of(*size) for size in ((40, 33), (1, 1), (7, 30), (16, 5))]
     images = Images([*arrays[:2], None, *arrays[2:], None])
     predictor = make(batch_size=batch_size).using(blend=blend)
-    names = {"classes", "probabilities", "uncertainty"}
+    maps_of = {"probabilities": np.copy, "uncertainty": uncertainty}
+    names = {"classes", *maps_of}
     parts: dict = {}
     failed = []
-    for strip in predictor.segment(images, names):
+    for strip in predictor.segment(images, maps_of):
         if isinstance(strip, Failure):
             assert str(strip.problem) == "broken off"
             failed.append(strip.index)
@@ -161,7 +162,7 @@ def test_one_program_serves_all_sizes():
         return logits_step(variables, image)
 
     images = Images([image_of(*size) for size in ((40, 33), (1, 1), (7, 30))])
-    assert len(list(make(counted).segment(images, {"classes"}))) > 3
+    assert len(list(make(counted).segment(images))) > 3
     assert compiled == [(16, 16, 1)]
 
 
@@ -181,7 +182,7 @@ def test_a_tall_image_is_never_held_whole():
     ahead = []
     for height in (500, 1000):
         read, most = 0, 0
-        for strip in make(batch_size=4).segment(Tall(height), {"classes"}):
+        for strip in make(batch_size=4).segment(Tall(height)):
             most = max(most, read - strip.stop)
         assert read == height
         ahead.append(most)

@@ -62,7 +62,9 @@ def test_it_is_the_mean_of_the_changed_copies(names):
     for name in KEPT[names]:
         copy = np.ascontiguousarray(CHANGES[name](image))
         total = total + inverse[name](np.asarray(jax.nn.softmax(logits_step(KERNEL, copy))))
-    np.testing.assert_allclose(step(KERNEL, jnp.asarray(image)), total / (1 + len(KEPT[names])), rtol=1e-5)
+    np.testing.assert_allclose(
+        step(KERNEL, jnp.asarray(image)), total / (1 + len(KEPT[names])), rtol=1e-5
+    )
 
 
 def test_scales_are_a_mean_over_sizes():
