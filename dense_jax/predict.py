@@ -25,11 +25,11 @@ from absl import app, flags
 
 from dense_jax import background, image_files, logger, plots, results, startup, tta
 from dense_jax.mosaic import Failure
-from dense_jax.predictor import Predictor, Strip, load, uncertainty
+from dense_jax.predictor import Predictor, Strip, entropy, load
 
 NUM_LANES = 4  # threads that compress results
 # Beside classes and overlay, of probabilities [n, m, num_classes].
-MAPS = {"probabilities": lambda block: block.astype(np.float16), "uncertainty": uncertainty}
+MAPS = {"probabilities": lambda block: block.astype(np.float16), "uncertainty": entropy}
 
 
 def predict(

@@ -210,12 +210,11 @@ class Predictor:
         yield from done(*computed(batch))
 
 
-def uncertainty(probabilities: Float32[np.ndarray, "*shape k"]) -> UInt8[np.ndarray, "*shape"]:
-    """The entropy, -sum_c p_c log p_c / log k, from 0: one class is certain, to 255: all are equal."""
-    tiny = np.finfo(np.float32).tiny
-    entropy = -np.sum(probabilities * np.log(np.maximum(probabilities, tiny)), axis=-1)
-    scaled = entropy * (255 / np.log(probabilities.shape[-1]))
-    return scaled.round().clip(0, 255).astype(np.uint8)
+def entropy(probabilities: Float32[np.ndarray, "*shape k"]) -> UInt8[np.ndarray, "*shape"]:
+    """-sum_c p_c log p_c / log k, from 0: one class is certain, to 255: all are equal."""
+    logs = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
+    parts = np.sum(probabilities * logs, axis=-1) / -np.log(probabilities.shape[-1])
+    return (255 * parts).round().clip(0, 255).astype(np.uint8)
 
 
 class _One:

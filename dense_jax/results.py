@@ -95,9 +95,17 @@ class Npz(Rows):
         self._member.write(np.ascontiguousarray(rows).data)
 
     def close(self) -> None:
+        self._end()
+        super().close()
+
+    def abandon(self) -> None:
+        if not self.closed:
+            self._end()
+        super().abandon()
+
+    def _end(self) -> None:
         self._member.close()
         self._archive.close()
-        super().close()
 
 
 class Tiff(Rows):
