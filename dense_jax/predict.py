@@ -19,14 +19,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
 from absl import app, flags
 
 from dense_jax import background, image_files, logger, plots, results, startup, tta
 from dense_jax.mosaic import Failure
-from dense_jax.predictor import Predictor, Strip, load
+from dense_jax.predictor import Predictor, Strip, entropy, load
 
 NUM_LANES = 4  # threads that compress results
+# Beside classes and overlay, of probabilities [n, m, num_classes].
+MAPS = {"probabilities": lambda block: block.astype(np.float16), "uncertainty": entropy}
 
 
 def predict(
@@ -116,20 +119,21 @@ def _write(
 
     def write(kind: str, file: Any, strip: Strip) -> None:
         if kind != "overlay":
-            file.write(strip.maps[kind].astype(file.dtype, copy=False))
+            file.write(strip.maps[kind])
             return
         height = max(1, 2**20 // strip.image.shape[1])  # of its mixture, a channel takes 8 bytes
         for y in range(0, len(strip.image), height):
             image, classes = (x[y : y + height] for x in (strip.image, strip.maps["classes"]))
             file.write(plots.overlay(image, classes, predictor.palette, opacity))
 
+    maps = {kind: make for kind, make in MAPS.items() if kind in endings}
     problems: list[str] = []
     lanes = itertools.count()
     files: list[tuple[int, str, results.Rows]] = []  # of the image at hand
     unfinished: list[results.Rows] = []  # of this and earlier ones
     try:
         with background.lanes(NUM_LANES) as submit:
-            for strip in predictor.segment(source, endings.keys() - {"overlay"}):
+            for strip in predictor.segment(source, maps):
                 if isinstance(strip, Failure):
                     problems.append(str(strip.problem))
                     for lane, _, file in files:

@@ -5,7 +5,7 @@ colours, and cuts images that are larger than a tile into tiles, as evaluation d
 """
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,9 +21,9 @@ from dense_jax.tiles import Tiles
 
 
 class Strip(NamedTuple):
-    """Rows `start` to `stop` of image `index`, and the maps of them by name.
+    """Rows `start` to `stop` of image `index`, and their maps [n, w, ...] by name.
 
-    classes: uint8 [n, w]; probabilities: float32 [n, w, num_classes]; uncertainty: uint8 [n, w].
+    maps["classes"]: uint8 [n, w].
     """
 
     index: int
@@ -105,63 +105,63 @@ class Predictor:
 
     def probabilities(self, image: np.ndarray) -> Float32[np.ndarray, "h w num_classes"]:
         """The softmax of each pixel of an image, uint8 [h, w, num_channels]; ValueError for others."""
-        return self._of_one(image, "probabilities")
+        return self._of_one(image, "probabilities", probabilities=lambda block: block)
 
-    def _of_one(self, image: np.ndarray, wanted: str) -> np.ndarray:
+    def _of_one(self, image: np.ndarray, wanted: str, **maps: Callable) -> np.ndarray:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != self.num_channels:
             raise ValueError(
                 f"an image must be uint8 [height, width, {self.num_channels}], not {image.dtype} "
                 f"{list(image.shape)}"
             )
         parts = []
-        for strip in self.segment(_One(image), {wanted}):
-            if isinstance(strip, Failure):
-                raise strip.problem
+        for strip in self.segment(_One(image), maps):
+            assert isinstance(strip, Strip)  # an array is not broken
             parts.append(strip.maps[wanted])
         return np.concatenate(parts)
 
-    def segment(self, images: Any, wanted: Collection[str]) -> Iterator[Strip | Failure]:
-        """The images' rows in order, with the maps `wanted` (see `Strip`), as they get ready.
+    def segment(
+        self, images: Any, maps: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None
+    ) -> Iterator[Strip | Failure]:
+        """The images' rows in order, with their maps, as they get ready.
 
         An image that turns out to be broken ends with a `Failure`, and the others go on. Images are
         read ahead, and computed in equal batches of tiles, by one program; what is in memory does
         not depend on their heights.
 
         images: as of `mosaic.cut`.
+        maps: what to make, beside the classes, of the probabilities, float32 [n, m, num_classes],
+          of a part of an image: arrays [n, m, ...].
         """
+        maps = maps or {}
         tiles = Tiles(images, self.tile_size, self.margin, self.context)
         mosaic = Mosaic(tiles, tiles.margin - self.context if self.blend else np.zeros(2, int))
-        only_classes = not self.blend and set(wanted) <= {"classes"}
-        step = self._steps[0 if only_classes else 1]
-        maps: dict[str, np.ndarray] = {}
+        step = self._steps[1 if self.blend or maps else 0]
+        row: dict[str, np.ndarray] = {}  # of blocks, from the left on
         bar = tqdm(total=len(tiles), unit="tile", leave=False, disable=None)
         with bar:
             for piece, outputs in self._outputs(step, cut(images, tiles, mosaic)):
                 if isinstance(piece, Failure):
                     bar.update(tiles.of_image(piece.index).stop - bar.n)
-                    maps = {}
+                    row = {}
                     yield piece
                     continue
                 bar.update()
                 i, rows, columns = mosaic.block(piece.number)
                 block = mosaic.add(piece.number, outputs[-1])
-                for name in wanted:
-                    if name == "probabilities":
-                        part = block
-                    elif name == "uncertainty":
-                        part = uncertainty(block)
-                    elif self.blend:
-                        part = block.argmax(axis=-1).astype(np.uint8)
-                    else:
-                        part = outputs[0][tiles.place(piece.number)[2]]
-                    if name not in maps:
-                        shape = rows.stop - rows.start, images.sizes[i][1], *part.shape[2:]
-                        maps[name] = np.empty(shape, part.dtype)
-                    maps[name][:, columns] = part
+                if self.blend:
+                    classes = block.argmax(axis=-1).astype(np.uint8)
+                else:
+                    classes = outputs[0][tiles.place(piece.number)[2]]
+                parts = {"classes": classes} | {name: make(block) for name, make in maps.items()}
+                for name, part in parts.items():
+                    if name not in row:
+                        shape = len(part), images.sizes[i][1], *part.shape[2:]
+                        row[name] = np.empty(shape, part.dtype)
+                    row[name][:, columns] = part
                 if piece.rows is not None:
                     if rows.start < rows.stop:
-                        yield Strip(i, rows.start, rows.stop, piece.rows, maps)
-                    maps = {}
+                        yield Strip(i, rows.start, rows.stop, piece.rows, row)
+                    row = {}
 
     def _make_steps(self) -> tuple[Callable, Callable]:
         """(variables, batch) -> [classes], and -> [classes, probabilities], over all devices."""
@@ -211,12 +211,11 @@ class Predictor:
         yield from done(*computed(batch))
 
 
-def uncertainty(probabilities: Float32[np.ndarray, "*shape k"]) -> UInt8[np.ndarray, "*shape"]:
-    """The entropy, -sum_c p_c log p_c / log k, from 0: one class is certain, to 255: all are equal."""
-    tiny = np.finfo(np.float32).tiny
-    entropy = -np.sum(probabilities * np.log(np.maximum(probabilities, tiny)), axis=-1)
-    scaled = entropy * (255 / np.log(probabilities.shape[-1]))
-    return scaled.round().clip(0, 255).astype(np.uint8)
+def entropy(probabilities: Float32[np.ndarray, "*shape k"]) -> UInt8[np.ndarray, "*shape"]:
+    """-sum_c p_c log p_c / log k, from 0: one class is certain, to 255: all are equal."""
+    logs = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
+    parts = np.sum(probabilities * logs, axis=-1) / -np.log(probabilities.shape[-1])
+    return (255 * parts).round().clip(0, 255).astype(np.uint8)
 
 
 class _One:

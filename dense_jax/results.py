@@ -14,9 +14,7 @@ from jaxtyping import Float16, UInt8
 
 
 class Rows:
-    """A file that is there after `close`. dtype: of its pixels."""
-
-    dtype: type[np.generic] = np.uint8
+    """A file that is there after `close`."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -83,8 +81,6 @@ class Png(Rows):
 class Npz(Rows):
     """One array [h, w, k] of float16, for numpy.load(PATH)["probabilities"]."""
 
-    dtype = np.float16
-
     def __init__(self, path: Path, shape: tuple[int, int, int]):
         super().__init__(path)
         self._archive = zipfile.ZipFile(self._file, "w")
@@ -99,15 +95,21 @@ class Npz(Rows):
         self._member.write(np.ascontiguousarray(rows).data)
 
     def close(self) -> None:
+        self._end()
+        super().close()
+
+    def abandon(self) -> None:
+        if not self.closed:
+            self._end()
+        super().abandon()
+
+    def _end(self) -> None:
         self._member.close()
         self._archive.close()
-        super().close()
 
 
 class Tiff(Rows):
     """One array [h, w, k] of float16, a sample per pixel and class; BigTIFF where it has to be."""
-
-    dtype = np.float16
 
     def __init__(self, path: Path, shape: tuple[int, int, int]):
         super().__init__(path)
@@ -117,7 +119,7 @@ class Tiff(Rows):
             # Nothing is written in the place of the pixels yet.
             place = writer.write(
                 shape=shape,
-                dtype=self.dtype,
+                dtype=np.float16,
                 photometric="minisblack",
                 planarconfig="contig",
                 metadata=None,

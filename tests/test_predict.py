@@ -10,7 +10,7 @@ from PIL import Image
 
 from dense_jax import image_files, plots, predict
 from dense_jax.data import strips
-from dense_jax.predictor import Predictor, uncertainty
+from dense_jax.predictor import Predictor, entropy
 
 RNG = np.random.default_rng(0)
 PALETTE = np.array([[0, 0, 0], [0, 90, 200], [230, 160, 0]], np.uint8)
@@ -82,7 +82,7 @@ def test_all_that_can_be_written(request, network, tmp_path, large):
                 assert image.mode == "P" and image.getpalette()[:9] == PALETTE.ravel().tolist()
             overlay = plots.overlay(pixels, classes, PALETTE, 0.3)
             np.testing.assert_array_equal(read(out / f"{name}_overlay.png"), overlay)
-            np.testing.assert_array_equal(read(out / f"{name}_uncertainty.png"), uncertainty(p))
+            np.testing.assert_array_equal(read(out / f"{name}_uncertainty.png"), entropy(p))
             path = out / f"{name}_probabilities.{kind}"
             kept = np.load(path)["probabilities"] if kind == "npz" else tifffile.imread(path)
             np.testing.assert_array_equal(kept.reshape(p.shape), p.astype(np.float16))

@@ -9,7 +9,7 @@ from dense_jax import models, steps
 from dense_jax.models import summary
 from dense_jax.mosaic import Failure
 from dense_jax.normalise import unit
-from dense_jax.predictor import Predictor, uncertainty
+from dense_jax.predictor import Predictor, entropy
 from experiments import base
 
 NUM_CLASSES = 3
@@ -130,10 +130,11 @@ def test_images_of_any_sizes_come_in_order_whatever_the_batches(blend, batch_siz
     arrays = [image_of(*size) for size in ((40, 33), (1, 1), (7, 30), (16, 5))]
     images = Images([*arrays[:2], None, *arrays[2:], None])
     predictor = make(batch_size=batch_size).using(blend=blend)
-    names = {"classes", "probabilities", "uncertainty"}
+    maps_of = {"probabilities": np.copy, "uncertainty": entropy}
+    names = {"classes", *maps_of}
     parts: dict = {}
     failed = []
-    for strip in predictor.segment(images, names):
+    for strip in predictor.segment(images, maps_of):
         if isinstance(strip, Failure):
             assert str(strip.problem) == "broken off"
             failed.append(strip.index)
@@ -150,7 +151,7 @@ def test_images_of_any_sizes_come_in_order_whatever_the_batches(blend, batch_siz
         maps = {name: np.concatenate([s.maps[name] for s in parts[i]]) for name in names}
         assert maps["classes"].shape == array.shape[:2]
         np.testing.assert_array_equal(maps["classes"], maps["probabilities"].argmax(axis=-1))
-        np.testing.assert_array_equal(maps["uncertainty"], uncertainty(maps["probabilities"]))
+        np.testing.assert_array_equal(maps["uncertainty"], entropy(maps["probabilities"]))
 
 
 def test_one_program_serves_all_sizes():
@@ -161,7 +162,7 @@ def test_one_program_serves_all_sizes():
         return logits_step(variables, image)
 
     images = Images([image_of(*size) for size in ((40, 33), (1, 1), (7, 30))])
-    assert len(list(make(counted).segment(images, {"classes"}))) > 3
+    assert len(list(make(counted).segment(images))) > 3
     assert compiled == [(16, 16, 1)]
 
 
@@ -181,16 +182,16 @@ def test_a_tall_image_is_never_held_whole():
     ahead = []
     for height in (500, 1000):
         read, most = 0, 0
-        for strip in make(batch_size=4).segment(Tall(height), {"classes"}):
+        for strip in make(batch_size=4).segment(Tall(height)):
             most = max(most, read - strip.stop)
         assert read == height
         ahead.append(most)
     assert ahead[1] < 250  # some batches of two tiles a row, of 12 rows each
 
 
-def test_uncertainty_is_the_entropy_in_parts_of_that_of_equal_probabilities():
+def test_the_entropy_is_in_parts_of_that_of_equal_probabilities():
     p = np.array([[1, 0, 0], [1 / 3, 1 / 3, 1 / 3], [0.5, 0.5, 0]], np.float32)
-    np.testing.assert_array_equal(uncertainty(p), [0, 255, round(255 * np.log(2) / np.log(3))])
+    np.testing.assert_array_equal(entropy(p), [0, 255, round(255 * np.log(2) / np.log(3))])
 
 
 @pytest.mark.parametrize(

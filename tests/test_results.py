@@ -1,5 +1,7 @@
 """Files written by rows are what other programs read, and appear whole or not at all."""
 
+import gc
+
 import numpy as np
 import pytest
 import tifffile
@@ -69,3 +71,14 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["a.png"]
     with Image.open(path) as image:
         assert image.size == (2, 1)
+
+
+@pytest.mark.parametrize("kind", [results.Png, results.Npz, results.Tiff])
+def test_what_is_abandoned_is_gone_without_a_word(tmp_path, kind):
+    picture = kind is results.Png
+    file = kind(tmp_path / "a", (4, 5) if picture else (4, 5, 2))
+    file.write(np.zeros((2, 5), np.uint8) if picture else np.zeros((2, 5, 2), np.float16))
+    file.abandon()
+    del file
+    gc.collect()  # no file that was still open says so now
+    assert not list(tmp_path.iterdir())
