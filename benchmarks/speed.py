@@ -261,15 +261,14 @@ def growth(args: argparse.Namespace) -> list[list[str]]:
     """U-Net of width 16 by batch and size."""
     rows = []
     for batch_size, size in ((2, 64), (8, 64), (2, 128), (4, 128), (2, 256)):
-        row, pixels = [f"{batch_size} x {size}²"], batch_size * size**2
-        for remat in (False, True):
-            ours = Ours(unet(16, remat=remat), batch_size, size)
-            if not remat:
-                [seconds] = typical(measure({"train": ours.train}, args)).values()
-                row += [f"{1000 * seconds:.0f}", f"{1e9 * seconds / pixels:.0f}"]
-                row += [f"{ours.flops() / pixels:.0f}"]
-            row += [f"{jax.device_count() * cost.memory(ours.program)['peak'] / pixels:.0f}"]
-        rows.append(row)
+        ours, pixels = Ours(unet(16), batch_size, size), batch_size * size**2
+        [seconds] = typical(measure({"train": ours.train}, args)).values()
+        peak = jax.device_count() * cost.memory(ours.program)["peak"]
+        per_pixel = (1e9 * seconds, ours.flops(), peak)
+        rows.append(
+            [f"{batch_size} x {size}²", f"{1000 * seconds:.0f}"]
+            + [f"{each / pixels:.0f}" for each in per_pixel]
+        )
     return rows
 
 
@@ -333,7 +332,7 @@ def main() -> None:
             [overheads(name, args) for name in args.models if name in ("unet16", "unet64")],
         ),
         growth=table(
-            ("batch", "ms", "ns/pixel", "FLOP/pixel", "bytes/pixel", "with model.remat"),
+            ("batch", "ms", "ns/pixel", "FLOP/pixel", "bytes/pixel"),
             growth(args),
         ),
     )

@@ -22,6 +22,8 @@ LAYERS = {  # channels in and out, kernel size, strides, padding
     "1x1 with stride": (4, 6, 1, 2, "SAME"),
     "stride": (3, 4, 3, 2, 1),
     "many": (18, 20, 3, 1, "SAME"),
+    "deep": (160, 120, 3, 1, "SAME"),
+    "deep, uneven padding": (160, 120, 3, 1, ((0, 4), (1, 0))),
 }
 
 
@@ -59,7 +61,7 @@ def test_values_and_gradients_are_those_of_xlas_own(case):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("case", ["few from many", "3x3 of an image", "1x1"])
+@pytest.mark.parametrize("case", ["few from many", "3x3 of an image", "1x1", "deep"])
 def test_transformations_go_through(case):
     """Of single images: mapped, computed again for the gradient, and in bfloat16."""
     arrays, options = layer(*LAYERS[case], dtype="float32")
@@ -77,7 +79,7 @@ def test_transformations_go_through(case):
     )
 
 
-@pytest.mark.parametrize("case", ["few from many", "3x3 of an image", "many"])
+@pytest.mark.parametrize("case", ["few from many", "3x3 of an image", "many", "deep"])
 def test_other_platforms_get_xlas_own(case):
     """Lowered for a CPU and a TPU alike, without having either."""
     arrays, options = layer(*LAYERS[case], dtype="float32")

@@ -10,12 +10,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 # XLA:CPU leaves convolutions from and to no more channels than this to Eigen, others to YNNPACK.
 FEW = 16
+# From this many weights of a tap for each pixel on, turning the kernel round takes longer than
+# anything else.
+MANY = 128
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -36,10 +40,21 @@ def convolution(
         (top, bottom), (left, right) = pads
         if size == (1, 1) and top == bottom == left == right == 0:
             return x @ kernel[0, 0]
-        if kernel.shape[-1] <= FEW and len(x) <= FEW:
-            return _to_few(x, kernel, ((top, bottom), (left, right)))
-    options = {"dimension_numbers": NHWC} | options
-    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+        if _to_few(x, kernel) or _deep(x, kernel):
+            return _with_gradient(x, kernel, ((top, bottom), (left, right)))
+    others: Any = {"dimension_numbers": NHWC} | options
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **others)
+
+
+Conv = functools.partial(nn.Conv, conv_general_dilated=convolution)
+
+
+def _to_few(x: Array, kernel: Array) -> bool:
+    return max(len(x), kernel.shape[3]) <= FEW  # a larger batch is YNNPACK's in the gradient
+
+
+def _deep(x: Array, kernel: Array) -> bool:
+    return kernel.shape[2] * kernel.shape[3] >= MANY * x.size // x.shape[3]
 
 
 def _plain(x: Array, kernel: Array, pads: Pads) -> Array:
@@ -62,39 +77,58 @@ def _two_at_once(x: Array, kernel: Array, pads: Pads) -> Array:
     return y.reshape(*y.shape[:2], width, features)
 
 
-def _by_platform(x: Array, kernel: Array, pads: Pads) -> Array:
+def _forward(x: Array, kernel: Array, pads: Pads) -> Array:
     cpu, default = (functools.partial(each, pads=pads) for each in (_two_at_once, _plain))
     return jax.lax.platform_dependent(x, kernel, cpu=cpu, default=default)
 
 
-_to_few = jax.custom_vjp(_by_platform, nondiff_argnums=(2,))
-
-
-def _forward(x, kernel, pads):
-    return _by_platform(x, kernel, pads), (x, kernel)
-
-
-def _backward(pads, residuals, g):
+def _backward(pads: Pads, residuals: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     def by_xla(x, kernel, g):
-        return jax.vjp(lambda x, kernel: _plain(x, kernel, pads), x, kernel)[1](g)
+        return jax.vjp(functools.partial(_plain, pads=pads), x, kernel)[1](g)
 
-    def by_hand(x, kernel, g):
-        swapped = _swapped(pads, kernel.shape)
-        of_x = _two_at_once(g, kernel[::-1, ::-1].swapaxes(2, 3), swapped)
-        return of_x, _kernel_gradient(x, g, pads, kernel.shape)
+    def on_cpu(x, kernel, g):
+        of_x, of_kernel = by_xla(x, kernel, g)  # what is not returned is not computed
+        if _deep(x, kernel):
+            of_x = _input_gradient(g, kernel, pads)
+        if _to_few(x, kernel):
+            turned = kernel[::-1, ::-1].swapaxes(2, 3)
+            of_x = _two_at_once(g, turned, _back(pads, kernel.shape))
+            of_kernel = _kernel_gradient(x, g, pads, kernel.shape)
+        return of_x, of_kernel
 
-    return jax.lax.platform_dependent(*residuals, g, cpu=by_hand, default=by_xla)
+    return jax.lax.platform_dependent(*residuals, g, cpu=on_cpu, default=by_xla)
 
 
-_to_few.defvjp(_forward, _backward)
+_with_gradient = jax.custom_vjp(_forward, nondiff_argnums=(2,))
+_with_gradient.defvjp(
+    lambda x, kernel, pads: (_forward(x, kernel, pads), (x, kernel)),
+    _backward,
+)
 
 
-def _swapped(pads: Pads, size: Sequence[int]) -> Pads:
-    """The padding of a convolution's output with which the same kernel leads back to its input."""
+def _back(pads: Pads, size: Sequence[int]) -> Pads:
+    """The padding with which a kernel of this size leads from an output back to the input."""
     rows, columns = (
         (n - 1 - low, n - 1 - high) for n, (low, high) in zip(size, pads, strict=False)
     )
     return rows, columns
+
+
+def _input_gradient(g: Array, kernel: Array, pads: Pads) -> Array:
+    """A matrix product for each tap: its matrix is the other way round without being moved."""
+    (top, bottom), (left, right) = _back(pads, kernel.shape)
+    rows, columns = kernel.shape[:2]
+    h, w = g.shape[1] + top + bottom - rows + 1, g.shape[2] + left + right - columns + 1
+    # The forward padding may have been more than the kernel reaches: then this cuts.
+    g = jax.lax.pad(
+        g, jnp.zeros((), g.dtype), ((0, 0, 0), (top, bottom, 0), (left, right, 0), (0, 0, 0))
+    )
+    exact = jnp.promote_types(g.dtype, jnp.float32)
+    total = jnp.zeros((len(g), h, w, kernel.shape[2]), exact)
+    for i, j in np.ndindex(rows, columns):
+        pixels, tap = g[:, i : i + h, j : j + w], kernel[rows - 1 - i, columns - 1 - j]
+        total += jnp.einsum("bhwf,cf->bhwc", pixels, tap, preferred_element_type=exact)
+    return total.astype(g.dtype)
 
 
 def _kernel_gradient(x: Array, g: Array, pads: Pads, size: Sequence[int]) -> Array:
@@ -104,15 +138,12 @@ def _kernel_gradient(x: Array, g: Array, pads: Pads, size: Sequence[int]) -> Arr
     takes up to three times as long. If c is large it is YNNPACK's once c is what it puts out, for
     which g goes over x, and the taps come in reverse. Else it is Eigen's, which is slow at padding.
     """
-    if x.shape[-1] > FEW:
+    if x.shape[3] > FEW:
         y = jax.lax.conv_general_dilated(
-            g, x, (1, 1), _swapped(pads, size), dimension_numbers=("CHWN", "IHWO", "NHWC")
+            g, x, (1, 1), _back(pads, size), dimension_numbers=("CHWN", "IHWO", "NHWC")
         )
         return y[:, ::-1, ::-1].transpose(1, 2, 3, 0)
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     return jax.lax.conv_general_dilated(
         x, g, (1, 1), "VALID", dimension_numbers=("CHWN", "IHWO", "HWNC")
     )
-
-
-Conv = functools.partial(nn.Conv, conv_general_dilated=convolution)

@@ -85,23 +85,21 @@ def table(model: models.Segmenter, size: tuple[int, int], channels: int = 3) -> 
 
     size: height and width of the image, pixels.
 
-    The total's FLOPs are those of XLA's cost analysis of the compiled forward pass of one image, in
-    evaluation. So they are not quite the rows' sum: they also have ReLUs, pools and additive skips,
-    and what the compiler makes of them. XLA sees nothing of what a GPU's own libraries compute:
-    the count is right where jax runs on the CPU, as in the command.
+    The total's FLOPs are counted likewise, of the forward pass of one image, in evaluation. They are
+    not quite the rows' sum: they also have ReLUs, pools and additive skips.
     """
     image = jax.ShapeDtypeStruct((1, *size, channels), jnp.float32)
     variables = _shapes(model, image)
     rows = layers(model, variables, image)
-    forward = jax.jit(functools.partial(model.apply, train=False))
-    program: Any = forward.lower(variables, image).compile()
-    flops = int(program.cost_analysis()["flops"])
+    forward = functools.partial(model.apply, train=False)
+    flops = cost.flops(forward, variables, image) or 0
+    logits: Any = jax.eval_shape(forward, variables, image)
     total = sum(x.size for x in jax.tree.leaves(variables["params"]))
     encoder = sum(row.parameters for row in rows if row.path[0] == "encoder")
     lines = [
         ("layer", "output", "parameters", "FLOPs"),
         *(_line("/".join(row.path), row.shape, row.parameters, row.flops) for row in rows),
-        _line("total", program.out_info.shape, total, flops),
+        _line("total", logits.shape, total, flops),
     ]
     halves = f"Parameters: {encoder:,} in the encoder, {total - encoder:,} in the decoder."
     return f"{_markdown(lines, '<>>>')}\n\n{halves}"
