@@ -21,14 +21,17 @@ def keep_programs() -> None:
 
 
 def keep_memory() -> None:
-    """Called by the commands: freed memory stays with the process, for the next step.
+    """Called by the commands: where a CPU computes, freed memory stays for the next step.
 
     XLA:CPU allocates the temporaries of each step anew. Of so much at once, glibc asks the operating
     system, and gives it back: every page of it faults in every step, which was a fifth of the time
-    of the default experiment. Without its mmap it needs a single arena, as others cannot grow.
+    of the default experiment. Without its mmap it needs a single arena, as others cannot grow; with
+    an accelerator the decoding threads are better off with their own.
     """
+    if jax.default_backend() != "cpu":
+        return
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
+    if hasattr(libc, "mallopt"):  # glibc
         # malloc.h: M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD (-1: never)
         for option, value in ((-8, 1), (-4, 0), (-1, -1)):
             libc.mallopt(option, value)
