@@ -1,9 +1,9 @@
 """How fast training and prediction are, next to PyTorch: python -m benchmarks.speed
 
-Writes benchmarks/speed.md: for each network the training step and the prediction of a batch, in
-turns with the same function in PyTorch (`torch_models`; only ours without `torch`), after it was
-checked that both give the same logits. Both are set up as our commands are (`startup`). What the
-tables mean, and what bounds the numbers, is written by hand in NOTES.
+Writes the tables of benchmarks/speed.md, below what was written by hand: for each network the
+training step and the prediction of a batch, in turns with the same function in PyTorch
+(`torch_models`; only ours without `torch`), after it was checked that both give the same logits.
+Both run in a process set up as our commands are (`startup.keep_memory`), and on the CPU.
 """
 
 import argparse
@@ -35,7 +35,6 @@ except ImportError:
 PAGE = pathlib.Path(__file__).with_suffix(".md")
 NUM_CLASSES = 11
 LOSSES = ("cross_entropy", "soft_dice", "dice_ce")
-NOTES = pathlib.Path(__file__).with_name("speed_notes.md")
 Steps = Mapping[str, Callable[[], Any]]
 
 
@@ -202,7 +201,8 @@ def compare(name: str, args: argparse.Namespace) -> dict[str, list[str]]:
         check_same(ours, theirs)
         rows |= {"train, torch": theirs.train, "predict, torch": theirs.predict}
         peaks["torch"] = theirs.peak_bytes()
-    times = measure(rows | machine(n), args)
+    parts = overheads(ours)
+    times = measure(rows | machine(n) | parts, args)
     seconds = typical(times)
     flops, product_rate = ours.flops(), 2 * n * 1024**3 / seconds["product"]
 
@@ -232,15 +232,17 @@ def compare(name: str, args: argparse.Namespace) -> dict[str, list[str]]:
             f"{batch_size / seconds['evaluate']:.1f}",
         ],
         "Needs of training": [name, batch, *needs],
+        "Losses and confusion matrix": [
+            *(name, batch, f"{1000 * seconds['train']:.0f}"),
+            *(f"{100 * seconds[part] / seconds['train']:.1f} %" for part in parts),
+        ],
     }
     print(found, flush=True)
     return found
 
 
-def overheads(name: str, args: argparse.Namespace) -> list[str]:
-    """Loss with gradient, and confusion matrix, as a part of a network's training step."""
-    make, batch_size, size = MODELS[name]
-    ours = Ours(make(), batch_size, size)
+def overheads(ours: Ours) -> Steps:
+    """Each loss with its gradient, and the confusion matrix."""
     logits = jax.jit(ours.logits)(ours.variables, ours.batch["image"])
     label = jnp.asarray(ours.batch["label"])
 
@@ -249,18 +251,17 @@ def overheads(name: str, args: argparse.Namespace) -> list[str]:
         return lambda: jax.block_until_ready(jitted(logits, label))
 
     parts = {loss: call(jax.value_and_grad(losses.LOSSES[loss])) for loss in LOSSES}
-    parts["confusion_matrix"] = call(
-        lambda x, y: metrics.confusion_matrix(jnp.argmax(x, axis=-1), y, NUM_CLASSES)
-    )
-    step, *others = typical(measure({"train": ours.train} | parts, args)).values()
-    shares = (f"{1000 * each:.1f} ms, {100 * each / step:.1f} %" for each in others)
-    return [name, f"{1000 * step:.0f} ms", *shares]
+    return parts | {
+        "confusion matrix": call(
+            lambda x, y: metrics.confusion_matrix(jnp.argmax(x, axis=-1), y, NUM_CLASSES)
+        )
+    }
 
 
 def growth(args: argparse.Namespace) -> list[list[str]]:
     """U-Net of width 16 by batch and size."""
     rows = []
-    for batch_size, size in ((2, 64), (8, 64), (2, 128), (4, 128), (2, 256)):
+    for batch_size, size in ((2, 64), (8, 64), (2, 128), (2, 256)):
         ours, pixels = Ours(unet(16), batch_size, size), batch_size * size**2
         [seconds] = typical(measure({"train": ours.train}, args)).values()
         peak = jax.device_count() * cost.memory(ours.program)["peak"]
@@ -285,20 +286,18 @@ TABLES = {
         *("network", "batch", "peak, MB", "PyTorch", "compiling, s", "GFLOP", "GFLOP/s"),
         *("of matmul", "GB/s", "of copy"),
     ),
+    "Losses and confusion matrix": (
+        *("network", "batch", "ms per step", *LOSSES, "confusion matrix"),
+    ),
 }
-PAGE_TEXT = """# Speed next to PyTorch
+MARK = "<!-- Below: by python -m benchmarks.speed -->\n"
+PAGE_TEXT = """## Tables
 
 `{command}`, on {date}, on {hardware} ({cores} to use, {devices} JAX device(s), load average {load:.1f} at
 the start), with {versions}.
 
-{notes}
 {tables}
-## Losses and confusion matrix
-
-As parts of the training step.
-
-{overheads}
-## Growth
+### Growth
 
 U-Net of width 16, training; FLOPs of prediction; bytes are the peak's.
 
@@ -322,21 +321,16 @@ def main() -> None:
         devices=jax.device_count(),
         load=load,
         versions=versions(),
-        notes=NOTES.read_text(),
         tables="\n".join(
-            f"## {title}\n\n{table(columns, [rows[title] for rows in found])}"
+            f"### {title}\n\n{table(columns, [rows[title] for rows in found])}"
             for title, columns in TABLES.items()
-        ),
-        overheads=table(
-            ("network", "step", *LOSSES, "confusion matrix"),
-            [overheads(name, args) for name in args.models if name in ("unet16", "unet64")],
         ),
         growth=table(
             ("batch", "ms", "ns/pixel", "FLOP/pixel", "bytes/pixel"),
             growth(args),
         ),
     )
-    PAGE.write_text(page)
+    PAGE.write_text(PAGE.read_text().partition(MARK)[0] + MARK + page)
     print(page)
 
 

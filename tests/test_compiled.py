@@ -124,6 +124,16 @@ def test_batch_norm_adds_one_small_all_reduce_per_layer_and_pass(batch_norm, gro
     assert num_bytes(state.params) < moved <= num_bytes(state.params) + small
 
 
+def test_a_step_on_a_cpu_has_every_product_once_and_in_its_fast_form(batch_norm):
+    """Six 3x3 convolutions with two gradients each, but of the image; the 1x1 as matrix products."""
+    text = batch_norm[0].as_text()
+    found = re.findall(r"= \w+\[([\d,]+)\]\S* convolution\(.*window=\{(.*?)\}", text)
+    of_kernels = [window for shape, window in found if shape.split(",")[1:3] == ["3", "3"]]
+    assert len(found) == 6 + 5 + 6 and len(of_kernels) == 6
+    assert not any("pad" in window or "dilate" in window for window in of_kernels)
+    assert len(re.findall(r"= \S+ dot\(", text)) == 2 * 3
+
+
 def test_seeds_side_by_side_share_nothing_but_their_metrics(group_norm):
     """Gradients are summed over each seed's own devices."""
     config = make_config(norm="group")

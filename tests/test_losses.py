@@ -5,6 +5,7 @@ test_conformance.py compares them with other libraries, test_sharding.py over se
 
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -334,3 +335,12 @@ def test_the_border_is_added_to_the_class_weight(class_weights):
     loss = with_border(loss, class_weights)
     result = loss(jnp.asarray(logits, jnp.float32), jnp.asarray(labels), jnp.asarray(border))
     np.testing.assert_allclose(result, np.sum(weights * nll) / np.sum(weights), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_no_one_hot_of_floats_is_made(name):
+    """Neither in the value nor in the gradient are the labels' comparisons turned into numbers."""
+    shapes = jax.ShapeDtypeStruct((2, 4, 5, 3), "float32"), jax.ShapeDtypeStruct((2, 4, 5), "int32")
+    text = jax.jit(jax.value_and_grad(LOSSES[name])).lower(*shapes).as_text()
+    assert "tensor<2x4x5x3xi1>" in text
+    assert not re.search(r"stablehlo.convert .*tensor<2x4x5x3xi1>\) -> tensor<2x4x5x3xf", text)
