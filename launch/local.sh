@@ -15,7 +15,7 @@ port=$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.g
 
 pids=()
 signal=TERM
-# shellcheck disable=SC2329  # called by the trap
+# shellcheck disable=SC2317,SC2329  # called by the trap
 stop() {
     interrupted=1
     kill -s "$signal" "${pids[@]}" 2>/dev/null || true

@@ -5,6 +5,7 @@ and TPUs get XLA's own, chosen while lowering. benchmarks/speed.md has what that
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,7 +55,8 @@ def _to_few(x: Array, kernel: Array) -> bool:
 
 
 def _deep(x: Array, kernel: Array) -> bool:
-    return kernel.shape[2] * kernel.shape[3] >= MANY * x.size // x.shape[3]
+    num_pixels = math.prod(x.shape[:3])  # a symbol in jax.export, which has no use for gradients
+    return isinstance(num_pixels, int) and math.prod(kernel.shape[2:]) >= MANY * num_pixels
 
 
 def _plain(x: Array, kernel: Array, pads: Pads) -> Array:
@@ -66,15 +68,19 @@ def _two_at_once(x: Array, kernel: Array, pads: Pads) -> Array:
 
     Its kernels are one column wider, with zeros: a third more products of 3x3.
     """
-    _, columns, _, features = kernel.shape
-    width = x.shape[2] + sum(pads[1]) - columns + 1
-    if max(kernel.shape[2:]) > FEW or width % 2:
+    if max(kernel.shape[2:]) > FEW:
         return _plain(x, kernel, pads)
+    _, columns, _, features = kernel.shape
+    (left, right), width = pads[1], x.shape[2] + sum(pads[1]) - columns + 1
     shifted = [jnp.pad(kernel, ((0, 0), (i, 1 - i), (0, 0), (0, 0))) for i in (0, 1)]
     y = jax.lax.conv_general_dilated(
-        x, jnp.concatenate(shifted, axis=-1), (1, 2), pads, dimension_numbers=NHWC
+        x,
+        jnp.concatenate(shifted, axis=-1),
+        (1, 2),
+        (pads[0], (left, right + 1)),  # of an odd width, the last pixel too has a neighbour
+        dimension_numbers=NHWC,
     )
-    return y.reshape(*y.shape[:2], width, features)
+    return y.reshape(*y.shape[:2], 2 * y.shape[2], features)[:, :, :width]
 
 
 def _forward(x: Array, kernel: Array, pads: Pads) -> Array:

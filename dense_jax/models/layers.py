@@ -116,9 +116,9 @@ class Project(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation as of nn.BatchNorm, whose variables it has, as one multiplication and sum.
+    """Batch normalisation as of nn.BatchNorm, whose variables it has.
 
-    What is kept for the gradient is then x alone.
+    In training it is one multiplication and sum: what is kept for the gradient is then x alone.
     """
 
     train: bool
@@ -142,8 +142,12 @@ class BatchNorm(nn.Module):
                 for average, value in zip((mean, var), now, strict=True):
                     average.value = self.momentum * average.value + (1 - self.momentum) * value
         factor = scale * jax.lax.rsqrt(now[1] + self.epsilon)
-        shift = bias - now[0] * factor
-        return (exact * factor[None, None, None] + shift[None, None, None]).astype(self.dtype)
+        if self.train:
+            factor, shift = factor[None, None, None], (bias - now[0] * factor)[None, None, None]
+            return (exact * factor + shift).astype(self.dtype)
+        # In this form any program rounds alike, also that of an exported model.
+        centred = exact - now[0][None, None, None]
+        return (centred * factor[None, None, None] + bias[None, None, None]).astype(self.dtype)
 
 
 class Norm(nn.Module):
