@@ -24,8 +24,8 @@ def keep_memory() -> None:
     """Called by the commands: freed memory stays with the process, for the next step.
 
     XLA:CPU allocates the temporaries of each step anew. Of so much at once, glibc asks the operating
-    system, and gives it back: every page of it faults in every step, which was a fifth of the time
-    of the default experiment. Without its mmap it needs a single arena, as others cannot grow.
+    system, and gives it back: every page of it faults in every step, which was a sixth of the time
+    of the default network's. Without its mmap it needs a single arena, as others cannot grow.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
