@@ -24,9 +24,9 @@ def keep_memory() -> None:
     """Called by the commands: where a CPU computes, freed memory stays for the next step.
 
     XLA:CPU allocates the temporaries of each step anew. Of so much at once, glibc asks the operating
-    system, and gives it back: every page of it faults in every step, which was a fifth of the time
-    of the default experiment. Without its mmap it needs a single arena, as others cannot grow; with
-    an accelerator the decoding threads are better off with their own.
+    system, and gives it back: every page of it faults in every step, which was a sixth of the
+    time of the default network's. Without its mmap it needs a single arena, as others cannot grow;
+    with an accelerator, decoding threads are better off with their own.
     """
     if jax.default_backend() != "cpu":
         return

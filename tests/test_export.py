@@ -124,7 +124,7 @@ def test_the_program_is_the_network_to_the_last_bit(fields):
 
 def test_weights_are_no_part_of_the_program():
     small, large = (
-        len(export.trace(made, weights, 3).serialize())
+        len(export.trace(made, weights, 3).mlir_module())
         for made, weights in (assembled(), assembled(**{"model.widths": (64, 96)}))
     )
     assert abs(large - small) < 0.02 * small
