@@ -1,6 +1,7 @@
 """What every command sets up: `jit`'s programs are kept on disk, and memory in the process."""
 
 import ctypes
+import importlib.util
 import os
 import pathlib
 import time
@@ -21,14 +22,15 @@ def keep_programs() -> None:
 
 
 def keep_memory() -> None:
-    """Called by the commands: where a CPU computes, freed memory stays for the next step.
+    """Called by the commands: where only a CPU can compute, freed memory stays for the next step.
 
     XLA:CPU allocates the temporaries of each step anew. Of so much at once, glibc asks the operating
     system, and gives it back: every page of it faults in every step, which was a sixth of the
     time of the default network's. Without its mmap it needs a single arena, as others cannot grow;
     with an accelerator, decoding threads are better off with their own.
     """
-    if jax.default_backend() != "cpu":
+    # jax.default_backend() would start threads, with arenas of their own.
+    if any(importlib.util.find_spec(plugin) for plugin in ("jax_plugins", "libtpu")):
         return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # glibc

@@ -123,11 +123,9 @@ def test_the_program_is_the_network_to_the_last_bit(fields):
 
 
 def test_weights_are_no_part_of_the_program():
-    small, large = (
-        len(export.trace(made, weights, 3).mlir_module())
-        for made, weights in (assembled(), assembled(**{"model.widths": (64, 96)}))
-    )
-    assert abs(large - small) < 0.02 * small
+    made, weights = assembled(**{"model.widths": (64, 96)})
+    size_of_weights = sum(array.nbytes for array in weights.values())
+    assert len(export.trace(made, weights, 3).serialize()) < size_of_weights / 10
 
 
 @pytest.mark.parametrize("size", [(1, 1), (16, 12), (23, 41)], ids=str)
