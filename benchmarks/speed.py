@@ -106,7 +106,7 @@ class Ours:
         )
         self._placed, self._predict = placed, predict
         evaluate = steps.make_eval_step(
-            steps.make_predict_step(self.model, unit),
+            steps.make_predict_step(steps.make_logits_step(self.model, unit)),
             functools.partial(metrics.confusion_matrix, num_classes=NUM_CLASSES),
         )
         self._evaluate = jax.jit(mesh.map_examples(evaluate, self.devices))
