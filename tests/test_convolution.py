@@ -94,8 +94,7 @@ def test_other_platforms_get_xlas_own(case):
         )
 
     assert operations(convolution, "tpu") == operations(plain, "tpu")
-    same_on_cpu = operations(convolution, "cpu") == operations(plain, "cpu")
-    assert same_on_cpu == (case == "many")
+    assert operations(convolution, "cpu") != operations(plain, "cpu")
     exported = jax.export.export(
         jax.jit(with_gradients(convolution, options)), platforms=("cpu", "cuda", "tpu")
     )(*arrays)
