@@ -165,4 +165,4 @@ def side_by_side(parts: Sequence[Array]) -> Array:
         after = total - before - part.shape[-1]
         padded.append(jnp.pad(part, ((0, 0),) * (part.ndim - 1) + ((before, after),)))
         before += part.shape[-1]
-    return sum(padded)
+    return functools.reduce(jnp.add, padded)
