@@ -37,10 +37,10 @@ def layer(channels, features, size, stride, padding, dtype="float64"):
     """Image and kernel, and what a convolution takes beside them."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, 9, 7, channels)), dtype)
-    kernel = jnp.asarray(rng.normal(size=(size, size, channels, features)), dtype)
+    kernel = rng.normal(0, (size * size * channels) ** -0.5, (size, size, channels, features))
     if isinstance(padding, int):
         padding = ((padding, padding),) * 2
-    return (x, kernel), ((stride, stride), padding)
+    return (x, jnp.asarray(kernel, dtype)), ((stride, stride), padding)
 
 
 def with_gradients(convolve, options):

@@ -16,8 +16,10 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 NHWC = ("NHWC", "HWIO", "NHWC")
-# XLA:CPU leaves convolutions from and to no more channels than this to Eigen, others to YNNPACK.
+# XLA:CPU takes Eigen for convolutions from and to no more channels than this, YNNPACK for others.
 FEW = 16
+# YNNPACK of jaxlib 0.10 runs most convolutions on one thread.
+IS_THREADED = jax.__version_info__ >= (0, 11)
 # From this many weights of a tap for each pixel on, turning the kernel round takes longer than
 # anything else.
 MANY = 128
@@ -41,7 +43,7 @@ def convolution(
         (top, bottom), (left, right) = pads
         if size == (1, 1) and top == bottom == left == right == 0:
             return x @ kernel[0, 0]
-        return _with_gradient(x, kernel, ((top, bottom), (left, right)))
+        return by_platform(x, kernel, ((top, bottom), (left, right)))
     others: Any = {"dimension_numbers": NHWC} | options
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **others)
 
@@ -49,17 +51,23 @@ def convolution(
 Conv = functools.partial(nn.Conv, conv_general_dilated=convolution)
 
 
-def _few(kernel: Array) -> bool:
-    return max(kernel.shape[2:]) <= FEW
-
-
-def _deep(x: Array, kernel: Array) -> bool:
-    num_pixels = math.prod(x.shape[:3])  # a symbol in jax.export, which has no use for gradients
-    return isinstance(num_pixels, int) and math.prod(kernel.shape[2:]) >= MANY * num_pixels
-
-
-def _plain(x: Array, kernel: Array, pads: Pads) -> Array:
+def plain(x: Array, kernel: Array, pads: Pads) -> Array:
+    """XLA's own, of stride 1."""
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=NHWC)
+
+
+def _on_cpu(x: Array, kernel: Array, pads: Pads) -> Array:
+    if max(kernel.shape[2:]) <= FEW:
+        return _two_at_once(x, kernel, pads) if IS_THREADED else plain(x, kernel, pads)
+    return plain(x, kernel, pads) if IS_THREADED else _by_eigen(x, kernel, pads)
+
+
+def _by_eigen(x: Array, kernel: Array, pads: Pads) -> Array:
+    """The same with a row more than x has, which YNNPACK does not take."""
+    (top, bottom), columns = pads
+    extra = max(0, len(kernel) - top - bottom)
+    y = plain(x, kernel, ((top, bottom + extra), columns))
+    return y[:, : y.shape[1] - extra]
 
 
 def _two_at_once(x: Array, kernel: Array, pads: Pads) -> Array:
@@ -67,8 +75,6 @@ def _two_at_once(x: Array, kernel: Array, pads: Pads) -> Array:
 
     Its kernels are one column wider, with zeros: a third more products of 3x3.
     """
-    if not _few(kernel):
-        return _plain(x, kernel, pads)
     _, columns, _, features = kernel.shape
     (left, right), width = pads[1], x.shape[2] + sum(pads[1]) - columns + 1
     shifted = [jnp.pad(kernel, ((0, 0), (i, 1 - i), (0, 0), (0, 0))) for i in (0, 1)]
@@ -83,28 +89,27 @@ def _two_at_once(x: Array, kernel: Array, pads: Pads) -> Array:
 
 
 def _forward(x: Array, kernel: Array, pads: Pads) -> Array:
-    cpu, default = (functools.partial(each, pads=pads) for each in (_two_at_once, _plain))
+    cpu, default = (functools.partial(each, pads=pads) for each in (_on_cpu, plain))
     return jax.lax.platform_dependent(x, kernel, cpu=cpu, default=default)
 
 
 def _backward(pads: Pads, residuals: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     def by_xla(x, kernel, g):
-        return jax.vjp(functools.partial(_plain, pads=pads), x, kernel)[1](g)
+        return jax.vjp(functools.partial(plain, pads=pads), x, kernel)[1](g)
 
     def on_cpu(x, kernel, g):
-        of_x, of_kernel = by_xla(x, kernel, g)  # what is not returned is not computed
-        if _deep(x, kernel):
+        if math.prod(kernel.shape[2:]) >= MANY * math.prod(x.shape[:3]):
+            _, of_kernel = by_xla(x, kernel, g)  # what is not returned is not computed
             return _input_gradient(g, kernel, pads), of_kernel
-        if _few(kernel):
-            turned = kernel[::-1, ::-1].swapaxes(2, 3)
-            of_x = _two_at_once(g, turned, _back(pads, kernel.shape))
+        turned = kernel[::-1, ::-1].swapaxes(2, 3)
+        of_x = _on_cpu(g, turned, _back(pads, kernel.shape))
         return of_x, _kernel_gradient(x, g, pads, kernel.shape)
 
     return jax.lax.platform_dependent(*residuals, g, cpu=on_cpu, default=by_xla)
 
 
-_with_gradient = jax.custom_vjp(_forward, nondiff_argnums=(2,))
-_with_gradient.defvjp(
+by_platform = jax.custom_vjp(_forward, nondiff_argnums=(2,))
+by_platform.defvjp(
     lambda x, kernel, pads: (_forward(x, kernel, pads), (x, kernel)),
     _backward,
 )
@@ -145,7 +150,7 @@ def _kernel_gradient(x: Array, g: Array, pads: Pads, size: Sequence[int]) -> Arr
     rows, columns, channels, features = size
     h, w = g.shape[1:3]
     x = jnp.pad(x, ((0, 0), (0, 0), pads[1], (0, 0))).transpose(1, 0, 2, 3)
-    shifted = side_by_side([x[:, :, j : j + w] for j in range(columns)])
+    shifted = _side_by_side([x[:, :, j : j + w] for j in range(columns)])
     y = jax.lax.conv_general_dilated(
         g.transpose(3, 1, 0, 2).reshape(features, h, -1),
         shifted.reshape(len(x), -1, columns * channels),
@@ -157,12 +162,12 @@ def _kernel_gradient(x: Array, g: Array, pads: Pads, size: Sequence[int]) -> Arr
     return y.reshape(features, rows, columns, channels)[:, ::-1].transpose(1, 2, 3, 0)
 
 
-def side_by_side(parts: Sequence[Array]) -> Array:
+def _side_by_side(parts: Sequence[Array]) -> Array:
     """jnp.concatenate of channels, as a sum, which XLA:CPU makes one loop of."""
-    before, total = 0, sum(part.shape[-1] for part in parts)
+    before, after = 0, sum(part.shape[-1] for part in parts)
     padded = []
     for part in parts:
-        after = total - before - part.shape[-1]
+        after -= part.shape[-1]
         padded.append(jnp.pad(part, ((0, 0),) * (part.ndim - 1) + ((before, after),)))
         before += part.shape[-1]
     return functools.reduce(jnp.add, padded)
