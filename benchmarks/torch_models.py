@@ -264,42 +264,67 @@ def load(module: nn.Module, variables: Mapping[str, Any]) -> None:
 
 
 class Twin:
-    """A network's training step and prediction on a batch, as of `speed.Ours`."""
+    """A network's training step and prediction on a batch, as of `speed.Ours`.
 
-    def __init__(self, model: Any, variables: Mapping[str, Any], batch: Mapping[str, np.ndarray]):
-        self._network = Network(model)
-        load(self._network, variables)
-        self._network.to(memory_format=torch.channels_last)
-        self._parameters = [p for p in self._network.parameters() if p.requires_grad]
+    On a GPU in bfloat16 and compiled, on the CPU in float32 and not.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        variables: Mapping[str, Any],
+        batch: Mapping[str, np.ndarray],
+        *,
+        on_gpu: bool,
+    ):
+        network = Network(model)
+        load(network, variables)
+        self._device = torch.device("cuda" if on_gpu else "cpu")
+        network.to(self._device, memory_format=torch.channels_last)
+        torch.backends.cudnn.benchmark = True
+        self._parameters = [p for p in network.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(self._parameters, 1e-3, weight_decay=1e-4, fused=True)
-        self._image = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2)
-        self._label = torch.from_numpy(batch["label"])
+        self._network: Any = torch.compile(network) if on_gpu else network
+        self._image = torch.from_numpy(batch["image"]).to(self._device).permute(0, 3, 1, 2)
+        self._label = torch.from_numpy(batch["label"]).to(self._device)
 
     def _apply(self) -> torch.Tensor:
-        return self._network(self._image.float() / 63.75 - 2.0)
+        with torch.autocast("cuda", torch.bfloat16, enabled=self._device.type == "cuda"):
+            return self._network(self._image.float() / 63.75 - 2.0)
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
 
     def train(self) -> None:
         self._network.train()
-        loss = functional.cross_entropy(self._apply(), self._label.long(), ignore_index=255)
+        logits = self._apply().float()
+        loss = functional.cross_entropy(logits, self._label.long(), ignore_index=255)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self._parameters, 1.0)
         self._optimizer.step()
+        self._wait()
 
     def logits(self) -> np.ndarray:
         """[b, h, w, num_classes], in evaluation."""
         self._network.eval()
         with torch.inference_mode():
-            return self._apply().permute(0, 2, 3, 1).numpy()
+            return self._apply().permute(0, 2, 3, 1).float().cpu().numpy()
 
     def predict(self) -> None:
         self._network.eval()
         with torch.inference_mode():
             self._apply().argmax(1)
+        self._wait()
 
     def peak_bytes(self) -> int:
         """The most that PyTorch's allocator has out during a training step, with the state."""
         self.train()
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self.train()
+            return torch.cuda.max_memory_allocated()
         moments = [x for each in self._optimizer.state.values() for x in each.values()]
         state = [
             *self._network.state_dict().values(),

@@ -10,6 +10,8 @@ import jax
 
 from dense_jax.data import verify
 
+IN_LITTLE_MEMORY = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+
 
 def keep_programs() -> None:
     """Called by the commands: what XLA compiles is kept in the user's cache folder.
@@ -28,10 +30,17 @@ def keep_memory() -> None:
     system, and gives it back: every page of it faults in every step, which was a sixth of the
     time of the default network's. Without its mmap it needs a single arena, as others cannot grow;
     with an accelerator, decoding threads are better off with their own.
+
+    And XLA:CPU is to start operations in an order that needs little memory: its usual one does all
+    that it can at once, and a training step has up to 1.7 times the temporaries. XLA_FLAGS that the
+    user has set come after this, and win. Too late once JAX has asked for its devices.
     """
     # jax.default_backend() would start threads, with arenas of their own.
     if any(importlib.util.find_spec(plugin) for plugin in ("jax_plugins", "libtpu")):
         return
+    flags = os.environ.get("XLA_FLAGS", "")
+    if IN_LITTLE_MEMORY not in flags:
+        os.environ["XLA_FLAGS"] = f"{IN_LITTLE_MEMORY} {flags}".strip()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # glibc
         # malloc.h: M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD (-1: never)

@@ -69,3 +69,31 @@ def test_freed_memory_stays_with_the_process():
     )
     first, second = map(int, done.stdout.split())
     assert second < first / 2
+
+
+def test_a_training_step_has_fewer_temporaries_unless_the_user_says_otherwise():
+    """XLA reads its flags once, so in processes of their own."""
+    code = (
+        "from dense_jax import startup; startup.keep_memory(); startup.keep_memory()\n"
+        "import jax; from dense_jax import cost; from dense_jax.models.convolution import convolution\n"
+        "def loss(kernels, x):\n"
+        "    for kernel in kernels:\n"
+        "        x = jax.nn.relu(convolution(x, kernel, (1, 1), 'SAME'))\n"
+        "    return x.sum()\n"
+        "x, *kernels = (jax.ShapeDtypeStruct(s, 'float32') for s in [(4, 64, 64, 8)] + 6 * [(3, 3, 8, 8)])\n"
+        "print(cost.memory(jax.jit(jax.grad(loss)).lower(kernels, x).compile())['temporaries'])"
+    )
+    usual = startup.IN_LITTLE_MEMORY.replace("false", "true")
+    few, many = (
+        int(
+            subprocess.run(
+                [sys.executable, "-c", code],
+                cwd=REPOSITORY,
+                env=os.environ | {"XLA_FLAGS": flags},
+                capture_output=True,
+                check=True,
+            ).stdout
+        )
+        for flags in ("", usual)
+    )
+    assert few < 0.9 * many

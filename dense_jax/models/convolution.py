@@ -148,6 +148,9 @@ def _kernel_gradient(x: Array, g: Array, pads: Pads, size: Sequence[int]) -> Arr
     images as its few channels, which takes up to four times as long.
     """
     rows, columns, channels, features = size
+    if channels > features:  # the other way round: what is put side by side below is smaller then
+        size = rows, columns, features, channels
+        return _kernel_gradient(g, x, _back(pads, size), size)[::-1, ::-1].swapaxes(2, 3)
     h, w = g.shape[1:3]
     x = jnp.pad(x, ((0, 0), (0, 0), pads[1], (0, 0))).transpose(1, 0, 2, 3)
     shifted = _side_by_side([x[:, :, j : j + w] for j in range(columns)])
