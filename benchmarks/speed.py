@@ -1,7 +1,7 @@
 """How fast training and prediction are, next to PyTorch: python -m benchmarks.speed
 
-Writes the tables of benchmarks/speed.md, below what was written by hand: for each network the
-training step and the prediction of a batch, in turns with the same function in PyTorch
+Writes the tables that benchmarks/speed.md talks about, a page for each platform and version of JAX:
+for each network the training step and the prediction of a batch, in turns with the same function in PyTorch
 (`torch_models`; only ours without `torch`), after it was checked that both give the same logits.
 Both run in a process set up as our commands are (`startup.keep_memory`). On an accelerator networks
 compute in bfloat16, PyTorch's by autocast and compiled, and images are larger; there, set
@@ -35,7 +35,6 @@ try:
 except ImportError:
     torch_models = None
 
-PAGE = pathlib.Path(__file__).with_suffix(".md")
 NUM_CLASSES = 11
 LOSSES = ("cross_entropy", "soft_dice", "dice_ce")
 Steps = Mapping[str, Callable[[], Any]]
@@ -336,17 +335,16 @@ TABLES = {
         *("network", "batch", "ms per step", *LOSSES, "confusion matrix"),
     ),
 }
-MARK = "<!-- Below: by python -m benchmarks.speed -->\n"
-PAGE_TEXT = """## Tables
+PAGE = """# {title}
 
-`{command}`, on {date}, on {hardware} ({cores} to use, {devices} JAX device(s), load average {load:.1f} at
+What the columns mean: [speed.md](speed.md). By `{command}`, on {date}, on {hardware} ({cores} to use, {devices} JAX device(s), load average {load:.1f} at
 the start), with {versions}.
 
 {tables}
-### Layers of {layers_of}
+## Layers of {layers_of}
 
 {layers}
-### Growth
+## Growth
 
 U-Net of width 16, training; FLOPs of prediction; bytes are the peak's.
 
@@ -362,7 +360,9 @@ def main() -> None:
     startup.keep_memory()
     load = os.getloadavg()[0]
     found = [compare(name, args) for name in args.models]
-    page = PAGE_TEXT.format(
+    version = ".".join(jax.__version__.split(".")[:2])
+    page = PAGE.format(
+        title=f"Speed with JAX {version} on a {jax.default_backend().upper()}",
         command=" ".join(["python -m benchmarks.speed", *sys.argv[1:]]),
         date=datetime.date.today(),
         hardware=hardware(),
@@ -371,7 +371,7 @@ def main() -> None:
         load=load,
         versions=versions(),
         tables="\n".join(
-            f"### {title}\n\n{table(columns, [rows[title] for rows in found])}"
+            f"## {title}\n\n{table(columns, [rows[title] for rows in found])}"
             for title, columns in TABLES.items()
         ),
         layers_of=LAYERS_OF,
@@ -381,7 +381,8 @@ def main() -> None:
             growth(args),
         ),
     )
-    PAGE.write_text(PAGE.read_text().partition(MARK)[0] + MARK + page)
+    name = f"speed_{jax.default_backend()}_jax{version}.md"
+    pathlib.Path(__file__).with_name(name).write_text(page)
     print(page)
 
 
