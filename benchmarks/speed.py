@@ -1,10 +1,10 @@
 """How fast training and prediction are, next to PyTorch: python -m benchmarks.speed
 
 Writes the tables that benchmarks/speed.md talks about, a page for each platform and version of JAX:
-for each network the training step and the prediction of a batch, in turns with the same function in PyTorch
-(`torch_models`; only ours without `torch`), after it was checked that both give the same logits.
-Both run in a process set up as our commands are (`startup.keep_memory`). On an accelerator networks
-compute in bfloat16, PyTorch's by autocast and compiled, and images are larger; there, set
+for each network the training step and the prediction of a batch, in turns with the same function in
+PyTorch (`torch_models`; only ours without `torch`), after it was checked that both give the same
+logits. Both run in a process set up as our commands are (`startup.keep_memory`). On an accelerator
+networks compute in bfloat16, PyTorch's by autocast and compiled, and images are larger; there, set
 XLA_PYTHON_CLIENT_PREALLOCATE=false, or JAX leaves PyTorch no memory.
 """
 
@@ -337,7 +337,8 @@ TABLES = {
 }
 PAGE = """# {title}
 
-What the columns mean: [speed.md](speed.md). By `{command}`, on {date}, on {hardware} ({cores} to use, {devices} JAX device(s), load average {load:.1f} at
+What the columns mean: [speed.md](speed.md). By `{command}`, on {date},
+on {hardware} ({cores} to use, {devices} JAX device(s), load average {load:.1f} at
 the start), with {versions}.
 
 {tables}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from dense_jax.models.convolution import convolution
+from dense_jax.models.convolution import IS_THREADED, convolution
 from dense_jax.models.layers import BatchNorm
 
 LAYERS = {  # channels in and out, kernel size, strides, padding
@@ -99,6 +99,13 @@ def test_other_platforms_get_xlas_own(case):
         jax.jit(with_gradients(convolution, options)), platforms=("cpu", "cuda", "tpu")
     )(*arrays)
     assert exported.platforms == ("cpu", "cuda", "tpu")
+
+
+def test_a_cpu_gets_the_library_that_uses_its_cores():
+    """YNNPACK, where it does: not in jaxlib 0.10."""
+    arrays, options = layer(*LAYERS["many"], dtype="float32")
+    lowered = jax.jit(convolution, static_argnums=(2, 3)).lower(*arrays, *options)
+    assert ("ynn" in lowered.compile().as_text()) == IS_THREADED
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
