@@ -62,7 +62,8 @@ def bytes_of(*trees: Any) -> int:
 
 def calls(layer: Layer) -> tuple[dict[str, Callable[[], Any]], dict[str, tuple[int, int]]]:
     """By pass: what runs the layer on this machine, and its (FLOPs, bytes)."""
-    split, whole = mesh.sharded(mesh.make_mesh()), mesh.replicated(mesh.make_mesh())
+    devices = mesh.make_mesh()
+    split, whole = mesh.sharded(devices), mesh.replicated(devices)
     x, g = (
         jax.device_put(jax.random.normal(jax.random.key(i), each.shape, each.dtype), split)
         for i, each in enumerate((layer.x, layer.y))
