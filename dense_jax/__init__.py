@@ -1,6 +1,9 @@
 """Semantic segmentation research in JAX: encoder x decoder x upsampling x skips x loss."""
 
+import time
+
 __version__ = "0.1.0"
+IMPORTED = time.perf_counter()  # seconds
 
 
 def __getattr__(name: str):

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from jaxtyping import UInt8
 
-from dense_jax import logger, plots, startup
+from dense_jax import command, plots, startup
 from dense_jax.data import decode
 from dense_jax.predictor import load
 
@@ -142,14 +142,11 @@ def serve(predictor: Any, host: str, port: int, max_megapixels: float) -> "gradi
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     try:
         import gradio  # noqa: F401
     except ImportError:
         sys.exit("the demo needs Gradio: pip install 'gradio>=6.31'")
-    logger.show_own_lines()
-    startup.keep_programs()
+    startup.prepare()
     args = flags.FLAGS
     predictor = load(args.workdir)
     try:
@@ -161,10 +158,10 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "Of a run of dense_jax.main.", required=True)
+    command.define_path("workdir", "Of a run of dense_jax.main.", required=True)
     flags.DEFINE_string(
         "host", "127.0.0.1", "Address to serve at; 0.0.0.0: to other machines, too."
     )
-    flags.DEFINE_integer("port", 7860, "Port to serve at.")
+    flags.DEFINE_integer("port", 7860, "Port to serve at.", lower_bound=0, upper_bound=65535)
     flags.DEFINE_float("max_megapixels", 25, "Of an image; larger ones are refused.", lower_bound=0)
-    app.run(main)
+    command.run(main)

@@ -18,14 +18,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 from etils import epath
 from PIL import Image
 
 from dense_jax import (
     boundary,
+    command,
     data,
-    logger,
     metrics,
     per_image,
     plots,
@@ -119,7 +119,7 @@ def evaluate(
             tiles,
             mesh=loaded.mesh,
             receive=receive if pool or write else None,
-            batch_size=batch_size or config.eval.batch_size,
+            batch_size=config.eval.batch_size if batch_size is None else batch_size,
             workers=config.data.workers,
         )
         counted = {"confusion_matrices": matrices} | (pool.results() if pool else {})
@@ -271,11 +271,7 @@ def markdown(evaluation: Mapping[str, Any]) -> str:
 
 def main(argv: list[str]) -> None:
     """Evaluates, every seed where there are several, and prints the tables."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    logger.show_own_lines()
-    startup.keep_programs()
-    startup.keep_memory()
+    startup.prepare()
     args = flags.FLAGS
     for path in workdir.runs(args.workdir):
         evaluation = evaluate(
@@ -283,7 +279,7 @@ def main(argv: list[str]) -> None:
             args.split,
             args.checkpoint,
             batch_size=args.batch_size,
-            tile_size=args.tile_size and [int(length) for length in args.tile_size],
+            tile_size=args.tile_size,
             margin=args.margin,
             boundaries=args.boundaries,
             foreground=args.foreground,
@@ -292,12 +288,12 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "Of a run of dense_jax.main.", required=True)
+    command.define_path("workdir", "Of a run of dense_jax.main.", required=True)
     flags.DEFINE_string("split", None, "Which to score; by default the run's eval_split.")
     flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
-    flags.DEFINE_integer("batch_size", None, "Tiles per step; by default the run's.")
-    flags.DEFINE_list("tile_size", None, "HEIGHT,WIDTH in pixels; by default the run's.")
-    flags.DEFINE_integer("margin", None, "Context in pixels; by default the run's.")
+    flags.DEFINE_integer("batch_size", None, "Tiles per step; by default the run's.", lower_bound=1)
+    command.define_size("tile_size", None, "HEIGHT,WIDTH in pixels; by default the run's.")
+    flags.DEFINE_integer("margin", None, "Context in pixels; by default the run's.", lower_bound=0)
     flags.DEFINE_bool("boundaries", True, "Whether to measure boundaries, too.")
     flags.DEFINE_list("foreground", [], "CLASS,... to score as one, and as objects, too.")
-    app.run(main)
+    command.run(main)

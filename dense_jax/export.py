@@ -12,12 +12,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 from etils import epath
 from flax import traverse_util
 from safetensors import numpy as safetensors
 
-from dense_jax import exported, logger, workdir
+from dense_jax import command, exported, startup, workdir
 from dense_jax.run import Loaded, Run, load, normalisation
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -109,9 +109,7 @@ def describe(loaded: Loaded, directory: str, licence: str | None) -> dict[str, A
 
 def main(argv: list[str]) -> None:
     """Exports and says what was written."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    logger.show_own_lines()
+    startup.prepare()
     args = flags.FLAGS
     about = export(
         args.workdir, args.output, args.checkpoint, licence=args.licence, overwrite=args.overwrite
@@ -120,9 +118,9 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "Of a run of dense_jax.main.", required=True)
-    flags.DEFINE_string("output", None, "The file to write.", required=True)
+    command.define_path("workdir", "Of a run of dense_jax.main.", required=True)
+    command.define_path("output", "The file to write.", required=True)
     flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
     flags.DEFINE_string("licence", None, "Of the weights, for those who get the file.")
     flags.DEFINE_bool("overwrite", False, "Replace a file that is there already.")
-    app.run(main)
+    command.run(main)

@@ -10,10 +10,10 @@ Images are on a canvas of data.canvas_size or, where it is not set, as large as 
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dense_jax import cost, logger, mesh, startup
+from dense_jax import command, cost, mesh, startup
 from dense_jax.config import check_devices
 from dense_jax.run import assemble, batch_shapes, jit_train_step, state_placement, step_shapes
 
@@ -62,10 +62,7 @@ def table(config: ConfigDict, num_classes: int, num_channels: int) -> str:
 
 def main(argv: list[str]) -> None:
     """Prints the table."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    logger.show_own_lines()
-    startup.keep_programs()
+    startup.prepare()
     args: Any = flags.FLAGS
     print(table(args.config, args.num_classes, args.channels))
 
@@ -75,4 +72,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("num_classes", 21, "Channels of the logits.", lower_bound=1)
     flags.DEFINE_integer("channels", 3, "Of the image.", lower_bound=1)
     flags.mark_flag_as_required("config")
-    app.run(main)
+    command.run(main, flags_parser=command.parse_flags)

@@ -13,6 +13,7 @@ Exit status 1 if any file could not be read; the others are done.
 
 import contextlib
 import itertools
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,9 +22,9 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-from absl import app, flags
+from absl import flags
 
-from dense_jax import background, image_files, logger, plots, results, startup, tta
+from dense_jax import background, command, image_files, plots, results, startup, tta
 from dense_jax.mosaic import Failure
 from dense_jax.predictor import Predictor, Strip, entropy, load
 
@@ -160,15 +161,11 @@ def _write(
 
 def main(argv: list[str]) -> None:
     """Predicts and says what could not be read."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]} (quote the globs of --images)")
-    logger.show_own_lines()
-    startup.keep_programs()
-    startup.keep_memory()
+    startup.prepare()
     args = flags.FLAGS
     problems = predict(
         args.workdir,
-        args.images,
+        list(map(os.path.expanduser, args.images)),
         args.output,
         args.checkpoint,
         overwrite=args.overwrite,
@@ -176,7 +173,7 @@ def main(argv: list[str]) -> None:
         probabilities=args.probabilities,
         uncertainty=args.uncertainty,
         max_megapixels=args.max_megapixels,
-        tile_size=args.tile_size and [int(length) for length in args.tile_size],
+        tile_size=args.tile_size,
         margin=args.margin,
         batch_size=args.batch_size,
         blend=args.blend,
@@ -188,8 +185,8 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string(
-        "workdir", None, "Of a run of dense_jax.main, or a file of dense_jax.export.", required=True
+    command.define_path(
+        "workdir", "Of a run of dense_jax.main, or a file of dense_jax.export.", required=True
     )
     flags.DEFINE_list(
         "images",
@@ -198,7 +195,7 @@ if __name__ == "__main__":
         "what has a comma in it.",
         required=True,
     )
-    flags.DEFINE_string("output", None, "Folder for the results.", required=True)
+    command.define_path("output", "Folder for the results.", required=True)
     flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
     flags.DEFINE_bool("overwrite", False, "Replace results that are there already.")
     flags.DEFINE_float(
@@ -210,8 +207,8 @@ if __name__ == "__main__":
     flags.DEFINE_list(
         "augment", [], f"Predict changed copies, too: {', '.join(tta.AUGMENTATIONS)}."
     )
-    flags.DEFINE_integer("batch_size", None, "Tiles per step; by default the run's.")
-    flags.DEFINE_list("tile_size", None, "HEIGHT,WIDTH in pixels; by default the run's.")
-    flags.DEFINE_integer("margin", None, "Context in pixels; by default the run's.")
-    flags.DEFINE_float("max_megapixels", 1000, "Larger images are left out.")
-    app.run(main)
+    flags.DEFINE_integer("batch_size", None, "Tiles per step; by default the run's.", lower_bound=1)
+    command.define_size("tile_size", None, "HEIGHT,WIDTH in pixels; by default the run's.")
+    flags.DEFINE_integer("margin", None, "Context in pixels; by default the run's.", lower_bound=0)
+    flags.DEFINE_float("max_megapixels", 1000, "Larger images are left out.", lower_bound=0)
+    command.run(main)

@@ -1,16 +1,41 @@
-"""What every command sets up: `jit`'s programs are kept on disk, and memory in the process."""
+"""What every command that computes sets up: log lines, compiled programs, memory and devices."""
 
 import ctypes
 import importlib.util
 import os
-import pathlib
 import time
 
 import jax
 
+import dense_jax
+from dense_jax import logger
 from dense_jax.data import verify
 
 IN_LITTLE_MEMORY = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+
+
+def prepare() -> None:
+    """Called by the commands that compute, before they use a device."""
+    logger.show_own_lines()
+    keep_programs()
+    keep_memory()
+    check_devices()
+
+
+def check_devices() -> None:
+    """Raises ValueError if JAX_PLATFORMS names what JAX cannot use here."""
+    wanted = jax.config.values["jax_platforms"]
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # JAX asserts that the plug-in is there
+        if not wanted:
+            raise
+        jax.config.update("jax_platforms", None)
+        there = sorted({"cpu", jax.default_backend()})
+        raise ValueError(
+            f"JAX_PLATFORMS={wanted} cannot be used: {str(error) or 'its plug-in is missing'}. Here "
+            f"JAX has: {', '.join(there)}. Unset JAX_PLATFORMS, or install what it names"
+        ) from error
 
 
 def keep_programs() -> None:
@@ -19,8 +44,9 @@ def keep_programs() -> None:
     JAX keeps what took longer than jax_persistent_cache_min_compile_time_secs. A folder that the
     user has set (JAX_COMPILATION_CACHE_DIR) is left alone, and so is JAX_ENABLE_COMPILATION_CACHE.
     """
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(verify.cache_folder() / "programs"))
+    folder = verify.cache_folder()
+    if folder and jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
 
 
 def keep_memory() -> None:
@@ -41,7 +67,7 @@ def keep_memory() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if IN_LITTLE_MEMORY not in flags:
         os.environ["XLA_FLAGS"] = f"{IN_LITTLE_MEMORY} {flags}".strip()
-    libc = ctypes.CDLL(None)
+    libc = ctypes.CDLL(None) if os.name == "posix" else None
     if hasattr(libc, "mallopt"):  # glibc
         # malloc.h: M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD (-1: never)
         for option, value in ((-8, 1), (-4, 0), (-1, -1)):
@@ -49,7 +75,5 @@ def keep_memory() -> None:
 
 
 def seconds_of_process() -> float:
-    """Since this process was started by the operating system, Linux: before any import."""
-    fields = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    started = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # proc(5): starttime, since boot
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+    """Returns the seconds since the package was imported, the first thing that a command does."""
+    return time.perf_counter() - dense_jax.IMPORTED

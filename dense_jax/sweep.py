@@ -16,7 +16,6 @@ Experiment files import this module for `grid`, inside any command: so it never 
 defines its flags only when it is the command.
 """
 
-import importlib.util
 import itertools
 import json
 import os
@@ -27,10 +26,10 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from etils import epath  # like pathlib, also for gs://
 
-from dense_jax import distributed, jobs
+from dense_jax import command, distributed, jobs
 
 Override = dict[str, Any]
 
@@ -121,14 +120,7 @@ def _text(value: Any) -> str:
 
 def load_sweep(path: str) -> list[Override]:
     """Calls `get_sweep()` of an experiment file; ValueError names what is wrong with it."""
-    file = path.split(":")[0]  # ml_collections passes what follows the colon to get_config
-    if not os.path.isfile(file):
-        raise ValueError(f"no experiment file {file!r} (seen from {os.getcwd()})")
-    spec = importlib.util.spec_from_file_location("sweep_experiment", file)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{file} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module, file = command.experiment(path), path.partition(":")[0]
     if not hasattr(module, "get_sweep"):
         raise ValueError(f"{file} has no get_sweep(): to train it once, use dense_jax.main")
     sweep = module.get_sweep()
@@ -221,7 +213,7 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
 def define_flags() -> None:
     """Defines the command's flags, under the names that dense_jax.main has for its own."""
     flags.DEFINE_string("config", None, "Experiment file with a get_sweep().", required=True)
-    flags.DEFINE_string("workdir", None, "Each run gets a folder in it.", required=True)
+    command.define_path("workdir", "Each run gets a folder in it.", required=True)
     flags.DEFINE_bool("list", False, "Print the runs and exit.")
     flags.DEFINE_integer("index", None, "Run only this one, counted from 0.")
     flags.DEFINE_integer("jobs", 1, "Runs at once; cores and GPUs are shared out.", lower_bound=1)
@@ -231,48 +223,42 @@ def define_flags() -> None:
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Leaves unknown flags in argv: absl would reject --config.x=y, which only the runs know."""
-    try:
-        return flags.FLAGS(argv, known_only=True)
-    except flags.Error as error:
-        sys.exit(f"{error}\nPass --helpshort to see the flags.")
+    return flags.FLAGS(argv, known_only=True)
 
 
 def main(argv: Sequence[str]) -> int:
     args, peers = flags.FLAGS, distributed.given()
     for extra in argv[1:]:
         if not re.match(r"--config\.[^=]+=", extra):
-            raise app.UsageError(f"unexpected argument {extra!r}; overrides are --config.x=y")
+            raise ValueError(f"unexpected argument {extra!r}; overrides are --config.x=y")
     given = dict(extra.removeprefix("--config.").split("=", 1) for extra in argv[1:])
     if args.list and args.index is not None:
-        raise app.UsageError("--list and --index exclude each other")
+        raise ValueError("--list and --index exclude each other")
     if args.jobs > 1 and (peers or args.index is not None):
-        raise app.UsageError("--jobs is for all runs on this machine: not for one, nor with others")
+        raise ValueError("--jobs is for all runs on this machine: not for one, nor with others")
     if args.evaluate and peers:
-        raise app.UsageError("--evaluate is for runs of one process: evaluate them afterwards")
+        raise ValueError("--evaluate is for runs of one process: evaluate them afterwards")
     directory = epath.Path(args.workdir)
-    try:
-        sweep = load_sweep(args.config)
-        names = run_names(sweep)
-        changes = [[*as_flags(override), *argv[1:]] for override in sweep]
-        for path in given:
-            if _differs(path, sweep):
-                raise ValueError(f"--config.{path} is what this sweep varies; edit {args.config}")
-        if args.index is not None and not 0 <= args.index < len(sweep):
-            raise ValueError(f"--index={args.index} is not in 0..{len(sweep) - 1}")
-        if args.list:
-            for index, (name, change) in enumerate(zip(names, changes, strict=True)):
-                print(f"{index:3}  {state(directory / name):10}  {name}  {shlex.join(change)}")
-            return 0
-        shares = jobs.shares(args.jobs)
-        started = {
-            "config": os.path.basename(args.config),
-            "flags": given,
-            "evaluate": args.evaluate,
-            "runs": dict(zip(names, sweep, strict=True)),
-        }
-        gone = remember(directory, started)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    sweep = load_sweep(args.config)
+    names = run_names(sweep)
+    changes = [[*as_flags(override), *argv[1:]] for override in sweep]
+    for path in given:
+        if any(path in override for override in sweep):
+            raise ValueError(f"--config.{path} is what runs of this sweep set; edit {args.config}")
+    if args.index is not None and not 0 <= args.index < len(sweep):
+        raise ValueError(f"--index={args.index} is not in 0..{len(sweep) - 1}")
+    if args.list:
+        for index, (name, change) in enumerate(zip(names, changes, strict=True)):
+            print(f"{index:3}  {state(directory / name):10}  {name}  {shlex.join(change)}")
+        return 0
+    shares = jobs.shares(args.jobs)
+    started = {
+        "config": os.path.basename(args.config),
+        "flags": given,
+        "evaluate": args.evaluate,
+        "runs": dict(zip(names, sweep, strict=True)),
+    }
+    gone = remember(directory, started)
     if gone:
         print(f"no longer in the list, but still in {directory}: {', '.join(gone)}", flush=True)
 
@@ -297,4 +283,4 @@ def main(argv: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, flags_parser=parse_flags)
+    command.run(main, flags_parser=parse_flags)

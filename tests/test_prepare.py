@@ -45,7 +45,7 @@ def test_prepares_as_array_record(monkeypatch, capsys):
 )
 def test_failures_say_what_is_missing(monkeypatch, error, words):
     monkeypatch.setattr(tfds, "builder", Builder(error))
-    with pytest.raises(RuntimeError, match=words):
+    with pytest.raises(OSError, match=words):
         prepare("oxford_iiit_pet", "somewhere")
 
 

@@ -18,11 +18,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from jaxtyping import Int64
 from PIL import Image
 
-from dense_jax import data, plots
+from dense_jax import command, data, plots
 from dense_jax.data import balance, checks, verify
 from dense_jax.labels import IGNORE_LABEL
 
@@ -231,19 +231,27 @@ def draw(name: str, root: str, splits: Iterable[str], path: str) -> None:
         Image.fromarray(plots.contact_sheet(rows, colours)).save(path)
 
 
+def is_picture(path: str | None) -> bool:
+    """Whether pictures can be written to a file of this name; None is no file."""
+    endings = Image.registered_extensions()
+    return path is None or endings.get(pathlib.Path(path).suffix.lower()) in Image.SAVE
+
+
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    report = examine(flags.FLAGS.name, flags.FLAGS.root)
+    name, root = flags.FLAGS.name, flags.FLAGS.root or ""
+    if not root and not name.startswith("synthetic"):
+        raise ValueError(f"--root is missing: the folder of {name!r}")
+    report = examine(name, root)
     print(json.dumps(report, indent=1) if flags.FLAGS.json else as_text(report))
     if flags.FLAGS.picture:
-        draw(flags.FLAGS.name, flags.FLAGS.root, report, flags.FLAGS.picture)
+        draw(name, root, report, flags.FLAGS.picture)
     sys.exit(any(found["errors"] for found in report.values()))
 
 
 if __name__ == "__main__":
     flags.DEFINE_enum("name", None, list(data.DATASETS), "Dataset.", required=True)
-    flags.DEFINE_string("root", "", "The folder that holds its files.")
+    command.define_path("root", "The folder that holds its files.")
     flags.DEFINE_bool("json", False, "Print JSON instead of text.")
-    flags.DEFINE_string("picture", None, "Where to write a picture of examples with their labels.")
-    app.run(main)
+    command.define_path("picture", "Where to write a picture of examples with their labels.")
+    flags.register_validator("picture", is_picture, "must end as a picture does, such as .png")
+    command.run(main)

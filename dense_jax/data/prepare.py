@@ -17,18 +17,17 @@ started again, it goes on with the split that it was at.
 import contextlib
 import json
 import pathlib
-import sys
 from collections.abc import Iterator
 from concurrent import futures
 from typing import Any
 
 import numpy as np
 import tqdm
-from absl import app, flags
+from absl import flags
 from array_record.python import array_record_module
 from PIL import Image
 
-from dense_jax import data
+from dense_jax import command, data
 from dense_jax.data import records
 from dense_jax.data.tfds import TFDS_DATASETS
 
@@ -36,7 +35,7 @@ _NUM_AT_ONCE = 64  # examples in memory, however large the dataset
 
 
 def prepare(name: str, root: str) -> None:
-    """Prepares one TFDS dataset; a RuntimeError says what was missing."""
+    """Prepares one TFDS dataset; an OSError says what was missing."""
     import tensorflow_datasets as tfds
 
     dataset = TFDS_DATASETS[name]
@@ -44,12 +43,12 @@ def prepare(name: str, root: str) -> None:
     try:
         builder.download_and_prepare()
     except ImportError as error:
-        raise RuntimeError(
+        raise OSError(
             f"preparing {name} needs a package that training does not ({error}). Run this "
             "command in an environment that has it, then copy the folder here"
         ) from error
     except Exception as error:  # the network fails in more ways than can be listed
-        raise RuntimeError(
+        raise OSError(
             f"{name} could not be downloaded and prepared in {root}: "
             f"{type(error).__name__}: {error}. This step needs the network"
         ) from error
@@ -172,23 +171,18 @@ def shrink(example: dict[str, Any], max_side: int) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     name, root, output = flags.FLAGS.name, flags.FLAGS.root, flags.FLAGS.output
     if output is None and (name not in TFDS_DATASETS or flags.FLAGS.max_side):
-        raise app.UsageError("--output is missing: where the records go")
-    try:
-        if name in TFDS_DATASETS:
-            prepare(name, root)
-        if output is not None:
-            copy(name, root, output, flags.FLAGS.max_side)
-    except (RuntimeError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        raise ValueError("--output is missing: where the records go")
+    if name in TFDS_DATASETS:
+        prepare(name, root)
+    if output is not None:
+        copy(name, root, output, flags.FLAGS.max_side)
 
 
 if __name__ == "__main__":
     flags.DEFINE_enum("name", None, list(data.DATASETS), "Dataset.", required=True)
-    flags.DEFINE_string("root", None, "Its folder; of TFDS, the data_dir.", required=True)
-    flags.DEFINE_string("output", None, "Where the records go.")
+    command.define_path("root", "Its folder; of TFDS, the data_dir.", required=True)
+    command.define_path("output", "Where the records go.")
     flags.DEFINE_integer("max_side", None, "Shrink to it, in pixels.", lower_bound=1)
-    app.run(main)
+    command.run(main)

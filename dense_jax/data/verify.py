@@ -22,14 +22,16 @@ def verify(source: Source, *, progress: bool = True) -> None:
     """
     if source.fingerprint is None:
         return
-    mark = cache_folder() / "verified" / source.fingerprint
-    if mark.exists():
+    cache = cache_folder()
+    mark = cache and cache / "verified" / source.fingerprint
+    if mark and mark.exists():
         return
     _, errors = scan(source, lambda example: None, progress=progress)
     refuse(errors, len(source))
-    with contextlib.suppress(OSError):  # a cache that cannot be written: verified again next time
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
+    if mark:
+        with contextlib.suppress(OSError):  # it cannot be written: verified again next time
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
 
 
 def scan(
@@ -83,7 +85,7 @@ def refuse(errors: list[str], num_examples: int) -> None:
         raise ValueError(f"{len(errors)} of {num_examples} examples are bad:\n  {listed}{more}")
 
 
-def cache_folder() -> pathlib.Path:
-    """Where what was found out about a dataset is kept, by its fingerprint."""
-    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(cache) / "dense_jax"
+def cache_folder() -> pathlib.Path | None:
+    """The folder of what need not be computed again; None for a user without a home folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return None if cache.startswith("~") else pathlib.Path(cache) / "dense_jax"

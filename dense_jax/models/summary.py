@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 from flax import linen as nn
 from ml_collections import config_flags
 
-from dense_jax import cost, memory, models
+from dense_jax import command, cost, memory, models
 from dense_jax.models.encoders import ENCODERS
 from dense_jax.models.upsampling import UPSAMPLERS
 
@@ -236,23 +236,15 @@ def _markdown(lines: Sequence[Sequence[str]], sides: str) -> str:
     return "\n".join(map(join, [lines[0], rule, *lines[1:]]))
 
 
-def is_size(words: Sequence[str]) -> bool:
-    """Whether the words of a flag are a height and a width."""
-    return len(words) == 2 and all(word.isdecimal() and int(word) > 0 for word in words)
-
-
 def main(argv: list[str]) -> None:
     """Prints the table."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     # Where XLA sees all FLOPs, and no accelerator is taken from a training.
     jax.config.update("jax_platforms", "cpu")
     args = flags.FLAGS
     if args.crossings:
         print(crossings(args.config.model))
         return
-    height, width = map(int, args.size)
-    print(table(models.build(args.config.model, args.num_classes), (height, width), args.channels))
+    print(table(models.build(args.config.model, args.num_classes), args.size, args.channels))
     args.config.num_seeds = 1  # on the one device that there is here
     print(f"\n{memory.table(args.config, args.num_classes, args.channels)}")
 
@@ -261,8 +253,7 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "Experiment file.", lock_config=True)
     flags.DEFINE_integer("num_classes", 21, "Channels of the logits.", lower_bound=1)
     flags.DEFINE_integer("channels", 3, "Of the image.", lower_bound=1)
-    flags.DEFINE_list("size", "224,224", "HEIGHT,WIDTH of the image, pixels.")
+    command.define_size("size", "224,224", "HEIGHT,WIDTH of the image, pixels.")
     flags.DEFINE_bool("crossings", False, "Print what can be combined instead.")
     flags.mark_flag_as_required("config")
-    flags.register_validator("size", is_size, "must be HEIGHT,WIDTH in pixels, such as 224,224")
-    app.run(main)
+    command.run(main, flags_parser=command.parse_flags)

@@ -14,11 +14,11 @@ been called for each run. Runs that were not scored alike are not put into one t
 
 import json
 import pathlib
-import sys
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
+from dense_jax import command
 from dense_jax.report import figures, gallery, tables
 from dense_jax.report.manifest import manifest
 from dense_jax.report.page import to_html
@@ -58,30 +58,25 @@ def write(
 
 
 def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     args = flags.FLAGS
-    try:
-        paths = write(
-            pathlib.Path(args.workdir),
-            args.gallery,
-            split=args.split,
-            per_class=args.per_class,
-            baseline=args.baseline,
-            mixed=args.mixed,
-        )
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    paths = write(
+        pathlib.Path(args.workdir),
+        args.gallery,
+        split=args.split,
+        per_class=args.per_class,
+        baseline=args.baseline,
+        mixed=args.mixed,
+    )
     print("wrote", *paths)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "A folder of runs, or one run.", required=True)
+    command.define_path("workdir", "A folder of runs, or one run.", required=True)
     flags.DEFINE_string("split", None, "Whose evaluation to show; by default training's last.")
     flags.DEFINE_bool("per_class", False, "Whether to add each class's IoU.")
     flags.DEFINE_string(
         "baseline", None, "FIELD=VALUE,... of the row to test against; by default the first."
     )
     flags.DEFINE_bool("mixed", False, "Whether runs that are not comparable may share the table.")
-    flags.DEFINE_integer("gallery", 12, "Images in report.html, the worst; 0: none.")
-    app.run(main)
+    flags.DEFINE_integer("gallery", 12, "Images in report.html, the worst; 0: none.", lower_bound=0)
+    command.run(main)
