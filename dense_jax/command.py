@@ -71,6 +71,16 @@ class _Path(flags.ArgumentParser):
         return os.path.expanduser(argument)
 
 
+class _Folder(_Path):
+    """A folder, which may not be there yet."""
+
+    def parse(self, argument: str) -> str:
+        path = super().parse(argument)
+        if os.path.isfile(path):
+            raise ValueError("is a file, not a folder")
+        return path
+
+
 class _Size(flags.ArgumentParser):
     """HEIGHT,WIDTH in pixels."""
 
@@ -94,9 +104,14 @@ class _Tuple(flags.ArgumentParser):
 config_flags.register_flag_parser_for_type(tuple, _Tuple())
 
 
-def define_path(name: str, about: str, *, required: bool = False) -> flags.FlagHolder:
-    """Defines a flag for a file or a folder."""
-    return flags.DEFINE(_Path(), name, None, about, required=required)
+def define_path(name: str, about: str, *, required: bool = False) -> None:
+    """Defines a flag for a file, or for what may be a file or a folder."""
+    flags.DEFINE(_Path(), name, None, about, required=required)
+
+
+def define_folder(name: str, about: str, *, required: bool = False) -> flags.FlagHolder:
+    """Defines a flag for a folder."""
+    return flags.DEFINE(_Folder(), name, None, about, required=required)
 
 
 def define_size(name: str, default: str | None, about: str) -> None:

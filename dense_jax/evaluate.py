@@ -288,7 +288,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.define_path("workdir", "Of a run of dense_jax.main.", required=True)
+    command.define_folder("workdir", "Of a run of dense_jax.main.", required=True)
     flags.DEFINE_string("split", None, "Which to score; by default the run's eval_split.")
     flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
     flags.DEFINE_integer("batch_size", None, "Tiles per step; by default the run's.", lower_bound=1)

@@ -118,7 +118,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.define_path("workdir", "Of a run of dense_jax.main.", required=True)
+    command.define_folder("workdir", "Of a run of dense_jax.main.", required=True)
     command.define_path("output", "The file to write.", required=True)
     flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
     flags.DEFINE_string("licence", None, "Of the weights, for those who get the file.")

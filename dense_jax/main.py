@@ -10,7 +10,7 @@ from dense_jax import command, distributed, startup, train
 from dense_jax.command import parse_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file.", lock_config=True)
-_WORKDIR = command.define_path("workdir", "Where checkpoints and metrics go.", required=True)
+_WORKDIR = command.define_folder("workdir", "Where checkpoints and metrics go.", required=True)
 distributed.define_flags()
 
 

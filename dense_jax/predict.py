@@ -195,7 +195,7 @@ if __name__ == "__main__":
         "what has a comma in it.",
         required=True,
     )
-    command.define_path("output", "Folder for the results.", required=True)
+    command.define_folder("output", "Folder for the results.", required=True)
     flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
     flags.DEFINE_bool("overwrite", False, "Replace results that are there already.")
     flags.DEFINE_float(

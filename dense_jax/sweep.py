@@ -213,7 +213,7 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
 def define_flags() -> None:
     """Defines the command's flags, under the names that dense_jax.main has for its own."""
     flags.DEFINE_string("config", None, "Experiment file with a get_sweep().", required=True)
-    command.define_path("workdir", "Each run gets a folder in it.", required=True)
+    command.define_folder("workdir", "Each run gets a folder in it.", required=True)
     flags.DEFINE_bool("list", False, "Print the runs and exit.")
     flags.DEFINE_integer("index", None, "Run only this one, counted from 0.")
     flags.DEFINE_integer("jobs", 1, "Runs at once; cores and GPUs are shared out.", lower_bound=1)
@@ -244,7 +244,7 @@ def main(argv: Sequence[str]) -> int:
     changes = [[*as_flags(override), *argv[1:]] for override in sweep]
     for path in given:
         if any(path in override for override in sweep):
-            raise ValueError(f"--config.{path} is what runs of this sweep set; edit {args.config}")
+            raise ValueError(f"--config.{path} is what this sweep sets; edit {args.config}")
     if args.index is not None and not 0 <= args.index < len(sweep):
         raise ValueError(f"--index={args.index} is not in 0..{len(sweep) - 1}")
     if args.list:

@@ -235,14 +235,6 @@ def test_a_truncated_receptive_field_is_an_error(size, fields):
         summary.receptive_field(model, size, channels=1)
 
 
-@pytest.mark.parametrize(
-    "words", [["10"], [], ["8", "8", "8"], ["0", "8"], ["-8", "8"], ["8", "x"]]
-)
-def test_a_size_is_two_positive_numbers(words):
-    assert summary.is_size(["8", "16"])
-    assert not summary.is_size(words)
-
-
 def run(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "dense_jax.models.summary", *arguments],

@@ -243,7 +243,7 @@ def command(tmp_path):
     (package / "__init__.py").touch()
     (package / "main.py").write_text(FAKE_MAIN)
     (package / "evaluate.py").write_text(FAKE_EVALUATE)
-    for name in ("sweep.py", "jobs.py", "distributed.py"):
+    for name in ("sweep.py", "jobs.py", "distributed.py", "command.py", "spelling.py"):
         (package / name).write_text((pathlib.Path(sweep.__file__).parent / name).read_text())
     (tmp_path / "ablation.py").write_text(EXPERIMENT)
     return [sys.executable, "-m", "dense_jax.sweep", "--config=ablation.py", "--workdir=runs"]
@@ -328,7 +328,7 @@ def test_an_index_runs_that_one_only(command, tmp_path):
     ("args", "message"),
     [
         (["--index=4"], "--index=4 is not in 0..3"),
-        (["--config.seed=3"], "--config.seed is what this sweep varies; edit ablation.py"),
+        (["--config.seed=3"], "--config.seed is what this sweep sets; edit ablation.py"),
         (["--confg.seed=3"], "unexpected argument '--confg.seed=3'; overrides are --config.x=y"),
         (["--config.batch_size", "3"], "unexpected argument '--config.batch_size'"),
         (["--list", "--index=1"], "--list and --index exclude each other"),

@@ -250,7 +250,7 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_enum("name", None, list(data.DATASETS), "Dataset.", required=True)
-    command.define_path("root", "The folder that holds its files.")
+    command.define_folder("root", "The folder that holds its files.")
     flags.DEFINE_bool("json", False, "Print JSON instead of text.")
     command.define_path("picture", "Where to write a picture of examples with their labels.")
     flags.register_validator("picture", is_picture, "must end as a picture does, such as .png")

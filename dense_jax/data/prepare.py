@@ -182,7 +182,7 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_enum("name", None, list(data.DATASETS), "Dataset.", required=True)
-    command.define_path("root", "Its folder; of TFDS, the data_dir.", required=True)
-    command.define_path("output", "Where the records go.")
+    command.define_folder("root", "Its folder; of TFDS, the data_dir.", required=True)
+    command.define_folder("output", "Where the records go.")
     flags.DEFINE_integer("max_side", None, "Shrink to it, in pixels.", lower_bound=1)
     command.run(main)

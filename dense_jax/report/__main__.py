@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.define_path("workdir", "A folder of runs, or one run.", required=True)
+    command.define_folder("workdir", "A folder of runs, or one run.", required=True)
     flags.DEFINE_string("split", None, "Whose evaluation to show; by default training's last.")
     flags.DEFINE_bool("per_class", False, "Whether to add each class's IoU.")
     flags.DEFINE_string(
