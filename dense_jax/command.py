@@ -7,7 +7,6 @@ status 1. With --verbosity=1 the traceback is shown instead. Never uses jax.
 import argparse
 import glob
 import importlib.util
-import inspect
 import os
 import re
 import sys
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import tuple_parser
 
@@ -45,7 +44,7 @@ def run(main: Callable[[list[str]], Any], *, flags_parser: Callable = parse) -> 
     try:
         app.run(main, flags_parser=flags_parser)
     except MISTAKES as error:
-        if logging.get_verbosity() >= logging.DEBUG:
+        if any(re.fullmatch("--?v(erbosity)?=[1-9]", word) for word in sys.argv):
             raise
         sys.exit(f"error: {_text(error)}")
 
@@ -170,10 +169,9 @@ def _config(path: str) -> ConfigDict:
         raise ValueError(f"{path} has no get_config()")
     arguments = path.split(":", 1)[1:]
     try:
-        inspect.signature(get_config).bind(*arguments)
-    except TypeError as error:
-        raise ValueError(f"{path}: {error} of get_config()") from error
-    config = get_config(*arguments)
+        config = get_config(*arguments)
+    except TypeError as error:  # of another argument, or a field of another type
+        raise ValueError(f"get_config() of {path}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise ValueError(  # noqa: TRY004
             f"get_config() of {path} must return a ConfigDict, got {config!r}"

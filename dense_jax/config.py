@@ -11,12 +11,19 @@ from ml_collections import ConfigDict
 from dense_jax import data, losses, models, optim
 from dense_jax.data import balance
 from dense_jax.normalise import NORMALISATIONS
+from dense_jax.spelling import suggestion
+from experiments import base
 
 CACHES = ("none", "host", "device")
+_ALSO: dict[type, Any] = {
+    float: float | int,
+    tuple: tuple | list,
+}  # types that may stand for others
 
 
 def check(config: ConfigDict) -> None:
     """Raises ValueError, naming the field and its valid values, for what no run can be made of."""
+    _check_fields(config)
     for field, value, valid in (
         ("loss", config.loss, losses.LOSSES),
         ("data.name", config.data.name, data.DATASETS),
@@ -26,13 +33,15 @@ def check(config: ConfigDict) -> None:
         ("model.normalisation", config.model.normalisation or "unit", NORMALISATIONS),
     ):
         if value not in valid:
-            raise ValueError(f"{field}={value!r} is not one of {', '.join(valid)}")
+            raise ValueError(
+                f"{field}={value!r} is not one of {', '.join(valid)}{suggestion(value, valid)}"
+            )
     valid = list(inspect.signature(losses.LOSSES[config.loss]).parameters)[2:]
     for option in models.given(config.loss_options):
         if option not in valid:
             raise ValueError(
                 f"loss_options.{option} is no option of loss={config.loss!r}, which has: "
-                f"{', '.join(valid)}"
+                f"{', '.join(valid)}{suggestion(option, valid)}"
             )
     if config.border.weight > 0 and "pixel_weights" not in valid:
         able = [
@@ -49,11 +58,19 @@ def check(config: ConfigDict) -> None:
     if not (weights is None or isinstance(weights, tuple | list) or weights in names):
         raise ValueError(
             f"loss_options.class_weights={weights!r} must be one number per class, or one of "
-            f"{', '.join(names)}"
+            f"{', '.join(names)}{suggestion(str(weights), names)}"
+        )
+    if isinstance(weights, tuple | list) and not (
+        all(isinstance(w, int | float) and 0 <= w < math.inf for w in weights) and any(weights)
+    ):
+        raise ValueError(
+            f"loss_options.class_weights={weights} must be numbers that are not negative, and not "
+            "all 0: nothing would be learned"
         )
     for fields, low, high in (
         (("num_steps", "batch_size", "eval_every", "checkpoint_every", "log_every"), 1, math.inf),
         (("num_microbatches", "num_seeds", "eval.batch_size"), 1, math.inf),
+        (("seed",), 0, 2**32 - config.num_seeds),  # jax.random.key looks at 32 bits
         (("data.resolution", "optimizer.learning_rate", "border.sigma"), 1e-12, math.inf),
         (("augment.flip", "augment.flip_vertical"), 0, 1),
         (("augment.brightness", "augment.contrast", "augment.saturation"), 0, 1),
@@ -66,11 +83,18 @@ def check(config: ConfigDict) -> None:
         (("optimizer.weight_decay", "optimizer.grad_clip_norm"), 0, math.inf),
         (("eval.margin", "eval.num_pictures", "data.workers", "border.weight"), 0, math.inf),
         (("optimizer.warmup_steps", "optimizer.encoder_lr_multiplier"), 0, math.inf),
+        (("loss_options.smooth", "loss_options.alpha", "loss_options.beta"), 0, math.inf),
+        (("loss_options.ce_weight", "loss_options.dice_weight"), 0, math.inf),
+        (("loss_options.gamma",), 0, math.inf),
+        (("loss_options.label_smoothing",), 0, 1),
+        (("loss_options.top_k_fraction",), 1e-12, 1),
     ):
         for field in fields:
-            if not low <= _get(config, field) <= high:
-                limits = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-                raise ValueError(f"{field}={_get(config, field)} must be {limits}")
+            value = _get(config, field)
+            if value is not None and not (low <= value <= high and math.isfinite(value)):
+                limits = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:.10g}"
+                finite = "" if math.isfinite(value) else ", and finite"
+                raise ValueError(f"{field}={value} must be {limits}{finite}")
     for field in ("data.crop_size", "data.canvas_size", "eval.tile_size"):
         size = _get(config, field)
         if size is not None and not (
@@ -87,6 +111,39 @@ def check(config: ConfigDict) -> None:
             f"data.root is not set: pass --config.data.root=FOLDER, that of {config.data.name!r}"
         )
     check_devices(config)
+
+
+def _check_fields(config: ConfigDict) -> None:
+    """Raises ValueError, listing all, for fields that are not those of experiments/base.py."""
+    valid, given = _fields(base.get_config()), _fields(config)
+    wrong = [f"{field}: missing" for field in valid if field not in given]
+    for field, (_, value) in given.items():
+        section, _, name = field.rpartition(".")
+        if field not in valid:
+            # Near it in its own section, or of its very name in another.
+            split = [path.rpartition(".") for path in valid]
+            names = {leaf: a + dot + leaf for a, dot, leaf in split if a == section or leaf == name}
+            wrong.append(f"{field}: no such field{suggestion(name, names)}")
+            continue
+        wanted, default = valid[field]
+        is_unset = value is None and default is None
+        if not is_unset and not isinstance(value, _ALSO.get(wanted, wanted)):
+            wrong.append(f"{field}={value!r}: must be of type {wanted.__name__}")
+    if wrong:
+        raise ValueError(
+            "the config does not have the fields of experiments/base.py:\n  " + "\n  ".join(wrong)
+        )
+
+
+def _fields(config: ConfigDict, prefix: str = "") -> dict[str, tuple[type, Any]]:
+    """Returns {dotted.path: (type, value)}."""
+    fields: dict[str, tuple[type, Any]] = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            fields |= _fields(value, f"{prefix}{name}.")
+        else:
+            fields[prefix + name] = config.get_type(name), value
+    return fields
 
 
 def check_devices(config: ConfigDict) -> None:

@@ -111,8 +111,7 @@ class Logger:
 
 def show_own_lines() -> None:
     """Called by the commands: our lines from INFO on, those of libraries from WARNING on."""
-    if absl.logging.get_verbosity() < absl.logging.DEBUG:  # unless --verbosity asks for all
-        absl.logging.set_verbosity(absl.logging.WARNING)  # orbax tells too much
+    absl.logging.set_verbosity(absl.logging.WARNING)  # orbax tells too much
     logging.getLogger("dense_jax").setLevel(logging.INFO)
 
 

@@ -100,8 +100,13 @@ def _count(source: Source) -> Counts:
 def _relative(
     pixels: np.ndarray, out_of: np.ndarray, reference: Callable[[np.ndarray], float]
 ) -> Weights:
-    """reference(f) / f for f = pixels / out_of where there are pixels, else 0."""
+    """reference(f) / f for f = pixels / out_of where there are pixels, else 0.
+
+    Raises ValueError if there are none.
+    """
     seen = pixels > 0
+    if not seen.any():
+        raise ValueError("class weights need labels, and no pixel of the split has any")
     frequency = pixels[seen] / out_of[seen]
     weights = np.zeros(len(pixels))
     weights[seen] = reference(frequency) / frequency

@@ -20,6 +20,7 @@ from dense_jax.models.fcn import FCN
 from dense_jax.models.layers import CONVS, NORMS, PADDINGS, mirrored
 from dense_jax.models.unet import FUSIONS, UNet
 from dense_jax.models.upsampling import UPSAMPLERS
+from dense_jax.spelling import suggestion
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"fcn": FCN, "unet": UNet}
 DTYPES = ("float32", "bfloat16")
@@ -102,7 +103,7 @@ def build(config: Any, num_classes: int) -> Segmenter:
     ):
         _check(f"model.{field}", config[field], valid)
     widths = tuple(config.widths)
-    if not widths or min(widths) < 1:
+    if not widths or not all(isinstance(width, int) and width > 0 for width in widths):
         raise ValueError(f"model.widths={widths} must be one or more positive numbers of channels")
     make_encoder, make_decoder = ENCODERS[config.encoder], MODELS[config.name]
     options = given({name: config.get(name) for name in OPTIONS})  # older configs lack some
@@ -202,7 +203,11 @@ def _make(part: Callable[..., nn.Module], options: dict[str, Any]) -> nn.Module:
 
 def _check(what: str, value: Any, valid: Iterable[Any]) -> None:
     if value not in valid:
-        raise ValueError(f"{what}: {value!r} is not one of {', '.join(map(repr, valid)) or 'none'}")
+        names = [str(name) for name in valid]
+        raise ValueError(
+            f"{what}: {value!r} is not one of {', '.join(map(repr, valid)) or 'none'}"
+            f"{suggestion(str(value), names)}"
+        )
 
 
 def given(options: Any) -> dict[str, Any]:
