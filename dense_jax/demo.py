@@ -43,12 +43,7 @@ def read(
     """The image of a file, by the file's header known to be small enough. ValueError if it is not."""
     name = Path(path).name
     with Path(path).open("rb") as file:
-        height, width, _ = decode.image_header(file, name)
-        if height * width > 1e6 * max_megapixels:
-            raise ValueError(
-                f"{name}: {height} x {width} pixels (height x width) are more than the "
-                f"{max_megapixels:g} megapixels that --max_megapixels allows"
-            )
+        decode.image_header(file, name, max_pixels=1e6 * max_megapixels)
         file.seek(0)
         return decode.read_image(file, name, num_channels, value_range=value_range)
 

@@ -78,13 +78,7 @@ def headers(paths: Sequence[Path], max_pixels: float = np.inf) -> tuple[list[Ima
 def _size(path: Path, page: int | None, max_pixels: float) -> tuple[int, int]:
     where = describe(path, page)
     with path.open("rb") as file:
-        h, w, _ = decode.image_header(file, where, page)
-    if h * w > max_pixels:
-        raise ValueError(
-            f"{where}: has {h} x {w} pixels (height x width), more than {max_pixels / 1e6:g} "
-            "megapixels; if that is right, raise --max_megapixels"
-        )
-    return h, w
+        return decode.image_header(file, where, page, max_pixels)[:2]
 
 
 class ImageFiles:

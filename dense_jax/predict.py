@@ -11,12 +11,11 @@ Images are read, computed and written by rows of tiles: memory does not depend o
 Exit status 1 if any file could not be read; the others are done.
 """
 
-import contextlib
 import itertools
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,32 +63,21 @@ def predict(
         endings["probabilities"] = f"_probabilities.{probabilities}"
     if uncertainty:
         endings["uncertainty"] = "_uncertainty.png"
-    with _no_limit_of_pillow():
-        found, problems = image_files.headers(paths, 1e6 * max_megapixels)
-        legend = output / "legend.png"
-        _check(
-            [output / (image.name + end) for image in found for end in endings.values()],
-            legend,
-            overwrite,
-        )
-        predictor = load(directory, checkpoint).using(**using)
-        output.mkdir(parents=True, exist_ok=True)
-        if overwrite or not legend.exists():
-            colours = plots.colours_of(predictor.class_names, predictor.palette)
-            PIL.Image.fromarray(plots.legend(colours)).save(legend)
-        if found:
-            problems += _write(predictor, found, output, endings, opacity)
+    found, problems = image_files.headers(paths, 1e6 * max_megapixels)
+    legend = output / "legend.png"
+    _check(
+        [output / (image.name + end) for image in found for end in endings.values()],
+        legend,
+        overwrite,
+    )
+    predictor = load(directory, checkpoint).using(**using)
+    output.mkdir(parents=True, exist_ok=True)
+    if overwrite or not legend.exists():
+        colours = plots.colours_of(predictor.class_names, predictor.palette)
+        PIL.Image.fromarray(plots.legend(colours)).save(legend)
+    if found:
+        problems += _write(predictor, found, output, endings, opacity)
     return problems
-
-
-@contextlib.contextmanager
-def _no_limit_of_pillow() -> Iterator[None]:
-    """We have one of our own, and read large images by strips."""
-    limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        PIL.Image.MAX_IMAGE_PIXELS = limit
 
 
 def _check(paths: Sequence[Path], legend: Path, overwrite: bool) -> None:

@@ -1,6 +1,8 @@
 """Image files of every depth, number of channels and orientation, as bytes."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -66,6 +68,51 @@ def test_a_fourth_channel_of_a_tiff_is_kept_and_alpha_of_a_png_is_not():
     np.testing.assert_array_equal(read(picture(pixels, "PNG"), 3), pixels[..., :3])
 
 
+@pytest.mark.parametrize("compression", ["lzw", "zlib", "zstd", "lzma", "packbits"])
+@pytest.mark.parametrize(
+    "dtype, num_channels, tile",
+    [(np.uint16, 1, None), (np.float32, 3, (16, 16)), (np.uint8, 4, (16, 16)), (np.uint8, 3, None)],
+)
+def test_compressed_tiffs_of_any_depth_and_channels(compression, dtype, num_channels, tile):
+    pixels = RNG.integers(0, 256, (40, 50, num_channels)).astype(dtype)
+    file = tiff(
+        pixels.squeeze(),
+        photometric="rgb" if num_channels == 3 else "minisblack",
+        planarconfig="contig" if num_channels > 1 else None,
+        compression=compression,
+        predictor=compression in ("lzw", "zlib", "zstd"),
+        tile=tile,
+    )
+    np.testing.assert_array_equal(read(file, num_channels, value_range=(0, 255)), pixels)
+
+
+def test_jpeg_in_a_tiff_of_four_channels():
+    pixels = np.full((16, 16, 4), 90, np.uint8)
+    file = tiff(pixels, photometric="minisblack", planarconfig="contig", compression="jpeg")
+    np.testing.assert_allclose(read(file, 4), pixels, atol=2)
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+def test_white_is_0_in_grey_tiffs_of_any_depth(bits):
+    black, white = 0, 2**bits - 1
+    dtype = np.uint8 if bits == 8 else np.uint16
+    stored = np.array([[white, black, black]], dtype)
+    file = tiff(stored, photometric="miniswhite", bitspersample=bits)
+    image = read(file, 1, value_range=(0, white))
+    np.testing.assert_array_equal(image[..., 0], [[0, 255, 255]])
+
+
+def test_channels_beside_grey_are_not_inverted_with_it():
+    pixels = RNG.integers(0, 256, (6, 7, 3)).astype(np.uint8)
+    image = read(tiff(pixels, photometric="miniswhite", planarconfig="contig"), 3)
+    np.testing.assert_array_equal(image, np.dstack([255 - pixels[..., :1], pixels[..., 1:]]))
+
+
+def test_white_is_0_has_no_meaning_for_floats():
+    with pytest.raises(ValueError, match=r"the file: .*0 is white.*float32"):
+        read(tiff(np.zeros((2, 3), np.float32), photometric="miniswhite"), 1)
+
+
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"])
 def test_compressed_tiffs_of_8_bits(compression):
     pixels = np.full((16, 16, 3), 90, np.uint8)
@@ -99,13 +146,27 @@ def test_floats_are_scaled_by_the_range(make):
     np.testing.assert_array_equal(image[..., 0], [[0, 0, 128, 255, 255]])
     for wrong in (np.nan, np.inf):
         pixels[0, 2] = wrong
-        with pytest.raises(ValueError, match="the file: holds NaN or infinite"):
+        with pytest.raises(ValueError, match=r"the file: holds NaN or infinite .*nan_to_num"):
             read(make(pixels), 1, value_range=(-1.0, 1.0))
 
 
 def test_8_bits_are_not_scaled():
     pixels = np.array([[0, 7, 255]], np.uint8)
     np.testing.assert_array_equal(read(array(pixels), 1, value_range=(0, 7))[..., 0], pixels)
+
+
+def stored_in(orientation, upright):
+    """What a camera held that way stores: the inverse of what undoes it."""
+    return {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.T,
+        6: np.rot90(upright),
+        7: upright[::-1, ::-1].T,
+        8: np.rot90(upright, -1),
+    }[orientation]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -116,20 +177,33 @@ def test_exif_orientation_is_applied(orientation, kind):
     upright[:8, :8] = 255
     exif = Image.Exif()
     exif[0x0112] = orientation
-    # What a camera held that way stores: the inverse of what undoes it.
-    stored = {
-        1: upright,
-        2: upright[:, ::-1],
-        3: upright[::-1, ::-1],
-        4: upright[::-1],
-        5: upright.T,
-        6: np.rot90(upright),
-        7: upright[::-1, ::-1].T,
-        8: np.rot90(upright, -1),
-    }[orientation]
+    stored = stored_in(orientation, upright)
     image = read(picture(np.ascontiguousarray(stored), kind, exif=exif), 1)
     assert image.shape == (16, 32, 1)
     assert np.abs(image[..., 0].astype(int) - upright).max() < 40
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("num_channels", [1, 3, 4])
+def test_tiffs_of_any_depth_are_turned_as_they_say(orientation, dtype, num_channels):
+    upright = RNG.integers(0, 256, (5, 7, num_channels)).astype(dtype)
+    stored = np.stack([stored_in(orientation, x) for x in np.moveaxis(upright, -1, 0)], axis=-1)
+    file = tiff(
+        stored.squeeze(),
+        photometric="rgb" if num_channels == 3 else "minisblack",
+        planarconfig="contig" if num_channels > 1 else None,
+        extratags=[(274, "H", 1, orientation, True)],
+    )
+    np.testing.assert_array_equal(read(file, num_channels, value_range=(0, 255)), upright)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_an_orientation_that_there_is_not_is_none(kind):
+    exif = Image.Exif()
+    exif[0x0112] = 9
+    image = read(picture(np.full((4, 6), 90, np.uint8), kind, exif=exif), 1)
+    assert image.shape == (4, 6, 1)
 
 
 @pytest.mark.parametrize("lossless", [True, False])
@@ -168,17 +242,115 @@ def test_pages_are_read_one_by_one_only_where_asked_for():
         decode.read_image(tiff(pixels, photometric="minisblack"), "the file", 1, page=3)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("first", ["image", "thumbnail"])
+def test_smaller_copies_and_masks_are_no_pages(dtype, first):
+    pixels = RNG.integers(0, 256, (8, 10, 3)).astype(dtype)
+    images = [
+        {"data": pixels, "photometric": "rgb"},
+        {"data": pixels[::2, ::2], "photometric": "rgb", "subfiletype": 1},
+    ]
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for image in images if first == "image" else images[::-1]:
+            writer.write(**image)
+        writer.write(pixels[..., 0] > 9, photometric="mask", subfiletype=4)
+    file.seek(0)
+    assert decode.pages(file, "the file") == [0 if first == "image" else 1]
+    np.testing.assert_array_equal(read(file, 3, value_range=(0, 255)), pixels)
+
+
+def test_a_copy_without_its_original_is_an_image():
+    pixels = RNG.integers(0, 256, (4, 5)).astype(np.uint8)
+    file = tiff(pixels, subfiletype=1)
+    assert decode.pages(file, "the file") == [0]
+    np.testing.assert_array_equal(read(file, 1)[..., 0], pixels)
+
+
+def test_arrays_of_every_version_of_their_format():
+    pixels = RNG.integers(0, 256, (3, 4, 5)).astype(np.uint8)
+    for version in ((1, 0), (2, 0), (3, 0)):
+        file = io.BytesIO()
+        np.lib.format.write_array(file, pixels, version)
+        file.seek(0)
+        np.testing.assert_array_equal(read(file, 5), pixels)
+
+
+def test_the_number_of_channels_is_compared_before_decoding(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(np, "load", refuse)
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", refuse)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", refuse)
+    pixels = np.zeros((2, 3, 4), np.uint8)
+    for file in (array(pixels), tiff(pixels, photometric="rgb"), picture(pixels, "PNG")):
+        with pytest.raises(ValueError, match=r"the file: has [34] channels, but 7 are needed"):
+            decode.read_image(file, "the file", 7)
+
+
+def test_more_than_fits_into_memory_is_refused_before_decoding(monkeypatch):
+    """Counting all of height, width, channels and bytes of a value."""
+    monkeypatch.setattr(decode, "MAX_BYTES", 2 * 3 * 4 * 2)
+    good = RNG.integers(0, 256, (2, 3, 4)).astype(np.uint16)
+    for dtype, repeats in ((np.uint32, 1), (np.uint16, 2)):
+        pixels = np.repeat(good, repeats, axis=0).astype(dtype)
+        for make in (array, lambda x: tiff(x, photometric="rgb")):
+            np.testing.assert_array_equal(read(make(good), 4, value_range=(0, 255)), good)
+            with pytest.raises(ValueError, match=r"the file: .*GiB.*cut it into smaller images"):
+                decode.read_image(make(pixels), "the file", 4, value_range=(0, 255))
+    large = np.zeros((5, 10), np.uint8)
+    with pytest.raises(ValueError, match=r"the file: .*GiB"):
+        decode.read_image(picture(large, "PNG"), "the file", 1)
+    with pytest.raises(ValueError, match=r"the file: .*GiB"):
+        decode.read_label(picture(large, "PNG"), "the file", decode.label_table([0], []))
+
+
+# DeepForest#1324, MONAILabel#1230
+def test_200_megapixels_are_read_without_a_warning():
+    file = picture(np.zeros((10_000, 20_000), bool), "PNG", compress_level=1)
+    assert decode.image_header(file, "the file") == (10_000, 20_000, 1)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PPM", "BMP", "EPS"])
+def test_other_formats_are_refused_whatever_the_file_is_called(kind):
+    file = picture(np.zeros((2, 3, 3), np.uint8), kind)
+    message = "the file: not a readable image .*PNG, JPEG, WEBP"
+    with pytest.raises(ValueError, match=message):
+        decode.image_header(file, "the file")
+    with pytest.raises(ValueError, match=message):
+        decode.read_label(file, "the file", decode.label_table([0], []))
+
+
+@pytest.mark.parametrize(
+    "bits, words", [(1, "1 bit .*white is 1"), (2, "85 times"), (4, "17 times")]
+)
+def test_a_label_of_few_bits_says_how_it_is_read(bits, words):
+    """A grey PNG, which Pillow can read but not write so."""
+    data = zlib.compress(bytes([0, 0xFF]))
+    file = png(struct.pack(">IIBBBBB", 8 // bits, 1, bits, 0, 0, 0, 0), data)
+    with pytest.raises(ValueError, match=f"the file: label values .*{words}"):
+        decode.read_label(file, "the file", decode.label_table([0], []))
+
+
+def test_a_label_that_lies_on_its_side_hints_at_the_orientation():
+    for shape, says in (((3, 2), True), ((4, 2), False)):
+        with pytest.raises(ValueError, match="x: the image has 2 x 3") as error:
+            decode.check_same_size(np.zeros((2, 3, 1)), np.zeros(shape), "x")
+        assert ("orientation" in str(error.value)) == says
+
+
 def colour_of_16_bits() -> io.BytesIO:
     """A PNG that Pillow can read but not write."""
-    import struct
-    import zlib
+    data = zlib.compress(b"\0" + struct.pack(">HHH", 300, 2, 3))
+    return png(struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0), data)
 
+
+def png(header, data) -> io.BytesIO:
     def chunk(name, data):
         body = name + data
         return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
 
-    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
-    data = zlib.compress(b"\0" + struct.pack(">HHH", 300, 2, 3))
     chunks = chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
     return io.BytesIO(b"\x89PNG\r\n\x1a\n" + chunks)
 

@@ -68,7 +68,7 @@ def test_an_image_is_read_as_evaluation_reads_it(tmp_path):
 def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
     write(tmp_path / "large.png", 40, 30, 0)
     monkeypatch.setattr(decode, "read_image", None)
-    with pytest.raises(ValueError, match=r"large.png: 40 x 30 .* 0.001 megapixels"):
+    with pytest.raises(ValueError, match=r"large.png: has 40 x 30 .* 0.001 megapixels"):
         demo.read(str(tmp_path / "large.png"), 3, None, LIMIT)
 
 

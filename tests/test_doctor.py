@@ -99,6 +99,22 @@ def test_reports_every_error(root):
     assert f"  error: {train_error}" in text and f"  error: {val_error}" in text
 
 
+# huggingface/datasets#6801, mmcv#2894
+def test_images_that_cannot_be_opened_are_errors_that_name_them(root, scene):
+    for kind in ("images", "labels"):
+        (root / kind / "train" / "link.png").symlink_to(root / "nowhere.png")
+    report = examine("folder", str(root))
+    (error,) = report["train"]["errors"]
+    assert "images/train/link.png" in error
+    assert report["train"]["pixels"]["sky"] > 2 and not report["val"]["errors"]
+
+
+def test_no_label_that_counts_is_an_error_of_train(root):
+    save(root / "labels" / "train" / "a.png", np.full((2, 3), 9))
+    error, *_ = examine("folder", str(root))["train"]["errors"]
+    assert error.startswith("every pixel of every label is ignored")
+
+
 def test_many_errors_are_cut_short_in_the_text_only(root):
     for i in range(12):
         save(root / "images" / "train" / f"bad{i}.png", [[0, 255]])

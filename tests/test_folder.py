@@ -8,6 +8,7 @@ import pathlib
 import pickle
 import shutil
 import time
+import unicodedata
 
 import numpy as np
 import pytest
@@ -220,6 +221,43 @@ def test_names_outside_ascii(root):
     assert open_dataset("folder", str(root), "train")[3]["name"] == "straße 漢"
 
 
+# vision#109, BiaPy#125
+@pytest.mark.parametrize("name", [".ipynb_checkpoints", "@eaDir", "lost+found"])
+def test_folders_of_the_system_are_no_splits(root, name):
+    (root / "images" / name).mkdir()
+    assert Folder.splits(root) == ("train", "val")
+    for kind in ("images", "labels"):
+        (root / kind / "train" / name).mkdir()
+    assert len(open_dataset("folder", str(root), "train")) == 3
+
+
+@pytest.mark.parametrize("forms", [("NFD", "NFC"), ("NFC", "NFD")])
+def test_names_with_composed_and_decomposed_letters_are_the_same(root, forms):
+    for kind, form in zip(("images", "labels"), forms, strict=True):
+        shape = (2, 3, 3) if kind == "images" else (2, 3)
+        name = unicodedata.normalize(form, "Müller")
+        save(root / kind / "train" / f"{name}.png", np.zeros(shape, np.uint8))
+    source = open_dataset("folder", str(root), "train")
+    assert source.names[0] == unicodedata.normalize("NFC", "Müller") and len(source) == 4
+
+
+def test_a_copy_by_a_system_that_decomposes_names_has_the_same_fingerprint(tmp_path):
+    found = set()
+    for form in ("NFC", "NFD"):
+        path = tmp_path / unicodedata.normalize(form, "Müller.png")
+        path.write_bytes(b"the same")
+        item = files.Item("Müller", path, path)
+        classes = files.Classes(names=("a", "b"), values=(0, 1))
+        found.add(files.Files(tmp_path, [item], classes, 3).fingerprint)
+    assert len(found) == 1
+
+
+def test_dataset_json_may_begin_with_a_byte_order_mark(root):
+    path = root / "dataset.json"
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert open_dataset("folder", str(root), "train").class_names == ("sky", "road")
+
+
 def test_hidden_files_and_notes_are_passed_over(root):
     (root / "images" / "train" / "._a.png").write_bytes(b"")
     (root / "labels" / "train" / "notes.txt").write_text("by hand")
@@ -245,10 +283,15 @@ ERRORS = {  # how to break the dataset, and what the message must contain
     ),
     "not an object": (lambda r: (r / "dataset.json").write_text("[]"), ["dataset.json", "classes"]),
     "unknown key": (lambda r: write_options(r, colours=[]), ["colours", "palette"]),
-    "no classes": (lambda r: write_options(r, classes=[]), ["1 to 255"]),
+    "no classes": (lambda r: write_options(r, classes=[]), ["2 to 255"]),
+    # segmentation_models#401, transformers#20279: one output and a sigmoid
+    "a single class": (
+        lambda r: write_options(r, classes=["é"]),
+        ["dataset.json", '"classes": ["background", "é"]'],
+    ),
     "many classes": (
         lambda r: write_options(r, classes=[str(i) for i in range(256)]),
-        ["1 to 255"],
+        ["2 to 255"],
     ),
     "same class": (lambda r: write_options(r, classes=["a", "a"]), ["'a'", "more than once"]),
     "same value": (lambda r: write_options(r, values=[3, 3]), ["[3]", "more than once"]),
@@ -279,6 +322,34 @@ ERRORS = {  # how to break the dataset, and what the message must contain
     "empty split": (
         lambda r: [path.unlink() for path in (r / TRAIN_IMAGES).iterdir()],
         [TRAIN_IMAGES, "no images"],
+    ),
+    "images of another kind": (
+        lambda r: [path.rename(path.with_suffix(".bmp")) for path in (r / TRAIN_IMAGES).iterdir()],
+        [TRAIN_IMAGES, "no images", "a.bmp, b.bmp, c.bmp", ".png, .jpg"],
+    ),
+    "images one folder deeper": (
+        lambda r: [
+            path.rename(folder / path.name)
+            for folder in [r / TRAIN_IMAGES / "deeper"]
+            for path in [*(r / TRAIN_IMAGES).iterdir(), folder.mkdir()]
+            if path
+        ],
+        [TRAIN_IMAGES, "no images", "deeper/"],
+    ),
+    "a label of another kind": (
+        lambda r: (r / "labels/train/b.png").rename(r / "labels/train/b.tif"),
+        ["no label", "1 files: b.png", "b.tif there are not taken, only .png"],
+    ),
+    "a folder called like an image": (
+        lambda r: ((r / "images/train/b.png").unlink(), (r / "images/train/b.png").mkdir()),
+        ["no image", "1 files: b.png", "b.png/ there"],
+    ),
+    "nothing labelled": (
+        lambda r: (
+            write_options(r, ignored_values=[255]),
+            [save(p, np.full_like(Image.open(p), 255)) for p in r.glob("labels/train/*.png")],
+        ),
+        ["every pixel of all 3 labels (a, b, c) is ignored"],
     ),
     "label missing": (
         lambda r: (r / "labels/train/b.png").unlink(),

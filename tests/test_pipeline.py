@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 
 import numpy as np
 import pytest
@@ -141,6 +142,16 @@ def test_little_is_read_ahead():
     next(stream)
     stream.close()
     assert source.made <= 2 * 6
+
+
+def test_the_message_of_a_source_is_the_last_line_of_its_error():
+    class Broken(Scenes):
+        def __getitem__(self, i):
+            raise ValueError("a.png: broken")
+
+    with pytest.raises(ValueError) as error:
+        take(1, source=Broken())
+    assert traceback.format_exception(error.value)[-1] == "ValueError: a.png: broken\n"
 
 
 @pytest.mark.parametrize("make", [train_batches, eval_batches])

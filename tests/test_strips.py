@@ -74,6 +74,17 @@ FILES = {
     "big_endian.tif": tiff(GREY16, byteorder=">"),
     "big.tif": tiff(GREY16, bigtiff=True),
     "float.tif": tiff(GREY16.astype(np.float32)),
+    "lzw_16_bits.tif": tiff(GREY16, compression="lzw", predictor=True),
+    "lzw_float.tif": tiff(
+        MANY.astype(np.float32), compression="lzw", predictor=True, tile=(16, 16)
+    ),
+    "zstd.tif": tiff(MANY, compression="zstd", tile=(16, 16)),
+    "jpeg_alpha.tif": tiff(
+        ALPHA, photometric="minisblack", planarconfig="contig", compression="jpeg"
+    ),
+    "12_bits.tif": tiff(GREY16 // 16, bitspersample=12, photometric="miniswhite"),
+    "signed.tif": tiff(GREY16.astype(np.int16), compression="lzw"),
+    "signed_8_bits.tif": tiff(GREY.astype(np.int8)),
     "grey.npy": lambda path: np.save(path, GREY),
     "many.npy": lambda path: np.save(path, MANY),
     "fortran.npy": lambda path: np.save(path, np.asfortranarray(MANY)),
@@ -94,7 +105,8 @@ def read_all(path, num_channels, **options):
 
 WHOLE = (  # what libvips would decode otherwise, or does not decode by rows
     *("cmyk.jpg", "cmyk.tif", "white_is_0.tif", "white_is_0_16_bits.tif", "turned.tif"),
-    *("turned_16_bits.tif", "many_planes.tif", "rgb.webp", "lossless.webp"),
+    *("turned_16_bits.tif", "many_planes.tif", "rgb.webp", "lossless.webp", "zstd.tif"),
+    "12_bits.tif",
 )
 
 

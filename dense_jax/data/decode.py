@@ -6,29 +6,60 @@ several to read: None where the file must hold one.
 
 import contextlib
 import io
+import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
 from jaxtyping import Int32, Shaped, UInt8
-from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import (
+    ExifTags,
+    Image,
+    ImageFile,
+    ImageMode,
+    ImageOps,
+    PngImagePlugin,
+    UnidentifiedImageError,
+)
 
 from dense_jax.labels import IGNORE_LABEL
 
+if TYPE_CHECKING:
+    import tifffile
+
 BinaryFile = io.BytesIO | io.BufferedReader
 Range = Sequence[int | float]  # the values that become 0 and 255
-# Height, width and channels by the header, and what decodes the rest, of whatever type is stored.
-Opened = tuple[tuple[int, int, int], Callable[[], Shaped[np.ndarray, "h w c"]]]
+MAX_BYTES = 2**33  # of an image that is decoded at once
 
 _GREY_MODES = ("1", "L", "LA")
+_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")  # that Pillow may open
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _UNDECLARED = -1
 
+Image.MAX_IMAGE_PIXELS = None  # MAX_BYTES takes the place of Pillow's limit
 
-def image_header(file: BinaryFile, where: str, page: int | None = None) -> tuple[int, int, int]:
+
+class Opened(NamedTuple):
+    """An image whose header has been read."""
+
+    shape: tuple[int, int, int]  # height, width and channels
+    itemsize: int  # bytes of a value
+    decode: Callable[[], Shaped[np.ndarray, "h w c"]]  # of whatever type is stored
+
+
+def image_header(
+    file: BinaryFile, where: str, page: int | None = None, max_pixels: float = math.inf
+) -> tuple[int, int, int]:
     """Height and width in pixels and the number of channels of an image, without decoding it."""
     with reading(where):
-        return _open(file, page)[0]
+        h, w, c = _open(file, page).shape
+    if h * w > max_pixels:
+        raise ValueError(
+            f"{where}: has {h} x {w} pixels (height x width), more than {max_pixels / 1e6:g} "
+            "megapixels; if that is right, raise --max_megapixels"
+        )
+    return h, w, c
 
 
 def pages(file: BinaryFile, where: str) -> Sequence[int | None]:
@@ -39,10 +70,7 @@ def pages(file: BinaryFile, where: str) -> Sequence[int | None]:
     with reading(where):
         if _start(file) not in _TIFF:
             return [None]
-        import tifffile
-
-        there = (page.aspage() for page in tifffile.TiffFile(file).pages)
-        numbers = [k for k, page in enumerate(there) if not (page.is_reduced or page.is_mask)]
+        numbers = _images_of(_open_tiff(file))
         file.seek(0)
         return numbers
 
@@ -62,11 +90,26 @@ def read_image(
     value_range: of an image that is not of 8 bits; beyond it, values are clipped.
     """
     with reading(where):
-        pixels = None if page else _decode_webp(file)
-        if pixels is None:
-            _, decode = _open(file, page)
-            pixels = decode()
+        opened = (None if page else _decode_webp(file)) or _open(file, page)
+    check_channels(opened.shape[2], where, num_channels)
+    with reading(where):
+        _check_bytes(math.prod(opened.shape) * opened.itemsize)
+        pixels = opened.decode()
     return to_channels(pixels, where, num_channels, value_range)
+
+
+def check_channels(c: int, where: str, num_channels: int) -> None:
+    """Raises ValueError where `to_channels` cannot make `num_channels` of c."""
+    if c != num_channels and {c, num_channels} != {1, 3}:
+        raise ValueError(f"{where}: has {c} channels, but {num_channels} are needed")
+
+
+def _check_bytes(num_bytes: int) -> None:
+    if num_bytes > MAX_BYTES:
+        raise ValueError(
+            f"its pixels take {num_bytes / 2**30:.1f} GiB, more than the {MAX_BYTES / 2**30:g} GiB "
+            "that are read at once; cut it into smaller images"
+        )
 
 
 def to_channels(
@@ -83,8 +126,6 @@ def to_channels(
         return np.repeat(pixels, 3, axis=2)
     if (c, num_channels) == (3, 1):
         return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
-    if c != num_channels:
-        raise ValueError(f"{where}: has {c} channels, but {num_channels} are needed")
     return pixels
 
 
@@ -94,7 +135,9 @@ def reading(where: str) -> Iterator[None]:
     try:
         yield
     except UnidentifiedImageError as error:
-        raise ValueError(f"{where}: not a readable image (of no known format)") from error
+        raise ValueError(
+            f"{where}: not a readable image (none of {', '.join(_FORMATS)} and NumPy)"
+        ) from error
     except Exception as error:  # on broken bytes decoders raise nearly anything
         raise ValueError(f"{where}: not a readable image ({error})") from error
 
@@ -105,58 +148,98 @@ def _start(file: BinaryFile, num_bytes: int = 4) -> bytes:
     return start
 
 
-def _decode_webp(file: BinaryFile) -> UInt8[np.ndarray, "h w 3"] | None:
-    """The pixels of a WebP file that holds nothing else: no second frame and no EXIF data.
+def _decode_webp(file: BinaryFile) -> Opened | None:
+    """A WebP file that holds nothing but pixels: no second frame and no EXIF data.
 
     Pillow would make an animation of one frame of it, which takes much longer. None for other files.
     """
     start = _start(file, 16)
     if start[:4] != b"RIFF" or start[8:] not in (b"WEBPVP8 ", b"WEBPVP8L"):
         return None
-    encoded = np.frombuffer(file.read(), np.uint8)
+    pixels = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_COLOR_RGB)
     file.seek(0)
-    return cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
+    return None if pixels is None else Opened(pixels.shape, 1, lambda: pixels)
 
 
 def _open(file: BinaryFile, page: int | None) -> Opened:
     start = _start(file)
     if start == b"\x93NUM":
         return _open_numpy(file)
-    opened = _open_tiff(file, page) if start in _TIFF else None
-    return opened or _open_picture(file, page)
+    if start not in _TIFF:
+        return _open_picture(file, page)
+    tiff = _open_tiff(file)
+    if page is None:
+        numbers = _images_of(tiff)
+        _check_pages(len(numbers), page)
+        page = numbers[0]
+    tags = tiff.pages[page].aspage()
+    if tags.photometric > 2 or tags.bitspersample < 8:  # palettes, CMYK, YCbCr, masks and the like
+        file.seek(0)
+        return _open_picture(file, page)
+    return _open_tiff_page(tags)
 
 
 def _open_numpy(file: BinaryFile) -> Opened:
-    np.lib.format.read_magic(file)
-    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    is_first = np.lib.format.read_magic(file) == (1, 0)
+    read_header = "read_array_header_1_0" if is_first else "read_array_header_2_0"
+    shape, _, dtype = getattr(np.lib.format, read_header)(file)
     file.seek(0)
     h, w, c = shape if len(shape) == 3 else (*shape, 1) if len(shape) == 2 else (0, 0, 0)
     if 0 in (h, w, c) or dtype.kind not in "buif":
         raise ValueError(f"an array must hold numbers [h, w] or [h, w, c], not {dtype} {shape}")
-    return (h, w, c), lambda: np.load(file).reshape(h, w, c)
+    return Opened((h, w, c), dtype.itemsize, lambda: np.load(file).reshape(h, w, c))
 
 
-def _open_tiff(file: BinaryFile, page: int | None) -> Opened | None:
-    """None for what Pillow decodes: grey, RGB and the like in 8 bits, however compressed.
+def _open_tiff(file: BinaryFile) -> "tifffile.TiffFile":
+    import tifffile  # few datasets need it
+
+    return tifffile.TiffFile(file)
+
+
+def _images_of(tiff: "tifffile.TiffFile") -> list[int]:
+    """The pages that are neither masks nor smaller copies; all, if none is an image of its own."""
+    there = [page.aspage() for page in tiff.pages]
+    images = [k for k, page in enumerate(there) if not (page.is_reduced or page.is_mask)]
+    return images or list(range(len(there)))
+
+
+def _open_tiff_page(tags: "tifffile.TiffPage") -> Opened:
+    """A page of grey, RGB or any other channels, of 8 bits or more.
 
     A channel tagged as alpha counts like any other: GDAL tags the fourth one so, whatever it is.
     """
-    import tifffile  # few datasets need it
-
-    pages = tifffile.TiffFile(file).pages
-    _check_pages(len(pages), page)
-    tags = pages[page or 0].aspage()
     h, w, c = tags.imagelength, tags.imagewidth, tags.samplesperpixel
-    usual = {0: 1, 1: 1, 2: 3}.get(tags.photometric, c)  # white is 0, black is 0, RGB
-    if tags.bitspersample <= 8 and c == usual:
-        file.seek(0)
-        return None
+    orientation = _known(tags.tags.valueof("Orientation"))
+    is_white_0 = tags.tags.valueof("PhotometricInterpretation") == 0
+    dtype = tags.dtype
+    if dtype is None:
+        raise ValueError(f"{tags.bitspersample} bits per value are not read; save it with 8 or 16")
+    if is_white_0 and dtype.kind != "u":
+        raise ValueError(f"0 is white, which has no meaning for {dtype}; save it with 0 black")
 
-    return (h, w, c), lambda: _channels_last(tags.asarray(), tags.axes).reshape(h, w, c)
+    def decode() -> np.ndarray:
+        pixels = tags.asarray()
+        pixels = (np.moveaxis(pixels, 0, -1) if tags.axes == "SYX" else pixels).reshape(h, w, c)
+        if is_white_0:
+            pixels[..., : c - len(tags.extrasamples)] ^= dtype.type(2**tags.bitspersample - 1)
+        return _upright(pixels, orientation)
+
+    shape = (w, h, c) if orientation >= 5 else (h, w, c)
+    return Opened(shape, dtype.itemsize, decode)
 
 
-def _channels_last(pixels: np.ndarray, axes: str) -> np.ndarray:
-    return np.moveaxis(pixels, 0, -1) if axes == "SYX" else pixels
+def _upright(pixels: Shaped[np.ndarray, "_ _ c"], orientation: int) -> np.ndarray:
+    """Turns and mirrors an image that is stored in one of EXIF's orientations."""
+    if orientation >= 5:
+        pixels, orientation = pixels.swapaxes(0, 1), orientation - 4
+    rows = -1 if orientation in (3, 4) else 1
+    columns = -1 if orientation in (2, 3) else 1
+    return np.ascontiguousarray(pixels[::rows, ::columns])
+
+
+def _known(orientation: object) -> int:
+    """One of EXIF's eight; the first, as it stands, for anything else."""
+    return orientation if orientation in range(1, 9) else 1  # type: ignore
 
 
 def _open_picture(file: BinaryFile, page: int | None) -> Opened:
@@ -171,7 +254,8 @@ def _open_picture(file: BinaryFile, page: int | None) -> Opened:
     if _orientation(image) >= 5:
         w, h = h, w
     c = 3 if mode == "RGB" else 1
-    return (h, w, c), lambda: _decode_picture(image, mode).reshape(h, w, c)
+    itemsize = np.dtype(ImageMode.getmode(mode or image.mode).typestr).itemsize
+    return Opened((h, w, c), itemsize, lambda: _decode_picture(image, mode).reshape(h, w, c))
 
 
 def _decode_picture(image: Image.Image, mode: str | None) -> np.ndarray:
@@ -187,11 +271,11 @@ def _orientation(image: Image.Image) -> int:
     """As EXIF numbers them, 5 to 8 on its side; of TIFF files Pillow sees to it itself."""
     if image.format not in ("JPEG", "MPO", "WEBP"):  # others may hold it behind the pixels
         return 1
-    return image.getexif().get(ExifTags.Base.Orientation, 1)
+    return _known(image.getexif().get(ExifTags.Base.Orientation))
 
 
-def _open_pillow(file: BinaryFile, page: int | None) -> Image.Image:
-    image = Image.open(file)
+def _open_pillow(file: BinaryFile, page: int | None) -> ImageFile.ImageFile:
+    image = Image.open(file, formats=_FORMATS)
     if page is not None:
         image.seek(page)
     elif image.format != "MPO":  # a camera's JPEG, with previews after the image
@@ -213,7 +297,10 @@ def _to_bytes(
     """Maps value_range linearly to 0..255."""
     low, high = pixels.min(), pixels.max()
     if not np.isfinite([low, high]).all():
-        raise ValueError(f"{where}: holds NaN or infinite values")
+        raise ValueError(
+            f"{where}: holds NaN or infinite values; save it with numbers in their place "
+            "(numpy.nan_to_num), and give their pixels one of the labels' ignored_values"
+        )
     if value_range is None:
         raise ValueError(
             f"{where}: holds {pixels.dtype} values from {low} to {high}, not 8 bits; say in "
@@ -243,6 +330,7 @@ def read_label(
     It holds grey values or palette indices, or is one of the MATLAB files of the Semantic
     Boundaries Dataset.
     """
+    hint = ""
     with reading(where):
         if _start(file) == b"MATL":
             import scipy.io  # few datasets need it
@@ -251,8 +339,9 @@ def read_label(
             mode = raw.dtype
         else:
             image = _open_pillow(file, page)
+            _check_bytes(2 * image.width * image.height)
+            mode, hint = image.mode, _hint_of_bits(image)
             raw = np.asarray(image)
-            mode = image.mode
     if raw.ndim != 2 or raw.dtype not in (np.bool_, np.uint8, np.uint16):
         raise ValueError(
             f"{where}: a label has one channel of 8 or 16 bits, this one is mode {mode!r}; "
@@ -260,8 +349,21 @@ def read_label(
         )
     label = cv2.LUT(raw, table[:256]) if raw.dtype == np.uint8 else np.take(table, raw)
     if label.min() == _UNDECLARED:
-        raise ValueError(f"{where}: {_undeclared(raw, table)}")
+        raise ValueError(f"{where}: {_undeclared(raw, table)}{hint}")
     return label
+
+
+def _hint_of_bits(image: ImageFile.ImageFile) -> str:
+    """Says what Pillow makes of grey values of less than 8 bits."""
+    if image.mode == "1":
+        return ". This file has 1 bit per pixel: black is 0 and white is 1"
+    for bits, step in ((2, 85), (4, 17)):
+        if f"'L;{bits}" in str(image.tile):
+            return (
+                f". This file has {bits} bits per pixel: the values in it are read {step} times as "
+                "large. List these, or save it with 8 bits"
+            )
+    return ""
 
 
 def _undeclared(raw: np.ndarray, table: np.ndarray) -> str:
@@ -281,7 +383,10 @@ def _undeclared(raw: np.ndarray, table: np.ndarray) -> str:
 def check_same_size(image: np.ndarray, label: np.ndarray, where: str) -> None:
     """Raises if an image [h, w, c] and its label [h, w] differ in height or width."""
     if image.shape[:2] != label.shape:
+        turned = image.shape[:2] == label.shape[::-1]
         raise ValueError(
             f"{where}: the image has {image.shape[0]} x {image.shape[1]} pixels "
             f"(height x width), its label {label.shape[0]} x {label.shape[1]}"
+            + turned
+            * "; where the image's EXIF orientation turns it, the label must be turned, too"
         )

@@ -24,6 +24,7 @@ from PIL import Image
 
 from dense_jax import command, data, plots
 from dense_jax.data import balance, checks, verify
+from dense_jax.data.files import some
 from dense_jax.labels import IGNORE_LABEL
 
 
@@ -46,7 +47,7 @@ def examine(name: str, root: str) -> dict[str, Any]:
     """
     try:
         splits = sorted(data.DATASETS[name].splits(root), key=lambda split: split != "train")
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return {"": {"errors": [str(error)], "warnings": []}}
     if not splits:
         return {"": {"errors": [f"{root}: no splits"], "warnings": []}}
@@ -66,7 +67,7 @@ def _examine_split(name: str, root: str, split: str) -> tuple[dict[str, Any], li
     try:
         source = data.open_dataset(name, root, split)
         num_channels = source.num_channels
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return {"errors": [str(error)], "warnings": []}, []
     seen, errors = verify.scan(source, _see)
     per_image = np.array([one.counts for one in seen], np.int64).reshape(-1, IGNORE_LABEL + 1)
@@ -87,7 +88,7 @@ def _examine_split(name: str, root: str, split: str) -> tuple[dict[str, Any], li
         warnings.append(
             f"{len(interpolated)} labels have borders that run through other classes, as if they "
             "had been resized by interpolation or saved as JPEG (resize labels by nearest "
-            f"neighbour): {_some(interpolated)}"
+            f"neighbour): {some(interpolated)}"
         )
     found = {
         "num_examples": len(source),
@@ -141,26 +142,24 @@ def _compare(
     found["duplicates"] += equal
     found["near_duplicates"] += near
     if equal:
-        pairs = _some([f"{second}/{name} = {other}" for other, name in equal])
+        pairs = some([f"{second}/{name} = {other}" for other, name in equal])
         found["errors"].insert(0, f"{len(equal)} images are in {first} too, to the pixel: {pairs}")
     if near:
-        pairs = _some([f"{second}/{name} ~ {other}" for other, name in near])
+        pairs = some([f"{second}/{name} ~ {other}" for other, name in near])
         found["warnings"].append(f"{len(near)} images look like one of {first}: {pairs}")
 
 
 def _miss_in_train(report: dict[str, Any]) -> None:
-    """Adds the error that a class is in other splits only: no model can learn it."""
-    for missing in report["train"].get("missing_classes", []):
+    """Adds the errors that a class is in other splits only, and that train shows none at all."""
+    train = report["train"]
+    for missing in train.get("missing_classes", []):
         others = [split for split, found in report.items() if found.get("pixels", {}).get(missing)]
         if others:
-            report["train"]["errors"].insert(
+            train["errors"].insert(
                 0, f"class {missing!r} is in {', '.join(others)}, but not in train to be learnt"
             )
-
-
-def _some(names: list[str]) -> str:
-    """The first five; --json has them all."""
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    if train.get("min_size") and not any(train["pixels"].values()):
+        train["errors"].insert(0, "every pixel of every label is ignored: nothing can be learnt")
 
 
 def as_text(report: dict[str, Any]) -> str:
@@ -212,7 +211,7 @@ def draw(name: str, root: str, splits: Iterable[str], path: str) -> None:
     """
     rows, colours = [], {}
     for split in splits:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OSError):
             source = data.open_dataset(name, root, split)
             palette = plots.palette_of(source)
             colours = plots.colours_of(source.class_names, palette)

@@ -8,7 +8,8 @@ import functools
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,9 +65,11 @@ class Layout:
         images = self.files(root, self.images, split)
         labels = self.files(root, self.labels, split)
         if not images:
-            raise ValueError(f"{self._path(root, self.lists or self.images, split)}: no images")
-        check_partners(images, labels, f"no label in {self.folder(root, self.labels, split)}")
-        check_partners(labels, images, f"no image in {self.folder(root, self.images, split)}")
+            path = self._path(root, self.lists or self.images, split)
+            others = _not_taken(self.folder(root, self.images, split), _endings(self.images))
+            raise ValueError(f"{path}: no images{others}")
+        check_partners(images, labels, "label", self._path(root, self.labels, split))
+        check_partners(labels, images, "image", self._path(root, self.images, split))
         return [Item(name, images[name], labels[name]) for name in sorted(images)]
 
     def folder(self, root: pathlib.Path, pattern: str, split: str) -> pathlib.Path:
@@ -76,16 +79,18 @@ class Layout:
     def files(self, root: pathlib.Path, pattern: str, split: str) -> dict[str, pathlib.Path]:
         """The files of a split by NAME; hidden files and other endings are passed over."""
         folder = self.folder(root, pattern, split)
-        ending = pattern.rpartition("NAME")[2]
-        folders = sorted(folder.parent.glob("*/")) if folder.name == "*" else [folder]
-        files = _by_name(folders, IMAGE_ENDINGS if ending == ".*" else (ending,))
+        folders = [folder]
+        if folder.name == "*":
+            folders = [f for f in sorted(folder.parent.glob("*/")) if not is_hidden(f.name)]
+        files = _by_name(folders, _endings(pattern))
         if not self.lists:
             return files
         path = self._path(root, self.lists, split)
         listed = read_list(path)
         for name, line in listed.items():
             if name not in files:
-                raise ValueError(f"{path}, line {line}: there is no {folder / name}{ending}")
+                missing = folder / pattern.rpartition("/")[2].replace("NAME", name)
+                raise ValueError(f"{path}, line {line}: there is no {missing}")
         return {name: files[name] for name in listed}
 
     def _path(self, root: pathlib.Path, pattern: str, split: str) -> pathlib.Path:
@@ -193,7 +198,7 @@ class Files:
     def fingerprint(self) -> str:
         """As of `fingerprint`, also of what values mean."""
         paths = (path for item in self._items for path in self._paths(item))
-        files = {path.relative_to(self._root).as_posix(): path for path in paths}
+        files = {_composed(path.relative_to(self._root).as_posix()): path for path in paths}
         return fingerprint(repr((self._classes, self.value_range)), files)
 
     def _paths(self, item: Item) -> Iterable[pathlib.Path]:
@@ -226,7 +231,7 @@ def read_list(path: pathlib.Path) -> dict[str, int]:
     lines: dict[str, int] = {}
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     for number, line in enumerate(text.splitlines(), start=1):
-        if (name := line.strip()) in lines:
+        if (name := _composed(line.strip())) in lines:
             raise ValueError(f"{path}, line {number}: {name!r} again, as on line {lines[name]}")
         if name:
             lines[name] = number
@@ -234,13 +239,59 @@ def read_list(path: pathlib.Path) -> dict[str, int]:
 
 
 def check_partners(
-    files: Mapping[str, pathlib.Path], partners: Mapping[str, pathlib.Path], missing: str
+    files: Mapping[str, pathlib.Path],
+    partners: Mapping[str, pathlib.Path],
+    kind: str,
+    pattern: pathlib.Path,
 ) -> None:
-    """Raises ValueError, saying what is `missing` for which files, where one has no partner."""
-    alone = [path.name for name, path in files.items() if name not in partners]
-    if alone:
-        more = ", ..." if len(alone) > 5 else ""
-        raise ValueError(f"{missing} for {len(alone)} files: {', '.join(alone[:5])}{more}")
+    """Raises ValueError where a file has no partner. kind, pattern: what partners are, and where."""
+    if alone := [path.name for name, path in files.items() if name not in partners]:
+        raise ValueError(
+            f"no {kind} in {pattern.parent} for {len(alone)} files: {some(alone)}"
+            f"{_not_taken(pattern.parent, _endings(pattern.name))}"
+        )
+
+
+def some(names: Sequence[str]) -> str:
+    """The first five."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a name is a system's own: .ipynb_checkpoints, @eaDir, lost+found and the like."""
+    return name.startswith((".", "@", "#", "$", "__")) or name == "lost+found"
+
+
+def _not_taken(folder: pathlib.Path, endings: Sequence[str]) -> str:
+    """The end of a message: what else lies in a folder that there may be."""
+    others = [
+        entry.name + "/" * entry.is_dir()
+        for entry in (_entries(folder) if folder.is_dir() else [])
+        if not is_hidden(entry.name) and _ending(entry, endings) is None
+    ]
+    return f"; {some(others)} there are not taken, only {', '.join(endings)}" if others else ""
+
+
+def _entries(folder: pathlib.Path) -> list[os.DirEntry[str]]:
+    return sorted(os.scandir(folder), key=lambda entry: entry.name)
+
+
+def _endings(pattern: str) -> tuple[str, ...]:
+    """What the names of files may have behind NAME."""
+    ending = pattern.rpartition("NAME")[2]
+    return IMAGE_ENDINGS if ending == ".*" else (ending,)
+
+
+def _ending(entry: os.DirEntry[str], endings: Sequence[str]) -> str | None:
+    """The ending of a file's name; None of a folder, a hidden file or another ending."""
+    if entry.name.startswith(".") or entry.is_dir():
+        return None
+    return next((e for e in endings if entry.name.lower().endswith(e.lower())), None)
+
+
+def _composed(name: str) -> str:
+    """A name as it is compared: macOS stores an umlaut as a letter and its dots."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _by_name(folders: Iterable[pathlib.Path], endings: tuple[str, ...]) -> dict[str, pathlib.Path]:
@@ -249,15 +300,14 @@ def _by_name(folders: Iterable[pathlib.Path], endings: tuple[str, ...]) -> dict[
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder")
-        for path in sorted(folder.iterdir(), key=lambda path: path.name):
-            ending = next((e for e in endings if path.name.lower().endswith(e.lower())), None)
-            if ending is None or path.name.startswith("."):
+        for entry in _entries(folder):
+            if (ending := _ending(entry, endings)) is None:
                 continue
-            name = path.name[: -len(ending)]
+            name = _composed(entry.name[: -len(ending)])
             if name in files:
                 raise ValueError(
-                    f"{folder}: {files[name].name} and {path.name} have the same name; "
+                    f"{folder}: {files[name].name} and {entry.name} have the same name; "
                     "rename or remove one of them"
                 )
-            files[name] = path
+            files[name] = folder / entry.name
     return files

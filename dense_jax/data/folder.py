@@ -13,7 +13,7 @@ or, with files that list the NAMEs of each split, one on each line,
 `dataset.json` names the classes and, where the raw values of the files are not simply 0, 1, 2, ...
 in labels and 0..255 in images, says what they mean:
 
-    {"classes": ["background", "cell"],            at most 255
+    {"classes": ["background", "cell"],            2 to 255
      "values": [0, 255],                           values[i] is the raw value of class i
      "ignored_values": [128],                      raw values that count nowhere
      "palette": [[0, 0, 0], [255, 128, 0]],        RGB of each class in pictures
@@ -61,7 +61,7 @@ class Folder(files.Files):
         if (folder := layout.folder(root, instances, split)).is_dir():
             self._instances = layout.files(root, instances, split)
             images = {item.name: item.image for item in items}
-            files.check_partners(images, self._instances, f"no instances in {folder}")
+            files.check_partners(images, self._instances, "instances", folder / "NAME.png")
         self.has_instances = bool(self._instances)
         images = (p for s in splits for p in layout.files(root, layout.images, s).values())
         super().__init__(
@@ -111,7 +111,11 @@ def _layout(root: pathlib.Path) -> Layout:
     return Layout(
         images="images/SPLIT/NAME.*",
         labels="labels/SPLIT/NAME.png",
-        folders={path.name: path.name for path in sorted(images.iterdir())},
+        folders={
+            path.name: path.name
+            for path in sorted(images.iterdir())
+            if not files.is_hidden(path.name)
+        },
     )
 
 
@@ -129,7 +133,8 @@ def _num_channels(images: Iterable[pathlib.Path]) -> int:
     """That of every image; of grey and RGB images, RGB's."""
     found: dict[int, pathlib.Path] = {}
     for path in images:
-        with contextlib.suppress(ValueError):  # reading its example will tell what is wrong with it
+        # Reading its example will tell what is wrong with it.
+        with contextlib.suppress(ValueError, OSError):
             found.setdefault(files.header(path)[2], path)
     if len(found) > 1 and found.keys() != {1, 3}:
         each = ", ".join(f"{path} has {channels}" for channels, path in sorted(found.items()))
@@ -145,7 +150,7 @@ def _read_options(root: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f'{path}: no such file; write at least {{"classes": ["NAME", ...]}}')
     try:
-        options = json.loads(path.read_text(encoding="utf-8"))
+        options = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
 
@@ -157,7 +162,12 @@ def _read_options(root: pathlib.Path) -> dict[str, Any]:
 
     classes = options["classes"]
     if not _is_list_of(str, classes) or not 1 <= len(classes) <= 255:
-        raise ValueError(f'{path}: "classes" must be a list of 1 to 255 names, got {classes!r}')
+        raise ValueError(f'{path}: "classes" must be a list of 2 to 255 names, got {classes!r}')
+    if len(classes) == 1:
+        raise ValueError(
+            f"{path}: a single class leaves nothing to tell apart; name what is around it, too: "
+            f'"classes": ["background", {json.dumps(classes[0], ensure_ascii=False)}]'
+        )
     options.setdefault("values", list(range(len(classes))))
     options.setdefault("ignored_values", [])
     for key in ("values", "ignored_values"):

@@ -18,6 +18,9 @@ from dense_jax import processes
 from dense_jax.data import transforms
 from dense_jax.labels import IGNORE_LABEL
 
+# Else a note on frames of Grain's follows every message of a source.
+grain.config.update("py_traceback_filtering", "off")
+
 
 def train_batches(
     source: grain.sources.RandomAccessDataSource,

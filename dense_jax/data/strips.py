@@ -16,6 +16,7 @@ from dense_jax.data import decode
 
 WHOLE = 2**25  # pixels up to which an image is read at once
 STRIP = 2**22  # pixels of a strip, about
+_COMPRESSIONS = (1, 5, 7, 8, 32773, 32946)  # none, LZW, JPEG, Deflate, PackBits; of TIFF
 _DTYPES = {
     "uchar": np.uint8,
     "char": np.int8,
@@ -42,6 +43,7 @@ def strips(
     where = describe(path, page)
     with path.open("rb") as file:
         shape = decode.image_header(file, where, page)
+        decode.check_channels(shape[2], where, num_channels)
         file.seek(0)
         by_rows = None
         if shape[0] * shape[1] > WHOLE:
@@ -114,7 +116,11 @@ def _open_vips(descriptor: int, page: int | None) -> Any:
 
 
 def _is_plain_tiff(path: pathlib.Path, page: int | None) -> bool:
-    """Whether it is stored upright, pixel by pixel, and 0 is not white. EOFError if it is cut."""
+    """Whether it is stored upright, pixel by pixel, 0 is not white, and libvips can decompress it.
+
+    Of tiles that it cannot decompress, it makes black ones without an error. Raises EOFError if the
+    file is cut.
+    """
     import tifffile
 
     with tifffile.TiffFile(path) as tiff:
@@ -122,5 +128,10 @@ def _is_plain_tiff(path: pathlib.Path, page: int | None) -> bool:
         ends = map(int.__add__, tags.dataoffsets, tags.databytecounts)
         if max(ends) > path.stat().st_size:  # libtiff may take what is missing for black
             raise EOFError("it ends before its pixels do")
-        upright = "Orientation" not in tags.tags or tags.tags["Orientation"].value == 1
-        return upright and tags.planarconfig == 1 and tags.photometric != 0
+        upright = tags.tags.valueof("Orientation", 1) == 1
+        by_pixel = upright and tags.planarconfig == 1 and tags.photometric != 0
+        return (
+            by_pixel
+            and tags.compression in _COMPRESSIONS
+            and tags.bitspersample in (1, 8, 16, 32, 64)
+        )

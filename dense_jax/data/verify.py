@@ -10,12 +10,14 @@ from typing import Any, TypeVar
 import tqdm
 
 from dense_jax.data import Source, has_instances
+from dense_jax.data.files import some
+from dense_jax.labels import IGNORE_LABEL
 
 T = TypeVar("T")
 
 
 def verify(source: Source, *, progress: bool = True) -> None:
-    """Raises one ValueError that lists what is wrong with the examples of a source.
+    """Raises one ValueError that lists what is wrong with the examples of a source, or with all.
 
     A source found good is remembered by its fingerprint, in the user's cache folder, and passes
     at once the next time. Data that does not come from files has nothing to verify.
@@ -26,12 +28,21 @@ def verify(source: Source, *, progress: bool = True) -> None:
     mark = cache and cache / "verified" / source.fingerprint
     if mark and mark.exists():
         return
-    _, errors = scan(source, lambda example: None, progress=progress)
+    labelled, errors = scan(source, _is_labelled, progress=progress)
     refuse(errors, len(source))
+    if not any(labelled):
+        raise ValueError(
+            f"every pixel of all {len(source)} labels ({some(source.names)}) is ignored: nothing can "
+            "be learnt from them or scored; see which values the dataset ignores"
+        )
     if mark:
         with contextlib.suppress(OSError):  # it cannot be written: verified again next time
             mark.parent.mkdir(parents=True, exist_ok=True)
             mark.touch()
+
+
+def _is_labelled(example: dict[str, Any]) -> bool:
+    return bool((example["label"] != IGNORE_LABEL).any())
 
 
 def scan(
