@@ -1,10 +1,19 @@
-"""Several processes as one run: the flags by which they find each other, and how they join.
+"""Several processes as one run: how they find each other, agree, and fail together.
 
 Shared by the commands that train. Never uses jax before joining: `sweep` only passes the flags on.
 """
 
+import contextlib
+import itertools
+import json
+import os
+import pathlib
 import re
-from collections.abc import Mapping
+import socket
+import sys
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -12,6 +21,9 @@ from absl import flags
 TIMEOUT = 60  # seconds, after which the others stop when one is gone
 START_TIMEOUT = 600  # seconds, for which the first waits for the last: each host installs first
 _EXPLICIT = ("coordinator", "num_processes", "process_id")
+_FAILURE = "dense_jax/failure"  # what the first process to fail says to the others
+_FOREVER = 10**9  # milliseconds: JAX ends a process that waits for a dead one
+_exchanges = itertools.count()  # the same in all processes
 
 
 def define_flags() -> None:
@@ -34,24 +46,174 @@ def given() -> list[str]:
 def initialize() -> None:
     """Joins the other processes, if the flags tell of any; before any other use of jax.
 
-    Fails when not all have joined within START_TIMEOUT. From then on, when a process fails, dies or
-    can no longer be reached, JAX aborts the others (SIGABRT) about TIMEOUT later at the latest, also
-    those that wait for it in the middle of a step.
+    Raises ValueError where the coordinator's address cannot be used, and exits when not all have
+    joined within START_TIMEOUT. From then on, when a process dies or can no longer be reached, JAX
+    aborts the others (SIGABRT) about TIMEOUT later at the latest, also those that wait for it in the
+    middle of a step. Where a process raises an error, `together` is faster and says it.
     """
     args = flags.FLAGS
     if not args.multihost and args.coordinator is None:
         return
+    if args.coordinator:
+        _check_address(args.coordinator, args.process_id)
     import jax
 
+    # The first outlasts those that came after it: JAX would abort them, with a dump, when it goes.
+    patience = START_TIMEOUT + (TIMEOUT if args.process_id == 0 else 0)
+    timer = threading.Timer(patience, _give_up, [patience])
+    timer.daemon = True
+    timer.start()
     jax.distributed.initialize(
         args.coordinator,
         args.num_processes,
         args.process_id,
         cluster_detection_method="deactivate" if args.coordinator else None,
-        initialization_timeout=START_TIMEOUT,
+        initialization_timeout=patience + TIMEOUT,  # JAX would abort with a dump
         heartbeat_timeout_seconds=TIMEOUT,
         shutdown_timeout_seconds=TIMEOUT,  # for which one that failed waits for the others
     )
+    timer.cancel()
+
+
+def exchange(value: Any) -> list[Any]:
+    """Returns what each process gave, a JSON value, in the order of their numbers; waits for all.
+
+    Uses no device, so that it works before any compilation and with devices that do not match.
+    """
+    jax = _joined()
+    if jax is None:
+        return [value]
+    key = f"dense_jax/exchange/{next(_exchanges)}"
+    jax.client.key_value_set(f"{key}/{jax.process_id}", json.dumps(value))
+    keys = (f"{key}/{k}" for k in range(jax.num_processes))
+    return [json.loads(jax.client.blocking_key_value_get(each, _FOREVER)) for each in keys]
+
+
+def agree(facts: Mapping[str, Any]) -> None:
+    """Raises ValueError, with the same words on all processes, unless all have the same facts.
+
+    facts: JSON values by what a user knows them as.
+    """
+    if different := differences(exchange(facts)):
+        raise ValueError(f"the processes must be alike, but differ in {'; '.join(different)}")
+
+
+def differences(everyone: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each fact that is not the same everywhere, with the first process that differs from 0."""
+    names = dict.fromkeys(name for facts in everyone for name in facts)
+    lines = []
+    for name in names:
+        values = [json.dumps(facts.get(name)) for facts in everyone]
+        if other := next((k for k, value in enumerate(values) if value != values[0]), 0):
+            lines.append(f"{name}: {values[0]} in process 0, {values[other]} in process {other}")
+    return lines
+
+
+def check_shared(folder: str | os.PathLike[str]) -> None:
+    """Raises ValueError, on all processes, unless the folder is the same for all; makes it."""
+    jax = _joined()
+    if jax is None:
+        return
+    path = pathlib.Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    # Of a name that no file system can remember as missing.
+    mark = path / exchange(f".shared-{uuid.uuid4().hex}")[0]
+    if jax.process_id == 0:
+        mark.touch()
+    exchange(None)  # it is there
+    seen = exchange(mark.exists())
+    if jax.process_id == 0:
+        mark.unlink()
+    if not all(seen):
+        raise ValueError(
+            f"--workdir={folder} is not the same folder for process {seen.index(False)} as for "
+            "process 0: it must be on a file system that all share"
+        )
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Ends all processes, with one line each, when one raises an error within. Also a decorator."""
+    jax = _joined()
+    if jax is None:
+        yield
+        return
+    client, done = jax.client, threading.Event()
+
+    def look() -> None:
+        """Ends this process if another has failed."""
+        try:
+            failure = client.key_value_try_get(_FAILURE)
+        except RuntimeError:  # none has
+            return
+        print(f"error: {failure}", file=sys.stderr, flush=True)
+        jax.shutdown()  # the other waits there for this one
+        os._exit(1)  # whatever the main thread waits for will never come
+
+    def watch() -> None:
+        while not done.wait(0.5):
+            look()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        done.set()
+        watcher.join()
+        look()  # what another's end brings about here is no news
+        with contextlib.suppress(RuntimeError):  # another was first, or nobody can be told
+            what = str(error) or type(error).__name__
+            client.key_value_set(_FAILURE, f"process {jax.process_id}: {what}")
+        raise
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _joined() -> Any:
+    """Returns JAX's record of the processes, or None where there is one only.
+
+    It has `client`, whose keys and values all processes share; JAX has no public name for it.
+    """
+    from jax._src import distributed
+
+    return distributed.global_state if distributed.is_initialized() else None
+
+
+def _give_up(seconds: int) -> None:
+    args = flags.FLAGS
+    expected = f"all {args.num_processes} processes" if args.num_processes else "all processes"
+    print(
+        f"error: after {seconds} s, not {expected} have joined. Start each of them, with the same "
+        "--coordinator and --num_processes and a --process_id of its own, and see why those that "
+        "are gone ended",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)  # JAX is still waiting
+
+
+def _check_address(coordinator: str, process_id: int) -> None:
+    """Raises ValueError where JAX would crash, or wait in silence."""
+    host, _, port = coordinator.rpartition(":")
+    try:
+        socket.getaddrinfo(host.strip("[]"), int(port))
+    except (OSError, UnicodeError) as error:
+        raise ValueError(
+            f"--coordinator={coordinator}: no host {host!r} is known: {error}"
+        ) from error
+    if process_id:
+        return
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    try:
+        socket.create_server(("", int(port)), family=family, dualstack_ipv6=dual).close()
+    except OSError as error:
+        raise ValueError(
+            f"--coordinator={coordinator}: process 0 cannot listen on port {port} ({error.strerror}): "
+            "use a free one; or was --process_id=0 started twice?"
+        ) from error
 
 
 def _check(values: Mapping[str, Any]) -> bool:
@@ -64,8 +226,11 @@ def _check(values: Mapping[str, Any]) -> bool:
             "--coordinator, --num_processes and --process_id go together; missing: "
             f"{', '.join(missing)}"
         )
-    if not re.fullmatch(r".+:\d+", values["coordinator"]):
-        raise flags.ValidationError(f"--coordinator={values['coordinator']} must be HOST:PORT")
+    address = re.fullmatch(r".+:(\d+)", values["coordinator"])
+    if not address or not 0 < int(address[1]) < 2**16:
+        raise flags.ValidationError(
+            f"--coordinator={values['coordinator']} must be HOST:PORT, with a port from 1 to 65535"
+        )
     if not 0 <= values["process_id"] < values["num_processes"]:
         raise flags.ValidationError(
             f"--process_id={values['process_id']} must be from 0 to --num_processes="

@@ -33,6 +33,17 @@ class Member:
         path = self.path / "result.json"
         return json.loads(path.read_text()) if path.exists() else None
 
+    @property
+    def state(self) -> dict[str, Any]:
+        """What the workdir holds of the run, before it is opened."""
+        held = {
+            kind: sorted(each.name for each in (self.path / "checkpoints" / kind).glob("*"))
+            for kind in ("latest", "best")
+        }
+        # Of a listing: a network file system may remember for long that a file was missing.
+        there = {each.name for each in self.path.glob("*")}
+        return held | {"files": sorted(there & {"config.json", "result.json"})}
+
     def open(self, dataset: Mapping[str, Any]) -> None:
         """Says in the workdir what the run is, and opens its checkpoints.
 

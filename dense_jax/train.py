@@ -5,11 +5,13 @@ With `run`, the only reader of the whole config; every other room takes plain ar
 
 import contextlib
 import functools
+import hashlib
 import logging
+import pathlib
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +24,7 @@ from dense_jax import (
     cost,
     data,
     device_cache,
+    distributed,
     mesh,
     metrics,
     plots,
@@ -33,7 +36,7 @@ from dense_jax import (
 from dense_jax.config import check
 from dense_jax.data import balance, borders, pipeline, verify
 from dense_jax.data.cache import Cached
-from dense_jax.member import members, restore, summary
+from dense_jax.member import Member, members, restore, summary
 from dense_jax.models import pretrained
 from dense_jax.run import (
     assemble,
@@ -48,8 +51,11 @@ from dense_jax.tiles import Tiles
 
 _LOG = logging.getLogger("dense_jax")
 PREEMPTED = 75  # exit status (EX_TEMPFAIL): everything is saved, start the same command again
+# What a process may have of its own: where its disks are, and what leaves all numbers alone.
+PER_PROCESS = ("data.root", "data.workers", "data.verify")
 
 
+@distributed.together()
 def train(config: ConfigDict, directory: str) -> None:
     """Trains the config's model in a workdir, or goes on where the workdir's run stopped.
 
@@ -57,11 +63,13 @@ def train(config: ConfigDict, directory: str) -> None:
     a workdir of its own; together they stop, resume and fail.
 
     Exits with PREEMPTED after SIGTERM or Ctrl-C. Raises ValueError for bad input, before any
-    compilation, and FloatingPointError when loss or gradient are no longer finite.
+    compilation, and FloatingPointError when loss or gradient are no longer finite. Several processes
+    must have the same code, config, data and workdir, and fail together.
     """
     imported = startup.seconds_of_process()
     path = epath.Path(directory).resolve()
     job = members(config, path)
+    distributed.agree(_facts(config, job))
     finished = [result for each in job if (result := each.result)]
     if finished and len(finished) == len(job):
         for each, result in zip(job, finished, strict=True):
@@ -97,6 +105,12 @@ def train(config: ConfigDict, directory: str) -> None:
     train_step.eval_shape(*step_shapes(run, of_batch, devices, placement), {})
     is_new = not any((each.path / "config.json").exists() for each in job)
     encoder = _published(config, shapes) if is_new else None
+    distributed.agree(
+        _facts_of_split(config.data.train_split, source)
+        | _facts_of_split(config.data.eval_split, eval_source)
+        | {"model.pretrained": _digest(x.tobytes() for x in jax.tree.leaves(encoder))}
+    )
+    distributed.check_shared(path)
     if config.data.verify:
         verify.verify(source)
         verify.verify(eval_source)
@@ -275,15 +289,41 @@ def describe(source: Any) -> dict[str, Any]:
     }
 
 
+def _facts(config: ConfigDict, job: Sequence[Member]) -> dict[str, Any]:
+    """What all processes must have alike before they open the data."""
+    package = sorted(pathlib.Path(__file__).parent.rglob("*.py"))
+    fields = workdir.flatten(config.to_dict())
+    return workdir.to_json(
+        workdir.environment()["versions"]
+        | {"the code of dense_jax": _digest(file.read_bytes() for file in package)}
+        | {"the number of devices": jax.local_device_count()}
+        | {name: value for name, value in fields.items() if name not in PER_PROCESS}
+        | {f"the state of --workdir={each.path}": each.state for each in job}
+    )
+
+
+def _facts_of_split(split: str, source: Any) -> dict[str, Any]:
+    facts = describe(source) | {"largest_image": source.sizes.max(axis=0)}
+    return workdir.to_json({f"{name} of the {split} images": v for name, v in facts.items()})
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:12]
+
+
 class Interrupts:
     """SIGTERM (preemption) and Ctrl-C ask the loop to save and stop; a second one kills.
 
-    With several processes JAX has a SIGTERM handler of its own, which tells all of them.
+    With several processes JAX has a SIGTERM handler of its own, which tells all of them; Ctrl-C is
+    passed on to it.
     """
 
     def __enter__(self):
         self._received = False
-        numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+        numbers = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGTERM, signal.SIGINT)
         self._before = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 
@@ -294,6 +334,8 @@ class Interrupts:
     def _receive(self, number, frame):
         self._received = True
         signal.signal(number, self._before[number])
+        if jax.process_count() > 1:
+            signal.raise_signal(signal.SIGTERM)
 
     def requested(self, step: int) -> bool:
         """Whether to stop after this step: on every host the same answer."""

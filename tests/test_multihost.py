@@ -8,11 +8,13 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
+from etils import epath
 
-from dense_jax import train, workdir
+from dense_jax import distributed, member, train, workdir
 from tests.conftest import REPOSITORY
 from tests.test_train import make_config
 
@@ -36,21 +38,76 @@ train.train(ConfigDict(config), path)
 """
 
 
-def start(config, path, num_processes, num_devices, pause=0.0):
-    """Starts a run in processes of so many devices each, which pause, in seconds, at each step."""
+# What processes do before they train, here with one that differs from the first.
+ALIKE = f"""
+import json
+import sys
+import jax
+from jax.experimental import multihost_utils
+from dense_jax import distributed
+
+path, port, num_processes, process = json.loads(sys.argv[1])
+jax.distributed.initialize(
+    f"localhost:{{port}}", num_processes, process, heartbeat_timeout_seconds={HEARTBEAT}
+)
+last = process == num_processes - 1
+own = f"{{path}}/{{process}}" if last else path
+for check, value in (
+    (distributed.agree, {{"same": [1, None]}}),
+    (distributed.agree, {{"rate": 0.5 if last else 0.1}}),
+    (distributed.check_shared, path),
+    (distributed.check_shared, own),
+):
+    try:
+        check(value)
+        print("alike")
+    except ValueError as error:
+        print(error)
+with distributed.together():
+    if last:
+        raise ValueError("only here")
+    multihost_utils.sync_global_devices("where the last never comes")
+"""
+JOIN = """
+import sys
+from absl import app
+from dense_jax import distributed
+
+distributed.START_TIMEOUT, distributed.TIMEOUT = 1, 1
+distributed.define_flags()
+app.run(lambda _: distributed.initialize())
+"""
+
+
+def free_port():
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def start(config, path, num_processes, num_devices, pause=0.0, others=None):
+    """Starts a run in processes of so many devices each, which pause, in seconds, at each step.
+
+    others: fields that only the first has as in the config.
+    """
     env = os.environ | {"JAX_NUM_CPU_DEVICES": str(num_devices)}
-    processes = []
+    processes, port = [], free_port()
     for k in range(num_processes):
-        arguments = json.dumps([config.to_dict(), str(path), port, num_processes, k, pause])
-        with path.with_name(f"{path.name}.{k}.log").open("w") as log:
-            command = [sys.executable, "-c", PROCESS, arguments]
-            processes.append(
-                subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=log, stderr=log)
-            )
+        own = config.copy_and_resolve_references()
+        own.update_from_flattened_dict(others or {} if k else {})
+        arguments = [own.to_dict(), str(path), port, num_processes, k, pause]
+        processes.append(start_python(PROCESS, arguments, log_of(path, k), env))
     return processes
+
+
+def start_python(code, arguments, log, env):
+    command = [sys.executable, "-c", code, json.dumps(arguments)]
+    with log.open("w") as file:
+        return subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=file, stderr=file)
+
+
+def log_of(path, process):
+    return path.with_name(f"{path.name}.{process}.log")
 
 
 def wait(processes, path):
@@ -131,6 +188,113 @@ def test_one_checkpoint_has_one_confusion_matrix(tmp_path, config, one_process):
     assert final == expected
 
 
+@pytest.mark.parametrize(
+    ("everyone", "expected"),
+    [
+        ([{"a": 1, "b": None}] * 3, []),
+        ([{"a": 1}, {"a": 1}, {"a": [2]}], ["a: 1 in process 0, [2] in process 2"]),
+        (
+            [{"a": 1}, {"b": "x"}],
+            ["a: 1 in process 0, null in process 1", 'b: null in process 0, "x"'],
+        ),
+        ([{"a": True}, {"a": 1}], ["a: true in process 0, 1 in process 1"]),
+    ],
+)
+def test_differences_name_the_fact_the_values_and_the_process(everyone, expected):
+    lines = distributed.differences(everyone)
+    assert len(lines) == len(expected)
+    assert all(line.startswith(start) for line, start in zip(lines, expected, strict=True))
+
+
+def test_processes_compare_config_code_and_workdir(tmp_path, config, monkeypatch):
+    def facts(path="run", **changes):
+        own = config.copy_and_resolve_references()
+        own.update_from_flattened_dict(changes)
+        workdirs = member.members(own, epath.Path(tmp_path / path))
+        return json.loads(json.dumps(train._facts(own, workdirs)))
+
+    def different(**changes):
+        both = distributed.differences([facts(), facts(**changes)])
+        return [line.partition(":")[0] for line in both]
+
+    for field, value in (("optimizer.learning_rate", 0.5), ("checkpoint_every", 7), ("seed", 3)):
+        assert different(**{field: value}) == [field]
+    own = {"data.root": "elsewhere", "data.workers": 9, "data.verify": not config.data.verify}
+    assert not different(**own)
+    before = facts()
+    (tmp_path / "run" / "checkpoints" / "latest" / "4").mkdir(parents=True)
+    [line] = distributed.differences([before, facts()])
+    assert "the state of" in line and '"latest": ["4"]' in line
+    monkeypatch.setattr(train, "__file__", str(tmp_path / "module.py"))
+    assert different() == [] and facts() != before
+
+
+def test_processes_that_are_not_alike_say_so_and_end_together(tmp_path):
+    path, num_processes, port = tmp_path / "run", 3, free_port()
+    processes = [
+        start_python(ALIKE, [str(path), port, num_processes, k], log_of(path, k), os.environ)
+        for k in range(num_processes)
+    ]
+    assert wait(processes, path) == [1] * num_processes
+    for k in range(num_processes):
+        said = log_of(path, k).read_text().splitlines()
+        agreed, rate, shared, own = [line for line in said if not line.startswith(("I", "[", "W"))][
+            :4
+        ]
+        assert (agreed, shared) == ("alike", "alike")
+        assert rate.endswith("differ in rate: 0.1 in process 0, 0.5 in process 2")
+        assert "is not the same folder for process 2" in own
+        if k < num_processes - 1:
+            assert said[-1] == "error: process 2: only here"
+    assert list(path.iterdir()) == [path / "2"]  # no file is left
+
+
+@pytest.mark.parametrize(
+    ("root", "message"),
+    [
+        ("fewer", "num_examples of the train images: 7 in process 0, 6 in process 1"),
+        ("nowhere", "nowhere: no such folder"),
+    ],
+)
+def test_data_of_one_process_end_all_before_anything_is_written(
+    tmp_path, tiny_folder, config, root, message
+):
+    shutil.copytree(tiny_folder, tmp_path / "fewer")
+    for kind in ("images", "labels"):
+        (tmp_path / "fewer" / kind / "train" / "6.png").unlink()
+    path = tmp_path / "run"
+    processes = start(config, path, 2, 1, others={"data.root": str(tmp_path / root)})
+    assert wait(processes, path) == [1, 1]
+    for k in range(2):
+        assert message in log_of(path, k).read_text().splitlines()[-1]
+    assert not path.exists()
+
+
+def test_an_address_that_cannot_be_used_is_said_at_once(monkeypatch):
+    def join(coordinator):
+        given = {"coordinator": coordinator, "process_id": 0, "num_processes": 2}
+        flags = types.SimpleNamespace(multihost=False, **given)
+        monkeypatch.setattr(distributed.flags, "FLAGS", flags)
+        distributed.initialize()
+
+    with socket.create_server(("localhost", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"--coordinator=localhost:{port}: .* port {port}"):
+            join(f"localhost:{port}")
+    with pytest.raises(ValueError, match="no host 'nowhere"):
+        join("nowhere.invalid:1")
+
+
+def test_a_process_without_the_others_gives_up():
+    flags = [f"--coordinator=localhost:{free_port()}", "--num_processes=2", "--process_id=0"]
+    command = [sys.executable, "-c", JOIN, *flags]
+    ended = subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 1
+    assert "not all 2 processes have joined" in ended.stderr.splitlines()[-1]
+
+
 def test_all_save_the_same_step_when_one_is_preempted(tmp_path, config):
     config = config.copy_and_resolve_references()
     config.num_steps, config.eval_every, config.checkpoint_every = 60, 60, 60
@@ -138,7 +302,7 @@ def test_all_save_the_same_step_when_one_is_preempted(tmp_path, config):
     # JAX takes a moment to tell all of them: on a fast machine the run would be over by then.
     processes = start(config, path, 2, 1, pause=0.2)
     wait_for_steps(processes, path, 5)
-    processes[1].send_signal(signal.SIGTERM)
+    processes[1].send_signal(signal.SIGINT)  # which it takes for SIGTERM
     assert wait(processes, path) == [train.PREEMPTED] * 2
     stopped = records(path)[-1]["step"]
     saved = [step.name for step in (path / "checkpoints" / "latest").iterdir()]
