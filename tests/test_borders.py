@@ -3,9 +3,11 @@
 import math
 import pickle
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from dense_jax.data import Synthetic, open_dataset
 from dense_jax.data.borders import Bordered, border_weights
@@ -43,6 +45,25 @@ def test_equals_brute_force(seed, sigma):
     ours = border_weights(objects, 10.0, sigma)
     np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=10 * 1.6e-8)
     assert ours.dtype == np.float32 and (expected > 1e-3).any()
+
+
+def test_the_weights_are_those_of_exact_distances_whatever_their_last_bit(monkeypatch):
+    """OpenCV's depends on the processor and on where in memory the result lies."""
+    objects, transform = blobs(0, (60, 75)), cv2.distanceTransform
+
+    def moved(outside, *options):
+        distance = transform(outside, *options)
+        return np.nextafter(distance, rng.choice([0, np.inf], distance.shape).astype(np.float32))
+
+    def exact(outside, *_):
+        return ndimage.distance_transform_edt(outside).astype(np.float32)
+
+    rng = np.random.default_rng(0)
+    weights = [border_weights(objects, 10.0, 5.0)]
+    for each in (exact, moved):
+        monkeypatch.setattr(cv2, "distanceTransform", each)
+        weights.append(border_weights(objects, 10.0, 5.0))
+    np.testing.assert_array_equal(weights[1:], [weights[0]] * 2)
 
 
 @pytest.mark.parametrize("gap", [1, 2, 5])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from dense_jax.models.convolution import IS_THREADED, convolution
+from dense_jax.models.convolution import IS_THREADED, Conv, convolution
 from dense_jax.models.layers import BatchNorm
 
 LAYERS = {  # channels in and out, kernel size, strides, padding
@@ -23,7 +23,7 @@ LAYERS = {  # channels in and out, kernel size, strides, padding
     "stride": (3, 4, 3, 2, 1),
     "many": (18, 20, 3, 1, "SAME"),
     "deep": (160, 120, 3, 1, "SAME"),
-    "deep, uneven padding": (160, 120, 3, 1, ((0, 4), (1, 0))),
+    "deep, uneven padding": (160, 120, 3, 1, ((0, 2), (1, 0))),
 }
 
 
@@ -59,6 +59,48 @@ def test_values_and_gradients_are_those_of_xlas_own(case):
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert a.dtype == np.float64
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_dilation": 2},
+        {"input_dilation": (1, 2), "padding": 1},
+        {"precision": "highest"},
+        {"feature_group_count": 2},
+        {"strides": (1, 2)},
+        {"kernel_size": (3,)},
+        {"kernel_size": (3, 3, 3)},
+        {"kernel_size": (1, 1), "kernel_dilation": 2, "precision": "highest"},
+        {"padding": ((6, 3), (0, 1))},  # further than the kernel reaches
+        {"padding": ((0, 1), (3, 0)), "features": 2},
+        {"padding": ((-1, 0), (1, 1))},
+        {"kernel_size": (1, 1), "padding": ((0, 0), (0, 1))},
+    ],
+    ids=str,
+)
+def test_an_option_that_is_not_written_otherwise_is_xlas_own(options):
+    """The very program, gradients included."""
+    options = {"features": 6, "kernel_size": (3, 3)} | options
+    x = jax.ShapeDtypeStruct((2, *(9, 7, 5)[: len(options["kernel_size"])], 4), "float32")
+
+    def program(layer):
+        def loss(variables, x):
+            return jnp.sin(layer(**options).apply(variables, x)).sum()
+
+        variables = jax.eval_shape(nn.Conv(**options).init, jax.random.key(0), x)
+        return str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(variables, x))
+
+    assert program(Conv) == program(nn.Conv)
+
+
+@pytest.mark.parametrize("options", [{"batch_group_count": 2}, {"an_option_of_later": 1}])
+def test_every_option_reaches_xla(options, monkeypatch):
+    found = []
+    x = jnp.zeros((1, 4, 4, 1))
+    monkeypatch.setattr(jax.lax, "conv_general_dilated", lambda *_, **o: found.append(o) or x)
+    convolution(x, jnp.zeros((3, 3, 1, 1)), (1, 1), "SAME", **options)
+    assert found[0].items() >= options.items()
 
 
 @pytest.mark.parametrize("case", ["few from many", "3x3 of an image", "1x1", "deep"])

@@ -36,6 +36,8 @@ def border_weights(objects: Objects, weight: float, sigma: float) -> Float32[np.
         around = tuple(slice(max(0, side.start - margin), side.stop + margin) for side in box)
         outside = (objects[around] != k).astype(np.uint8)
         distance = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        # Its last bits depend on where in memory it lies, but squared distances are whole numbers.
+        distance = np.sqrt(np.rint(distance * distance))
         d1, d2 = nearest[around], second[around]
         np.minimum(d2, np.maximum(d1, distance), out=d2)
         np.minimum(d1, distance, out=d1)

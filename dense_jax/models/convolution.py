@@ -16,6 +16,14 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 NHWC = ("NHWC", "HWIO", "NHWC")
+# The options of jax.lax.conv_general_dilated that change nothing.
+PLAIN = {
+    "lhs_dilation": (1, 1),
+    "rhs_dilation": (1, 1),
+    "feature_group_count": 1,
+    "batch_group_count": 1,
+    "dimension_numbers": jax.lax.conv_dimension_numbers((1,) * 4, (1,) * 4, NHWC),
+}
 # XLA:CPU takes Eigen for convolutions from and to no more channels than this, YNNPACK for others.
 FEW = 16
 # YNNPACK of jaxlib 0.10 runs most convolutions on one thread.
@@ -28,22 +36,24 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
 def convolution(
-    x: Float[Array, "b h w c"],
-    kernel: Float[Array, "k k d f"],
+    x: Float[Array, "b *space c"],
+    kernel: Float[Array, "*window d f"],
     strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     **options: Any,
-) -> Float[Array, "b H W f"]:
-    """jax.lax.conv_general_dilated, without dilation, of [b, h, w, c] and [h, w, c, f]."""
-    if options.get("feature_group_count", 1) == 1 and tuple(strides) == (1, 1):
+) -> Float[Array, "b *Space f"]:
+    """jax.lax.conv_general_dilated, by default of [b, h, w, c] and [h, w, c, f].
+
+    Only what has stride 1, less padding than the kernel's size and no options but `PLAIN` is written
+    in another way. All else is left to it, whatever options it will have.
+    """
+    if tuple(strides) == (1, 1) and all(PLAIN.get(name) == options[name] for name in options):
         size = kernel.shape[:2]
-        pads = padding
         if isinstance(padding, str):
-            pads = jax.lax.padtype_to_pads(x.shape[1:3], size, (1, 1), padding)
-        (top, bottom), (left, right) = pads
-        if size == (1, 1) and top == bottom == left == right == 0:
-            return x @ kernel[0, 0]
-        return by_platform(x, kernel, ((top, bottom), (left, right)))
+            padding = jax.lax.padtype_to_pads(x.shape[1:3], size, (1, 1), padding)
+        rows, columns = map(tuple, padding)
+        if all(0 <= n < s for s, ends in zip(size, (rows, columns), strict=True) for n in ends):
+            return x @ kernel[0, 0] if size == (1, 1) else by_platform(x, kernel, (rows, columns))
     others: Any = {"dimension_numbers": NHWC} | options
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **others)
 
@@ -128,10 +138,7 @@ def _input_gradient(g: Array, kernel: Array, pads: Pads) -> Array:
     (top, bottom), (left, right) = _back(pads, kernel.shape)
     rows, columns = kernel.shape[:2]
     h, w = g.shape[1] + top + bottom - rows + 1, g.shape[2] + left + right - columns + 1
-    # The forward padding may have been more than the kernel reaches: then this cuts.
-    g = jax.lax.pad(
-        g, jnp.zeros((), g.dtype), ((0, 0, 0), (top, bottom, 0), (left, right, 0), (0, 0, 0))
-    )
+    g = jnp.pad(g, ((0, 0), (top, bottom), (left, right), (0, 0)))
     exact = jnp.promote_types(g.dtype, jnp.float32)
     total = jnp.zeros((len(g), h, w, kernel.shape[2]), exact)
     for i, j in np.ndindex(rows, columns):
