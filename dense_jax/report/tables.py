@@ -100,9 +100,12 @@ LATEX = {c: "\\" + c for c in "#$%&_{}"} | {"±": r"$\pm$", "–": "--"}
 LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 
+FORMULA = re.compile(r"[=@\t\r]|[+-](?![0-9.]+(e[+-]?[0-9]+)?$)", re.IGNORECASE)
+
 
 def latex(name: str) -> str:
-    return " ".join("".join(LATEX.get(c, c) for c in name).split())
+    name = " ".join("".join(LATEX.get(c, c) for c in name).split())
+    return f"{{}}{name}" if name.startswith(("[", "*")) else name  # no option of what is before it
 
 
 def latex_table(table: Table, num_names: int, comments: Sequence[str]) -> str:
@@ -172,5 +175,11 @@ def _plain(value: float) -> float | str:
 def _csv(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerows([head, *lines])
+    writer.writerows([[_no_formula(cell) for cell in line] for line in (head, *lines)])
     return file.getvalue()
+
+
+def _no_formula(cell: Any) -> Any:
+    """Puts an apostrophe before text that a spreadsheet would compute; a negative number stays one."""
+    is_formula = isinstance(cell, str) and FORMULA.match(cell)
+    return f"'{cell}" if is_formula else cell
