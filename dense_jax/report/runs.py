@@ -195,10 +195,10 @@ def _differs(path: str, configs: Sequence[Mapping[str, Any]]) -> bool:
 
 def _follows(path: str, configs: Sequence[Mapping[str, Any]]) -> bool:
     """Whether all rows have a `label`, and it tells the field's value."""
-    of_labels: dict[Any, list[Mapping[str, Any]]] = {}
+    of_labels: dict[str, list[Mapping[str, Any]]] = {}
     for config in configs:
-        of_labels.setdefault(config.get("label"), []).append(config)
-    unlabelled = path == "label" or None in of_labels
+        of_labels.setdefault(json.dumps(config.get("label")), []).append(config)
+    unlabelled = path == "label" or "null" in of_labels
     return not unlabelled and not any(_differs(path, same) for same in of_labels.values())
 
 
@@ -209,10 +209,10 @@ def _name_roots(runs: Sequence[Run]) -> None:
     for the first of the runs, with what tells it apart.
     """
 
-    def names(run: Run) -> tuple[Any, Any]:
-        return run.fields.get("data.name"), run.fields.get("data.train_split")
+    def names(run: Run) -> tuple[str, str]:
+        return text(run.fields.get("data.name")), text(run.fields.get("data.train_split"))
 
-    found: dict[tuple[Any, Any], dict[str, str]] = {}
+    found: dict[tuple[str, str], dict[str, str]] = {}
     for run in runs:
         roots = found.setdefault(names(run), {})
         roots.setdefault(run.training_data, text(run.fields.get("data.root")))

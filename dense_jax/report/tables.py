@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dense_jax.report.manifest import manifest_table, remarks
-from dense_jax.report.runs import ABSENT, METRICS, NOTE, Row
+from dense_jax.report.runs import ABSENT, METRICS, NOTE, Row, text
 
 Table = list[list[tuple[str, bool]]]  # head and body of (text, is it bold)
 
@@ -58,12 +58,10 @@ def cost_table(fields: Sequence[str], rows: Sequence[Row]) -> Table:
 
 def devices(row: Row) -> list[str]:
     """The kinds that its runs were on, with their number."""
-    found = {
-        (run.environment.get("num_devices"), run.environment.get("device_kind"))
-        for run in row.runs
-        if run.environment.get("device_kind")
-    }
-    return sorted(f"{number} x {kind}" if number else str(kind) for number, kind in found)
+    kinds = (
+        (run.environment.get("num_devices"), run.environment.get("device_kind")) for run in row.runs
+    )
+    return sorted({f"{n} x {text(kind)}" if n else text(kind) for n, kind in kinds if kind})
 
 
 def markdown(name: str) -> str:
