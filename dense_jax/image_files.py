@@ -29,7 +29,8 @@ class Image(NamedTuple):
 
 def find(arguments: Sequence[str], output: Path) -> list[Path]:
     """The files, each once. Raises ValueError naming an argument that stands for none."""
-    found: dict[str, Path] = {}  # by where it really is
+    # Links count by their own names: identical images of a data manager are links to one file.
+    found: dict[tuple[str, str], Path] = {}
     for argument in arguments:
         matched = _matched(argument)
         images = [path for path in matched if _real(path.parent) != _real(output)]
@@ -37,7 +38,9 @@ def find(arguments: Sequence[str], output: Path) -> list[Path]:
             why = "what is in --output is not taken" if matched else "matches no file"
             raise ValueError(f"--images={argument!r} {why}")
         for path in images:
-            found.setdefault(_real(path), path)
+            found.setdefault((_real(path.parent), path.name), path)
+    if not found:
+        raise ValueError("--images names no file")
     return list(found.values())
 
 

@@ -107,6 +107,8 @@ def test_files_folders_and_globs_each_file_once_and_no_results(tmp_path):
     for argument, why in (("*.webp", "matches no file"), ("out", "not taken"), ("none.png", "no")):
         with pytest.raises(ValueError, match=rf"{argument.replace('*', '.')}.* {why}"):
             found(tmp_path, tmp_path / argument)
+    with pytest.raises(ValueError, match="--images names no file"):
+        found()
 
 
 @pytest.mark.parametrize("pattern", ["", "*", "**"])
@@ -222,8 +224,16 @@ def test_what_cannot_be_read_or_written_does_not_end_the_others(tmp_path):
     problems = predict.predict("", str(tmp_path), tmp_path / "out")
     for name in ("loop.png", "dangling.png", "pipe.png", f"out/{long}"):
         assert sum(f"{tmp_path / name}" in problem for problem in problems) == 1
-    assert len(problems) == 4
+    assert len(problems) == 4 and "None" not in "".join(problems)
     assert names(tmp_path / "out") == ["a.png", "a_overlay.png", "z.png", "z_overlay.png"]
+
+
+def test_links_to_one_file_are_images_of_their_own(tmp_path):
+    save(tmp_path / "store" / "key", format="PNG")
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).symlink_to(tmp_path / "store" / "key")
+    assert predict.predict("", str(tmp_path), tmp_path / "out") == []
+    assert names(tmp_path / "out") == ["a.png", "a_overlay.png", "b.png", "b_overlay.png"]
 
 
 @pytest.mark.parametrize("kind", ["npz", "tif"])
