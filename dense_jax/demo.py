@@ -159,12 +159,14 @@ def is_own(host: str, names: Collection[str]) -> bool:
 
 
 def serve(predictor: Any, host: str, port: int, max_megapixels: float) -> "gradio.Blocks":
-    """Opens the page, and returns. Raises OSError if the port is taken."""
+    """Opens the page, and returns. Raises OSError if the port is taken, ValueError for IPv6."""
     import gradio as gr
     from starlette.middleware import Middleware
 
+    if ":" in host:
+        raise ValueError(f"--host={host}: Gradio does not serve at IPv6 addresses")
     names = {"localhost", host.lower()}
-    if host not in ("localhost", "127.0.0.1", "::1"):
+    if host not in ("localhost", "127.0.0.1"):
         names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
     page = make_page(predictor, max_megapixels)
     page.launch(
