@@ -23,7 +23,7 @@ def ahead(items: Iterator[T], count: int) -> Iterator[T]:
 
 
 @contextlib.contextmanager
-def lanes(count: int) -> Iterator[Callable[..., None]]:
+def lanes(count: int) -> Iterator[Callable[..., Future]]:
     """Gives submit(lane, call, *args): calls of one lane run one after the other, in order.
 
     It waits while too much waits already. What a call raised is raised by a later one, or at the
@@ -32,10 +32,11 @@ def lanes(count: int) -> Iterator[Callable[..., None]]:
     pools = [ThreadPoolExecutor(1) for _ in range(count)]
     pending: deque[Future] = deque()
 
-    def submit(lane: int, call: Callable, *args: object) -> None:
-        pending.append(pools[lane % count].submit(call, *args))
+    def submit(lane: int, call: Callable, *args: object) -> Future:
+        pending.append(submitted := pools[lane % count].submit(call, *args))
         if len(pending) > 2 * count:
             pending.popleft().result()
+        return submitted
 
     try:
         yield submit

@@ -2,12 +2,17 @@
 
 Serves a page on which an image is dropped and its classes are seen: laid over it at any opacity, with
 the area of each, and as a file to download. An image is read as evaluation reads it. By default only
-this machine can open the page, which asks no other one for anything. It is made with Gradio, the
+this machine can open the page, which asks no other one for anything. Requests to other names than
+this machine's are refused. It is made with Gradio, the
 package's extra `demo`.
 """
 
 import html
+import ipaddress
+import socket
 import sys
+import urllib.parse
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,10 +120,49 @@ def make_page(predictor: Any, max_megapixels: float) -> "gradio.Blocks":
     return page
 
 
-def serve(predictor: Any, host: str, port: int, max_megapixels: float) -> "gradio.Blocks":
-    """Opens the page, and returns. Raises OSError if the port is taken."""
-    import gradio as gr
+class OwnHosts:
+    """ASGI middleware that answers requests to addresses and to `names`, and refuses all others.
 
+    A page elsewhere can have its own name point to this machine, and then read what is served here,
+    as of the same origin (DNS rebinding). A request still says that name.
+    """
+
+    def __init__(self, app: Any, names: Collection[str]):
+        self._app, self._names = app, names
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] in ("http", "websocket"):
+            from starlette.responses import PlainTextResponse  # of Gradio
+
+            host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+            if not is_own(host, self._names):
+                said = f"not served as {host!r}, but as {', '.join(sorted(self._names))}\n"
+                await PlainTextResponse(said, 421)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def is_own(host: str, names: Collection[str]) -> bool:
+    """Whether a Host header has an address or one of the names, with any port."""
+    try:
+        name = urllib.parse.urlsplit(f"//{host}").hostname or ""
+        if name not in names:
+            ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def serve(predictor: Any, host: str, port: int, max_megapixels: float) -> "gradio.Blocks":
+    """Opens the page, and returns. Raises OSError if the port is taken, ValueError for IPv6."""
+    import gradio as gr
+    from starlette.middleware import Middleware
+
+    if ":" in host:
+        raise ValueError(f"--host={host}: Gradio does not serve at IPv6 addresses")
+    names = {"localhost", host.lower()}
+    if host not in ("localhost", "127.0.0.1"):
+        names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
     page = make_page(predictor, max_megapixels)
     page.launch(
         server_name=host,
@@ -129,6 +173,7 @@ def serve(predictor: Any, host: str, port: int, max_megapixels: float) -> "gradi
         quiet=True,
         prevent_thread_lock=True,
         footer_links=[],
+        app_kwargs={"middleware": [Middleware(OwnHosts, names)]},
         # Fonts of the reader's machine, for others would be fetched.
         theme=gr.themes.Default(primary_hue="blue", font="system-ui", font_mono="monospace"),
         css=CSS,

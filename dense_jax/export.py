@@ -5,6 +5,7 @@ python -m dense_jax.export --workdir=DIR --output=FILE
 See `exported` for what is in the file, and docs/export.md for how to use it.
 """
 
+import hashlib
 import json
 import zipfile
 from collections.abc import Mapping
@@ -35,27 +36,35 @@ def export(
 
     licence: of the weights; None says where they come from.
 
-    Raises ValueError, before anything is traced, if there is no such checkpoint, or if the file is
-    there and may not be overwritten.
+    Raises ValueError or OSError, before anything is traced, if there is no such checkpoint, or if the
+    file cannot be written or is there and may not be overwritten.
     """
     path = epath.Path(output)
-    if path.is_dir() or (path.exists() and not overwrite):
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: pass a file as --output")
+    if path.exists() and not overwrite:
         raise ValueError(f"{path} exists: pass --overwrite, or another --output")
     loaded = load(directory, checkpoint)
     weights: Any = traverse_util.flatten_dict(loaded.variables, sep="/")
-    num_channels = loaded.dataset["num_channels"]
     about = describe(loaded, directory, licence)
-    members = {
-        "model.json": json.dumps(workdir.to_json(about), indent=2).encode(),
-        "program.bin": trace(loaded.run, weights, num_channels).serialize(),
-        "weights.safetensors": safetensors.save({k: np.asarray(x) for k, x in weights.items()}),
-    }
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.parent / (path.name + ".tmp")
-    with unfinished.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(zipfile.ZipInfo(name), content)
-    unfinished.replace(path)
+    try:
+        with unfinished.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
+            program = trace(loaded.run, weights, loaded.dataset["num_channels"]).serialize()
+            about["program_sha256"] = hashlib.sha256(program).hexdigest()
+            members = {
+                "model.json": json.dumps(workdir.to_json(about), indent=2).encode(),
+                "program.bin": program,
+                "weights.safetensors": safetensors.save(
+                    {name: np.asarray(array) for name, array in weights.items()}
+                ),
+            }
+            for name, content in members.items():
+                archive.writestr(zipfile.ZipInfo(name), content)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return about
 
 

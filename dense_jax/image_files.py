@@ -6,6 +6,7 @@ command that is given twice finds the same images.
 """
 
 import glob
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -28,29 +29,36 @@ class Image(NamedTuple):
 
 def find(arguments: Sequence[str], output: Path) -> list[Path]:
     """The files, each once. Raises ValueError naming an argument that stands for none."""
-    found: dict[Path, Path] = {}
+    # Links count by their own names: identical images of a data manager are links to one file.
+    found: dict[tuple[str, str], Path] = {}
     for argument in arguments:
         matched = _matched(argument)
-        images = [path for path in matched if path.parent.resolve() != output.resolve()]
+        images = [path for path in matched if _real(path.parent) != _real(output)]
         if not images:
             why = "what is in --output is not taken" if matched else "matches no file"
             raise ValueError(f"--images={argument!r} {why}")
         for path in images:
-            found.setdefault(path.resolve(), path)
+            found.setdefault((_real(path.parent), path.name), path)
+    if not found:
+        raise ValueError("--images names no file")
     return list(found.values())
+
+
+def _real(path: Path) -> str:
+    return os.path.realpath(path)  # where Path.resolve raises an error for a link to itself
 
 
 def _matched(argument: str) -> list[Path]:
     path = Path(argument)
     if path.is_dir():
-        return sorted(
+        paths = [
             each
             for each in path.iterdir()
             if each.suffix.lower() in files.IMAGE_ENDINGS and not each.name.startswith(".")
-        )
-    # A file is meant where there is one, even if its name looks like a glob.
-    names = [argument] if path.exists() else glob.glob(argument, recursive=True)
-    return [Path(each) for each in sorted(names) if not Path(each).is_dir()]
+        ]
+    else:  # A file is meant where there is one, even if its name looks like a glob.
+        paths = [path] if path.exists() else map(Path, glob.glob(argument, recursive=True))
+    return sorted(each for each in paths if not os.path.isdir(each))
 
 
 def headers(paths: Sequence[Path], max_pixels: float = np.inf) -> tuple[list[Image], list[str]]:
@@ -59,6 +67,8 @@ def headers(paths: Sequence[Path], max_pixels: float = np.inf) -> tuple[list[Ima
     problems: list[str] = []
     for path in paths:
         try:
+            if not path.is_file() and path.exists():
+                raise ValueError(f"{path}: not a file")  # a pipe would be waited for
             with path.open("rb") as file:
                 pages = decode.pages(file, str(path))
         except (OSError, ValueError) as problem:
@@ -67,7 +77,7 @@ def headers(paths: Sequence[Path], max_pixels: float = np.inf) -> tuple[list[Ima
         for page in pages:
             try:
                 size = _size(path, page, max_pixels)
-            except ValueError as problem:
+            except (OSError, ValueError) as problem:
                 problems.append(str(problem))
                 continue
             of_page = f"_page{page:03d}" if len(pages) > 1 else ""

@@ -8,7 +8,8 @@ probabilities as float16 [h, w, k], and OUT/NAME_uncertainty.png, their entropy 
 several pages, each is an image called NAME_page000, NAME_page001, ...
 
 Images are read, computed and written by rows of tiles: memory does not depend on their heights.
-Exit status 1 if any file could not be read; the others are done.
+Of an image that cannot be read or written, no result is left; the others are done, and the exit
+status is 1. A full disk ends the command.
 """
 
 import itertools
@@ -16,6 +17,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,8 @@ def predict(
     would have the same result, or if a result is there already and may not be overwritten.
     """
     output = Path(output)
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output={output} is a file: it must be a folder")
     paths = image_files.find([images] if isinstance(images, str) else images, output)
     endings = {"classes": ".png", "overlay": "_overlay.png"}
     if probabilities:
@@ -74,7 +78,8 @@ def predict(
     output.mkdir(parents=True, exist_ok=True)
     if overwrite or not legend.exists():
         colours = plots.colours_of(predictor.class_names, predictor.palette)
-        PIL.Image.fromarray(plots.legend(colours)).save(legend)
+        with results.naming(legend):
+            PIL.Image.fromarray(plots.legend(colours)).save(legend)
     if found:
         problems += _write(predictor, found, output, endings, opacity)
     return problems
@@ -84,7 +89,9 @@ def _check(paths: Sequence[Path], legend: Path, overwrite: bool) -> None:
     counts = Counter([*paths, legend])  # which may be there from an earlier call
     if twice := sorted(path.name for path, count in counts.items() if count > 1):
         raise ValueError(f"several images would be written to {twice}: rename them")
-    there = [path for path in paths if path.exists()]
+    there = [path for path in paths if os.path.exists(path)]  # False where a name is too long
+    if folders := [path for path in there if path.is_dir()]:
+        raise ValueError(f"{folders[0]} is a folder, where a result would be: move it away")
     if there and not overwrite:
         raise ValueError(f"{there[0]} exists ({len(there)} results do): pass --overwrite")
 
@@ -99,51 +106,66 @@ def _write(
     """Segments images and writes the results; returns what was wrong with those left out."""
     source = image_files.ImageFiles(images, predictor.num_channels, predictor.value_range)
 
-    def opened(kind: str, path: Path, size: tuple[int, int]) -> results.Rows:
+    def file_of(kind: str, path: Path, size: tuple[int, int]) -> results.Rows:
         if kind == "probabilities":
             array = results.Npz if path.suffix == ".npz" else results.Tiff
             return array(path, (*size, len(predictor.class_names)))
         palette = predictor.palette if kind == "classes" else None
         return results.Png(path, size, rgb=kind == "overlay", palette=palette)
 
-    def write(kind: str, file: Any, strip: Strip) -> None:
-        if kind != "overlay":
+    def write(kind: str, file: Any, strip: Strip, height: int) -> None:
+        if strip.start == 0:
+            file.start()
+        if kind == "overlay":
+            rows = max(1, 2**20 // strip.image.shape[1])  # of its mixture, a channel takes 8 bytes
+            for y in range(0, len(strip.image), rows):
+                image, classes = (x[y : y + rows] for x in (strip.image, strip.maps["classes"]))
+                file.write(plots.overlay(image, classes, predictor.palette, opacity))
+        else:
             file.write(strip.maps[kind])
-            return
-        height = max(1, 2**20 // strip.image.shape[1])  # of its mixture, a channel takes 8 bytes
-        for y in range(0, len(strip.image), height):
-            image, classes = (x[y : y + height] for x in (strip.image, strip.maps["classes"]))
-            file.write(plots.overlay(image, classes, predictor.palette, opacity))
+        if strip.stop == height:
+            file.finish()
+
+    def close(written: results.Together, calls: Sequence[Future]) -> None:
+        for call in calls:
+            call.result()
+        written.end()
+        unfinished.discard(written)
+        if written.problem:
+            problems.append(written.problem)
 
     maps = {kind: make for kind, make in MAPS.items() if kind in endings}
     problems: list[str] = []
     lanes = itertools.count()
     files: list[tuple[int, str, results.Rows]] = []  # of the image at hand
-    unfinished: list[results.Rows] = []  # of this and earlier ones
+    calls: list[Future] = []  # of its latest strip
+    written = results.Together([])
+    unfinished: set[results.Together] = set()  # of this and earlier ones
     try:
         with background.lanes(NUM_LANES) as submit:
             for strip in predictor.segment(source, maps):
-                if isinstance(strip, Failure):
-                    problems.append(str(strip.problem))
-                    for lane, _, file in files:
-                        submit(lane, file.abandon)
-                    files = []
-                    continue
                 image = images[strip.index]
-                if strip.start == 0:
-                    unfinished = [file for file in unfinished if not file.closed]
-                    for kind, end in endings.items():
-                        unfinished.append(opened(kind, output / (image.name + end), image.size))
-                        files.append((next(lanes), kind, unfinished[-1]))
-                for lane, kind, file in files:
-                    submit(lane, write, kind, file, strip)
-                    if strip.stop == image.size[0]:
-                        submit(lane, file.close)
-                if strip.stop == image.size[0]:
+                if not files:
+                    files = [
+                        (next(lanes), kind, file_of(kind, output / (image.name + end), image.size))
+                        for kind, end in endings.items()
+                    ]
+                    calls = []
+                    written = results.Together([file for *_, file in files])
+                    unfinished.add(written)
+                if isinstance(strip, Failure):
+                    written.problem = str(strip.problem)
+                else:
+                    calls = [
+                        submit(lane, written.attempt, file, write, kind, file, strip, image.size[0])
+                        for lane, kind, file in files
+                    ]
+                if isinstance(strip, Failure) or strip.stop == image.size[0]:
+                    submit(next(lanes), close, written, calls)
                     files = []
     finally:
-        for file in unfinished:
-            file.abandon()
+        for each in unfinished:
+            each.remove()
     return problems
 
 

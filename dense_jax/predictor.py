@@ -81,8 +81,16 @@ class Predictor:
         tile_size, margin, batch_size: as of `Tiles`, in pixels, and tiles per step.
         blend: whether tiles overlap by their margins and are blended there; see `Mosaic`.
         augment: names of `tta.AUGMENTATIONS`.
+
+        Raises ValueError naming an argument that cannot be.
         """
         other = copy.copy(self)
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1")
+        if margin is not None and margin < 0:
+            raise ValueError(f"margin={margin} must be at least 0")
+        if tile_size is not None and not (len(tile_size) == 2 and min(tile_size) > 0):
+            raise ValueError(f"tile_size={tuple(tile_size)} must be a height and a width in pixels")
         for name, value in (
             ("tile_size", tile_size and tuple(tile_size)),
             ("margin", margin),

@@ -1,5 +1,7 @@
 """The demo's page shows what the predictor says of the file, and predicts once for each."""
 
+import contextlib
+import http.client
 import io
 import multiprocessing
 import socket
@@ -86,7 +88,7 @@ def serve(calls, port, address):
 
 
 @pytest.fixture(scope="module")
-def served(browser):
+def served():
     """How often the predictor was called, and the address of the page."""
     pytest.importorskip("gradio")
     with socket.socket() as free:
@@ -99,6 +101,23 @@ def served(browser):
     yield calls, address.get(timeout=60)
     server.terminate()
     server.join()
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *((host, 200) for host in ("localhost:7860", "LOCALHOST", "127.0.0.1", "[::1]:7860")),
+        *((host, 421) for host in ("evil.example", "evil.example:7860", "127.0.0.1.evil.example")),
+        *((host, 421) for host in ("localhost.evil.example", "", "[", "localhost@evil.example")),
+    ],
+)
+def test_only_requests_to_this_machines_names_are_served(served, host, status):
+    address = served[1].removeprefix("http://").strip("/")
+    with contextlib.closing(http.client.HTTPConnection(address)) as connection:
+        connection.request("GET", "/", headers={"Host": host, "Origin": f"http://{host}"})
+        answer = connection.getresponse()
+        assert answer.status == status
+        assert (b"gradio" in answer.read()) == (status == 200)
 
 
 def wait(condition):

@@ -1,6 +1,9 @@
 """An exported file gives what the network in its workdir does, to the last bit, and needs no Flax."""
 
+import functools
 import json
+import math
+import operator
 import os
 import re
 import subprocess
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from PIL import Image
+from safetensors import numpy as safetensors
 
 from dense_jax import export, exported, load, predict, train, workdir
 from dense_jax.models.encoders import ENCODERS
@@ -240,7 +244,7 @@ def test_nothing_is_overwritten_unless_told(run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
         patch.setattr(zipfile.ZipFile, "writestr", full)
         export.export(str(run), path, overwrite=True)
-    assert path.read_bytes() == written
+    assert path.read_bytes() == written and list(path.parent.iterdir()) == [path]
     export.export(str(run), path, licence="CC BY", overwrite=True)
     assert exported.read(path).about["licence"] == "CC BY"
 
@@ -255,14 +259,32 @@ def test_a_folder_of_seeds_is_refused_by_name(run, tmp_path):
             act()
 
 
-def rewritten(file, path, **changes):
-    """A copy of an exported file with other values in its model.json."""
-    with zipfile.ZipFile(file) as old, zipfile.ZipFile(path, "w") as new:
-        for name in old.namelist():
-            content = old.read(name)
-            if name == "model.json":
-                content = json.dumps(json.loads(content) | changes)
-            new.writestr(name, content)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_that_cannot_be_written_is_said_before_the_workdir_is_read(tmp_path, overwrite):
+    with pytest.raises(ValueError, match="is a folder: pass a file as --output"):
+        export.export("no workdir", tmp_path, overwrite=overwrite)
+
+
+def members_of(file):
+    with zipfile.ZipFile(file) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def rewritten(file, path, compression=zipfile.ZIP_STORED, /, **members):
+    """A copy of an exported file with other members, by the first part of their names, or without."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in members_of(file).items():
+            if (content := members.get(name.partition(".")[0], content)) is not None:
+                archive.writestr(name, content)
+    return path
+
+
+def changed(file, field, value):
+    """model.json with another value of a field."""
+    about = json.loads(members_of(file)["model.json"])
+    *parents, last = field.split(".")
+    functools.reduce(operator.getitem, parents, about)[last] = value
+    return json.dumps(about)
 
 
 def test_what_is_no_exported_file_is_said(file, tmp_path):
@@ -273,14 +295,78 @@ def test_what_is_no_exported_file_is_said(file, tmp_path):
         (tmp_path / "bad.zip").write_bytes(content)
         with pytest.raises(ValueError, match=r"bad.zip is damaged, or no file of dense_jax.export"):
             load(tmp_path / "bad.zip")
-    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
-        archive.writestr("00000_a.png", b"")
-    rewritten(file, tmp_path / "another.zip", format="something else")
-    for name in ("other.zip", "another.zip"):
-        with pytest.raises(ValueError, match="damaged, or no file"):
-            load(tmp_path / name)
-    rewritten(file, tmp_path / "newer.zip", format_version=2)
+    newer = rewritten(file, tmp_path / "newer.zip", model=changed(file, "format_version", 2))
     with pytest.raises(ValueError, match=r"has version 2 .* reads up to 1: use a newer"):
-        load(tmp_path / "newer.zip")
+        load(newer)
     with pytest.raises(ValueError, match="nowhere does not exist: it must be a workdir or a file"):
         load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("member", ["model", "program", "weights"])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"garbage" * 50, bytes(1000), b"[" * 100_000, b"[]", b"null", b"{}"]
+)
+def test_every_member_that_is_damaged_is_said(file, tmp_path, member, content):
+    path = rewritten(file, tmp_path / "bad.zip", **{member: content})
+    with pytest.raises(ValueError, match=r"^[^\n]*bad.zip (is damaged|was written by jax)[^\n]*$"):
+        exported.read(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("format", [None, "something else"]),
+        ("format_version", ["1", None, 0, True, [1]]),
+        ("dataset", [None, [], {}]),
+        ("dataset.class_names", [None, [], [1, 2], ["one"], "ab"]),
+        (
+            "dataset.palette",
+            [None, [], [[0, 0, 0]], [[0, 0]] * 2, [[0, 0, -1]] * 2, [[0.5] * 3] * 2],
+        ),
+        ("dataset.num_channels", [0, 2, None, "1", 1.0]),
+        ("dataset.value_range", [5, [1, 1], ["a", "b"], [0, math.nan], [0, math.inf]]),
+        ("context", [-1, None, 0.5]),
+        ("tile_size", [None, 8, [8], [0, 8], [8, 8, 8], "ab"]),
+        ("margin", [-1, None, "2"]),
+        ("batch_size", [0, -3, None, 2.5, 10**12]),
+        ("step", [None, "x"]),
+        ("exported_with", [None, [], {"versions": {}}]),
+        ("program_sha256", [None, "0" * 64]),
+    ],
+)
+def test_every_field_that_cannot_be_is_said(file, tmp_path, field, values):
+    for value in values:
+        path = rewritten(file, tmp_path / "bad.zip", model=changed(file, field, value))
+        with pytest.raises(ValueError, match=r"bad.zip is damaged, or no file of dense_jax.export"):
+            exported.read(path)
+
+
+def test_weights_that_are_not_the_programs_are_said(file, tmp_path):
+    weights = safetensors.load(members_of(file)["weights.safetensors"])
+    name = "params/decoder/head/bias"
+    others = {k: x for k, x in weights.items() if k != name}
+    for wrong in (
+        others,
+        weights | {"more": np.zeros(2, np.float32)},
+        {**others, "renamed": weights[name]},
+        weights | {name: weights[name][:1]},
+        weights | {name: weights[name].astype(np.float64)},
+        weights | {name: weights[name] * np.float32(math.nan)},
+        weights | {name: weights[name] + np.float32(math.inf)},
+    ):
+        path = rewritten(file, tmp_path / "bad.zip", weights=safetensors.save(wrong))
+        with pytest.raises(ValueError, match=r"bad.zip is damaged.* its weights are not"):
+            exported.read(path)
+
+
+def test_members_that_could_grow_or_are_encrypted_are_refused(file, tmp_path):
+    for compression in (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        path = rewritten(file, tmp_path / "bad.zip", compression)
+        with pytest.raises(ValueError, match=r"bad.zip is damaged.* its model.json is compressed"):
+            exported.read(path)
+    content = bytearray(file.read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(signature) + flags] |= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"bad.zip is damaged.*encrypted"):
+        exported.read(path)

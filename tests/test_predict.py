@@ -1,6 +1,7 @@
 """The command: which files it takes, what it writes, and what it does about broken ones."""
 
 import json
+import os
 
 import jax.numpy as jnp
 import numpy as np
@@ -106,6 +107,8 @@ def test_files_folders_and_globs_each_file_once_and_no_results(tmp_path):
     for argument, why in (("*.webp", "matches no file"), ("out", "not taken"), ("none.png", "no")):
         with pytest.raises(ValueError, match=rf"{argument.replace('*', '.')}.* {why}"):
             found(tmp_path, tmp_path / argument)
+    with pytest.raises(ValueError, match="--images names no file"):
+        found()
 
 
 @pytest.mark.parametrize("pattern", ["", "*", "**"])
@@ -210,13 +213,64 @@ def test_nothing_is_written_where_results_would_collide_or_be_lost(tmp_path):
     assert (out / "b_overlay.png").read_bytes() != before
 
 
+def test_what_cannot_be_read_or_written_does_not_end_the_others(tmp_path):
+    long = "m" * 246
+    for name in ("a", long, "z"):
+        save(tmp_path / f"{name}.png")
+    for name, target in (("loop", "loop.png"), ("dangling", "nowhere")):
+        (tmp_path / f"{name}.png").symlink_to(tmp_path / target)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    problems = predict.predict("", str(tmp_path), tmp_path / "out")
+    for name in ("loop.png", "dangling.png", "pipe.png", f"out/{long}"):
+        assert sum(f"{tmp_path / name}" in problem for problem in problems) == 1
+    assert len(problems) == 4 and "None" not in "".join(problems)
+    assert names(tmp_path / "out") == ["a.png", "a_overlay.png", "z.png", "z_overlay.png"]
+
+
+def test_links_to_one_file_are_images_of_their_own(tmp_path):
+    save(tmp_path / "store" / "key", format="PNG")
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).symlink_to(tmp_path / "store" / "key")
+    assert predict.predict("", str(tmp_path), tmp_path / "out") == []
+    assert names(tmp_path / "out") == ["a.png", "a_overlay.png", "b.png", "b_overlay.png"]
+
+
+@pytest.mark.parametrize("kind", ["npz", "tif"])
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a file on a full disk")
+def test_a_full_disk_ends_all_at_once_and_leaves_whole_images(tmp_path, kind):
+    for name in "abc":
+        save(tmp_path / f"{name}.png")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / f".b_probabilities.{kind}.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=rf"No space left.*b_probabilities.{kind}"):
+        predict.predict("", str(tmp_path), out, probabilities=kind)
+    whole = [
+        name + end
+        for name in "ac"
+        if (out / f"{name}.png").exists()  # as far as they had come
+        for end in (".png", "_overlay.png", f"_probabilities.{kind}")
+    ]
+    assert names(out) == whole
+
+
+def test_the_output_must_be_a_folder_with_no_folders_for_results(tmp_path):
+    save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"--output=.*a.png is a file: it must be a folder"):
+        predict.predict("", str(tmp_path), tmp_path / "a.png")
+    (tmp_path / "out" / "a_overlay.png").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"a_overlay.png is a folder"):
+        predict.predict("", str(tmp_path), tmp_path / "out", overwrite=True)
+
+
 def test_an_error_in_the_middle_leaves_no_half_written_file(monkeypatch, small, tmp_path):
     def full(*_):
-        raise OSError("disk full")
+        raise MemoryError("too large")
 
     save(tmp_path / "a.png", pixels_of(90, 30))
     monkeypatch.setattr(predict.plots, "overlay", full)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(MemoryError, match="too large"):
         predict.predict("", str(tmp_path), tmp_path / "out")
     assert not [name for name in names(tmp_path / "out") if name.endswith(".tmp")]
 

@@ -207,3 +207,19 @@ def test_a_network_that_needs_context_takes_no_scales():
         make(context=2).using(augment=["scales"])
     with pytest.raises(ValueError, match="no augmentation"):
         make().using(augment=["turn"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"batch_size": n} for n in (0, -4)),
+        {"margin": -3},
+        *({"tile_size": size} for size in ((), (16,), (16, 0), (16, 8, 3))),
+        {"augment": ["flop"]},
+    ],
+    ids=str,
+)
+def test_arguments_that_cannot_be_are_refused_by_name(options):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=rf"{value[0] if name == 'augment' else f'{name}='}"):
+        make().using(**options)

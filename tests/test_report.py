@@ -15,6 +15,7 @@ import pytest
 import scipy.stats
 
 from dense_jax.report import page, reading, runs, statistics, tables
+from dense_jax.report.__main__ import write
 
 
 def add_run(root, name, scores, *, status="finished", num_parameters=1000, **config):
@@ -193,6 +194,40 @@ def test_nasty_names_stay_text(tmp_path, nasty):
     assert len(body) == 4  # two rows, \bottomrule, \end
     cell = next(line for line in body if "0.500" in line).split(" & 0.500")[0]
     assert not re.search(r"(?<!\\)[#%&_$]", cell)
+
+
+@pytest.mark.parametrize("name", ["[2pt] x", "*", "[b"])
+def test_a_name_is_no_option_of_the_latex_line_before_it(name):
+    table = [[("field", False), ("score", False)], [(name, False), ("0.5", False)]]
+    for upside_down in (table, table[::-1]):
+        text = tables.latex_table(upside_down, 1, [])
+        assert name in text and not re.search(r"(\\\\|\\toprule|\\midrule)\s*[\[*]", text)
+
+
+@pytest.mark.parametrize("name", ["=cmd|'/C calc'!A0", "+1+1", "-2+3", "@SUM(1)", "\t=1"])
+def test_a_name_is_no_formula_of_a_spreadsheet_and_a_number_stays_one(tmp_path, name):
+    for i, loss in enumerate((name, -0.5, "+1e-3")):
+        add_run(tmp_path, f"{i}", -0.25 * i, loss=loss)
+    for file in (
+        tables.to_csv(*runs.build(tmp_path)),
+        tables.cost_to_csv(*runs.build(tmp_path)[:2]),
+    ):
+        rows = list(csv.reader(io.StringIO(file, newline="")))
+        assert {row[0] for row in rows} == {"loss", f"'{name}", "-0.5", "+1e-3"}
+    assert "-0.5" in {row["eval/mean_iou"] for row in read_csv(tmp_path)}
+
+
+def test_no_character_hides_or_turns_others_around(tmp_path):
+    hidden = "a\0b\r\u202etxt.exe\u2066\ud800"
+    add_run(tmp_path, "x\u202ey", 0.5, loss=hidden, status="failed")
+    add_run(tmp_path, "b", 0.6, loss=hidden)
+    add_run(tmp_path, "c", 0.7, **{hidden: 1})
+    for path in write(tmp_path):
+        if path.suffix not in (".png", ".pdf"):
+            text = path.read_bytes().decode()
+            assert not re.search("[\0\r\u202e\u2066\ud800]", text)
+            assert r"\u202etxt.exe" in text.replace("textbackslash{}", "")
+    assert r"x\u202ey: failed" in (tmp_path / "report.html").read_text()
 
 
 def test_latex_and_markdown_escapes():

@@ -321,7 +321,8 @@ def test_evaluations_that_are_not_comparable_are_refused(tmp_path, change, what)
 
 def test_what_an_older_version_did_not_write_is_no_difference(tmp_path):
     add(tmp_path, "a", files={"evaluation_test": EVALUATION}, loss="dice")
-    older = {key: EVALUATION[key] for key in ("dataset_fingerprint", "split", "step")}
+    written = ("dataset_fingerprint", "split", "step", "class_names", "confusion_matrix")
+    older = {key: EVALUATION[key] for key in written}
     add(tmp_path, "b", files={"evaluation_test": older}, loss="focal")
     assert len(runs.build(tmp_path, split="test")[1]) == 2
 
@@ -429,3 +430,42 @@ def test_junk_in_one_folder_is_named_and_harmless(tmp_path, junk):
         named = {note.split(":")[0] for note in notes}
         shown = {run.name for row in rows for run in row.runs}
         assert named | shown == {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        *(("metrics.jsonl", text) for text in ('{"step": 1e400}', b"\xff", "[" * 100_000, None)),
+        ("metrics.jsonl", '{"step": 4, "eval/mean_iou": Infinity}'),
+        ("result.json", "[" * 100_000),
+        ("result.json", json.dumps({"status": [], "final": 3})),
+        ("config.json", json.dumps({"data": {"name": []}, "label": [], "seed": {}})),
+        ("environment.json", json.dumps({"device_kind": [[1]], "num_devices": {}, "versions": 3})),
+        *(
+            ("evaluation_val.json", json.dumps({**EVALUATION, "confusion_matrix": matrix}))
+            for matrix in (
+                "x",
+                [[1, 2]],
+                [[1], [2, 3]],
+                [[1, -2], [3, 4]],
+                [[None] * 2] * 2,
+                10**400,
+            )
+        ),
+        ("evaluation_val.json", json.dumps({"eval/mean_iou": 0.5})),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_damaged_file_ends_no_report_of_other_runs(tmp_path, file, content):
+    """None: a folder of that name."""
+    for name in "ab":
+        add(tmp_path, name, files={"evaluation_val": EVALUATION}, loss=name)
+    path = tmp_path / "a" / file
+    path.unlink(missing_ok=True)
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    fields, rows, notes = runs.build(tmp_path, mixed=True)
+    assert "b" in {row.runs[0].name for row in rows}
+    assert page.to_html("title", fields, rows, notes) and tables.cost_to_csv(fields, rows)

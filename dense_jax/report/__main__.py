@@ -22,7 +22,7 @@ from dense_jax import command
 from dense_jax.report import figures, gallery, tables
 from dense_jax.report.manifest import manifest
 from dense_jax.report.page import to_html
-from dense_jax.report.runs import build
+from dense_jax.report.runs import build, visible
 
 
 def write(
@@ -53,7 +53,7 @@ def write(
         "report_cost.tex": tables.cost_to_latex(fields, rows),
     }
     for name, content in texts.items():
-        (root / name).write_text(content, encoding="utf-8")
+        (root / name).write_text(visible(content), encoding="utf-8")
     return [*(root / name for name in texts), *figures.write(root / "figures", fields, rows)]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from dense_jax import workdir
 from dense_jax.report.manifest import manifest_table, remarks
-from dense_jax.report.runs import ABSENT, NOTE, Row
+from dense_jax.report.runs import ABSENT, NOTE, Row, visible
 from dense_jax.report.tables import COST_NOTE, cost_table, table
 
 # Okabe and Ito's colours, for colour-blind readers too; after eight rows come dashes.
@@ -114,11 +114,21 @@ def to_html(
         trim_blocks=True,
         lstrip_blocks=True,
     ).get_template("page.html.jinja")
-    return page.render(
-        title=title, head=head, body=body, names=len(fields), note=NOTE, notes=notes,
-        about=remarks(fields, rows),
-        cost=cost_table(fields, rows), cost_note=COST_NOTE,
-        manifest=manifest_table(fields, rows) if rows else None,
-        plot=plot(rows), bars=bars(rows), colours=COLOURS, dashes=DASHES,
-        data=workdir.to_json({"matrices": matrices(rows), "gallery": gallery}),
-    )  # fmt: skip
+    shown = {
+        "title": title,
+        "head": head,
+        "body": body,
+        "names": len(fields),
+        "note": NOTE,
+        "notes": notes,
+        "about": remarks(fields, rows),
+        "cost": cost_table(fields, rows),
+        "cost_note": COST_NOTE,
+        "manifest": manifest_table(fields, rows) if rows else None,
+        "plot": plot(rows),
+        "bars": bars(rows),
+        "colours": COLOURS,
+        "dashes": DASHES,
+        "data": workdir.to_json({"matrices": matrices(rows), "gallery": gallery}),
+    }
+    return page.render(visible(shown))

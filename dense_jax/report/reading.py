@@ -6,7 +6,10 @@ import json
 import math
 import pathlib
 import shlex
+import sys
 from typing import Any
+
+import numpy as np
 
 from dense_jax import workdir
 
@@ -82,7 +85,7 @@ def read_run(folder: pathlib.Path, root: pathlib.Path, split: str | None) -> Run
     elif failed:
         status = failed
     evaluated_split = fields.get("data.eval_split") if split is None else split
-    evaluation = read_json(folder / f"evaluation_{evaluated_split}.json") or None
+    evaluation = read_evaluation(folder / f"evaluation_{evaluated_split}.json")
     if final is not None and split is not None and evaluation is None:
         command = ["python", "-m", "dense_jax.evaluate", f"--workdir={folder}", f"--split={split}"]
         why = f" ({failed})" if failed else ""
@@ -118,15 +121,31 @@ def read_json(path: pathlib.Path) -> dict[str, Any] | None:
     """None where there is no such file, or a crash cut it off."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def read_evaluation(path: pathlib.Path) -> dict[str, Any] | None:
+    """None where there is no such file, or one without a count for each two of its classes."""
+    evaluation = read_json(path) or {}
+    try:
+        counts = np.array(evaluation["confusion_matrix"], np.float64)
+        length = len(evaluation["class_names"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    is_whole = counts.shape == (length, length) and ((counts >= 0) & (counts < math.inf)).all()
+    return evaluation if is_whole and isinstance(evaluation.get("split"), str) else None
 
 
 def read_curve(path: pathlib.Path) -> tuple[int, list[tuple[float, float]]]:
     """The last step logged, and mean IoU by step; a step done again after a restart counts once."""
     last, points = 0, {}
-    for record in workdir.read_records(path):
+    try:
+        records = workdir.read_records(path)
+    except (OSError, ValueError, RecursionError):  # damaged: the scores do not need it
+        return 0, []
+    for record in map(mapping, records):
         step = number(record, "step")
         if math.isnan(step):
             continue
@@ -137,9 +156,10 @@ def read_curve(path: pathlib.Path) -> tuple[int, list[tuple[float, float]]]:
 
 
 def number(values: dict[str, Any], key: str) -> float:
-    """NaN for whatever is no number."""
+    """NaN for whatever is no finite number."""
     value = values.get(key)
-    return float(value) if isinstance(value, int | float) else math.nan
+    is_finite = isinstance(value, int | float) and abs(value) <= sys.float_info.max
+    return float(value) if is_finite else math.nan
 
 
 def mapping(value: Any) -> dict[str, Any]:

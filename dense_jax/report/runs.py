@@ -30,6 +30,8 @@ NOTE = (
     "t-test over the shared seeds, after Holm's correction for the rows of its column."
 )
 ABSENT = "–"
+# Control characters but tabs and new lines, directions of text, and halves of characters.
+_INVISIBLE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclasses.dataclass
@@ -127,11 +129,11 @@ def build(
     fields = ["data", *differing] if ordered and ordered[0].group else differing
     if len(ordered) == 1:  # one configuration: named by its folder
         (row,) = ordered
-        row.label = [root.resolve().name if len(row.runs) > 1 else row.runs[0].name]
+        row.label = [text(root.resolve().name if len(row.runs) > 1 else row.runs[0].name)]
     fields = fields or ["run"]
     if ordered:
         _test(ordered, find_row(fields, ordered, baseline) if baseline else ordered[0])
-    return fields, ordered, notes
+    return visible(fields), ordered, notes
 
 
 def find_row(fields: Sequence[str], rows: Sequence[Row], wanted: str) -> Row:
@@ -173,7 +175,18 @@ def order(value: Any) -> tuple[int, float, str]:
 def text(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(text, value)) or "none"
-    return "none" if value is None else str(value)
+    return "none" if value is None else visible(str(value))
+
+
+def visible(value: Any) -> Any:
+    """Spells out characters that would hide or reorder others, in whatever holds texts."""
+    if isinstance(value, dict):
+        return {visible(key): visible(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [visible(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    return _INVISIBLE.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
 
 
 def _differs(path: str, configs: Sequence[Mapping[str, Any]]) -> bool:
@@ -182,10 +195,10 @@ def _differs(path: str, configs: Sequence[Mapping[str, Any]]) -> bool:
 
 def _follows(path: str, configs: Sequence[Mapping[str, Any]]) -> bool:
     """Whether all rows have a `label`, and it tells the field's value."""
-    of_labels: dict[Any, list[Mapping[str, Any]]] = {}
+    of_labels: dict[str, list[Mapping[str, Any]]] = {}
     for config in configs:
-        of_labels.setdefault(config.get("label"), []).append(config)
-    unlabelled = path == "label" or None in of_labels
+        of_labels.setdefault(json.dumps(config.get("label")), []).append(config)
+    unlabelled = path == "label" or "null" in of_labels
     return not unlabelled and not any(_differs(path, same) for same in of_labels.values())
 
 
@@ -196,10 +209,10 @@ def _name_roots(runs: Sequence[Run]) -> None:
     for the first of the runs, with what tells it apart.
     """
 
-    def names(run: Run) -> tuple[Any, Any]:
-        return run.fields.get("data.name"), run.fields.get("data.train_split")
+    def names(run: Run) -> tuple[str, str]:
+        return text(run.fields.get("data.name")), text(run.fields.get("data.train_split"))
 
-    found: dict[tuple[Any, Any], dict[str, str]] = {}
+    found: dict[tuple[str, str], dict[str, str]] = {}
     for run in runs:
         roots = found.setdefault(names(run), {})
         roots.setdefault(run.training_data, text(run.fields.get("data.root")))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dense_jax.report.manifest import manifest_table, remarks
-from dense_jax.report.runs import ABSENT, METRICS, NOTE, Row
+from dense_jax.report.runs import ABSENT, METRICS, NOTE, Row, text
 
 Table = list[list[tuple[str, bool]]]  # head and body of (text, is it bold)
 
@@ -58,12 +58,10 @@ def cost_table(fields: Sequence[str], rows: Sequence[Row]) -> Table:
 
 def devices(row: Row) -> list[str]:
     """The kinds that its runs were on, with their number."""
-    found = {
-        (run.environment.get("num_devices"), run.environment.get("device_kind"))
-        for run in row.runs
-        if run.environment.get("device_kind")
-    }
-    return sorted(f"{number} x {kind}" if number else str(kind) for number, kind in found)
+    kinds = (
+        (run.environment.get("num_devices"), run.environment.get("device_kind")) for run in row.runs
+    )
+    return sorted({f"{n} x {text(kind)}" if n else text(kind) for n, kind in kinds if kind})
 
 
 def markdown(name: str) -> str:
@@ -100,9 +98,12 @@ LATEX = {c: "\\" + c for c in "#$%&_{}"} | {"±": r"$\pm$", "–": "--"}
 LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 
+FORMULA = re.compile(r"[=@\t\r]|[+-](?![0-9.]+(e[+-]?[0-9]+)?$)", re.IGNORECASE)
+
 
 def latex(name: str) -> str:
-    return " ".join("".join(LATEX.get(c, c) for c in name).split())
+    name = " ".join("".join(LATEX.get(c, c) for c in name).split())
+    return f"{{}}{name}" if name.startswith(("[", "*")) else name  # no option of what is before it
 
 
 def latex_table(table: Table, num_names: int, comments: Sequence[str]) -> str:
@@ -172,5 +173,11 @@ def _plain(value: float) -> float | str:
 def _csv(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerows([head, *lines])
+    writer.writerows([[_no_formula(cell) for cell in line] for line in (head, *lines)])
     return file.getvalue()
+
+
+def _no_formula(cell: Any) -> Any:
+    """Puts an apostrophe before text that a spreadsheet would compute; a negative number stays one."""
+    is_formula = isinstance(cell, str) and FORMULA.match(cell)
+    return f"'{cell}" if is_formula else cell
