@@ -34,7 +34,7 @@ MAX_BYTES = 2**33  # of an image that is decoded at once
 
 _GREY_MODES = ("1", "L", "LA")
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")  # that Pillow may open
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _UNDECLARED = -1
 
 Image.MAX_IMAGE_PIXELS = None  # MAX_BYTES takes the place of Pillow's limit
@@ -68,7 +68,7 @@ def pages(file: BinaryFile, where: str) -> Sequence[int | None]:
     [None] for any other file.
     """
     with reading(where):
-        if _start(file) not in _TIFF:
+        if _start(file) not in TIFF:
             return [None]
         numbers = _images_of(_open_tiff(file))
         file.seek(0)
@@ -165,7 +165,7 @@ def _open(file: BinaryFile, page: int | None) -> Opened:
     start = _start(file)
     if start == b"\x93NUM":
         return _open_numpy(file)
-    if start not in _TIFF:
+    if start not in TIFF:
         return _open_picture(file, page)
     tiff = _open_tiff(file)
     if page is None:
