@@ -14,6 +14,7 @@ SMOOTH = np.kron(RNG.integers(0, 256, (6, 5, 3)), np.ones((8, 8, 1))).astype(np.
 GREY, ALPHA = SMOOTH[..., 0], np.dstack([SMOOTH, SMOOTH[..., :1]])
 GREY16 = GREY.astype(np.uint16) * 250
 MANY = RNG.integers(0, 60000, (50, 41, 5)).astype(np.uint16)
+CONTIGUOUS = {"photometric": "minisblack", "planarconfig": "contig"}
 
 
 def picture(pixels, mode=None, **options):
@@ -76,12 +77,19 @@ FILES = {
     "float.tif": tiff(GREY16.astype(np.float32)),
     "lzw_16_bits.tif": tiff(GREY16, compression="lzw", predictor=True),
     "lzw_float.tif": tiff(
-        MANY.astype(np.float32), compression="lzw", predictor=True, tile=(16, 16)
+        MANY.astype(np.float32), **CONTIGUOUS, compression="lzw", predictor=True, tile=(16, 16)
     ),
-    "zstd.tif": tiff(MANY, compression="zstd", tile=(16, 16)),
-    "jpeg_alpha.tif": tiff(
-        ALPHA, photometric="minisblack", planarconfig="contig", compression="jpeg"
+    "zstd.tif": tiff(MANY, **CONTIGUOUS, compression="zstd", tile=(16, 16)),
+    "sparse.tif": lambda path: tifffile.imwrite(
+        path,
+        iter([MANY[:16, :16, 0], None] * 6),
+        shape=(50, 41),
+        dtype=np.uint16,
+        photometric="minisblack",
+        tile=(16, 16),
+        compression="lzw",
     ),
+    "jpeg_alpha.tif": tiff(ALPHA, **CONTIGUOUS, compression="jpeg"),
     "12_bits.tif": tiff(GREY16 // 16, bitspersample=12, photometric="miniswhite"),
     "signed.tif": tiff(GREY16.astype(np.int16), compression="lzw"),
     "signed_8_bits.tif": tiff(GREY.astype(np.int8)),
@@ -106,7 +114,7 @@ def read_all(path, num_channels, **options):
 WHOLE = (  # what libvips would decode otherwise, or does not decode by rows
     *("cmyk.jpg", "cmyk.tif", "white_is_0.tif", "white_is_0_16_bits.tif", "turned.tif"),
     *("turned_16_bits.tif", "many_planes.tif", "rgb.webp", "lossless.webp", "zstd.tif"),
-    "12_bits.tif",
+    *("12_bits.tif", "sparse.tif"),
 )
 
 
@@ -173,6 +181,18 @@ def test_a_file_that_breaks_off_is_an_error_that_names_it(small, tmp_path, name,
     path.write_bytes(data[: int(part * len(data))])
     with pytest.raises(ValueError, match=name):
         read_all(path, 3 if "many" not in name else 5, value_range=(0, 60000))
+
+
+def test_a_damaged_tile_is_an_error_that_names_the_file(small, tmp_path):
+    path = tmp_path / "damaged.tif"
+    tifffile.imwrite(path, SMOOTH, photometric="rgb", compression="lzw", tile=(16, 16))
+    with tifffile.TiffFile(path) as file:
+        start = file.pages[0].dataoffsets[4]
+    data = bytearray(path.read_bytes())
+    data[start : start + 16] = RNG.bytes(16)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"damaged\.tif: not a readable image"):
+        read_all(path, 3)
 
 
 def test_names_that_are_options_of_libvips_or_no_text_are_read(small, tmp_path):

@@ -8,7 +8,7 @@ import contextlib
 import io
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -34,7 +34,7 @@ MAX_BYTES = 2**33  # of an image that is decoded at once
 
 _GREY_MODES = ("1", "L", "LA")
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")  # that Pillow may open
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _UNDECLARED = -1
 
 Image.MAX_IMAGE_PIXELS = None  # MAX_BYTES takes the place of Pillow's limit
@@ -68,7 +68,7 @@ def pages(file: BinaryFile, where: str) -> Sequence[int | None]:
     [None] for any other file.
     """
     with reading(where):
-        if _start(file) not in _TIFF:
+        if _start(file) not in TIFF:
             return [None]
         numbers = _images_of(_open_tiff(file))
         file.seek(0)
@@ -90,7 +90,7 @@ def read_image(
     value_range: of an image that is not of 8 bits; beyond it, values are clipped.
     """
     with reading(where):
-        opened = (None if page else _decode_webp(file)) or _open(file, page)
+        opened = (None if page else _open_webp(file)) or _open(file, page)
     check_channels(opened.shape[2], where, num_channels)
     with reading(where):
         _check_bytes(math.prod(opened.shape) * opened.itemsize)
@@ -148,7 +148,7 @@ def _start(file: BinaryFile, num_bytes: int = 4) -> bytes:
     return start
 
 
-def _decode_webp(file: BinaryFile) -> Opened | None:
+def _open_webp(file: BinaryFile) -> Opened | None:
     """A WebP file that holds nothing but pixels: no second frame and no EXIF data.
 
     Pillow would make an animation of one frame of it, which takes much longer. None for other files.
@@ -165,7 +165,7 @@ def _open(file: BinaryFile, page: int | None) -> Opened:
     start = _start(file)
     if start == b"\x93NUM":
         return _open_numpy(file)
-    if start not in _TIFF:
+    if start not in TIFF:
         return _open_picture(file, page)
     tiff = _open_tiff(file)
     if page is None:
@@ -237,9 +237,9 @@ def _upright(pixels: Shaped[np.ndarray, "_ _ c"], orientation: int) -> np.ndarra
     return np.ascontiguousarray(pixels[::rows, ::columns])
 
 
-def _known(orientation: object) -> int:
+def _known(orientation: Any) -> int:
     """One of EXIF's eight; the first, as it stands, for anything else."""
-    return orientation if orientation in range(1, 9) else 1  # type: ignore
+    return orientation if orientation in range(1, 9) else 1
 
 
 def _open_picture(file: BinaryFile, page: int | None) -> Opened:

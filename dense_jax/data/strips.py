@@ -70,13 +70,14 @@ def _by_rows(
     """A function of the first row and the one behind the last, or None if there is none."""
     h, w, c = shape
     with path.open("rb", buffering=0) as file:
-        if file.read(4) == b"\x93NUM":
+        start = file.read(4)
+        if start == b"\x93NUM":
             # Mapped anew for every strip, so that what was read does not stay in memory.
             return lambda start, stop: np.array(
                 np.load(path, mmap_mode="r").reshape(shape)[start:stop]
             )
         file.seek(0)
-        image = _open_vips(file.fileno(), page)
+        image = _open_vips(file.fileno(), page, is_tiff=start in decode.TIFF)
     if image is None or (image.height, image.width) != (h, w) or image.bands < c:
         return None
     if image.get("vips-loader").startswith("tiff") and not _is_plain_tiff(path, page):
@@ -92,16 +93,19 @@ def _by_rows(
     return rows
 
 
-def _open_vips(descriptor: int, page: int | None) -> Any:
+def _open_vips(descriptor: int, page: int | None, is_tiff: bool) -> Any:
     """The image as it is to stand, or None where libvips and `decode` may differ."""
     import pyvips  # few images are so large
 
     pyvips.cache_set_max(0)  # it would keep images, and rows of them that were read
-    options = {} if page is None else {"page": page}
+    # Tiles that it cannot decode become black without an error, unless warnings are errors.
+    options: dict[str, Any] = {"fail_on": "warning" if is_tiff else "error"}
+    if page is not None:
+        options["page"] = page
 
     def opened(access: str) -> Any:
         source = pyvips.Source.new_from_descriptor(descriptor)  # whatever the file is called
-        return pyvips.Image.new_from_source(source, "", access=access, fail_on="error", **options)
+        return pyvips.Image.new_from_source(source, "", access=access, **options)
 
     try:
         image = opened("sequential")
@@ -116,10 +120,9 @@ def _open_vips(descriptor: int, page: int | None) -> Any:
 
 
 def _is_plain_tiff(path: pathlib.Path, page: int | None) -> bool:
-    """Whether it is stored upright, pixel by pixel, 0 is not white, and libvips can decompress it.
+    """Whether it is stored upright, pixel by pixel, 0 is not white, and libvips can decode it all.
 
-    Of tiles that it cannot decompress, it makes black ones without an error. Raises EOFError if the
-    file is cut.
+    Raises EOFError if the file is cut.
     """
     import tifffile
 
@@ -134,4 +137,5 @@ def _is_plain_tiff(path: pathlib.Path, page: int | None) -> bool:
             by_pixel
             and tags.compression in _COMPRESSIONS
             and tags.bitspersample in (1, 8, 16, 32, 64)
+            and all(tags.databytecounts)  # no tile left out as empty
         )
