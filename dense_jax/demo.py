@@ -3,8 +3,7 @@
 Serves a page on which an image is dropped and its classes are seen: laid over it at any opacity, with
 the area of each, and as a file to download. An image is read as evaluation reads it. By default only
 this machine can open the page, which asks no other one for anything. Requests to other names than
-this machine's are refused. It is made with Gradio, the
-package's extra `demo`.
+this machine's are refused. It is made with Gradio, the package's extra `demo`.
 """
 
 import html

@@ -32,12 +32,17 @@ def _whole(least: int, most: int = 2**31 - 1) -> Callable[[Any], bool]:
 
 
 def _list(is_item: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
-    """Of so many items, or of any number but 0."""
+    """Whether a value is a list of so many items; with no length, of any number but 0."""
     return lambda value: (
         isinstance(value, list)
         and (len(value) == length if length else len(value) > 0)
         and all(map(is_item, value))
     )
+
+
+def _is_range(value: Any) -> bool:
+    are_two = _list(lambda x: type(x) in (int, float), 2)(value)
+    return are_two and -math.inf < value[0] < value[1] < math.inf
 
 
 # What callers rely on in model.json, in dotted paths, and whether a value is valid. Other fields are
@@ -47,13 +52,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "dataset.class_names": _list(lambda name: isinstance(name, str)),
     "dataset.palette": _list(_list(_whole(0, 255), 3)),
     "dataset.num_channels": _whole(1),
-    "dataset.value_range": lambda value: (
-        value is None
-        or (
-            _list(lambda x: type(x) in (int, float), 2)(value)
-            and -math.inf < value[0] < value[1] < math.inf
-        )
-    ),
+    "dataset.value_range": lambda value: value is None or _is_range(value),
     "context": _whole(0),
     "tile_size": _list(_whole(1), 2),
     "margin": _whole(0),
@@ -95,18 +94,18 @@ def read(path: epath.PathLike) -> Exported:
         with _explaining(damaged):
             _check_fields(about)
             serialised = _member(archive, "program.bin")
+            # JAX may crash on another one.
             if hashlib.sha256(serialised).hexdigest() != about["program_sha256"]:
-                raise ValueError(
-                    "its program.bin is not the one that was exported"
-                )  # may crash JAX
+                raise ValueError("its program.bin is not the one that was exported")
             weights = safetensors.load(_member(archive, "weights.safetensors"))
     by = about["exported_with"]["versions"]["jax"]
     with _explaining(f"{path} was written by jax {by}, and this jax cannot read it"):
         program = export.deserialize(bytearray(serialised))
     with _explaining(damaged):
         _check_program(program, about, weights)
-    call = program.call
-    return Exported(about, lambda variables, image: call(variables, image[None])[0], weights)
+    return Exported(
+        about, lambda variables, image: program.call(variables, image[None])[0], weights
+    )
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from dense_jax import data, metrics, plots, predictions
-from dense_jax.report import gallery, page, runs
+from dense_jax.report import figures, gallery, page, runs
 from tests.reported import NASTY, write_dataset, write_runs
 
 
@@ -200,6 +200,28 @@ def test_rows_without_predictions_are_named(folder, tmp_path, ending):
     built = gallery.build(rows, 12)
     assert [row["row"] for row in built["rows"]] == [1]
     assert "Without predictions of these images: row 1." in built["about"]
+
+
+@pytest.mark.parametrize("ending", ["npz", "zip"])
+@pytest.mark.parametrize("cut", [0, 0.5, None])
+def test_damaged_predictions_of_a_row_leave_the_others(folder, tmp_path, ending, cut):
+    """cut: how much is there; None: all, but for one bit of what is compressed."""
+    shutil.copytree(folder, tmp_path / "runs")
+    for path in (tmp_path / "runs").glob(f"run00/evaluation_test.{ending}"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 3] ^= 1
+        path.write_bytes(content if cut is None else content[: int(cut * len(content))])
+    fields, rows, _ = runs.build(tmp_path / "runs", "test")
+    assert gallery.build(rows, 3) and dict(figures.draw(fields, rows))
+
+
+@pytest.mark.parametrize("palette", [None, 3, [[0, 0]], [[0, 0, -1]] * 2, [["a"] * 3] * 2])
+def test_a_damaged_palette_is_that_of_no_dataset(folder, tmp_path, palette):
+    shutil.copytree(folder, tmp_path / "runs")
+    for path in (tmp_path / "runs").rglob("dataset.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"palette": palette}))
+    legend = gallery.build(runs.build(tmp_path / "runs", "test")[1], 1)["legend"]
+    assert list(legend.values())[:2] == plots.default_palette(2).tolist()
 
 
 def test_runs_that_were_not_evaluated_have_a_page(folder):

@@ -22,7 +22,7 @@ import numpy as np
 
 from dense_jax import boundary
 from dense_jax.report.page import COLOURS
-from dense_jax.report.reading import number
+from dense_jax.report.reading import number, read_array
 from dense_jax.report.runs import Row
 from dense_jax.report.statistics import interval
 
@@ -182,15 +182,8 @@ def error_rates(row: Row) -> np.ndarray | None:
 
     None where none was evaluated with its boundaries, or by a version that did not count phases.
     """
-    counts = []
-    for run in row.runs:
-        if run.evaluation:
-            path = run.folder / f"evaluation_{run.evaluation['split']}.npz"
-            try:
-                with np.load(path) as kept:
-                    counts.append(kept["phase_errors"].sum(axis=0))
-            except (OSError, KeyError, ValueError):
-                continue
+    arrays = [read_array(run, "phase_errors", (16, 16, 2)) for run in row.runs]
+    counts = [array.sum(axis=0) for array in arrays if array is not None]
     if not counts:
         return None
     wrong, valid = np.moveaxis(np.sum(counts, axis=0), -1, 0)

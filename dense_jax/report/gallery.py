@@ -5,6 +5,7 @@ come from the dataset; without it, only predictions are shown.
 """
 
 import base64
+import contextlib
 import io
 import math
 import pathlib
@@ -16,8 +17,9 @@ import numpy as np
 from PIL import Image
 
 from dense_jax import data, metrics, plots, predictions
+from dense_jax.data import decode
 from dense_jax.labels import IGNORE_LABEL
-from dense_jax.report.reading import Run, read_json
+from dense_jax.report.reading import Run, read_array, read_json
 from dense_jax.report.runs import Row
 
 
@@ -55,8 +57,13 @@ def build(rows: Sequence[Row], limit: int) -> dict[str, Any] | None:
     evaluation = first.run.evaluation or {}
     dataset = read_json(first.run.folder / "dataset.json") or {}
     classes = evaluation["class_names"]
-    palette = np.array(dataset.get("palette", plots.default_palette(len(classes))), np.uint8)
+    palette = plots.default_palette(len(classes))
+    with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):  # none, or damaged
+        palette = np.array(dataset["palette"], np.uint8).reshape(palette.shape)
     examples, missing = _examples(first, numbers)
+    predicted = [(one, each) for one in shown if (each := _predicted(one, numbers)) is not None]
+    if not predicted:
+        return None
 
     images: list[dict[str, Any]] = []
     truths: list[np.ndarray | None] = []
@@ -72,10 +79,13 @@ def build(rows: Sequence[Row], limit: int) -> dict[str, Any] | None:
         images.append(image)
         truths.append(truth)
     return {
-        "about": _about(rows, shown, len(numbers), missing),
+        "about": _about(rows, first, [one for one, _ in predicted], len(numbers), missing),
         "legend": plots.colours_of(classes, palette) | plots.MARKS,
         "images": images,
-        "rows": [_of_row(one, rows[one.row], numbers, truths, palette) for one in shown],
+        "rows": [
+            _of_row(one, rows[one.row], numbers, classes, truths, palette)
+            for one, classes in predicted
+        ],
     }
 
 
@@ -83,15 +93,21 @@ def _evaluated(i: int, row: Row) -> Evaluated | None:
     """None if no run has been evaluated, or only by a version that kept no predictions."""
     for run in row.runs:
         if run.evaluation:
-            try:
-                path = run.folder / f"evaluation_{run.evaluation['split']}.zip"
-                with np.load(path.with_suffix(".npz")) as kept:
-                    names = tuple(kept["names"].tolist())
-                    one = Evaluated(i, run, names, kept["confusion_matrices"], path)
-                if zipfile.is_zipfile(path):
-                    return one
-            except (OSError, KeyError, ValueError, zipfile.BadZipFile):
-                continue  # cut off while it was copied
+            k = len(run.evaluation["class_names"])
+            names = read_array(run, "names", (), "U")
+            matrices = read_array(run, "confusion_matrices", (k, k))
+            path = run.folder / f"evaluation_{run.evaluation['split']}.zip"
+            if names is None or matrices is None or len(names) != len(matrices):
+                continue
+            if zipfile.is_zipfile(path):
+                return Evaluated(i, run, tuple(names.tolist()), matrices, path)
+    return None
+
+
+def _predicted(one: Evaluated, numbers: Sequence[int]) -> list[np.ndarray] | None:
+    """None if the pictures are damaged."""
+    with contextlib.suppress(ValueError), decode.reading(str(one.pictures)):
+        return predictions.read(one.pictures, numbers)
     return None
 
 
@@ -109,12 +125,17 @@ def _examples(one: Evaluated, numbers: Sequence[int]) -> tuple[list[dict[str, An
         if [list(each[: source.num_classes]) for each in counts] != one.truth[numbers].tolist():
             raise ValueError(f"{evaluation['root']} now holds other images")
         return list(examples), ""
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, KeyError, TypeError) as error:
         return [None] * len(numbers), str(error)
 
 
-def _about(rows: Sequence[Row], shown: Sequence[Evaluated], num_images: int, missing: str) -> str:
-    first = shown[0]
+def _about(
+    rows: Sequence[Row],
+    first: Evaluated,
+    shown: Sequence[Evaluated],
+    num_images: int,
+    missing: str,
+) -> str:
     split = (first.run.evaluation or {})["split"]
     about = (
         f"{num_images} of the {len(first.names)} images of {split}: those that row {first.row + 1} "
@@ -134,11 +155,12 @@ def _of_row(
     one: Evaluated,
     row: Row,
     numbers: Sequence[int],
+    predicted: Sequence[np.ndarray],
     truths: Sequence[np.ndarray | None],
     palette: np.ndarray,
 ) -> dict[str, Any]:
     pictures, errors = [], []
-    for classes, truth in zip(predictions.read(one.pictures, numbers), truths, strict=True):
+    for classes, truth in zip(predicted, truths, strict=True):
         guess = plots.shrink(classes)
         wrong = None
         if truth is not None:

@@ -1,5 +1,6 @@
 """One run, as its folder tells it: any file may be missing, cut off, or from another version."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dense_jax import workdir
+from dense_jax.data import decode
 
 # How a run is carried out, not what its final scores are. With another eval_every another step may
 # be the best one.
@@ -136,6 +138,22 @@ def read_evaluation(path: pathlib.Path) -> dict[str, Any] | None:
         return None
     is_whole = counts.shape == (length, length) and ((counts >= 0) & (counts < math.inf)).all()
     return evaluation if is_whole and isinstance(evaluation.get("split"), str) else None
+
+
+def read_array(
+    run: Run, name: str, of_each: tuple[int, ...], kinds: str = "iu"
+) -> np.ndarray | None:
+    """An array [n, *of_each] of n images from evaluation_SPLIT.npz; None where it cannot be read.
+
+    kinds: of its type, as numpy letters them.
+    """
+    path = run.folder / f"evaluation_{mapping(run.evaluation).get('split')}.npz"
+    with contextlib.suppress(ValueError), decode.reading(str(path)), path.open("rb") as file:
+        with np.load(file) as kept:
+            array = kept[name]
+        if array.dtype.kind in kinds and array.shape == (len(array), *of_each):
+            return array
+    return None
 
 
 def read_curve(path: pathlib.Path) -> tuple[int, list[tuple[float, float]]]:

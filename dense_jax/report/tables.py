@@ -98,7 +98,7 @@ LATEX = {c: "\\" + c for c in "#$%&_{}"} | {"±": r"$\pm$", "–": "--"}
 LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 
-FORMULA = re.compile(r"[=@\t\r]|[+-](?![0-9.]+(e[+-]?[0-9]+)?$)", re.IGNORECASE)
+_FORMULA = re.compile(r"[=@\t\r]|[+-](?![0-9.]+(e[+-]?[0-9]+)?$)", re.IGNORECASE)
 
 
 def latex(name: str) -> str:
@@ -179,5 +179,4 @@ def _csv(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
 
 def _no_formula(cell: Any) -> Any:
     """Puts an apostrophe before text that a spreadsheet would compute; a negative number stays one."""
-    is_formula = isinstance(cell, str) and FORMULA.match(cell)
-    return f"'{cell}" if is_formula else cell
+    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
