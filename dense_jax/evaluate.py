@@ -37,7 +37,7 @@ from dense_jax import (
 )
 from dense_jax.run import jit_eval_step, load
 from dense_jax.tallies import BOUNDARY, FOREGROUND, MEANS, OBJECTS, REGION
-from dense_jax.tiles import Tiles
+from dense_jax.tiles import tilings
 
 NUM_DRAWN = 6  # of the worst images
 SPELLINGS = {
@@ -88,8 +88,9 @@ def evaluate(
         )
     foreground = list(dict.fromkeys(foreground))  # a class named twice is counted once
     classes = [source.class_names.index(name) for name in foreground]
-    tiles = Tiles(
+    tiles = tilings(
         source,
+        loaded.dataset["image_size"],
         tile_size or config.eval.tile_size,
         config.eval.margin if margin is None else margin,
         loaded.run.context,
@@ -143,8 +144,8 @@ def evaluate(
         "num_pixels": matrices.sum(dtype=np.int64).item(),
         "resolution": "the labels' own",
         "metric_convention": metrics.CONVENTION,
-        "tile_size": tiles.tile_size,
-        "margin": tiles.margin,
+        "tile_size": [each.tile_size for each in tiles],
+        "margin": [each.margin for each in tiles],
         "class_names": source.class_names,
         "classes_without_score": [source.class_names[c] for c in np.flatnonzero(nowhere)],
         "foreground": foreground,

@@ -102,13 +102,13 @@ def _blend(new: np.ndarray, earlier: np.ndarray, share: np.ndarray) -> None:
 
 
 def cut(images: Any, tiles: Tiles, mosaic: Mosaic) -> Iterator[Piece | Failure]:
-    """The tiles of all images, in order; what is broken in an image ends it.
+    """The tiles of all images that have any, in order; what is broken in an image ends it.
 
     images: has `sizes`, int [n, 2], and strips(i), the rows of an image from the top down, as an
       iterator of uint8 [_, w, c] that raises ValueError where the file is broken. Of its rows, no
       more are kept than a row of tiles shows.
     """
-    for i in range(len(images.sizes)):
+    for i in np.flatnonzero(tiles.num_tiles.all(axis=1)).tolist():
         try:
             read = _reader(images.strips(i), int(images.sizes[i][0]))
             for number in tiles.of_image(i):

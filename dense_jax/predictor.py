@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from dense_jax import background, exported, mesh, tta
 from dense_jax.mosaic import Failure, Mosaic, Piece, cut
-from dense_jax.tiles import Tiles
+from dense_jax.tiles import Tiles, tilings
 
 
 class Strip(NamedTuple):
@@ -38,6 +38,7 @@ class Predictor:
 
     class_names, palette (uint8 [num_classes, 3], RGB), num_channels: of the training data.
     value_range: what becomes 0 and 255 in images that are not of 8 bits, or None.
+    image_size: the largest height and width of the run's images, in pixels; see `tilings`.
     """
 
     def __init__(
@@ -52,12 +53,13 @@ class Predictor:
         batch_size: int,
     ):
         """logits_step: as of `steps.make_logits_step`; dataset: as in dataset.json; the others: as of
-        `Tiles`, and tiles per step.
+        `tilings`, and tiles per step.
         """
         self.class_names: tuple[str, ...] = tuple(dataset["class_names"])
         self.palette = np.array(dataset["palette"], np.uint8)
         self.num_channels: int = dataset["num_channels"]
         self.value_range = dataset.get("value_range")  # older runs have none
+        self.image_size = tuple(dataset["image_size"])
         self.tile_size, self.margin, self.context = tuple(tile_size), margin, context
         self.batch_size = batch_size
         self.blend = False
@@ -78,7 +80,7 @@ class Predictor:
     ) -> "Predictor":
         """The same network, used in another way. What is None stays as it is.
 
-        tile_size, margin, batch_size: as of `Tiles`, in pixels, and tiles per step.
+        tile_size, margin, batch_size: as of `tilings`, in pixels, and tiles per step.
         blend: whether tiles overlap by their margins and are blended there; see `Mosaic`.
         augment: names of `tta.AUGMENTATIONS`.
 
@@ -132,16 +134,24 @@ class Predictor:
     ) -> Iterator[Strip | Failure]:
         """The images' rows in order, with their maps, as they get ready.
 
+        One image comes after the other: first those that are cut as the run's own are, then those
+        that are too large for it; see `tilings`.
+
         An image that turns out to be broken ends with a `Failure`, and the others go on. Images are
-        read ahead, and computed in equal batches of tiles, by one program; what is in memory does
-        not depend on their heights.
+        read ahead, and computed in equal batches of tiles, by one program for each size of tiles.
+        What is in memory does not depend on their heights.
 
         images: as of `mosaic.cut`.
         maps: what to make, beside the classes, of the probabilities, float32 [n, m, num_classes],
           of a part of an image: arrays [n, m, ...].
         """
-        maps = maps or {}
-        tiles = Tiles(images, self.tile_size, self.margin, self.context)
+        for tiles in tilings(images, self.image_size, self.tile_size, self.margin, self.context):
+            yield from self._segment(tiles, maps or {})
+
+    def _segment(
+        self, tiles: Tiles, maps: Mapping[str, Callable[[np.ndarray], np.ndarray]]
+    ) -> Iterator[Strip | Failure]:
+        images = tiles.source
         mosaic = Mosaic(tiles, tiles.margin - self.context if self.blend else np.zeros(2, int))
         step = self._steps[1 if self.blend or maps else 0]
         row: dict[str, np.ndarray] = {}  # of blocks, from the left on

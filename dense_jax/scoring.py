@@ -1,7 +1,7 @@
 """Exact evaluation of a split: every valid pixel of every image counted exactly once."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -46,36 +46,42 @@ def predict_tiles(
 def score(
     eval_step: Callable,
     variables: Any,
-    tiles: Tiles,
+    tilings: Sequence[Tiles],
     *,
     mesh: Mesh,
+    per_image: bool = True,
     receive: Callable[[int, np.ndarray, np.ndarray], object] | None = None,
     num_received: int | None = None,
     **options: int,
 ) -> np.ndarray:
     """Returns each image's confusion matrix, int32 [n, c, c]: to add them up, use int64.
 
+    tilings: of one source, as of `tiles.tilings`.
+    per_image: False returns the sum alone, int64 [c, c]: [n, c, c] may not fit into memory.
     eval_step: as of `steps.make_eval_step`, mapped over batches, its results replicated: every host
       gets all of them.
     receive: called with index, predicted classes and label, uint8 [h, w], of each of the first
       num_received images, or of all.
     """
     matrices: Any = None
-    last = len(tiles.source) if num_received is None else num_received
-    stitcher = Stitcher(tiles)
-    for _, (counted, maps) in predict_tiles(eval_step, variables, tiles, mesh=mesh, **options):
-        numbers, counts = np.asarray(counted["index"]).tolist(), np.asarray(counted["counts"])
-        images = [tiles.place(k)[0] if k >= 0 else -1 for k in numbers]  # -1: padding
-        if matrices is None:
-            matrices = np.zeros((len(tiles.source), *counts.shape[1:]), np.int32)
-        for i, of_tile in zip(images, counts, strict=True):
-            if i >= 0:
-                matrices[i] += of_tile
-        wanted = [j for j, i in enumerate(images) if 0 <= i < last]
-        if receive and wanted:
-            chosen = [numbers[j] for j in wanted]
-            for i, whole in stitcher.add(chosen, np.asarray(maps)[wanted]):
-                receive(i, whole[..., 0], whole[..., 1])
+    num_images = len(tilings[0].source)
+    last = num_images if num_received is None else num_received
+    for tiles in tilings:
+        stitcher = Stitcher(tiles)
+        for _, (counted, maps) in predict_tiles(eval_step, variables, tiles, mesh=mesh, **options):
+            numbers, counts = np.asarray(counted["index"]).tolist(), np.asarray(counted["counts"])
+            images = [tiles.place(k)[0] if k >= 0 else -1 for k in numbers]  # -1: padding
+            if matrices is None:
+                shape = (num_images, *counts.shape[1:]) if per_image else counts.shape[1:]
+                matrices = np.zeros(shape, np.int32 if per_image else np.int64)
+            for i, of_tile in zip(images, counts, strict=True):
+                if i >= 0:
+                    matrices[i if per_image else ...] += of_tile
+            wanted = [j for j, i in enumerate(images) if 0 <= i < last]
+            if receive and wanted:
+                chosen = [numbers[j] for j in wanted]
+                for i, whole in stitcher.add(chosen, np.asarray(maps)[wanted]):
+                    receive(i, whole[..., 0], whole[..., 1])
     return matrices
 
 

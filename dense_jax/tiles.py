@@ -20,27 +20,30 @@ class Tiles:
     `index`.
 
     source: has `sizes`, int [n, 2], and source[i] with `image`, `label`.
-    tile_size: height and width with the margins, in pixels; an axis on which every image fits
-      into one tile is as long as the longest image, and has no margin but `context`. There a
-      smaller image is mirrored at its bottom and right up to that length.
-    margin: in pixels.
-    context: the margin, in pixels, that the network cannot do without: no axis has less.
+    tile_size: height and width with the margins, in pixels. A smaller image is mirrored up to that.
+    margin: in pixels, of both axes or of each.
+    images: which of the source's images, bool [n]; the others have no tiles. By default all.
     """
 
-    def __init__(self, source: Any, tile_size: Sequence[int], margin: int, context: int = 0):
+    def __init__(
+        self,
+        source: Any,
+        tile_size: Sequence[int] | np.ndarray,
+        margin: int | np.ndarray,
+        images: np.ndarray | None = None,
+    ):
         self.source = source
-        sizes = np.asarray(source.sizes)
-        longest = sizes.max(axis=0) + 2 * context
-        fits = longest <= np.asarray(tile_size)
-        self.tile_size = np.where(fits, longest, tile_size)
-        self.margin = np.where(fits, context, max(margin, context))
+        self.tile_size = np.asarray(tile_size)
+        self.margin = np.broadcast_to(margin, 2)
         self.core = self.tile_size - 2 * self.margin
         if min(self.core) < 1:
             raise ValueError(
-                f"tiles of {tuple(tile_size)} pixels have no core inside a margin of "
-                f"{max(margin, context)} pixels: the tile must be larger than twice the margin"
+                f"tiles of {tuple(self.tile_size.tolist())} pixels have no core inside a margin of "
+                f"{max(self.margin)} pixels: the tile must be larger than twice the margin"
             )
-        self.num_tiles = -(-sizes // self.core)  # rows and columns of tiles, per image
+        self.num_tiles = -(-np.asarray(source.sizes) // self.core)  # rows and columns, per image
+        if images is not None:
+            self.num_tiles[~images] = 0
         self._first = np.concatenate([[0], np.cumsum(self.num_tiles.prod(axis=1))])
         self._recent: dict[int, Any] = {}
 
@@ -91,6 +94,35 @@ class Tiles:
             example = self.source[i]
             self._recent = dict([*list(self._recent.items())[-3:], (i, example)])
         return example
+
+
+def tilings(
+    source: Any,
+    image_size: Sequence[int],
+    tile_size: Sequence[int],
+    margin: int,
+    context: int = 0,
+) -> list[Tiles]:
+    """Cuts each image of a source in a way that depends on that image and the run alone.
+
+    Returns the tiles of each geometry that occurs: as a rule one, at most four.
+
+    source, tile_size, margin: see `Tiles`.
+    image_size: the largest height and width of the run's images, in pixels. An axis on which that
+      fits into a tile is as long, and has no margin but `context`, for images that are no longer.
+    context: the margin, in pixels, that the network cannot do without: no axis has less.
+    """
+    longest = np.asarray(image_size) + 2 * context
+    fits = (longest <= np.asarray(tile_size)) & (np.asarray(source.sizes) <= image_size)
+    return [
+        Tiles(
+            source,
+            np.where(axes, longest, tile_size),
+            np.where(axes, context, max(margin, context)),
+            np.all(fits == axes, axis=1),
+        )
+        for axes in np.unique(fits, axis=0)[::-1]
+    ]
 
 
 def mirrored(positions: range, size: int) -> np.ndarray:

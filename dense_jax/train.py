@@ -47,7 +47,7 @@ from dense_jax.run import (
     state_placement,
     step_shapes,
 )
-from dense_jax.tiles import Tiles
+from dense_jax.tiles import tilings
 
 _LOG = logging.getLogger("dense_jax")
 PREEMPTED = 75  # exit status (EX_TEMPFAIL): everything is saved, start the same command again
@@ -80,7 +80,7 @@ def train(config: ConfigDict, directory: str) -> None:
         data.open_dataset(config.data.name, config.data.root, split)
         for split in (config.data.train_split, config.data.eval_split)
     )
-    dataset = describe(source)
+    dataset = describe(source, eval_source)
     for each in job:
         workdir.compare_dataset(each.path, dataset)
     train_source: Any = source
@@ -123,7 +123,9 @@ def train(config: ConfigDict, directory: str) -> None:
         stream = {"canvas": None}  # of numbers: nothing for workers to do
     if config.data.cache != "none":
         eval_source = Cached(eval_source)
-    tiles = Tiles(eval_source, config.eval.tile_size, config.eval.margin, run.context)
+    tiles = tilings(
+        eval_source, dataset["image_size"], config.eval.tile_size, config.eval.margin, run.context
+    )
 
     for each in job:
         each.open(dataset)
@@ -196,21 +198,21 @@ def train(config: ConfigDict, directory: str) -> None:
             of_seed, rows = one(state, k), []
 
             def show(i: int, classes: np.ndarray, label: np.ndarray, rows=rows) -> None:
-                example = tiles.source[i]
+                example = eval_source[i]
                 pictures = plots.comparison(example["image"], label, classes, palette)
                 rows.append((example["name"], pictures))
 
-            matrices = scoring.score(
+            counts = scoring.score(
                 eval_step,
                 of_seed.variables(),
                 tiles,
                 mesh=together,
+                per_image=False,
                 receive=show,
                 num_received=config.eval.num_pictures,
                 batch_size=config.eval.batch_size,
                 workers=config.data.workers,
             )
-            counts = matrices.sum(axis=0, dtype=np.int64)
             scores = metrics.named_scores(metrics.summarize(counts), source.class_names)
             each.score(step, of_seed, scores, plots.contact_sheet(rows, colours) if rows else None)
 
@@ -277,7 +279,7 @@ def train(config: ConfigDict, directory: str) -> None:
         each.finish(num_parameters, needed)
 
 
-def describe(source: Any) -> dict[str, Any]:
+def describe(source: Any, eval_source: Any) -> dict[str, Any]:
     """What dataset.json holds: all that is needed to use the model without the data."""
     return {
         "class_names": source.class_names,
@@ -285,6 +287,7 @@ def describe(source: Any) -> dict[str, Any]:
         "value_range": source.value_range,
         "palette": plots.palette_of(source),
         "num_examples": len(source),
+        "image_size": np.concatenate([source.sizes, eval_source.sizes]).max(axis=0).tolist(),
         "fingerprint": source.fingerprint,
     }
 

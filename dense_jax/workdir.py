@@ -90,7 +90,7 @@ def compare_dataset(workdir: epath.PathLike, dataset: Mapping[str, Any]) -> None
     if not path.exists():
         return
     old, new = json.loads(path.read_text()), to_json(dataset)
-    for field in ("class_names", "num_channels", "num_examples"):
+    for field in ("class_names", "num_channels", "num_examples", "image_size"):
         if old[field] != new[field]:
             raise ValueError(
                 f"the dataset has changed since {path.parent} was started: {field} was "

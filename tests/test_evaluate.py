@@ -8,8 +8,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dense_jax import data, evaluate, load, metrics, per_image, predict, predictions, tallies, train
+from dense_jax import (
+    data,
+    evaluate,
+    load,
+    mesh,
+    metrics,
+    per_image,
+    predict,
+    predictions,
+    scoring,
+    tallies,
+    train,
+)
 from dense_jax.labels import IGNORE_LABEL
+from dense_jax.tiles import tilings
 from experiments import base
 
 
@@ -72,6 +85,16 @@ def test_predict_writes_the_labels_that_evaluate_counts(run, tiny_folder, tmp_pa
         for name, expected in measured[0].items():
             assert kept[name].shape == (len(source), *expected.shape)
             np.testing.assert_array_equal(kept[name], [image[name] for image in measured])
+
+
+@pytest.mark.parametrize("tiles", [{}, {"tile_size": (16, 10), "margin": 2}], ids=str)
+def test_an_image_alone_has_the_class_map_that_it_has_in_its_split(run, tiny_folder, tiles):
+    evaluate.evaluate(str(run), "test", boundaries=False, **tiles)
+    source = data.open_dataset("folder", str(tiny_folder), "test")
+    maps = predictions.read(run / "evaluation_test.zip", range(len(source)))
+    predictor = load(run).using(**tiles)
+    for example, classes in zip(source, maps, strict=True):
+        np.testing.assert_array_equal(predictor(example["image"]), classes)
 
 
 @pytest.mark.parametrize("boundaries", [False, True])
@@ -157,6 +180,23 @@ def test_the_matrix_of_each_image_is_kept(run, tiny_folder):
             np.testing.assert_array_equal(matrix.sum(axis=1), truth)
         of_images = [metrics.summarize(matrix)["mean_iou"] for matrix in matrices]
         assert evaluation["eval/mean_over_images/mean_iou"] == pytest.approx(np.mean(of_images))
+
+
+def test_training_holds_the_sum_of_the_matrices_alone(tiny_folder):
+    """In int64: large splits have more pixels than int32 can count."""
+
+    def eval_step(_, batch):
+        counts = np.full((len(batch["index"]), 2, 2), 2**31 - 1, np.int32)
+        return {"index": batch["index"], "counts": counts}, None
+
+    source = data.open_dataset("folder", str(tiny_folder), "test")
+    options = {"mesh": mesh.make_mesh(), "batch_size": 4, "workers": 0}
+    tiles = tilings(source, (14, 16), (32, 32), 0)
+    of_each = scoring.score(eval_step, None, tiles, **options)
+    total = scoring.score(eval_step, None, tiles, per_image=False, **options)
+    assert len(tiles) == 2 and of_each.shape == (5, 2, 2)
+    assert total.shape == (2, 2) and total.dtype == np.int64
+    np.testing.assert_array_equal(total, of_each.sum(axis=0, dtype=np.int64))
 
 
 # 19. pytorch-lightning#3097, tensorflow#12294: a class that is nowhere scores 0

@@ -25,7 +25,12 @@ def logits_step(_, image):
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch):
-    dataset = {"class_names": ["a", "b", "c"], "palette": PALETTE, "num_channels": 3}
+    dataset = {
+        "class_names": ["a", "b", "c"],
+        "palette": PALETTE,
+        "num_channels": 3,
+        "image_size": (20, 30),
+    }
     predictor = Predictor(
         logits_step, {}, dataset, tile_size=(16, 16), margin=2, context=0, batch_size=4
     )

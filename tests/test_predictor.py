@@ -13,6 +13,7 @@ from dense_jax.predictor import Predictor, entropy
 from experiments import base
 
 NUM_CLASSES = 3
+IMAGE_SIZE = (12, 12)  # fits into a tile
 RNG = np.random.default_rng(0)
 VARIABLES = {"kernel": RNG.normal(size=(3, 3, 1, NUM_CLASSES)).astype(np.float32)}
 
@@ -29,6 +30,7 @@ def make(step=logits_step, variables=VARIABLES, **options):
         "class_names": ["a", "b", "c"],
         "palette": [[0, 0, 0], [9, 9, 9], [200, 0, 0]],
         "num_channels": 1,
+        "image_size": IMAGE_SIZE,
     }
     options = {"tile_size": (16, 16), "margin": 2, "context": 0, "batch_size": 3} | options
     return Predictor(step, variables, dataset, **options)
@@ -126,7 +128,7 @@ def test_a_changed_image_has_the_changed_prediction_where_one_tile_holds_it(augm
 
 @pytest.mark.parametrize("blend", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 5, 8])
-def test_images_of_any_sizes_come_in_order_whatever_the_batches(blend, batch_size):
+def test_images_of_any_sizes_come_as_they_do_alone_whatever_the_batches(blend, batch_size):
     arrays = [image_of(*size) for size in ((40, 33), (1, 1), (7, 30), (16, 5))]
     images = Images([*arrays[:2], None, *arrays[2:], None])
     predictor = make(batch_size=batch_size).using(blend=blend)
@@ -141,29 +143,31 @@ def test_images_of_any_sizes_come_in_order_whatever_the_batches(blend, batch_siz
             continue
         done = parts.setdefault(strip.index, [])
         assert strip.start == (done[-1].stop if done else 0) and set(strip.maps) == names
-        assert max(parts) == strip.index
+        assert next(reversed(parts)) == strip.index
         done.append(strip)
     assert failed == [2, 5]
+    assert list(parts) == [1, 3, 4, 0]  # neither, columns, rows, both are cut
     for i, array in enumerate(images.arrays):
         if array is None:
             continue
         np.testing.assert_array_equal(np.concatenate([s.image for s in parts[i]]), array)
         maps = {name: np.concatenate([s.maps[name] for s in parts[i]]) for name in names}
+        np.testing.assert_array_equal(maps["probabilities"], predictor.probabilities(array))
         assert maps["classes"].shape == array.shape[:2]
         np.testing.assert_array_equal(maps["classes"], maps["probabilities"].argmax(axis=-1))
         np.testing.assert_array_equal(maps["uncertainty"], entropy(maps["probabilities"]))
 
 
-def test_one_program_serves_all_sizes():
+def test_one_program_serves_all_sizes_that_are_cut_alike():
     compiled = []
 
     def counted(variables, image):
         compiled.append(image.shape)
         return logits_step(variables, image)
 
-    images = Images([image_of(*size) for size in ((40, 33), (1, 1), (7, 30))])
-    assert len(list(make(counted).segment(images))) > 3
-    assert compiled == [(16, 16, 1)]
+    images = Images([image_of(*size) for size in ((40, 33), (1, 1), (7, 30), (12, 12), (1, 70))])
+    assert len(list(make(counted).segment(images))) > 5
+    assert compiled == [(12, 12, 1), (12, 16, 1), (16, 16, 1)]
 
 
 def test_a_tall_image_is_never_held_whole():
