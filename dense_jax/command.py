@@ -127,7 +127,8 @@ def experiment(path: str) -> ModuleType:
     if not os.path.isfile(file):
         folder = glob.escape(os.path.dirname(file) or ".")
         there = [*glob.glob("experiments/*.py"), *glob.glob(f"{folder}/*.py")]
-        near = suggestion(os.path.basename(file), {os.path.basename(path): path for path in there})
+        paths = {os.path.basename(path): path for path in there}
+        near = suggestion(os.path.basename(file), paths, paths)
         raise ValueError(f"no experiment file {file!r} (seen from {os.getcwd()}){near}")
     spec = importlib.util.spec_from_file_location("experiment", file)
     if spec is None or spec.loader is None:

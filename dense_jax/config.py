@@ -122,8 +122,8 @@ def _check_fields(config: ConfigDict) -> None:
         if field not in valid:
             # Near it in its own section, or of its very name in another.
             split = [path.rpartition(".") for path in valid]
-            names = {leaf: a + dot + leaf for a, dot, leaf in split if a == section or leaf == name}
-            wrong.append(f"{field}: no such field{suggestion(name, names)}")
+            paths = {leaf: a + dot + leaf for a, dot, leaf in split if a == section or leaf == name}
+            wrong.append(f"{field}: no such field{suggestion(name, paths, paths)}")
             continue
         wanted, default = valid[field]
         is_unset = value is None and default is None

@@ -3,7 +3,7 @@
 A job is a folder and the commands to be run for it, one after the other. Their output is appended
 to log.txt there. If one fails, the others of its job are left out, and failure.json says so:
 
-    {"exit_code": 1, "error": "the last line of its output"}
+    {"exit_code": 1, "error": "its error, or the last line of its output"}
 
 Never imports jax.
 """
@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -281,7 +282,7 @@ def _log(job: Job, runner: Runner, say: Callable[[str], None]) -> Iterator[IO]:
 
 
 def _run_commands(job: Job, log: IO | None, run: Callable[[list[str]], int]) -> tuple[int, str]:
-    """Returns the exit code of the first that fails, or 0, and the last line of its output."""
+    """Returns the exit code of the first that fails, or 0, and what it said."""
     for command in job.commands:
         start = 0
         if log is not None:
@@ -290,14 +291,20 @@ def _run_commands(job: Job, log: IO | None, run: Callable[[list[str]], int]) -> 
             start = log.tell()
         code = run(command)
         if code:
-            return code, _last_line(job.workdir / LOG, start) if log else "see its output"
+            return code, _reason(job.workdir / LOG, start) if log else "see its output"
     return 0, ""
 
 
-def _last_line(path: epath.Path, start: int) -> str:
-    """The last line of a file that is not empty, of those from byte `start` on."""
+def _reason(path: epath.Path, start: int) -> str:
+    """The error in a file, or its last line that is not empty, of those from byte `start` on.
+
+    An error is what `command.run` makes of it: "error: " and maybe indented lines. Others may follow,
+    such as those of threads that end.
+    """
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(start, end - 65536))
-        lines = file.read().decode(errors="replace").splitlines()
-    return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+        text = file.read().decode(errors="replace")
+    if errors := re.findall(r"^error: (.*(?:\n  .*)*)", text, re.MULTILINE):
+        return " ".join(errors[-1].split())
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output")

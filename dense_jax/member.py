@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 
 from dense_jax import checkpoint, logger, metrics, workdir
 
+_LOG = logging.getLogger("dense_jax")
 LATEST_TO_KEEP = 2  # one to fall back to
 
 
@@ -62,6 +64,7 @@ class Member:
             for there in held.steps:
                 if there > step:
                     held.remove(there)
+        self._first = step
         self._log = logger.Logger(
             self.path, first_step=step, num_steps=self.config.num_steps, title=self._title
         )
@@ -82,6 +85,12 @@ class Member:
                 f"{', '.join(names) or 'none'}. The last good checkpoint is that of step "
                 f"{max(self.latest.steps, default='none')}; lower optimizer.learning_rate or set "
                 "optimizer.grad_clip_norm"
+            )
+        if step == self._first + 1 and values["train/loss"] == values["train/grad_norm"] == 0:
+            _LOG.warning(
+                "%s: loss and gradient of the first step are exactly 0, so that nothing is learned: "
+                "look at the labels (dense_jax.data.doctor) and the weights of the loss",
+                self.path,
             )
         if step % self.config.log_every == 0:
             self._log.scalars(step, values)

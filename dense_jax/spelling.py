@@ -4,11 +4,11 @@ import difflib
 from collections.abc import Iterable, Mapping
 
 
-def suggestion(name: str, valid: Iterable[str]) -> str:
+def suggestion(name: str, valid: Iterable[str], spelled: Mapping[str, str] | None = None) -> str:
     """Returns "; did you mean 'NAME'?" with the valid name nearest to `name`, or "".
 
-    Of a mapping, the value under the nearest key is shown.
+    spelled: what to say for each valid name, if not the name itself.
     """
     near = difflib.get_close_matches(name, list(valid), 1)
-    shown = valid[near[0]] if near and isinstance(valid, Mapping) else "".join(near)
-    return f"; did you mean {shown!r}?" if near else ""
+    said = [spelled[each] if spelled else each for each in near]
+    return f"; did you mean {said[0]!r}?" if said else ""

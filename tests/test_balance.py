@@ -40,6 +40,12 @@ def test_data_that_is_made_in_memory_is_counted_each_time():
     assert len(weights) == source.num_classes and min(weights) > 0
 
 
+@pytest.mark.parametrize("method", balance.METHODS)
+def test_weights_of_labels_that_are_all_ignored_are_refused(method):
+    with pytest.raises(ValueError, match="no pixel of the split has any"):
+        balance.METHODS[method](np.zeros((3, 2), np.int64))
+
+
 def test_published_weights_are_for_their_dataset_alone(tiny_folder):
     source = open_dataset("folder", str(tiny_folder), "train")
     with pytest.raises(ValueError, match=r"'segnet_camvid' are 11 weights, but .* 2 classes: dark"):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import math
 import re
 
 import jax
@@ -191,6 +192,16 @@ def test_border_weights_need_a_loss_with_pixel_weights(loss):
         ("optimizer.warmup_steps", -3, "optimizer.warmup_steps=-3 must be at least 0"),
         ("data.name", "folder", "data.root is not set: pass --config.data.root=FOLDER"),
         ("data.crop_size", (64,), r"data.crop_size=\(64,\) must be a height and a width"),
+        ("seed", -1, "seed=-1 must be from 0 to 4294967295"),
+        ("seed", 2**32, "seed=4294967296 must be from 0 to 4294967295"),
+        ("optimizer.learning_rate", math.inf, "learning_rate=inf must be at least .*, and finite"),
+        ("augment.noise", math.nan, "augment.noise=nan must be at least 0, and finite"),
+        ("loss_options.class_weights", (1.0, -1.0), "must be numbers that are not negative"),
+        ("loss_options.class_weights", (1.0, math.nan), "must be numbers that are not negative"),
+        ("loss_options.class_weights", (0, 0), "not all 0: nothing would be learned"),
+        ("loss_options.class_weights", "median_frequence", "; did you mean 'median_frequency'"),
+        ("loss", "tversy", "; did you mean 'tversky'"),
+        ("data.name", "camvit", "; did you mean 'camvid'"),
         ("batch_size", 6, "batch_size=6 .* multiple of the number of devices, 4"),
         ("num_microbatches", 4, "batch_size=8 .* devices, 4, times num_microbatches=4"),
     ],
@@ -200,6 +211,24 @@ def test_a_bad_value_is_named_with_the_valid_ones(field, value, message):
     config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError, match=message):
         train.check(config)
+
+
+def test_fields_that_base_does_not_have_are_refused_all_at_once():
+    config = base.get_config()
+    config.batchsize, config.crop_size, config.optimizer.lr = 4, (8, 8), 0.1
+    del config.eval.margin
+    with config.ignore_type():
+        config.num_steps, config.seed = "300", None
+    with pytest.raises(ValueError, match="does not have the fields") as error:
+        train.check(config)
+    assert {line.strip() for line in str(error.value).splitlines()[1:]} == {
+        "batchsize: no such field; did you mean 'batch_size'?",
+        "crop_size: no such field; did you mean 'data.crop_size'?",
+        "optimizer.lr: no such field",
+        "eval.margin: missing",
+        "num_steps='300': must be of type int",
+        "seed=None: must be of type int",
+    }
 
 
 @pytest.mark.parametrize("field", ["saturation", "hue"])

@@ -48,6 +48,16 @@ def test_jobs_run_in_order_past_finished_and_failed_ones(tmp_path, capsys):
     assert not (tmp_path / "b").exists()
 
 
+def test_the_error_of_a_command_is_found_above_what_its_threads_say(tmp_path):
+    error = (
+        r"print('1\nerror: the fields differ:\n  seed: 0 there\n--------\nException ignored in: f')"
+    )
+    failing = make(tmp_path, "a", f"{error}; raise SystemExit(1)")
+    assert jobs.run_all([failing], EVERYTHING, jobs.Runner()) == 1
+    failure = json.loads((tmp_path / "a" / "failure.json").read_text())
+    assert failure["error"] == "the fields differ: seed: 0 there"
+
+
 def test_what_follows_a_failure_is_not_run_and_a_new_start_forgets_it(tmp_path):
     first = make(tmp_path, "a", "raise SystemExit(3)", "print('never')")
     assert jobs.run_all([first], EVERYTHING, jobs.Runner()) == 1

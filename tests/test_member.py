@@ -1,14 +1,17 @@
 """Several seeds side by side: each is the run that it would be by itself."""
 
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from ml_collections import ConfigDict
 
 from dense_jax import evaluate, mesh, train, workdir
 from dense_jax.member import Member
+from experiments import base
 from tests.conftest import mesh_of
 from tests.test_train import Killed, assert_same_run, interrupt, kill, make_config, saved
 
@@ -55,6 +58,16 @@ def test_seeds_differ_and_are_runs_like_any_other(job, tiny_folder):
 def test_a_finished_job_says_so(job, tiny_folder, capsys):
     train.train(make_job(tiny_folder, 4), str(job))
     assert capsys.readouterr().out.count("is finished") == 4
+
+
+@pytest.mark.parametrize(("step", "loss", "warnings"), [(5, 0.0, 1), (5, 0.1, 0), (6, 0.0, 0)])
+def test_a_first_step_that_learns_nothing_is_said(step, loss, warnings, tmp_path, caplog):
+    member = Member(epath.Path(tmp_path), base.get_config())
+    member.latest = member.best = SimpleNamespace(steps=[])
+    member.start(4)
+    member.record(step, {"train/loss": loss, "train/grad_norm": 0.0}, [])
+    member._log.close()
+    assert caplog.text.count("are exactly 0, so that nothing is learned") == warnings
 
 
 def test_killed_and_started_again_ends_bitwise_the_same(job, tiny_folder, tmp_path, monkeypatch):

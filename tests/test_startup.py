@@ -1,5 +1,6 @@
 """Compiled programs are kept where the user wants them, and the log says what starting took."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -10,7 +11,7 @@ import jax
 import pytest
 
 from dense_jax import startup
-from dense_jax.data import verify
+from dense_jax.data import balance, open_dataset, verify
 from tests.conftest import OPTIONS, REPOSITORY
 
 
@@ -26,6 +27,41 @@ def test_programs_are_kept_in_the_users_cache_unless_a_folder_is_set(own):
         jax.config.update("jax_compilation_cache_dir", before)
     assert there == (own or f"{verify.cache_folder()}/programs")
     assert str(verify.cache_folder()).startswith(os.environ["XDG_CACHE_HOME"])
+
+
+def test_without_a_home_folder_nothing_is_kept_and_all_works(tiny_folder, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # for a user that is not known
+    assert verify.cache_folder() is None
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        startup.keep_programs()
+        assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    source = open_dataset("folder", str(tiny_folder), "train")
+    verify.verify(source)
+    assert balance.class_counts(source).shape == (7, 2)
+
+
+@pytest.mark.parametrize("platform", ["cpuu", "cuda"])
+def test_a_platform_that_is_not_here_is_named_with_those_that_are(platform):
+    if platform == "cuda" and importlib.util.find_spec("jax_plugins"):
+        pytest.skip("may have one")
+    code = "from dense_jax import startup; startup.check_devices()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        env=os.environ | {"JAX_PLATFORMS": platform},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    last = done.stderr.splitlines()[-1]
+    assert re.search(
+        f"^ValueError: JAX_PLATFORMS={platform} cannot be .* Here JAX has: .*cpu", last
+    )
 
 
 def test_the_process_started_before_now():

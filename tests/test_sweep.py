@@ -324,6 +324,16 @@ def test_an_index_runs_that_one_only(command, tmp_path):
     assert made == {"skips=none,seed=0", "sweep.json"}
 
 
+def test_a_flag_over_what_all_rows_set_alike_is_refused(command, tmp_path):
+    row = "def get_sweep(): return [{'model.skips': (4, 2), 'seed': seed} for seed in (0, 1)]"
+    (tmp_path / "ablation.py").write_text(row)
+    result = call(command, tmp_path, "--list", "--config.model.skips=()")
+    assert result.returncode == 1
+    assert (
+        result.stderr == "error: --config.model.skips is what this sweep sets; edit ablation.py\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
