@@ -224,7 +224,7 @@ def test_processes_compare_config_code_and_workdir(tmp_path, config, monkeypatch
     before = facts()
     (tmp_path / "run" / "checkpoints" / "latest" / "4").mkdir(parents=True)
     [line] = distributed.differences([before, facts()])
-    assert "the state of" in line and '"latest": ["4"]' in line
+    assert "--workdir" in line and '"latest": ["4"]' in line
     monkeypatch.setattr(train, "__file__", str(tmp_path / "module.py"))
     assert different() == [] and facts() != before
 
