@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import socket
 import sys
 import threading
@@ -63,6 +64,8 @@ def initialize() -> None:
     timer = threading.Timer(patience, _give_up, [patience])
     timer.daemon = True
     timer.start()
+    # JAX waits where Python does not see Ctrl-C.
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
     jax.distributed.initialize(
         args.coordinator,
         args.num_processes,
@@ -72,6 +75,7 @@ def initialize() -> None:
         heartbeat_timeout_seconds=TIMEOUT,
         shutdown_timeout_seconds=TIMEOUT,  # for which one that failed waits for the others
     )
+    signal.signal(signal.SIGINT, handler)
     timer.cancel()
 
 
@@ -163,7 +167,7 @@ def together() -> Iterator[None]:
         watcher.join()
         look()  # what another's end brings about here is no news
         with contextlib.suppress(RuntimeError):  # another was first, or nobody can be told
-            what = str(error) or type(error).__name__
+            what = str(error) if isinstance(error, ValueError | OSError) else repr(error)
             client.key_value_set(_FAILURE, f"process {jax.process_id}: {what}")
         raise
     finally:
@@ -211,8 +215,8 @@ def _check_address(coordinator: str, process_id: int) -> None:
         socket.create_server(("", int(port)), family=family, dualstack_ipv6=dual).close()
     except OSError as error:
         raise ValueError(
-            f"--coordinator={coordinator}: process 0 cannot listen on port {port} ({error.strerror}): "
-            "use a free one; or was --process_id=0 started twice?"
+            f"--coordinator={coordinator}: process 0 cannot listen on port {port}; use a free one, and "
+            f"start --process_id=0 once: {error.strerror}"
         ) from error
 
 

@@ -301,7 +301,7 @@ def _facts(config: ConfigDict, job: Sequence[Member]) -> dict[str, Any]:
         | {"the code of dense_jax": _digest(file.read_bytes() for file in package)}
         | {"the number of devices": jax.local_device_count()}
         | {name: value for name, value in fields.items() if name not in PER_PROCESS}
-        | {f"the state of --workdir={each.path}": each.state for each in job}
+        | {"what --workdir holds": [each.state for each in job]}
     )
 
 

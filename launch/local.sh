@@ -8,6 +8,7 @@
 set -euo pipefail
 
 usage() { sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 403)) || { echo "needs bash 4.3 or newer" >&2; exit 2; }
 [[ $# -gt 1 && $1 =~ ^[1-9][0-9]*$ ]] || usage
 num_processes=$1
 shift
@@ -22,7 +23,7 @@ stop() {
     signal=KILL
 }
 trap stop TERM
-# A terminal sends these to all of us: the processes, which save on TERM only, inherit the ignoring.
+# A terminal sends these to all of us, but until they train the processes save on TERM only.
 trap '' INT HUP
 
 for ((k = 0; k < num_processes; k++)); do

@@ -16,6 +16,8 @@ where=(--cluster="$CLUSTER" --project="$PROJECT" --zone="$ZONE")
 
 command=$1
 shift
+# Without a name, xpk would delete every workload of the cluster.
+[ "$command" = list ] || [[ ${1-} =~ ^[a-z0-9] ]] || usage
 case $command in
     run)
         [ $# -gt 1 ] || usage
@@ -47,7 +49,7 @@ case $command in
         ;;
     list) xpk workload list "${where[@]}" ;;
     stop)
-        [ $# -eq 1 ] || usage  # without a name, xpk would delete every workload of the cluster
+        [ $# -eq 1 ] || usage
         xpk workload delete "${where[@]}" --workload="$1"
         ;;
     *) usage ;;

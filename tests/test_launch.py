@@ -158,7 +158,15 @@ def test_scripts_are_clean(script):
         (["tpu_vm.sh", "run"], {"TPU": "t", "ZONE": "z"}, "launch/tpu_vm.sh run --config="),
         (["tpu_vm.sh", "rnu", "x"], {"TPU": "t", "ZONE": "z"}, "launch/tpu_vm.sh run --config="),
         (["xpk.sh", "list"], {}, "CLUSTER: must be set to the name of the GKE cluster"),
-        (["xpk.sh", "stop"], {"CLUSTER": "c", "PROJECT": "p", "ZONE": "z"}, "launch/xpk.sh stop"),
+        *(
+            (["xpk.sh", *args], {"CLUSTER": "c", "PROJECT": "p", "ZONE": "z"}, "launch/xpk.sh stop")
+            for args in (
+                ["stop"],
+                ["stop", ""],
+                ["run", "", "--config=x"],
+                ["run", "--config=x", "y"],
+            )
+        ),
         (["slurm.sbatch", "x"], {}, "SLURM_JOB_ID: is not set: start this with sbatch"),
         (["slurm.sbatch"], {"SLURM_JOB_ID": "1"}, "no arguments for dense_jax.main"),
         (["local.sh"], {}, "launch/local.sh 8 --config=experiments/unet_dice.py"),

@@ -21,6 +21,7 @@ from tests.conftest import REPOSITORY
         ("--coordinator=host:1", "together; missing: --num_processes, --process_id"),
         ("--num_processes=2 --process_id=0", "together; missing: --coordinator"),
         ("--coordinator=host --num_processes=2 --process_id=0", "--coordinator=host must be HOST"),
+        ("--coordinator=h:70000 --num_processes=2 --process_id=0", "a port from 1 to 65535"),
         ("--coordinator=h:1 --num_processes=2 --process_id=2", "--process_id=2 must be from 0 to"),
     ],
 )

@@ -10,6 +10,7 @@ import sys
 import time
 import types
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
@@ -224,7 +225,7 @@ def test_processes_compare_config_code_and_workdir(tmp_path, config, monkeypatch
     before = facts()
     (tmp_path / "run" / "checkpoints" / "latest" / "4").mkdir(parents=True)
     [line] = distributed.differences([before, facts()])
-    assert "the state of" in line and '"latest": ["4"]' in line
+    assert "--workdir" in line and '"latest": ["4"]' in line
     monkeypatch.setattr(train, "__file__", str(tmp_path / "module.py"))
     assert different() == [] and facts() != before
 
@@ -270,19 +271,31 @@ def test_data_of_one_process_end_all_before_anything_is_written(
     assert not path.exists()
 
 
-def test_an_address_that_cannot_be_used_is_said_at_once(monkeypatch):
-    def join(coordinator):
-        given = {"coordinator": coordinator, "process_id": 0, "num_processes": 2}
-        flags = types.SimpleNamespace(multihost=False, **given)
-        monkeypatch.setattr(distributed.flags, "FLAGS", flags)
-        distributed.initialize()
+def join(monkeypatch, coordinator):
+    given = {"coordinator": coordinator, "process_id": 0, "num_processes": 2}
+    flags = types.SimpleNamespace(multihost=False, **given)
+    monkeypatch.setattr(distributed.flags, "FLAGS", flags)
+    distributed.initialize()
 
+
+def test_an_address_that_cannot_be_used_is_said_at_once(monkeypatch):
     with socket.create_server(("localhost", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"--coordinator=localhost:{port}: .* port {port}"):
-            join(f"localhost:{port}")
+            join(monkeypatch, f"localhost:{port}")
     with pytest.raises(ValueError, match="no host 'nowhere"):
-        join("nowhere.invalid:1")
+        join(monkeypatch, "nowhere.invalid:1")
+
+
+def test_ctrl_c_ends_a_process_that_waits_for_the_others_to_join(monkeypatch):
+    handlers, before = [], signal.getsignal(signal.SIGINT)
+
+    def initialize(*_, **__):
+        handlers.append(signal.getsignal(signal.SIGINT))
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    join(monkeypatch, f"localhost:{free_port()}")
+    assert handlers == [signal.SIG_DFL] and signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_process_without_the_others_gives_up():
