@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
@@ -60,7 +59,7 @@ def train(config: ConfigDict, directory: str) -> None:
     compilation, and FloatingPointError when loss or gradient are no longer finite.
     """
     imported = startup.seconds_of_process()
-    path = epath.Path(directory).resolve()
+    path = workdir.check_path(directory)
     job = members(config, path)
     finished = [result for each in job if (result := each.result)]
     if finished and len(finished) == len(job):

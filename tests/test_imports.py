@@ -63,8 +63,8 @@ ALLOWED = {
     "mosaic": {"tiles"},
     "results": set(),
     "tta": set(),
-    "sweep": {"distributed", "jobs"},
-    "jobs": set(),
+    "sweep": {"distributed", "jobs", "workdir"},
+    "jobs": {"workdir"},
     "report": {
         *("boundary", "data", "labels", "metrics", "plots", "predictions", "report", "workdir")
     },
