@@ -1,16 +1,24 @@
 """Saving and restoring the training state: orbax, and nothing but arrays.
 
 The position in the data is a function of the step, so a checkpoint needs no iterator state.
+A checkpoint has two items: `default`, the state, and `about`, a digest of each array and the state's
+scores. Neither orbax nor tensorstore would notice a flipped bit.
 """
 
+import concurrent.futures
 import contextlib
+import itertools
+import json
 import logging
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
 _LOG = logging.getLogger("dense_jax")
 
@@ -20,12 +28,16 @@ class Checkpoints:
 
     Saving copies the state to the host at once and writes it in the background. A checkpoint
     appears under its final name only when it is complete. What fails in the background, on a full
-    disk for example, is raised by the next call of save, wait or close, as OSError.
+    disk for example, is raised by the next call of save, wait or close, as OSError; so is a first
+    checkpoint that is not all there.
     """
 
     def __init__(self, directory: epath.PathLike, max_to_keep: int | None = None):
         self.directory = epath.Path(directory).resolve()
         self._max_to_keep = max_to_keep
+        self._first: int | None = (
+            None  # the step that was saved first; 0 once it was found complete
+        )
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -37,23 +49,41 @@ class Checkpoints:
                 barrier_sync_key_prefix=prefix
             ),
         )
-        return ocp.CheckpointManager(self.directory, options=options)
+        return ocp.CheckpointManager(
+            self.directory, options=options, item_names=("default", "about")
+        )
 
     @property
     def steps(self) -> list[int]:
         """The steps that can be restored, in increasing order."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: Any, scores: Mapping[str, float] = {}) -> None:
         """Saves the state after `step` optimizer steps; does nothing where it is saved already."""
         if step not in self.steps:
+            self.wait()
+            about = {"digests": digests(state), "scores": dict(scores)}
+            items = ocp.args.Composite(
+                default=ocp.args.StandardSave(state),
+                about=ocp.args.JsonSave({**about, "checksum": _checksum(about)}),
+            )
             with self._writing():
-                self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
+                self._manager.save(step, args=items, force=True)
+            self._first = step if self._first is None else self._first
 
     def wait(self) -> None:
         """Returns when everything is on disk."""
         with self._writing():
             self._manager.wait_until_finished()
+        if self._first:
+            step, self._first = self._first, 0
+            try:
+                self._manager.metadata(step)  # opens every array
+            except Exception as error:  # orbax and tensorstore raise all sorts
+                raise OSError(
+                    f"checkpoint {self.directory / str(step)} was written, but cannot be read: "
+                    f"{error}. Use another --workdir"
+                ) from error
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -69,10 +99,29 @@ class Checkpoints:
     def restore(self, step: int, like: Any) -> Any:
         """The state at a step, placed like `like`, a tree of jax.ShapeDtypeStructs.
 
-        Raises ValueError if it cannot be read as that.
+        Raises ValueError if it cannot be read as that, or is not what was saved.
         """
+        restored = self._read(step, default=ocp.args.StandardRestore(like))
+        saved, found = restored["about"]["digests"], digests(restored["default"])
+        if wrong := [name for name in found if found[name] != saved.get(name)]:
+            raise ValueError(
+                f"cannot read checkpoint {self.directory / str(step)}: the disk gives other values "
+                f"than were saved of {', '.join(wrong[:3])}{' and others' if wrong[3:] else ''}"
+            )
+        return restored["default"]
+
+    def scores(self, step: int) -> dict[str, float]:
+        """The scores that were saved with a state. Raises ValueError if they cannot be read."""
+        return self._read(step)["about"]["scores"]
+
+    def _read(self, step: int, **items: Any) -> Mapping[str, Any]:
         try:
-            return self._manager.restore(step, args=ocp.args.StandardRestore(like))
+            args = ocp.args.Composite(about=ocp.args.JsonRestore(), **items)
+            restored = self._manager.restore(step, args=args)
+            about = dict(restored["about"])
+            if about.pop("checksum") != _checksum(about):
+                raise ValueError("its item `about` is damaged")
+            return restored
         except Exception as error:  # orbax and tensorstore raise all sorts
             raise ValueError(
                 f"cannot read checkpoint {self.directory / str(step)}: {error}"
@@ -90,12 +139,7 @@ class Checkpoints:
                 return self.restore(step, like)
             except ValueError as error:
                 _LOG.warning("%s; trying the one before it", error)
-                if jax.process_index() == 0:
-                    aside = self.directory.parent / f"{self.directory.name}.unreadable"
-                    aside.mkdir(exist_ok=True)
-                    (self.directory / str(step)).replace(aside / str(step))
-                self._manager.close()
-                self._manager = self._open()
+                self.set_aside(step)
         if steps:
             raise ValueError(
                 f"none of the checkpoints in {self.directory} could be read; they are in "
@@ -103,11 +147,52 @@ class Checkpoints:
             )
         return None
 
+    def set_aside(self, step: int) -> None:
+        """Moves one checkpoint to DIRECTORY.unreadable/STEP, or /STEP.1 and so on."""
+        if jax.process_index() == 0:
+            aside = self.directory.parent / f"{self.directory.name}.unreadable"
+            aside.mkdir(exist_ok=True)
+            names = itertools.chain([str(step)], (f"{step}.{k}" for k in itertools.count(1)))
+            free = next(aside / name for name in names if not (aside / name).exists())
+            (self.directory / str(step)).replace(free)
+        self._manager.close()
+        self._manager = self._open()
+
     def remove(self, step: int) -> None:
         """Deletes one checkpoint."""
         self._manager.delete(step)
 
     def close(self) -> None:
         """Waits and releases the directory."""
+        self.wait()
         with self._writing():
             self._manager.close()
+
+
+def _checksum(about: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(about).encode())
+
+
+def digests(state: Any) -> dict[str, int]:
+    """A number for each array, by its path, which every flipped bit changes.
+
+    The sum of the array's bits, as unsigned integers, each times an odd number that tells its position,
+    modulo 2**32. It does not depend on how the array is spread over devices and hosts.
+    """
+
+    def digest(array: jax.Array) -> int:
+        odd = np.arange(1, 2 * array.size, 2, dtype=np.uint32).reshape(array.shape)
+        total = 0
+        for shard in array.addressable_shards:
+            if shard.replica_id == 0:  # of several copies, on one host or many, one counts
+                bits = np.ravel(shard.data).view(f"u{array.dtype.itemsize}").astype(np.uint32)
+                total += np.dot(bits, np.ravel(odd[shard.index])).item()
+        return total % 2**32
+
+    paths, arrays = zip(*jax.tree_util.tree_leaves_with_path(state), strict=True)
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # numpy runs beside others
+        of_host = np.array(list(pool.map(digest, arrays)), np.uint32)
+    totals = multihost_utils.process_allgather(of_host[None], tiled=True).sum(
+        axis=0, dtype=np.uint32
+    )
+    return dict(zip(map(jax.tree_util.keystr, paths), totals.tolist(), strict=True))

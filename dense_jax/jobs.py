@@ -11,7 +11,6 @@ Never imports jax.
 import collections
 import concurrent.futures
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -25,6 +24,8 @@ from typing import IO, NamedTuple
 
 from etils import epath
 from tqdm import tqdm
+
+from dense_jax.workdir import try_lock
 
 PREEMPTED = os.EX_TEMPFAIL  # 75: the command saved and stopped; the same one resumes
 FAILURE = "failure.json"
@@ -267,17 +268,11 @@ def _log(job: Job, runner: Runner, say: Callable[[str], None]) -> Iterator[IO]:
     """
     with (job.workdir / LOG).open("ab") as log:
         said = False
-        while not runner.stopped:
-            try:
-                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not said:
-                    say(f"{job.name} is still run by another process: waiting for its end")
-                said = True
-                time.sleep(0.2)
-            except OSError:  # a file system without locks
-                break
+        while not runner.stopped and not try_lock(log, job.workdir / LOG):
+            if not said:
+                say(f"{job.name} is still run by another process: waiting for its end")
+            said = True
+            time.sleep(0.2)
         yield log
 
 

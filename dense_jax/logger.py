@@ -47,9 +47,7 @@ class Logger:
             if record["step"] < first_step
             or (record["step"] == first_step and not _is_eval(record))
         ]
-        unfinished = workdir / "metrics.jsonl.tmp"
-        unfinished.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        unfinished.replace(self._path)
+        workdirs.write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = self._path.open("a")
         self._interactive = sys.stderr.isatty()
         self._bar = tqdm(
@@ -82,6 +80,11 @@ class Logger:
         if not self._interactive:
             shown = (f"{k} {v:.4g}" for k, v in scalars.items() if k.count("/") == 1)
             _LOG.info("%sstep %d: %s", self._title and f"{self._title}, ", step, ", ".join(shown))
+
+    def sync(self) -> None:
+        """Returns when the values recorded so far are on the disk."""
+        if self._active:
+            workdirs.sync(self._file)
 
     def picture(self, step: int, picture: np.ndarray) -> None:
         """Writes pictures/STEP.png and the same picture to TensorBoard."""

@@ -33,7 +33,7 @@ class Member:
     def result(self) -> dict[str, Any] | None:
         """result.json, of a finished run."""
         path = self.path / "result.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return workdir.read_json(path) if path.exists() else None
 
     @property
     def state(self) -> dict[str, Any]:
@@ -49,9 +49,10 @@ class Member:
     def open(self, dataset: Mapping[str, Any]) -> None:
         """Says in the workdir what the run is, and opens its checkpoints.
 
-        dataset: as in dataset.json.
+        dataset: as in dataset.json. Raises ValueError if another process trains in the workdir.
         """
         if jax.process_index() == 0:
+            workdir.lock(self.path)
             workdir.write_json(self.path / "config.json", self.config.to_dict())
             workdir.write_json(self.path / "dataset.json", dataset)
             workdir.write_json(self.path / "environment.json", workdir.environment())
@@ -68,11 +69,13 @@ class Member:
         self._log = logger.Logger(
             self.path, first_step=step, num_steps=self.config.num_steps, title=self._title
         )
-        self._scores: dict[int, Mapping[str, float]] = {
-            record.pop("step"): {k: math.nan if v is None else v for k, v in record.items()}
-            for record in workdir.read_records(self.path / "metrics.jsonl")
-            if "eval/mean_iou" in record and record["step"] < step
-        }
+        self._best: Mapping[str, Any] | None = None  # the step and scores of `best`
+        for held in self.best.steps:
+            try:
+                self._best = {"step": held, **self.best.scores(held)}
+            except ValueError as error:
+                _LOG.warning("%s; the next evaluation's state is the best so far", error)
+                self.best.set_aside(held)
 
     def record(self, step: int, values: Mapping[str, float], names: Iterable[str]) -> None:
         """Logs a step's metrics. Raises FloatingPointError, with the examples, if one is not finite.
@@ -98,33 +101,34 @@ class Member:
 
     def save(self, step: int, state: Any) -> None:
         """Saves the state to go on from."""
+        self._log.sync()  # a state on disk must not be ahead of its records
         self.latest.save(step, state)
 
     def score(
         self, step: int, state: Any, scores: Mapping[str, float], picture: np.ndarray | None
     ) -> None:
         """Records an evaluation, and saves the state if none before was as good."""
-        self._scores[step] = scores
+        self._last = {"step": step, **scores}
         self._log.scalars(step, scores)
         self._log.progress(step, mean_iou=scores["eval/mean_iou"])
         if picture is not None:
             self._log.picture(step, picture)
-        held = self.best.steps
-        if not held or _rank(scores) > _rank(self._scores[held[-1]]):
-            self.best.save(step, state)
+        if self._best is None or _rank(scores) > _rank(self._best):
+            self._log.sync()
+            self.best.save(step, state, scores)
+            self._best = self._last
 
     def finish(self, num_parameters: int, cost: Mapping[str, Any]) -> None:
         """Writes cost.json and then result.json, the final scores and the best ones.
 
         A start that had nothing left to do but this leaves the cost that an earlier one measured.
         """
-        last, best = self.config.num_steps, self.best.steps[-1]
         result = {
             "status": "finished",
             "num_parameters": num_parameters,
             "metric_convention": metrics.CONVENTION,
-            "final": {"step": last, **self._scores[last]},
-            "best": {"step": best, **self._scores[best]},
+            "final": self._last,
+            "best": self._best,
         }
         if jax.process_index() == 0:
             if cost["peak_bytes"] or not (self.path / "cost.json").exists():  # this start measured
@@ -135,6 +139,7 @@ class Member:
     def close(self) -> None:
         """Flushes everything."""
         with contextlib.ExitStack() as stack:  # each, whatever the others raise
+            stack.callback(workdir.unlock, self.path)
             for opened in (self.latest, self.best, self._log):
                 stack.callback(opened.close)
 
@@ -145,7 +150,9 @@ def members(config: ConfigDict, path: epath.Path) -> list[Member]:
     Those of several seeds are WORKDIR/seed=S, S from config.seed on: workdirs like any other.
     """
     if config.num_seeds == 1:
-        if not (path / "config.json").exists() and any(path.glob("seed=*/config.json")):
+        if not (path / "config.json").exists() and any(
+            (seed / "config.json").exists() for seed in workdir.runs(path)
+        ):
             raise ValueError(
                 f"{path} has the workdirs of several seeds: use another --workdir for one"
             )
@@ -160,7 +167,8 @@ def members(config: ConfigDict, path: epath.Path) -> list[Member]:
         of_seed.update(seed=seed, num_seeds=1)
         each.append(Member(path / f"seed={seed}", of_seed, f"seed={seed}"))
     new = [one.path for one in each if not (one.path / "config.json").exists()]
-    begun = [one.path for one in each if any((one.path / "checkpoints" / "latest").glob("*"))]
+    latest = {one.path: one.path / "checkpoints" / "latest" for one in each}
+    begun = [path for path, folder in latest.items() if folder.is_dir() and any(folder.iterdir())]
     if new and begun:
         raise ValueError(
             f"{begun[0]} was begun without {new[0]}: they cannot train together. Use another "
@@ -200,6 +208,6 @@ def summary(result: Mapping[str, Any]) -> str:
     )
 
 
-def _rank(scores: Mapping[str, float]) -> float:
+def _rank(scores: Mapping[str, Any]) -> float:
     """What the best checkpoint is the best in; a split without any valid pixel counts as 0."""
     return float(np.nan_to_num(scores["eval/mean_iou"]))

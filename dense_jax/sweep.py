@@ -22,7 +22,6 @@ import os
 import re
 import shlex
 import sys
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +29,7 @@ from absl import flags
 from etils import epath  # like pathlib, also for gs://
 
 from dense_jax import command, distributed, jobs
+from dense_jax.workdir import check_path, runs, write_json
 
 Override = dict[str, Any]
 
@@ -140,13 +140,8 @@ def state(workdir: epath.Path) -> str:
     return "unfinished" if workdir.exists() else "new"
 
 
-def _workdirs(workdir: epath.Path) -> list[epath.Path]:
-    """The run's own, or those of its seeds where it has num_seeds."""
-    return list(workdir.glob("seed=*")) or [workdir]
-
-
 def is_finished(workdir: epath.Path) -> bool:
-    results = (_read_json(each / "result.json") for each in _workdirs(workdir))
+    results = (_read_json(each / "result.json") for each in runs(workdir))
     return all(result.get("status") == "finished" for result in results)
 
 
@@ -157,7 +152,7 @@ def is_evaluated(workdir: epath.Path, split: str) -> bool:
         evaluation, result = run / f"evaluation_{split}.json", run / "result.json"
         return evaluation.exists() and os.path.getmtime(evaluation) >= os.path.getmtime(result)
 
-    return is_finished(workdir) and all(map(is_newer, _workdirs(workdir)))
+    return is_finished(workdir) and all(map(is_newer, runs(workdir)))
 
 
 def remember(directory: epath.Path, started: dict[str, Any]) -> list[str]:
@@ -167,14 +162,16 @@ def remember(directory: epath.Path, started: dict[str, Any]) -> list[str]:
       {name: override}. It may get and lose runs, and another split.
 
     Raises ValueError, listing what differs, if DIR has runs of another config: finished ones would
-    be taken for those of this one. A run without config.json never began, so it binds to nothing.
+    be taken for those of this one; and if no run can save its checkpoints there. A run without
+    config.json never began, so it binds to nothing.
     """
+    check_path(directory)
     path = directory / "sweep.json"
     old = _read_json(path)
     begun = {
         name: override
         for name, override in old.get("runs", {}).items()
-        if any((each / "config.json").exists() for each in _workdirs(directory / name))
+        if any((each / "config.json").exists() for each in runs(directory / name))
     }
     new = json.loads(json.dumps(started))  # tuples are lists there
     if begun:
@@ -187,11 +184,7 @@ def remember(directory: epath.Path, started: dict[str, Any]) -> list[str]:
                 f"{directory} has runs of another config. Use another --workdir, or start the "
                 "sweep as before. What differs:\n" + "\n".join(different)
             )
-    text = json.dumps(new | {"runs": begun | new["runs"]}, indent=2) + "\n"
-    directory.mkdir(parents=True, exist_ok=True)
-    unfinished = directory / f"sweep.json.{uuid.uuid4().hex}"  # others may start now, by --index
-    unfinished.write_text(text)
-    unfinished.replace(path)
+    write_json(path, new | {"runs": begun | new["runs"]})  # others may start now, by --index
     return [name for name in begun if name not in new["runs"]]
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
@@ -67,7 +66,7 @@ def train(config: ConfigDict, directory: str) -> None:
     must have the same code, config, data and workdir, and fail together.
     """
     imported = startup.seconds_of_process()
-    path = epath.Path(directory).resolve()
+    path = workdir.check_path(directory)
     job = members(config, path)
     distributed.agree(_facts(config, job))
     finished = [result for each in job if (result := each.result)]

@@ -6,19 +6,28 @@ environment.json  versions, git commit and devices, of the run's latest start
 metrics.jsonl     one object per line: the step, and values by their path
 cost.json         FLOPs, memory and speed, written when the run is finished
 result.json       written when the run is finished
+
+Beside them lie checkpoints, TensorBoard's records and pictures. One process at a time trains in a
+workdir: it holds the lock of checkpoints/lock. Never uses jax but in `environment`.
 """
 
+import contextlib
+import fcntl
 import importlib.metadata
+import io
 import json
 import logging
 import math
+import os
 import platform
+import re
+import socket
 import subprocess
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import jax
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
@@ -30,6 +39,72 @@ OPERATIONAL = (
 )
 
 _LOG = logging.getLogger("dense_jax")
+_LOCKS: dict[epath.Path, int] = {}  # the workdirs that this process trains in
+
+
+def check_path(directory: epath.PathLike) -> epath.Path:
+    """Returns the absolute path of a folder to train in.
+
+    Raises ValueError where orbax would lose the checkpoints: it takes the path for a pattern of file
+    names, and tensorstore takes a backslash for a slash.
+    """
+    path = epath.Path(directory).resolve()
+    if found := re.search(r"\[[^/]+\]|\*\*|\\", str(path)):
+        raise ValueError(
+            f"--workdir={path} has {found.group()!r} in it: checkpoints cannot be saved where the "
+            r"path of a folder has [...], ** or \ in it. Use another --workdir"
+        )
+    return path
+
+
+def lock(path: epath.Path) -> None:
+    """Keeps other processes from training in a workdir, until `unlock` or the end of this process.
+
+    Raises ValueError if another process trains there.
+    """
+    if path in _LOCKS:
+        return
+    if "://" in str(path):
+        _LOG.warning("%s is a bucket, which has no locks: start no second run there", path)
+        return
+    (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+    holder = path / "checkpoints" / "lock"
+    file = os.open(holder, os.O_RDWR | os.O_CREAT, 0o666)
+    if not try_lock(file, holder):
+        os.close(file)
+        raise ValueError(f"{path} is in use by {holder.read_text() or 'another process'}")
+    os.truncate(file, 0)
+    os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
+    _LOCKS[path] = file
+
+
+def unlock(path: epath.Path) -> None:
+    """Lets other processes train in a workdir."""
+    if path in _LOCKS:
+        os.close(_LOCKS.pop(path))
+
+
+def try_lock(file: IO | int, path: epath.Path) -> bool:
+    """Locks an open file until it is closed; returns False if another process has locked it.
+
+    Warns, and returns True, where the file system has no locks.
+
+    file: the open file, or its descriptor. path: where it is.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        _LOG.warning("%s cannot be locked (%s): start no second run there", path, error)
+    return True
+
+
+def sync(file: IO) -> None:
+    """Returns when what was written to a file is on the disk."""
+    file.flush()
+    with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # a bucket's file
+        os.fsync(file.fileno())
 
 
 def to_json(value: Any) -> Any:
@@ -44,12 +119,39 @@ def to_json(value: Any) -> Any:
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:
-    """Writes a file that is either the old or the new one, whenever the process dies."""
+    """Writes a JSON file as `write_text` does."""
+    write_text(path, json.dumps(to_json(value), indent=2) + "\n")
+
+
+def write_text(path: epath.PathLike, text: str) -> None:
+    """Writes a file that is either the old or the new one, whenever process or machine die."""
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.parent / (path.name + ".tmp")
-    unfinished.write_text(json.dumps(to_json(value), indent=2) + "\n")
+    unfinished = path.parent / f"{path.name}.{uuid.uuid4().hex}.tmp"  # others may write it, too
+    with unfinished.open("w") as file:
+        file.write(text)
+        sync(file)
     unfinished.replace(path)
+
+
+def read_json(path: epath.PathLike) -> dict[str, Any]:
+    """Reads a JSON file of a workdir. Raises ValueError, which says what to do, if it is damaged."""
+    path = epath.Path(path)
+    try:
+        return _parse(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): remove it, and start the same command of dense_jax.main "
+            "again, which writes it anew"
+        ) from error
+
+
+def _parse(text: bytes) -> dict[str, Any]:
+    match json.loads(text):
+        case dict(value):
+            return value
+        case value:
+            raise ValueError(f"{value!r} is no JSON object")
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -68,7 +170,7 @@ def compare(workdir: epath.PathLike, config: ConfigDict) -> None:
     path = epath.Path(workdir) / "config.json"
     if not path.exists():
         return
-    old, new = flatten(json.loads(path.read_text())), flatten(to_json(config.to_dict()))
+    old, new = flatten(read_json(path)), flatten(to_json(config.to_dict()))
     different = [
         f"  {field}: {old.get(field)!r} there, {new.get(field)!r} now"
         for field in sorted(old.keys() | new.keys())
@@ -103,7 +205,9 @@ def compare_dataset(workdir: epath.PathLike, dataset: Mapping[str, Any]) -> None
 def runs(directory: epath.PathLike) -> list[epath.Path]:
     """The workdirs of the runs that one command trained: the directory, or those of its seeds."""
     path = epath.Path(directory)
-    return sorted(path.glob("seed=*"), key=lambda seed: (len(seed.name), seed.name)) or [path]
+    there = path.iterdir() if path.is_dir() else ()  # not glob: [...] in the path is no pattern
+    seeds = [seed for seed in there if seed.name.startswith("seed=")]
+    return sorted(seeds, key=lambda seed: (len(seed.name), seed.name)) or [path]
 
 
 def read(workdir: epath.PathLike, name: str) -> Any:
@@ -116,22 +220,31 @@ def read(workdir: epath.PathLike, name: str) -> Any:
                 f"{', '.join(map(str, seeds))}"
             )
         raise ValueError(f"{path} is missing: --workdir must be that of a run of dense_jax.main")
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def read_records(path: epath.PathLike) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a line cut off by a kill is left out."""
+    """The lines of a metrics.jsonl; those that are damaged are said, and left out.
+
+    Nothing is said of the last line if a kill cut it off.
+    """
     path, records = epath.Path(path), []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    text = path.read_bytes() if path.exists() else b""
+    for number, line in enumerate(text.splitlines(keepends=True), start=1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+            record = _parse(line)
+            if type(record.get("step")) is not int:
+                raise ValueError("it has no step")
+            records.append(record)
+        except ValueError as error:
+            if line.endswith(b"\n"):
+                _LOG.warning("%s, line %d is damaged, and left out: %s", path, number, error)
     return records
 
 
 def environment() -> dict[str, Any]:
     """Versions, git commit (with "+" where files were changed) and devices."""
+    import jax  # here, because `sweep` and `report` do without
 
     def git(*args: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *args]

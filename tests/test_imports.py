@@ -65,8 +65,8 @@ ALLOWED = {
     "mosaic": {"tiles"},
     "results": set(),
     "tta": set(),
-    "sweep": {"command", "distributed", "jobs"},
-    "jobs": set(),
+    "sweep": {"command", "distributed", "jobs", "workdir"},
+    "jobs": {"workdir"},
     "report": {
         *("boundary", "command", "data", "labels", "metrics", "plots", "predictions", "report"),
         "workdir",

@@ -243,7 +243,8 @@ def command(tmp_path):
     (package / "__init__.py").touch()
     (package / "main.py").write_text(FAKE_MAIN)
     (package / "evaluate.py").write_text(FAKE_EVALUATE)
-    for name in ("sweep.py", "jobs.py", "distributed.py", "command.py", "spelling.py"):
+    names = ("sweep", "jobs", "distributed", "command", "spelling", "workdir")
+    for name in (f"{name}.py" for name in names):
         (package / name).write_text((pathlib.Path(sweep.__file__).parent / name).read_text())
     (tmp_path / "ablation.py").write_text(EXPERIMENT)
     return [sys.executable, "-m", "dense_jax.sweep", "--config=ablation.py", "--workdir=runs"]
