@@ -305,7 +305,7 @@ def _facts(config: ConfigDict, job: Sequence[Member]) -> dict[str, Any]:
 
 
 def _facts_of_split(split: str, source: Any) -> dict[str, Any]:
-    facts = describe(source) | {"largest_image": source.sizes.max(axis=0)}
+    facts = describe(source, source)
     return workdir.to_json({f"{name} of the {split} images": v for name, v in facts.items()})
 
 

@@ -208,11 +208,15 @@ def by_phase(rows: Sequence[Row], phases: dict[int, np.ndarray]) -> "Figure":
     for axes in grid:
         axes.axis("off")
     for axes, (i, each) in zip(grid, relative.items(), strict=False):
-        drawn = axes.imshow(each, cmap="PuOr_r", vmin=1 - spread, vmax=1 + spread)
+        axes.imshow(each, cmap="PuOr_r", vmin=1 - spread, vmax=1 + spread)
         lines = [f"{i + 1}: {rows[i].label[0]}", *rows[i].label[1:], f"{np.nanmean(phases[i]):.3f}"]
         axes.set_title("\n".join(lines), fontsize=6)
     figure.colorbar(
-        drawn, ax=figure.axes, location="bottom", label="error rate / its mean", aspect=30
+        grid[0].images[0],
+        ax=figure.axes,
+        location="bottom",
+        label="error rate / its mean",
+        aspect=30,
     )
     return figure
 
