@@ -14,13 +14,14 @@ import socket
 import sys
 import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
 TIMEOUT = 60  # seconds, after which the others stop when one is gone
 START_TIMEOUT = 600  # seconds, for which the first waits for the last: each host installs first
+GRACE = 3  # seconds, in which a process may fail with words of its own when another has
 _EXPLICIT = ("coordinator", "num_processes", "process_id")
 _FAILURE = "dense_jax/failure"  # what the first process to fail says to the others
 _FOREVER = 10**9  # milliseconds: JAX ends a process that waits for a dead one
@@ -59,7 +60,7 @@ def initialize() -> None:
         _check_address(args.coordinator, args.process_id)
     import jax
 
-    # The first outlasts those that came after it: JAX would abort them, with a dump, when it goes.
+    # JAX would abort, with a dump: at its own timeout, and where the first is the first to go.
     patience = START_TIMEOUT + (TIMEOUT if args.process_id == 0 else 0)
     timer = threading.Timer(patience, _give_up, [patience])
     timer.daemon = True
@@ -71,7 +72,7 @@ def initialize() -> None:
         args.num_processes,
         args.process_id,
         cluster_detection_method="deactivate" if args.coordinator else None,
-        initialization_timeout=patience + TIMEOUT,  # JAX would abort with a dump
+        initialization_timeout=patience + TIMEOUT,
         heartbeat_timeout_seconds=TIMEOUT,
         shutdown_timeout_seconds=TIMEOUT,  # for which one that failed waits for the others
     )
@@ -79,26 +80,12 @@ def initialize() -> None:
     timer.cancel()
 
 
-def exchange(value: Any) -> list[Any]:
-    """Returns what each process gave, a JSON value, in the order of their numbers; waits for all.
-
-    Uses no device, so that it works before any compilation and with devices that do not match.
-    """
-    jax = _joined()
-    if jax is None:
-        return [value]
-    key = f"dense_jax/exchange/{next(_exchanges)}"
-    jax.client.key_value_set(f"{key}/{jax.process_id}", json.dumps(value))
-    keys = (f"{key}/{k}" for k in range(jax.num_processes))
-    return [json.loads(jax.client.blocking_key_value_get(each, _FOREVER)) for each in keys]
-
-
-def agree(facts: Mapping[str, Any]) -> None:
+def agree(facts: Callable[[], Mapping[str, Any]]) -> None:
     """Raises ValueError, with the same words on all processes, unless all have the same facts.
 
-    facts: JSON values by what a user knows them as.
+    facts: returns JSON values by what a user knows them as. Not called in a single process.
     """
-    if different := differences(exchange(facts)):
+    if _joined() and (different := differences(_exchange(facts()))):
         raise ValueError(f"the processes must be alike, but differ in {'; '.join(different)}")
 
 
@@ -121,11 +108,11 @@ def check_shared(folder: str | os.PathLike[str]) -> None:
     path = pathlib.Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     # Of a name that no file system can remember as missing.
-    mark = path / exchange(f".shared-{uuid.uuid4().hex}")[0]
+    mark = path / _exchange(f".shared-{uuid.uuid4().hex}")[0]
     if jax.process_id == 0:
         mark.touch()
-    exchange(None)  # it is there
-    seen = exchange(mark.exists())
+    _exchange(None)  # it is there
+    seen = _exchange(mark.exists())
     if jax.process_id == 0:
         mark.unlink()
     if not all(seen):
@@ -144,19 +131,25 @@ def together() -> Iterator[None]:
         return
     client, done = jax.client, threading.Event()
 
-    def look() -> None:
-        """Ends this process if another has failed."""
+    def failure() -> str | None:
+        """What another process has failed with."""
         try:
-            failure = client.key_value_try_get(_FAILURE)
-        except RuntimeError:  # none has
-            return
-        print(f"error: {failure}", file=sys.stderr, flush=True)
-        jax.shutdown()  # the other waits there for this one
-        os._exit(1)  # whatever the main thread waits for will never come
+            return client.key_value_try_get(_FAILURE)
+        except RuntimeError:  # not set
+            return None
+
+    def leave(message: str) -> None:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        try:
+            jax.shutdown()  # the one that failed waits there for this one
+        finally:
+            os._exit(1)  # whatever the main thread waits for will never come
 
     def watch() -> None:
         while not done.wait(0.5):
-            look()
+            # All may fail at the same time, and each has something of its own to say.
+            if (message := failure()) and not done.wait(GRACE):
+                leave(message)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -165,7 +158,8 @@ def together() -> Iterator[None]:
     except (Exception, KeyboardInterrupt) as error:
         done.set()
         watcher.join()
-        look()  # what another's end brings about here is no news
+        if isinstance(error, RuntimeError) and (message := failure()):
+            leave(message)  # JAX says only that the other is gone
         with contextlib.suppress(RuntimeError):  # another was first, or nobody can be told
             what = str(error) if isinstance(error, ValueError | OSError) else repr(error)
             client.key_value_set(_FAILURE, f"process {jax.process_id}: {what}")
@@ -173,6 +167,17 @@ def together() -> Iterator[None]:
     finally:
         done.set()
         watcher.join()
+
+
+def _exchange(value: Any) -> list[Any]:
+    """Returns what each process gave, a JSON value, in the order of their numbers; waits for all.
+
+    Uses no device, so that it works before any compilation and with devices that do not match.
+    """
+    jax, key = _joined(), f"dense_jax/exchange/{next(_exchanges)}"
+    jax.client.key_value_set(f"{key}/{jax.process_id}", json.dumps(value))
+    keys = (f"{key}/{k}" for k in range(jax.num_processes))
+    return [json.loads(jax.client.blocking_key_value_get(each, _FOREVER)) for each in keys]
 
 
 def _joined() -> Any:

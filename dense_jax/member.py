@@ -36,7 +36,7 @@ class Member:
         return workdir.read_json(path) if path.exists() else None
 
     @property
-    def state(self) -> dict[str, Any]:
+    def contents(self) -> dict[str, Any]:
         """What the workdir holds of the run, before it is opened."""
         held = {
             kind: sorted(each.name for each in (self.path / "checkpoints" / kind).glob("*"))

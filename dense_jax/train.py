@@ -68,7 +68,7 @@ def train(config: ConfigDict, directory: str) -> None:
     imported = startup.seconds_of_process()
     path = workdir.check_path(directory)
     job = members(config, path)
-    distributed.agree(_facts(config, job))
+    distributed.agree(lambda: _facts(config, job))
     finished = [result for each in job if (result := each.result)]
     if finished and len(finished) == len(job):
         for each, result in zip(job, finished, strict=True):
@@ -105,9 +105,11 @@ def train(config: ConfigDict, directory: str) -> None:
     is_new = not any((each.path / "config.json").exists() for each in job)
     encoder = _published(config, shapes) if is_new else None
     distributed.agree(
-        _facts_of_split(config.data.train_split, source)
-        | _facts_of_split(config.data.eval_split, eval_source)
-        | {"model.pretrained": _digest(x.tobytes() for x in jax.tree.leaves(encoder))}
+        lambda: (
+            _facts_of_split(config.data.train_split, source)
+            | _facts_of_split(config.data.eval_split, eval_source)
+            | {"model.pretrained": _digest(x.tobytes() for x in jax.tree.leaves(encoder))}
+        )
     )
     distributed.check_shared(path)
     if config.data.verify:
@@ -300,7 +302,7 @@ def _facts(config: ConfigDict, job: Sequence[Member]) -> dict[str, Any]:
         | {"the code of dense_jax": _digest(file.read_bytes() for file in package)}
         | {"the number of devices": jax.local_device_count()}
         | {name: value for name, value in fields.items() if name not in PER_PROCESS}
-        | {"what --workdir holds": [each.state for each in job]}
+        | {"what --workdir holds": [each.contents for each in job]}
     )
 
 
