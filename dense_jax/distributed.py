@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import json
 import os
-import pathlib
 import re
 import signal
 import socket
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
+from etils import epath  # like pathlib, also for gs://
 
 TIMEOUT = 60  # seconds, after which the others stop when one is gone
 START_TIMEOUT = 600  # seconds, for which the first waits for the last: each host installs first
@@ -100,12 +100,12 @@ def differences(everyone: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def check_shared(folder: str | os.PathLike[str]) -> None:
+def check_shared(folder: epath.PathLike) -> None:
     """Raises ValueError, on all processes, unless the folder is the same for all; makes it."""
     jax = _joined()
     if jax is None:
         return
-    path = pathlib.Path(folder)
+    path = epath.Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     # Of a name that no file system can remember as missing.
     mark = path / _exchange(f".shared-{uuid.uuid4().hex}")[0]
