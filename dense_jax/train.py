@@ -71,9 +71,9 @@ def train(config: ConfigDict, directory: str) -> None:
         data.open_dataset(config.data.name, config.data.root, split)
         for split in (config.data.train_split, config.data.eval_split)
     )
-    dataset = describe(source)
+    dataset = describe(source, eval_source)
     for each in job:
-        workdir.compare_dataset(each.path, dataset)
+        workdir.compare_dataset(each.path, dataset, config.data.root)
     train_source: Any = source
     if config.border.weight > 0:
         train_source = borders.Bordered(source, **config.border.to_dict())
@@ -262,7 +262,7 @@ def train(config: ConfigDict, directory: str) -> None:
         each.finish(num_parameters, needed)
 
 
-def describe(source: Any) -> dict[str, Any]:
+def describe(source: Any, eval_source: Any) -> dict[str, Any]:
     """What dataset.json holds: all that is needed to use the model without the data."""
     return {
         "class_names": source.class_names,
@@ -271,6 +271,7 @@ def describe(source: Any) -> dict[str, Any]:
         "palette": plots.palette_of(source),
         "num_examples": len(source),
         "fingerprint": source.fingerprint,
+        "eval_fingerprint": eval_source.fingerprint,
     }
 
 
