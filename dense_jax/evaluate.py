@@ -1,6 +1,6 @@
 """Scores a trained workdir: python -m dense_jax.evaluate --workdir=DIR [--split=test].
 
-Writes DIR/evaluation_SPLIT.json and .md, .npz with the name of each image and what was counted of
+Writes evaluation_SPLIT.json and .md, .npz with the name of each image and what was counted of
 it, .zip with the predicted class maps, as PNG files in the classes' colours, and .png with the images
 that score worst. Every valid pixel of the split is counted exactly once, at the labels' own resolution;
 ignored pixels count nowhere. A class that is neither in the labels nor predicted has no score (null),
@@ -13,6 +13,8 @@ the mean of what each image's own NAME is.
 """
 
 import contextlib
+import logging
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,6 +41,7 @@ from dense_jax.run import jit_eval_step, load
 from dense_jax.tallies import BOUNDARY, FOREGROUND, MEANS, OBJECTS, REGION
 from dense_jax.tiles import tilings
 
+_LOG = logging.getLogger("dense_jax")
 NUM_DRAWN = 6  # of the worst images
 SPELLINGS = {
     "dice": "Dice",
@@ -59,6 +62,8 @@ def evaluate(
     margin: int | None = None,
     boundaries: bool = True,
     foreground: Sequence[str] = (),
+    root: str | None = None,
+    output: str | None = None,
 ) -> dict[str, Any]:
     """Scores one split with one checkpoint; writes and returns evaluation_SPLIT.json.
 
@@ -68,20 +73,31 @@ def evaluate(
     boundaries: whether to measure boundaries, which needs whole class maps on the host.
     foreground: classes to be scored as one against all others, and whose connected components are
       told apart by the Rand and information scores.
+    root: the folder of the data, where they are no longer in the run's data.root, or are others.
+    output: the folder that the files go to; by default the workdir.
     """
     loaded = load(directory, checkpoint)
     config = loaded.config
     split = split or config.data.eval_split
-    source = data.open_dataset(config.data.name, config.data.root, split)
+    path = epath.Path(output or directory) / f"evaluation_{split}.json"
+    _check_writable(path.parent)
+    if root is None and not epath.Path(config.data.root).is_dir():
+        raise ValueError(f"{config.data.root} is gone: pass --root=FOLDER, where the data are now")
+    root = workdir.absolute(config.data.root if root is None else root)
+    source = data.open_dataset(config.data.name, root, split)
     for field, there in (
         ("class_names", list(source.class_names)),
         ("num_channels", source.num_channels),
     ):
         if there != loaded.dataset[field]:
             raise ValueError(
-                f"{config.data.root or config.data.name} has {field} {there}, but the run was "
+                f"{root or config.data.name} has {field} {there}, but the run was "
                 f"trained with {loaded.dataset[field]}"
             )
+    with contextlib.suppress(ValueError):  # what is damaged may be replaced
+        before = workdir.read_json(path) if path.exists() else {}
+        if before.get("dataset_fingerprint", source.fingerprint) != source.fingerprint:
+            _LOG.warning("%s was of other data, %s, and is replaced", path, before.get("root"))
     if unknown := sorted(set(foreground) - set(source.class_names)):
         raise ValueError(
             f"foreground has no classes {unknown}; there are: {', '.join(source.class_names)}"
@@ -96,7 +112,6 @@ def evaluate(
         loaded.run.context,
     )
     eval_step = jit_eval_step(loaded.run, loaded.mesh)
-    path = epath.Path(directory) / f"evaluation_{split}.json"
     with contextlib.ExitStack() as stack:
         pool = per_image.Pool(source.num_classes, classes) if boundaries else None
         write = None
@@ -123,6 +138,8 @@ def evaluate(
             batch_size=config.eval.batch_size if batch_size is None else batch_size,
             workers=config.data.workers,
         )
+        if jax.process_index() == 0:
+            path.unlink(missing_ok=True)  # its presence means that all files are there, of one time
         counted = {"confusion_matrices": matrices} | (pool.results() if pool else {})
     of_images = tallies.tally(counted, classes)
     scores, low, high = (
@@ -136,7 +153,7 @@ def evaluate(
     nowhere = ~np.any(true | guessed, axis=0)
     evaluation = {
         "dataset": config.data.name,
-        "root": config.data.root,
+        "root": root,
         "dataset_fingerprint": source.fingerprint,
         "split": split,
         "step": loaded.step,
@@ -157,7 +174,6 @@ def evaluate(
         "confusion_matrix": matrices.sum(axis=0, dtype=np.int64),
     }
     if jax.process_index() == 0:
-        workdir.write_json(path, evaluation)
         path.with_suffix(".md").write_text(markdown(evaluation))
         of_each = metrics.mean_iou_of_each(matrices)
         worst = np.argsort(of_each)[:NUM_DRAWN].tolist()  # without a score: last
@@ -166,7 +182,22 @@ def evaluate(
             Image.fromarray(picture).save(file, "PNG")
         with path.with_suffix(".npz").open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, names=np.array(source.names), **counted)
+        workdir.write_json(path, evaluation)
     return evaluation
+
+
+def _check_writable(folder: epath.Path) -> None:
+    """Raises ValueError if the evaluation cannot be written to a folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if "://" in str(folder):  # a bucket has no temporary files
+            return
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to {folder} ({error.strerror}): name another folder with --output=DIR"
+        ) from error
 
 
 def markdown(evaluation: Mapping[str, Any]) -> str:
@@ -284,12 +315,16 @@ def main(argv: list[str]) -> None:
             margin=args.margin,
             boundaries=args.boundaries,
             foreground=args.foreground,
+            root=args.root,
+            output=args.output and str(epath.Path(args.output) / path.relative_to(args.workdir)),
         )
         print(markdown(evaluation))
 
 
 if __name__ == "__main__":
     command.define_folder("workdir", "Of a run of dense_jax.main.", required=True)
+    command.define_folder("root", "Folder of the data; by default the run's data.root.")
+    command.define_folder("output", "Folder that the files go to; by default the workdir.")
     flags.DEFINE_string("split", None, "Which to score; by default the run's eval_split.")
     flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
     flags.DEFINE_integer("batch_size", None, "Tiles per step; by default the run's.", lower_bound=1)

@@ -49,11 +49,17 @@ class Member:
     def open(self, dataset: Mapping[str, Any]) -> None:
         """Says in the workdir what the run is, and opens its checkpoints.
 
-        dataset: as in dataset.json. Raises ValueError if another process trains in the workdir.
+        dataset: as in dataset.json. Raises ValueError if another process trains in the workdir, or a
+        file is where a folder must be.
         """
+        for name in ("", "checkpoints", "pictures", "tensorboard"):
+            if (folder := self.path / name).exists() and not folder.is_dir():
+                raise ValueError(f"{folder} is a file, but must be a folder: move it away")
         if jax.process_index() == 0:
             workdir.lock(self.path)
-            workdir.write_json(self.path / "config.json", self.config.to_dict())
+            config = self.config.to_dict()
+            config["data"]["root"] = workdir.absolute(config["data"]["root"])
+            workdir.write_json(self.path / "config.json", config)
             workdir.write_json(self.path / "dataset.json", dataset)
             workdir.write_json(self.path / "environment.json", workdir.environment())
         self.latest = checkpoint.Checkpoints(self.path / "checkpoints" / "latest", LATEST_TO_KEEP)

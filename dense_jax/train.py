@@ -81,7 +81,7 @@ def train(config: ConfigDict, directory: str) -> None:
     )
     dataset = describe(source, eval_source)
     for each in job:
-        workdir.compare_dataset(each.path, dataset)
+        workdir.compare_dataset(each.path, dataset, config.data.root)
     train_source: Any = source
     if config.border.weight > 0:
         train_source = borders.Bordered(source, **config.border.to_dict())
@@ -290,6 +290,7 @@ def describe(source: Any, eval_source: Any) -> dict[str, Any]:
         "num_examples": len(source),
         "image_size": np.concatenate([source.sizes, eval_source.sizes]).max(axis=0).tolist(),
         "fingerprint": source.fingerprint,
+        "eval_fingerprint": eval_source.fingerprint,
     }
 
 

@@ -1,7 +1,8 @@
 """The small files of a run: what was asked for, on what, and what came out.
 
 config.json       the whole config, as nested objects
-dataset.json      class names, palette and number of channels: enough to predict without the data
+dataset.json      class names, palette and number of channels: enough to predict without the data;
+                  and what tells whether the data are the same
 environment.json  versions, git commit and devices, of the run's latest start
 metrics.jsonl     one object per line: the step, and values by their path
 cost.json         FLOPs, memory and speed, written when the run is finished
@@ -55,6 +56,11 @@ def check_path(directory: epath.PathLike) -> epath.Path:
             r"path of a folder has [...], ** or \ in it. Use another --workdir"
         )
     return path
+
+
+def absolute(root: str) -> str:
+    """Returns a folder's path as it is from any other folder, too; "" and a bucket's stay."""
+    return os.path.abspath(os.path.expanduser(root)) if root and "://" not in root else root
 
 
 def lock(path: epath.Path) -> None:
@@ -174,7 +180,8 @@ def compare(workdir: epath.PathLike, config: ConfigDict) -> None:
     different = [
         f"  {field}: {old.get(field)!r} there, {new.get(field)!r} now"
         for field in sorted(old.keys() | new.keys())
-        if old.get(field) != new.get(field) and field not in OPERATIONAL
+        # What data.root may be depends on what lies there: see compare_dataset.
+        if old.get(field) != new.get(field) and field not in (*OPERATIONAL, "data.root")
     ]
     if different:
         raise ValueError(
@@ -183,22 +190,31 @@ def compare(workdir: epath.PathLike, config: ConfigDict) -> None:
         )
 
 
-def compare_dataset(workdir: epath.PathLike, dataset: Mapping[str, Any]) -> None:
-    """Raises ValueError if a run to be resumed was started on other data; warns if files changed.
+def compare_dataset(workdir: epath.PathLike, dataset: Mapping[str, Any], root: str) -> None:
+    """Raises ValueError if a run to be resumed was started on other data.
 
-    dataset: as in dataset.json.
+    The same data may lie elsewhere now. Where files have changed, but lie where they were, a warning
+    says so.
+
+    dataset: as in dataset.json. root: config.data.root.
     """
     path = epath.Path(workdir) / "dataset.json"
     if not path.exists():
         return
-    old, new = json.loads(path.read_text()), to_json(dataset)
-    for field in ("class_names", "num_channels", "num_examples", "image_size"):
-        if old[field] != new[field]:
+    old, new = read_json(path), to_json(dataset)
+    config = path.parent / "config.json"
+    before = flatten(read_json(config) if config.exists() else {}).get("data.root", root)
+    moved = absolute(before) != absolute(root)
+    where = f", from data.root={before} to {root}" if moved else ""
+    facts = ("class_names", "num_channels", "num_examples", "image_size")
+    files = ("fingerprint", "eval_fingerprint")
+    for field in (*facts, *(files if moved else ())):
+        if old.get(field) != new[field]:
             raise ValueError(
-                f"the dataset has changed since {path.parent} was started: {field} was "
-                f"{old[field]} and is {new[field]}. Restore the data, or use another --workdir"
+                f"the dataset has changed since {path.parent} was started{where}: {field} was "
+                f"{old.get(field)} and is {new[field]}. Restore the data, or use another --workdir"
             )
-    if old["fingerprint"] != new["fingerprint"]:
+    if any(old.get(field) != new[field] for field in files):
         _LOG.warning("the dataset's files are not those that %s was started on", path.parent)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import zipfile
 
 import numpy as np
@@ -274,3 +275,52 @@ def test_a_predictor_gives_classes_and_their_probabilities(run):
     np.testing.assert_array_equal(probabilities.argmax(axis=-1), predictor(image))
     with pytest.raises(ValueError, match=r"uint8 \[height, width, 1\], not uint8 \[9, 14\]"):
         predictor.probabilities(image[..., 0])
+
+
+def test_data_may_lie_elsewhere_and_files_go_where_they_are_asked_to(run, tiny_folder, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    root = shutil.copytree(tiny_folder, tmp_path / "data")
+    output = tmp_path / "new" / "folder"
+    evaluation = evaluate.evaluate(
+        str(run), "test", boundaries=False, root=str(root), output=str(output)
+    )
+    assert evaluation["root"] == str(root)
+    names = {path.name for path in output.iterdir()}
+    assert names == {f"evaluation_test.{kind}" for kind in ("json", "md", "npz", "png", "zip")}
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"cannot write to .*/file .*--output=DIR"):
+        evaluate.evaluate(str(run), "test", output=str(tmp_path / "file"))
+
+
+def test_data_that_are_gone_are_asked_for(run, tmp_path):
+    moved = shutil.copytree(run, tmp_path / "run")
+    config = json.loads((moved / "config.json").read_text())
+    config["data"]["root"] = str(tmp_path / "nowhere")
+    (moved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"nowhere is gone: pass --root=FOLDER"):
+        evaluate.evaluate(str(moved), "test")
+
+
+def test_other_data_in_place_of_the_run_s_are_said(run, tiny_folder, tmp_path, caplog):
+    output = str(tmp_path / "out")
+    root = shutil.copytree(tiny_folder, tmp_path / "data")
+    evaluate.evaluate(str(run), "val", boundaries=False, output=output)
+    evaluate.evaluate(str(run), "val", boundaries=False, output=output, root=str(root))
+    assert "was of other data" not in caplog.text
+    (root / "images" / "val" / "0.png").rename(root / "images" / "val" / "9.png")
+    (root / "labels" / "val" / "0.png").rename(root / "labels" / "val" / "9.png")
+    evaluate.evaluate(str(run), "val", boundaries=False, output=output, root=str(root))
+    assert f"was of other data, {root}, and is replaced" in caplog.text
+
+
+def test_the_json_file_is_there_when_all_is(run, tmp_path, monkeypatch):
+    def die(*_, **__):
+        raise KeyboardInterrupt
+
+    output = str(tmp_path)
+    evaluate.evaluate(str(run), "val", boundaries=False, output=output)
+    monkeypatch.setattr(np, "savez_compressed", die)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.evaluate(str(run), "val", boundaries=False, output=output)
+    assert not (tmp_path / "evaluation_val.json").exists()

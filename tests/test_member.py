@@ -1,5 +1,6 @@
 """Several seeds side by side: each is the run that it would be by itself."""
 
+import math
 import shutil
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from dense_jax import evaluate, mesh, train, workdir
 from dense_jax.member import Member
 from experiments import base
 from tests.conftest import mesh_of
-from tests.test_train import Killed, assert_same_run, interrupt, kill, make_config, saved
+from tests.test_train import NUM_STEPS, Killed, assert_same_run, interrupt, kill, make_config, saved
 
 
 def make_job(tiny_folder, num_seeds):
@@ -151,3 +152,85 @@ def test_a_seed_that_is_not_finite_stops_all_and_is_named(tiny_folder, tmp_path)
     config.optimizer.grad_clip_norm = 0.0
     with pytest.raises(FloatingPointError, match=r"is not finite in .*seed="):
         train.train(config, str(tmp_path))
+
+
+DATASET = {"class_names": ["a"], "num_channels": 1, "num_examples": 1}
+DATASET |= {"fingerprint": None, "eval_fingerprint": None}
+
+
+def begun(tiny_folder, path):
+    one = Member(epath.Path(path), make_config(tiny_folder))
+    one.open(DATASET)
+    return one
+
+
+@pytest.mark.parametrize("damage", ["empty", "gone", "half", "a bad byte"])
+def test_without_its_records_a_run_goes_on_from_its_best_state(tiny_folder, tmp_path, damage):
+    scores = {"eval/mean_iou": 0.5, "eval/iou/a": math.nan}
+    state = {"a": jax.device_put(np.zeros(3, np.float32))}
+    one = begun(tiny_folder, tmp_path)
+    one.start(0)
+    one.score(4, state, scores, None)
+    one.save(5, state)
+    one.close()
+    records = tmp_path / "metrics.jsonl"
+    content = records.read_bytes()
+    if damage == "gone":
+        records.unlink()
+    else:
+        half = content[: len(content) // 2]
+        bad = content.replace(b"mean", b"me\xffn")
+        records.write_bytes({"empty": b"", "half": half, "a bad byte": bad}[damage])
+    one = begun(tiny_folder, tmp_path)
+    one.start(5)
+    worse = scores | {"eval/mean_iou": 0.25}
+    one.score(NUM_STEPS, state, worse, None)
+    one.close()
+    one.finish(3, {"peak_bytes": 1})
+    assert one.result is not None
+    assert one.result["best"] == workdir.to_json({"step": 4, **scores})
+    assert one.result["final"] == workdir.to_json({"step": NUM_STEPS, **worse})
+
+
+def test_records_are_on_disk_before_a_state_that_follows_them(tiny_folder, tmp_path, monkeypatch):
+    done = []
+    state = {"a": jax.device_put(np.zeros(3, np.float32))}
+    one = begun(tiny_folder, tmp_path)
+    one.start(0)
+    monkeypatch.setattr(workdir, "sync", lambda file: done.append("sync"))
+    monkeypatch.setattr(one.best, "save", lambda *_: done.append("save"))
+    monkeypatch.setattr(one.latest, "save", lambda *_: done.append("save"))
+    one.score(4, state, {"eval/mean_iou": 0.5}, None)
+    one.save(4, state)
+    one.close()
+    assert done == ["sync", "save"] * 2
+
+
+def test_a_best_state_without_readable_scores_is_set_aside(tiny_folder, tmp_path, caplog):
+    state = {"a": jax.device_put(np.zeros(3, np.float32))}
+    one = begun(tiny_folder, tmp_path)
+    one.start(0)
+    one.score(4, state, {"eval/mean_iou": 0.5}, None)
+    one.close()
+    (tmp_path / "checkpoints" / "best" / "4" / "about" / "metadata").write_text("{")
+    one = begun(tiny_folder, tmp_path)
+    one.start(5)
+    one.score(NUM_STEPS, state, {"eval/mean_iou": 0.25}, None)
+    one.close()
+    assert one.best.steps == [NUM_STEPS]
+    assert "the next evaluation's state is the best" in caplog.text
+    assert (tmp_path / "checkpoints" / "best.unreadable" / "4").is_dir()
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "pictures", "tensorboard"])
+def test_a_file_in_place_of_a_folder_is_said_at_the_start(tiny_folder, tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=f"{name} is a file, but must be a folder"):
+        begun(tiny_folder, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_the_data_are_found_from_any_folder(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_folder.parent)
+    begun(tiny_folder.name, tmp_path).latest.close()
+    assert workdir.read(tmp_path, "config.json")["data"]["root"] == str(tiny_folder)

@@ -206,6 +206,12 @@ def test_runs_may_come_and_go_and_what_they_were_is_remembered(tmp_path):
     assert runs == {"x": {"seed": 0, "model.skips": [4, 2]}, "y": {"seed": 1}, "z": {"seed": 2}}
 
 
+def test_a_folder_in_which_no_run_can_save_is_refused_at_once(tmp_path):
+    with pytest.raises(ValueError, match=r"^--workdir=.*'\[1\]'"):
+        sweep.remember(epath.Path(tmp_path / "[1]" / "runs"), STARTED)
+    assert not list(tmp_path.iterdir())
+
+
 # A trainer in three lines, where `python -m dense_jax.main` looks first: the working directory.
 FAKE_MAIN = """
 import json, os, pathlib, signal, sys, time

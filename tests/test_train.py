@@ -247,6 +247,12 @@ def test_another_config_on_the_same_workdir_is_refused(config, finished):
     assert "log_every" not in str(refused.value)
 
 
+def test_a_path_that_loses_checkpoints_is_refused_before_anything_is_written(config, tmp_path):
+    with pytest.raises(ValueError, match=r"^--workdir=.*'\[1\]'"):
+        train.train(config, str(tmp_path / "run [1]"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_bad_loss_options_are_refused_before_anything_is_written(config, tmp_path):
     config.loss_options.class_weights = (1.0, 2.0, 3.0)
     with pytest.raises(ValueError, match="class_weights must be 2 numbers"):
