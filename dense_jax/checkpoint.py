@@ -180,16 +180,18 @@ def digests(state: Any) -> dict[str, int]:
     modulo 2**32. It does not depend on how the array is spread over devices and hosts.
     """
 
+    paths, arrays = zip(*jax.tree_util.tree_leaves_with_path(state), strict=True)
+    numbers = np.arange(1, 2 * max(array.size for array in arrays), 2, dtype=np.uint32)
+
     def digest(array: jax.Array) -> int:
-        odd = np.arange(1, 2 * array.size, 2, dtype=np.uint32).reshape(array.shape)
-        total = 0
+        odd, total = numbers[: array.size].reshape(array.shape), 0
         for shard in array.addressable_shards:
             if shard.replica_id == 0:  # of several copies, on one host or many, one counts
-                bits = np.ravel(shard.data).view(f"u{array.dtype.itemsize}").astype(np.uint32)
+                bits = np.ravel(shard.data).view(f"u{array.dtype.itemsize}")
+                bits = bits.astype(np.uint32, copy=False)
                 total += np.dot(bits, np.ravel(odd[shard.index])).item()
         return total % 2**32
 
-    paths, arrays = zip(*jax.tree_util.tree_leaves_with_path(state), strict=True)
     with concurrent.futures.ThreadPoolExecutor() as pool:  # numpy runs beside others
         of_host = np.array(list(pool.map(digest, arrays)), np.uint32)
     totals = multihost_utils.process_allgather(of_host[None], tiled=True).sum(

@@ -14,7 +14,6 @@ the mean of what each image's own NAME is.
 
 import contextlib
 import logging
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -138,9 +137,9 @@ def evaluate(
             batch_size=config.eval.batch_size if batch_size is None else batch_size,
             workers=config.data.workers,
         )
-        if jax.process_index() == 0:
-            path.unlink(missing_ok=True)  # its presence means that all files are there, of one time
         counted = {"confusion_matrices": matrices} | (pool.results() if pool else {})
+        if jax.process_index() == 0:
+            path.unlink(missing_ok=True)  # written last: where it is, all files are
     of_images = tallies.tally(counted, classes)
     scores, low, high = (
         metrics.named_scores(each, source.class_names)
@@ -190,10 +189,8 @@ def _check_writable(folder: epath.Path) -> None:
     """Raises ValueError if the evaluation cannot be written to a folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if "://" in str(folder):  # a bucket has no temporary files
-            return
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        (folder / "evaluation.tmp").write_text("")
+        (folder / "evaluation.tmp").unlink(missing_ok=True)
     except OSError as error:
         raise ValueError(
             f"cannot write to {folder} ({error.strerror}): name another folder with --output=DIR"

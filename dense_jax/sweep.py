@@ -29,7 +29,7 @@ from absl import flags
 from etils import epath  # like pathlib, also for gs://
 
 from dense_jax import command, distributed, jobs
-from dense_jax.workdir import check_path, runs, write_json
+from dense_jax.workdir import check_path, read_json, runs, write_json
 
 Override = dict[str, Any]
 
@@ -198,7 +198,7 @@ def _differences(what: str, old: dict[str, Any], new: dict[str, Any]) -> list[st
 
 def _read_json(path: epath.Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        return read_json(path)
     except (OSError, ValueError):  # not there, or cut off by a crash
         return {}
 
