@@ -92,7 +92,7 @@ class Checkpoints:
         except Exception as error:  # orbax and tensorstore raise all sorts
             there = sorted(self._manager.all_steps(read=True))  # on disk, not as it was to be
             raise OSError(
-                f"cannot save to {self.directory}: see the error above; is the disk full? The "
+                f"cannot save to {self.directory}: {error}; is the disk full? The "
                 f"checkpoints of steps {there} are whole: the same command resumes"
             ) from error
 

@@ -21,7 +21,7 @@ from ml_collections.config_flags import tuple_parser
 from dense_jax.spelling import suggestion
 
 MISTAKES = (ValueError, OSError, FloatingPointError, SyntaxError, flags.Error)
-WRITTEN_TO = ("workdir", "output", "picture")  # names of flags
+WRITTEN_TO = ("output", "picture", "workdir")  # flags, of which a command writes to the first given
 
 flags.disclaim_key_flags()  # those defined here are the command's, and so in its --help
 
@@ -50,15 +50,12 @@ def run(main: Callable[[list[str]], Any], *, flags_parser: Callable = parse) -> 
 
 
 def _text(error: BaseException) -> str:
-    """The error's message. A full disk's names no file: the folders of the command are added."""
-    if not isinstance(error, OSError) or error.errno is None or error.filename is not None:
-        return str(error)
-    folders = [
-        f"--{name}={flags.FLAGS[name].value}"
-        for name in WRITTEN_TO
-        if name in flags.FLAGS and flags.FLAGS[name].value
-    ]
-    return f"{error}, of a command with {' '.join(folders)}" if folders else str(error)
+    """Returns the error's message. That of a full disk names no file: where we write is added."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        for name in WRITTEN_TO:
+            if name in flags.FLAGS and (path := flags.FLAGS[name].value):
+                return f"{error}; the command writes to --{name}={path}"
+    return str(error)
 
 
 class _Path(flags.ArgumentParser):

@@ -1,5 +1,6 @@
 """What every command that computes sets up: log lines, compiled programs, memory and devices."""
 
+import contextlib
 import ctypes
 import importlib.util
 import os
@@ -46,7 +47,9 @@ def keep_programs() -> None:
     """
     folder = verify.cache_folder()
     if folder and jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
+        with contextlib.suppress(OSError):  # a cache that cannot be written: compiled next time
+            (folder / "programs").mkdir(parents=True, exist_ok=True)
+            jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
 
 
 def keep_memory() -> None:

@@ -52,7 +52,7 @@ def run(statement, *arguments, folder=REPOSITORY, **environment):
         ("open('nowhere/a')", "[Errno 2] No such file or directory: 'nowhere/a'"),
         (
             "raise OSError(28, 'No space left on device')",
-            "[Errno 28] No space left on device, of a command with --output=masks",
+            "[Errno 28] No space left on device; the command writes to --output=masks",
         ),
         ("raise OSError('cannot save')", "cannot save"),
     ],

@@ -15,34 +15,40 @@ from dense_jax.data import balance, open_dataset, verify
 from tests.conftest import OPTIONS, REPOSITORY
 
 
-@pytest.mark.parametrize("own", ["", "/somewhere/else"])
-def test_programs_are_kept_in_the_users_cache_unless_a_folder_is_set(own):
+@pytest.fixture
+def kept_in():
+    """Returns where keep_programs keeps them, if the user has set a folder or none."""
     before = jax.config.jax_compilation_cache_dir
     assert before == OPTIONS["jax_compilation_cache_dir"]
-    jax.config.update("jax_compilation_cache_dir", own or None)
-    try:
+
+    def call(own=None):
+        jax.config.update("jax_compilation_cache_dir", own)
         startup.keep_programs()
-        there = jax.config.jax_compilation_cache_dir
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
-    assert there == (own or f"{verify.cache_folder()}/programs")
+        return jax.config.jax_compilation_cache_dir
+
+    yield call
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_programs_are_kept_in_the_users_cache_unless_a_folder_is_set(kept_in):
+    assert kept_in() == f"{verify.cache_folder()}/programs"
+    assert kept_in("/somewhere/else") == "/somewhere/else"
     assert str(verify.cache_folder()).startswith(os.environ["XDG_CACHE_HOME"])
 
 
-def test_without_a_home_folder_nothing_is_kept_and_all_works(tiny_folder, monkeypatch):
+def test_without_a_home_folder_nothing_is_kept_and_all_works(kept_in, tiny_folder, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # for a user that is not known
     assert verify.cache_folder() is None
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", None)
-    try:
-        startup.keep_programs()
-        assert jax.config.jax_compilation_cache_dir is None
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
+    assert kept_in() is None
     source = open_dataset("folder", str(tiny_folder), "train")
     verify.verify(source)
     assert balance.class_counts(source).shape == (7, 2)
+
+
+def test_a_cache_that_cannot_be_made_is_done_without(kept_in, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", __file__)
+    assert kept_in() is None
 
 
 @pytest.mark.parametrize("platform", ["cpuu", "cuda"])

@@ -7,6 +7,7 @@ image float [b, h, w, 1 or 3] of any height and width >= 1, already normalised; 
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -27,7 +28,7 @@ DTYPES = ("float32", "bfloat16")
 # Fields of config.model that only some encoders or decoders have, and what they may be. Unset: the
 # encoder's or decoder's own default.
 OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "width_multiplier": ("positive", lambda value: value > 0),
+    "width_multiplier": ("positive", lambda value: 0 < value < math.inf),
     "dropout": ("from 0 to below 1", lambda value: 0 <= value < 1),
     "remat": ("True or False", lambda value: isinstance(value, bool)),
     "bottleneck": ("True or False", lambda value: isinstance(value, bool)),
@@ -38,7 +39,7 @@ OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "decoder_relu": ("True or False", lambda value: isinstance(value, bool)),
     "gradual": ("True or False", lambda value: isinstance(value, bool)),
     "zero_init": ("True or False", lambda value: isinstance(value, bool)),
-    "score_scales": ("numbers", lambda value: all(isinstance(x, float | int) for x in value)),
+    "score_scales": ("numbers", lambda value: all(map(math.isfinite, value))),
 }
 
 
