@@ -137,7 +137,7 @@ class BatchNorm(nn.Module):
         exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if self.train:
             # mean(x^2) - mean(x)^2 has no digits left where the mean is many deviations from 0. From
-            # the mean of the corners it is at most sqrt(h w) of them, for they count in both.
+            # the mean of the corners it is at most sqrt(h w): they are part of the deviation.
             corners = jax.lax.stop_gradient(jnp.mean(exact[:, :1, :1], axis=(0, 1, 2)))
             moved = exact - corners[None, None, None]
             first, second = (jnp.mean(moment, axis=(0, 1, 2)) for moment in (moved, moved**2))
