@@ -109,8 +109,9 @@ def test_images_in_device_memory_never_move_between_devices(group_norm, resident
     assert collectives(resident[0]) == collectives(group_norm[0])
 
 
-def test_batch_norm_adds_one_small_all_reduce_per_layer_and_pass(batch_norm, group_norm):
-    """Mean and mean square of a channel forwards, their gradients backwards: of the global batch.
+def test_batch_norm_adds_three_small_all_reduces_per_layer(batch_norm, group_norm):
+    """Of the global batch: a channel's mean of the corners, and with its help mean and mean square
+    forwards; their gradients backwards.
 
     Those of the last pass may travel with gradients of other layers.
     """
@@ -118,9 +119,9 @@ def test_batch_norm_adds_one_small_all_reduce_per_layer_and_pass(batch_norm, gro
     found = collectives(compiled)
     assert {kind for kind, _ in found} == {"all-reduce"}
     num_norms = len(jax.tree.leaves(state.batch_stats)) // 2
-    assert num_norms <= len(found) - len(collectives(group_norm[0])) <= 2 * num_norms
+    assert 2 * num_norms <= len(found) - len(collectives(group_norm[0])) <= 3 * num_norms
     moved = sum(sum(sizes) for _, sizes in found)
-    small = 2 * num_bytes(state.batch_stats) + 8
+    small = 5 * num_bytes(state.batch_stats) // 2 + 8
     assert num_bytes(state.params) < moved <= num_bytes(state.params) + small
 
 

@@ -176,3 +176,28 @@ def test_batch_norm_is_flaxs(train, dtype):
         assert a.dtype == b.dtype
         a, b = (np.asarray(value, np.float64) for value in (a, b))
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1000.0, -3000.0])
+def test_batch_norm_is_exact_far_from_zero(mean):
+    """In float32, next to flax's in float64: result, gradient and running variance."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(mean, 1, (4, 8, 6, 3)).astype(np.float32)
+    x[0, 0, 0] += 20  # a corner that is like nothing else
+    weights = rng.normal(size=x.shape).astype(np.float32)
+
+    def outcome(norm, x):
+        def loss(x):
+            y, new = norm.apply(norm.init(jax.random.key(0), x), x, mutable=["batch_stats"])
+            return (weights * y).sum(), (y, new["batch_stats"]["var"])
+
+        gradient, (y, var) = jax.grad(loss, has_aux=True)(x)
+        return y, gradient, var
+
+    options = {"momentum": 0.9, "epsilon": 1e-5}
+    found = outcome(BatchNorm(True, **options), jnp.asarray(x))
+    with jax.enable_x64(True):
+        theirs = nn.BatchNorm(False, use_fast_variance=False, **options)
+        expected = outcome(theirs, jnp.asarray(x, "float64"))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)

@@ -136,8 +136,12 @@ class BatchNorm(nn.Module):
         now = mean.value, var.value
         exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if self.train:
-            first, second = (jnp.mean(moment, axis=(0, 1, 2)) for moment in (exact, exact**2))
-            now = first, jnp.maximum(second - first**2, 0)
+            # mean(x^2) - mean(x)^2 has no digits left where the mean is many deviations from 0. From
+            # the mean of the corners it is at most sqrt(h w): they are part of the deviation.
+            corners = jax.lax.stop_gradient(jnp.mean(exact[:, :1, :1], axis=(0, 1, 2)))
+            moved = exact - corners[None, None, None]
+            first, second = (jnp.mean(moment, axis=(0, 1, 2)) for moment in (moved, moved**2))
+            now = corners + first, jnp.maximum(second - first**2, 0)
             if not self.is_initializing():
                 for average, value in zip((mean, var), now, strict=True):
                     average.value = self.momentum * average.value + (1 - self.momentum) * value
