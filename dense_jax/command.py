@@ -10,7 +10,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
@@ -148,10 +148,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     if found.config is None:
         return parse(argv)
     path = os.path.expanduser(found.config)
-    as_written = _config(path)
-    for word in others:
-        if match := re.match(r"--?(?:no)?(config\.[^=]+)", word):
-            _check_field(match[1], as_written)
+    words = (re.match(r"--?(?:no)?config\.([^=]+)", word) for word in others)
+    check_fields(path, [word[1] for word in words if word])
     rest = parse([argv[0], f"--config={path}", *others])
     config: Any = flags.FLAGS["config"].value
     for section, field in (("data", "root"), ("model", "pretrained")):
@@ -177,13 +175,16 @@ def _config(path: str) -> ConfigDict:
     return config
 
 
-def _check_field(path: str, config: Any) -> None:
-    """Raises ValueError if a config has no such field."""
-    for name in path.split(".")[1:]:
-        valid = list(config) if isinstance(config, ConfigDict) else []
-        if name not in valid:
-            raise ValueError(
-                f"--{path}: no such field. Valid there: {', '.join(valid) or 'none'}"
-                f"{suggestion(name, valid)}"
-            )
-        config = config[name]
+def check_fields(path: str, fields: Iterable[str]) -> None:
+    """Raises ValueError if the config of an experiment file does not have one of the fields."""
+    as_written = _config(path)
+    for field in dict.fromkeys(fields):
+        config: Any = as_written
+        for name in field.split("."):
+            valid = list(config) if isinstance(config, ConfigDict) else []
+            if name not in valid:
+                raise ValueError(
+                    f"--config.{field}: no such field. Valid there: {', '.join(valid) or 'none'}"
+                    f"{suggestion(name, valid)}"
+                )
+            config = config[name]

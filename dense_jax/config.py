@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import logging
 import math
 from typing import Any
 
@@ -14,6 +15,7 @@ from dense_jax.normalise import NORMALISATIONS
 from dense_jax.spelling import suggestion
 from experiments import base
 
+_LOG = logging.getLogger("dense_jax")
 CACHES = ("none", "host", "device")
 _ALSO: dict[type, Any] = {
     float: float | int,
@@ -101,6 +103,11 @@ def check(config: ConfigDict) -> None:
             len(size) == 2 and all(isinstance(length, int) and length > 0 for length in size)
         ):
             raise ValueError(f"{field}={tuple(size)} must be a height and a width in pixels")
+    if config.optimizer.warmup_steps >= config.num_steps:
+        _LOG.warning(
+            "optimizer.warmup_steps=%d of num_steps=%d: learning_rate is never reached",
+            *(config.optimizer.warmup_steps, config.num_steps),
+        )
     if config.model.freeze_encoder and config.optimizer.encoder_lr_multiplier != 1:
         raise ValueError(
             "model.freeze_encoder leaves nothing to optimizer.encoder_lr_multiplier="

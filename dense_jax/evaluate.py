@@ -82,12 +82,13 @@ def evaluate(
     _check_writable(path.parent)
     if root is None and not epath.Path(config.data.root).is_dir():
         raise ValueError(f"{config.data.root} is gone: pass --root=FOLDER, where the data are now")
+    moved = root is not None
     root = workdir.absolute(config.data.root if root is None else root)
     source = data.open_dataset(config.data.name, root, split)
-    for field, there in (
-        ("class_names", list(source.class_names)),
-        ("num_channels", source.num_channels),
-    ):
+    facts = {"class_names": source.class_names, "num_channels": source.num_channels}
+    if not moved:  # other files may store the same in another way
+        facts |= {"values": source.values, "value_range": source.value_range}
+    for field, there in workdir.to_json(facts).items():
         if there != loaded.dataset[field]:
             raise ValueError(
                 f"{root or config.data.name} has {field} {there}, but the run was "

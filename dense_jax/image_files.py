@@ -35,7 +35,9 @@ def find(arguments: Sequence[str], output: Path) -> list[Path]:
         matched = _matched(argument)
         images = [path for path in matched if _real(path.parent) != _real(output)]
         if not images:
-            why = "what is in --output is not taken" if matched else "matches no file"
+            why = "matches no file"
+            if matched:
+                why = f"has only what is in --output={output}: pass another --output"
             raise ValueError(f"--images={argument!r} {why}")
         for path in images:
             found.setdefault((_real(path.parent), path.name), path)

@@ -16,7 +16,7 @@ import itertools
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ def predict(
         [output / (image.name + end) for image in found for end in endings.values()],
         legend,
         overwrite,
+        {os.path.realpath(path) for path in paths},
     )
     predictor = load(directory, checkpoint).using(**using)
     output.mkdir(parents=True, exist_ok=True)
@@ -85,13 +86,15 @@ def predict(
     return problems
 
 
-def _check(paths: Sequence[Path], legend: Path, overwrite: bool) -> None:
+def _check(paths: Sequence[Path], legend: Path, overwrite: bool, images: Collection[str]) -> None:
     counts = Counter([*paths, legend])  # which may be there from an earlier call
     if twice := sorted(path.name for path, count in counts.items() if count > 1):
         raise ValueError(f"several images would be written to {twice}: rename them")
     there = [path for path in paths if os.path.exists(path)]  # False where a name is too long
     if folders := [path for path in there if path.is_dir()]:
         raise ValueError(f"{folders[0]} is a folder, where a result would be: move it away")
+    if images_too := [path for path in there if os.path.realpath(path) in images]:
+        raise ValueError(f"{images_too[0]} is one of --images: pass another --output")
     if there and not overwrite:
         raise ValueError(f"{there[0]} exists ({len(there)} results do): pass --overwrite")
 

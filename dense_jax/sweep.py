@@ -238,6 +238,7 @@ def main(argv: Sequence[str]) -> int:
     for path in given:
         if any(path in override for override in sweep):
             raise ValueError(f"--config.{path} is what this sweep sets; edit {args.config}")
+    command.check_fields(args.config, [*given, *(path for override in sweep for path in override)])
     if args.index is not None and not 0 <= args.index < len(sweep):
         raise ValueError(f"--index={args.index} is not in 0..{len(sweep) - 1}")
     if args.list:

@@ -285,6 +285,7 @@ def describe(source: Any, eval_source: Any) -> dict[str, Any]:
     return {
         "class_names": source.class_names,
         "num_channels": source.num_channels,
+        "values": source.values,
         "value_range": source.value_range,
         "palette": plots.palette_of(source),
         "num_examples": len(source),

@@ -193,8 +193,7 @@ def compare(workdir: epath.PathLike, config: ConfigDict) -> None:
 def compare_dataset(workdir: epath.PathLike, dataset: Mapping[str, Any], root: str) -> None:
     """Raises ValueError if a run to be resumed was started on other data.
 
-    The same data may lie elsewhere now. Where files have changed, but lie where they were, a warning
-    says so.
+    The same data may lie elsewhere now.
 
     dataset: as in dataset.json. root: config.data.root.
     """
@@ -206,16 +205,16 @@ def compare_dataset(workdir: epath.PathLike, dataset: Mapping[str, Any], root: s
     before = flatten(read_json(config) if config.exists() else {}).get("data.root", root)
     moved = absolute(before) != absolute(root)
     where = f", from data.root={before} to {root}" if moved else ""
-    facts = ("class_names", "num_channels", "num_examples", "image_size")
-    files = ("fingerprint", "eval_fingerprint")
-    for field in (*facts, *(files if moved else ())):
-        if old.get(field) != new[field]:
+    for field, value in new.items():
+        if field != "palette" and old.get(field) != value:
+            what = f"{field} was {old.get(field)} and is {value}"
+            if field.endswith("fingerprint"):
+                split = "evaluation" if field.startswith("eval") else "training"
+                what = f"the {split} files, or what dataset.json says of them, are others"
             raise ValueError(
-                f"the dataset has changed since {path.parent} was started{where}: {field} was "
-                f"{old.get(field)} and is {new[field]}. Restore the data, or use another --workdir"
+                f"the dataset has changed since {path.parent} was started{where}: {what}. Restore "
+                "the data, or use another --workdir"
             )
-    if any(old.get(field) != new[field] for field in files):
-        _LOG.warning("the dataset's files are not those that %s was started on", path.parent)
 
 
 def runs(directory: epath.PathLike) -> list[epath.Path]:

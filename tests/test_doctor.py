@@ -88,6 +88,13 @@ def test_a_class_that_only_other_splits_show_is_an_error(root):
     assert error.startswith("class 'road' is in val, but not in train")
 
 
+def test_what_lies_beside_the_images_and_is_not_read_is_said(root):
+    save(root / "images" / "train" / "below" / "b.png", [[1]])
+    (root / "images" / "train" / ".cache").mkdir()
+    (warning,) = examine("folder", str(root))["train"]["warnings"]
+    assert "below/ there are not taken" in warning
+
+
 # 29. MMSegmentation#1601, #2081, #2146: NaN or 0 IoU from labels that are no class
 def test_reports_every_error(root):
     (root / "labels" / "val" / "a.png").write_text("")

@@ -176,9 +176,18 @@ def test_the_same_data_may_lie_elsewhere(folder, monkeypatch, caplog, root):
         workdir.compare(folder, config)
         workdir.compare_dataset(folder, dataset, place)
     assert not caplog.messages
-    for split in ("fingerprint", "eval_fingerprint"):
-        with pytest.raises(ValueError, match=rf"from data.root=.*/data to elsewhere: {split} was"):
-            workdir.compare_dataset(folder, dataset | {split: "other"}, "elsewhere")
-        caplog.clear()
-        workdir.compare_dataset(folder, dataset | {split: "other"}, root)
-        assert "files are not those" in caplog.text
+    for field, split in (("fingerprint", "training"), ("eval_fingerprint", "evaluation")):
+        changed = dataset | {field: "other"}
+        with pytest.raises(
+            ValueError, match=rf"/data to elsewhere: the {split} files.* are others"
+        ):
+            workdir.compare_dataset(folder, changed, "elsewhere")
+        with pytest.raises(ValueError, match=rf"was started: the {split} files.* are others"):
+            workdir.compare_dataset(folder, changed, root)
+
+
+def test_a_run_does_not_go_on_with_labels_that_mean_something_else(folder):
+    dataset = {"class_names": ["a", "b"], "values": [0, 1], "fingerprint": "f"}
+    workdir.write_json(folder / "dataset.json", dataset)
+    with pytest.raises(ValueError, match=r"values was \[0, 1\] and is \[1, 0\]"):
+        workdir.compare_dataset(folder, dataset | {"values": (1, 0), "fingerprint": "g"}, "")

@@ -109,7 +109,11 @@ def test_files_folders_and_globs_each_file_once_and_no_results(tmp_path):
     ]
     assert found(tmp_path / "c[1].TIF") == ["c[1].TIF"]
     assert found(tmp_path / "**" / "*.png") == ["a,1.png", "d.png"]
-    for argument, why in (("*.webp", "matches no file"), ("out", "not taken"), ("none.png", "no")):
+    for argument, why in (
+        ("*.webp", "matches no file"),
+        ("out", "has only what is in --output"),
+        ("none.png", "no"),
+    ):
         with pytest.raises(ValueError, match=rf"{argument.replace('*', '.')}.* {why}"):
             found(tmp_path, tmp_path / argument)
     with pytest.raises(ValueError, match="--images names no file"):
@@ -130,8 +134,12 @@ def test_a_second_run_finds_the_same_images_where_the_output_lies_among_them(tmp
 def test_images_in_the_output_folder_are_never_overwritten(tmp_path):
     save(tmp_path / "a.png")
     before = (tmp_path / "a.png").read_bytes()
-    with pytest.raises(ValueError, match="what is in --output is not taken"):
+    with pytest.raises(ValueError, match="has only what is in --output"):
         predict.predict("", str(tmp_path), tmp_path, overwrite=True)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "a.png").symlink_to(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png is one of --images"):
+        predict.predict("", str(tmp_path / "links"), tmp_path, overwrite=True)
     assert (tmp_path / "a.png").read_bytes() == before
 
 

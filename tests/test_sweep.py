@@ -234,10 +234,15 @@ args = dict(arg.removeprefix("--").split("=", 1) for arg in sys.argv[1:])
 (pathlib.Path(args["workdir"]) / f"evaluation_{args['split']}.json").touch()
 print("evaluated")
 """
-EXPERIMENT = """
+CONFIG = """
+from ml_collections import ConfigDict
+def get_config():
+    return ConfigDict({"seed": 0, "num_steps": 1, "model": {"skips": ()}, "data": {"name": ""}})
+"""
+EXPERIMENT = f"""{CONFIG}
 from dense_jax import sweep
 def get_sweep():
-    return sweep.grid(**{"model.skips": [(4, 8), ()], "seed": [0, 1]})
+    return sweep.grid(**{{"model.skips": [(4, 8), ()], "seed": [0, 1]}})
 """
 
 
@@ -333,7 +338,7 @@ def test_an_index_runs_that_one_only(command, tmp_path):
 
 def test_a_flag_over_what_all_rows_set_alike_is_refused(command, tmp_path):
     row = "def get_sweep(): return [{'model.skips': (4, 2), 'seed': seed} for seed in (0, 1)]"
-    (tmp_path / "ablation.py").write_text(row)
+    (tmp_path / "ablation.py").write_text(CONFIG + row)
     result = call(command, tmp_path, "--list", "--config.model.skips=()")
     assert result.returncode == 1
     assert (
@@ -399,3 +404,16 @@ def test_importing_it_brings_neither_jax_nor_flags():
     code += "assert 'jax' not in sys.modules; assert 'config' not in flags.FLAGS"
     cwd = pathlib.Path(sweep.__file__).parents[1]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=cwd)
+
+
+def test_fields_that_do_not_exist_are_refused_before_any_run(command, tmp_path):
+    for rows, flag in (
+        ("[{'sed': 0}]", "--config.num_steps=2"),
+        ("[{'seed': 0}]", "--config.sed=1"),
+    ):
+        (tmp_path / "ablation.py").write_text(f"{CONFIG}\ndef get_sweep(): return {rows}")
+        result = call(command, tmp_path, flag)
+        assert result.returncode == 1
+        assert result.stderr.startswith("error: --config.sed: no such field")
+        assert "did you mean 'seed'" in result.stderr
+    assert not (tmp_path / "runs").exists()

@@ -8,6 +8,7 @@ can be pickled, because worker processes get a copy. Every source has
     num_classes    int
     class_names    tuple of str
     num_channels   1 (grey), 3 (RGB) or any other number
+    values         the raw value, or values, of each class in label files, or None
     value_range    what became 0 and 255 in images that are not of 8 bits, or None
     palette        uint8 [num_classes, 3], RGB of each class in pictures, or None
     sizes          int32 [n, 2], height and width of each example in pixels

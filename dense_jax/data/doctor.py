@@ -25,6 +25,7 @@ from PIL import Image
 from dense_jax import command, data, plots
 from dense_jax.data import balance, checks, verify
 from dense_jax.data.files import some
+from dense_jax.data.folder import Folder
 from dense_jax.labels import IGNORE_LABEL
 
 
@@ -82,6 +83,8 @@ def _examine_split(name: str, root: str, split: str) -> tuple[dict[str, Any], li
     missing = [missing for missing, count in pixels.items() if not count]
     interpolated = [one.name for one in seen if one.looks_interpolated]
     warnings = []
+    if isinstance(source, Folder) and (others := source.not_taken):
+        warnings.append(f"images are read from one folder alone{others}")
     if missing:
         warnings.append(f"never seen: {', '.join(missing)}")
     if interpolated:

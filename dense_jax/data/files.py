@@ -66,8 +66,8 @@ class Layout:
         labels = self.files(root, self.labels, split)
         if not images:
             path = self._path(root, self.lists or self.images, split)
-            others = _not_taken(self.folder(root, self.images, split), _endings(self.images))
-            raise ValueError(f"{path}: no images{others}")
+            folder, endings = self.folder(root, self.images, split), _endings(self.images)
+            raise ValueError(f"{path}: no images{not_taken(folder, endings)}")
         check_partners(images, labels, "label", self._path(root, self.labels, split))
         check_partners(labels, images, "image", self._path(root, self.images, split))
         return [Item(name, images[name], labels[name]) for name in sorted(images)]
@@ -90,7 +90,10 @@ class Layout:
         for name, line in listed.items():
             if name not in files:
                 missing = folder / pattern.rpartition("/")[2].replace("NAME", name)
-                raise ValueError(f"{path}, line {line}: there is no {missing}")
+                hint = "; names are listed without their ending" * name.lower().endswith(
+                    IMAGE_ENDINGS
+                )
+                raise ValueError(f"{path}, line {line}: there is no {missing}{hint}")
         return {name: files[name] for name in listed}
 
     def _path(self, root: pathlib.Path, pattern: str, split: str) -> pathlib.Path:
@@ -163,6 +166,7 @@ class Files:
         self.class_names = classes.names
         self.num_classes = len(classes.names)
         self.num_channels = num_channels
+        self.values = classes.values
         self.value_range = value_range
         self.palette = None if classes.palette is None else np.array(classes.palette, np.uint8)
 
@@ -199,7 +203,8 @@ class Files:
         """As of `fingerprint`, also of what values mean."""
         paths = (path for item in self._items for path in self._paths(item))
         files = {_composed(path.relative_to(self._root).as_posix()): path for path in paths}
-        return fingerprint(repr((self._classes, self.value_range)), files)
+        meaning = dataclasses.replace(self._classes, palette=None)  # colors change no number
+        return fingerprint(repr((meaning, self.value_range)), files)
 
     def _paths(self, item: Item) -> Iterable[pathlib.Path]:
         return item.image, item.label
@@ -248,7 +253,7 @@ def check_partners(
     if alone := [path.name for name, path in files.items() if name not in partners]:
         raise ValueError(
             f"no {kind} in {pattern.parent} for {len(alone)} files: {some(alone)}"
-            f"{_not_taken(pattern.parent, _endings(pattern.name))}"
+            f"{not_taken(pattern.parent, _endings(pattern.name))}"
         )
 
 
@@ -262,7 +267,7 @@ def is_hidden(name: str) -> bool:
     return name.startswith((".", "@", "#", "$", "__")) or name == "lost+found"
 
 
-def _not_taken(folder: pathlib.Path, endings: Sequence[str]) -> str:
+def not_taken(folder: pathlib.Path, endings: Sequence[str] = IMAGE_ENDINGS) -> str:
     """The end of a message: what else lies in a folder that there may be."""
     others = [
         entry.name + "/" * entry.is_dir()

@@ -97,6 +97,11 @@ class Folder(files.Files):
             )
         return objects
 
+    @property
+    def not_taken(self) -> str:
+        """The end of a message: what lies beside the split's images and is not read."""
+        return files.not_taken(self._items[0].image.parent)
+
     def _paths(self, item: Item) -> Iterable[pathlib.Path]:
         instances = [self._instances[item.name]] if self.has_instances else []
         return [item.image, item.label, *instances]
@@ -150,7 +155,7 @@ def _read_options(root: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f'{path}: no such file; write at least {{"classes": ["NAME", ...]}}')
     try:
-        options = json.loads(path.read_text(encoding="utf-8-sig"))
+        options = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
 
@@ -161,7 +166,11 @@ def _read_options(root: pathlib.Path) -> dict[str, Any]:
         raise ValueError(f"{path}: unknown keys {unknown}; valid are {list(known)}")
 
     classes = options["classes"]
-    if not _is_list_of(str, classes) or not 1 <= len(classes) <= 255:
+    if (
+        not _is_list_of(str, classes)
+        or not 1 <= len(classes) <= 255
+        or not all(map(str.strip, classes))
+    ):
         raise ValueError(f'{path}: "classes" must be a list of 2 to 255 names, got {classes!r}')
     if len(classes) == 1:
         raise ValueError(
@@ -200,6 +209,14 @@ def _read_options(root: pathlib.Path) -> dict[str, Any]:
         if not is_pair or not all(map(math.isfinite, limits)) or limits[0] >= limits[1]:
             raise ValueError(f'{path}: "range" must be [LOW, HIGH], got {limits!r}')
     return options
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns a JSON object. Raises ValueError if a key is given twice: the last would win silently."""
+    keys = collections.Counter(key for key, _ in pairs)
+    if twice := [key for key, n in keys.items() if n > 1]:
+        raise ValueError(f"{twice} more than once")
+    return dict(pairs)
 
 
 def _is_list_of(kind: type, value: object) -> bool:

@@ -78,6 +78,7 @@ class Records:
         self.class_names: tuple[str, ...] = tuple(description["classes"])
         self.num_classes = len(self.class_names)
         self.num_channels: int = description["num_channels"]
+        self.values = None
         self.value_range = description["value_range"]  # which these images have gone through
         self.palette = None
         if description["palette"]:

@@ -45,6 +45,7 @@ class Synthetic:
         self.num_classes = len(CLASSES)
         self.num_channels = num_channels
         self.palette = None
+        self.values = None
         self.value_range = None
         self.fingerprint = None
 

@@ -91,6 +91,7 @@ class TfdsSource:
         self.num_classes = len(dataset.class_names)
         self.num_channels = dataset.num_channels
         self.palette = None if dataset.palette is None else np.array(dataset.palette, np.uint8)
+        self.values = None
         self.value_range = None
 
     def __len__(self) -> int:
