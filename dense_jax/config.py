@@ -17,10 +17,8 @@ from experiments import base
 
 _LOG = logging.getLogger("dense_jax")
 CACHES = ("none", "host", "device")
-_ALSO: dict[type, Any] = {
-    float: float | int,
-    tuple: tuple | list,
-}  # types that may stand for others
+# What a field of a type may hold, where it is more than that type.
+_ALSO: dict[type, Any] = {float: float | int, tuple: tuple | list}
 
 
 def check(config: ConfigDict) -> None:

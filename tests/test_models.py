@@ -1,6 +1,7 @@
 """Every encoder x decoder x upsampling x skips, through `build` alone."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -187,6 +188,10 @@ def test_skips_connect_every_encoder(name, encoder):
         ({"kernel_size": 4}, "model.kernel_size=4 must be odd"),
         ({"convs_per_level": 0}, "model.convs_per_level=0 must be at least 1"),
         ({"encoder": "resnet18", "width_multiplier": 0.0}, "model.width_multiplier=0.0 must be po"),
+        ({"encoder": "resnet18", "width_multiplier": math.inf}, "width_multiplier=inf must be po"),
+        ({"name": "fcn", "score_scales": (math.nan,)}, "score_scales=.* must be numbers"),
+        ({"widths": (2.5, 4)}, r"model.widths=\(2.5, 4\) must be one or more positive"),
+        ({"upsampling": "bilinaer"}, "; did you mean 'bilinear'"),
         ({"padding": "REFLECT"}, "model.padding='REFLECT' must be 'SAME' or 'VALID'"),
         ({"padding": "VALID", "name": "fcn"}, "only 'unet' over 'plain' has unpadded"),
         ({"padding": "VALID", "encoder": "vgg16"}, "only 'unet' over 'plain' has unpadded"),

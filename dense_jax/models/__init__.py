@@ -39,7 +39,10 @@ OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "decoder_relu": ("True or False", lambda value: isinstance(value, bool)),
     "gradual": ("True or False", lambda value: isinstance(value, bool)),
     "zero_init": ("True or False", lambda value: isinstance(value, bool)),
-    "score_scales": ("numbers", lambda value: all(map(math.isfinite, value))),
+    "score_scales": (
+        "numbers",
+        lambda value: all(isinstance(x, float | int) and math.isfinite(x) for x in value),
+    ),
 }
 
 
