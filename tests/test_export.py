@@ -191,7 +191,7 @@ def documented(tmp_path_factory):
     path = folder / "runs" / "unet_dice"
     train.train(config, str(path))
     export.export(str(path), folder / "unet_dice.zip")
-    Image.fromarray(images(64, 64, 3)).save(folder / "photo.jpg")
+    Image.fromarray(images(64, 64, 3)).save(folder / "photo.jpg")  # smaller than the run's images
     page = (REPOSITORY / "docs" / "export.md").read_text()
     return folder, re.findall(r"```python\n(.*?)```", page, re.DOTALL)
 
@@ -200,7 +200,8 @@ def test_the_documented_code_runs_without_this_package(documented):
     folder, (_, code, _) = documented
     labels = run_without(["flax", "dense_jax"], code, folder)
     image = np.array(Image.open(folder / "photo.jpg"))
-    np.testing.assert_array_equal(labels, load(folder / "runs/unet_dice")(image))
+    predictor = load(folder / "runs/unet_dice").using(tile_size=image.shape[:2], margin=0)
+    np.testing.assert_array_equal(labels, predictor(image))
 
 
 def test_the_documented_conversion_gives_the_same_labels(documented):
@@ -216,7 +217,8 @@ labels = logits.argmax(axis=-1)
 """
     labels = run_without([], code, folder)
     image = np.array(Image.open(folder / "photo.jpg"))
-    np.testing.assert_array_equal(labels, load(folder / "runs/unet_dice")(image))
+    predictor = load(folder / "runs/unet_dice").using(tile_size=image.shape[:2], margin=0)
+    np.testing.assert_array_equal(labels, predictor(image))
 
 
 def test_the_file_says_what_it_is(run, file):
