@@ -45,11 +45,11 @@ def keep_programs() -> None:
     JAX keeps what took longer than jax_persistent_cache_min_compile_time_secs. A folder that the
     user has set (JAX_COMPILATION_CACHE_DIR) is left alone, and so is JAX_ENABLE_COMPILATION_CACHE.
     """
-    folder = verify.cache_folder()
-    if folder and jax.config.values["jax_compilation_cache_dir"] is None:
-        with contextlib.suppress(OSError):  # a cache that cannot be written: compiled next time
-            (folder / "programs").mkdir(parents=True, exist_ok=True)
-            jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        folder = verify.cache_folder() / "programs"
+        with contextlib.suppress(OSError):  # it cannot be made: compiled again next time
+            folder.mkdir(parents=True, exist_ok=True)
+            jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def keep_memory() -> None:

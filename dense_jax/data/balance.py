@@ -73,10 +73,9 @@ def class_counts(source: Source) -> Counts:
 
     Raises ValueError, listing them, if examples are bad.
     """
-    folder = verify.cache_folder()
-    if folder is None or source.fingerprint is None:
+    if source.fingerprint is None:
         return _count(source)
-    cache = folder / "class_counts" / f"{source.fingerprint}.npy"
+    cache = verify.cache_folder() / "class_counts" / f"{source.fingerprint}.npy"
     with contextlib.suppress(OSError, ValueError):
         return np.load(cache)
     counts = _count(source)

@@ -24,9 +24,8 @@ def verify(source: Source, *, progress: bool = True) -> None:
     """
     if source.fingerprint is None:
         return
-    cache = cache_folder()
-    mark = cache and cache / "verified" / source.fingerprint
-    if mark and mark.exists():
+    mark = cache_folder() / "verified" / source.fingerprint
+    if mark.exists():
         return
     labelled, errors = scan(source, _is_labelled, progress=progress)
     refuse(errors, len(source))
@@ -35,10 +34,9 @@ def verify(source: Source, *, progress: bool = True) -> None:
             f"every pixel of all {len(source)} labels ({some(source.names)}) is ignored: nothing can "
             "be learnt from them or scored; see which values the dataset ignores"
         )
-    if mark:
-        with contextlib.suppress(OSError):  # it cannot be written: verified again next time
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            mark.touch()
+    with contextlib.suppress(OSError):  # a cache that cannot be written: verified again next time
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
 
 
 def _is_labelled(example: dict[str, Any]) -> bool:
@@ -96,7 +94,10 @@ def refuse(errors: list[str], num_examples: int) -> None:
         raise ValueError(f"{len(errors)} of {num_examples} examples are bad:\n  {listed}{more}")
 
 
-def cache_folder() -> pathlib.Path | None:
-    """The folder of what need not be computed again; None for a user without a home folder."""
+def cache_folder() -> pathlib.Path:
+    """The folder of what need not be found out again.
+
+    A user without a home folder gets one that cannot be made: every cache is optional.
+    """
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return None if cache.startswith("~") else pathlib.Path(cache) / "dense_jax"
+    return pathlib.Path(os.devnull if cache.startswith("~") else cache) / "dense_jax"
