@@ -95,9 +95,9 @@ class Member:
                 f"{max(self.latest.steps, default='none')}; lower optimizer.learning_rate or set "
                 "optimizer.grad_clip_norm"
             )
-        if step == self._first + 1 and values["train/loss"] == values["train/grad_norm"] == 0:
+        if step == self._first + 1 and values["train/grad_norm"] == 0:
             _LOG.warning(
-                "%s: loss and gradient of the first step are exactly 0, so that nothing is learned: "
+                "%s: the gradient of the first step is exactly 0, so that nothing is learned: "
                 "look at the labels (dense_jax.data.doctor) and the weights of the loss",
                 self.path,
             )

@@ -61,14 +61,14 @@ def test_a_finished_job_says_so(job, tiny_folder, capsys):
     assert capsys.readouterr().out.count("is finished") == 4
 
 
-@pytest.mark.parametrize(("step", "loss", "warnings"), [(5, 0.0, 1), (5, 0.1, 0), (6, 0.0, 0)])
-def test_a_first_step_that_learns_nothing_is_said(step, loss, warnings, tmp_path, caplog):
+@pytest.mark.parametrize(("step", "norm", "warnings"), [(5, 0.0, 1), (5, 0.1, 0), (6, 0.0, 0)])
+def test_a_first_step_that_learns_nothing_is_said(step, norm, warnings, tmp_path, caplog):
     member = Member(epath.Path(tmp_path), base.get_config())
     member.latest = member.best = SimpleNamespace(steps=[])
     member.start(4)
-    member.record(step, {"train/loss": loss, "train/grad_norm": 0.0}, [])
+    member.record(step, {"train/loss": 0.5, "train/grad_norm": norm}, [])
     member._log.close()
-    assert caplog.text.count("are exactly 0, so that nothing is learned") == warnings
+    assert caplog.text.count("is exactly 0, so that nothing is learned") == warnings
 
 
 def test_killed_and_started_again_ends_bitwise_the_same(job, tiny_folder, tmp_path, monkeypatch):
