@@ -302,6 +302,16 @@ def test_data_that_are_gone_are_asked_for(run, tmp_path):
         evaluate.evaluate(str(moved), "test")
 
 
+def test_labels_that_mean_something_else_now_are_refused(run, tmp_path):
+    """Other files, by root=, may have values of their own."""
+    moved = tmp_path / "run"
+    shutil.copytree(run, moved)
+    about = json.loads((moved / "dataset.json").read_text())
+    (moved / "dataset.json").write_text(json.dumps(about | {"values": about["values"][::-1]}))
+    with pytest.raises(ValueError, match=r"has values \[.*\], but the run was trained with"):
+        evaluate.evaluate(str(moved), "test")
+
+
 def test_other_data_in_place_of_the_run_s_are_said(run, tiny_folder, tmp_path, caplog):
     output = str(tmp_path / "out")
     root = shutil.copytree(tiny_folder, tmp_path / "data")
