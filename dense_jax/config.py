@@ -4,18 +4,20 @@ import functools
 import inspect
 import logging
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from dense_jax import data, losses, models, optim
+from dense_jax import command, data, losses, models, optim
 from dense_jax.data import balance
 from dense_jax.normalise import NORMALISATIONS
 from dense_jax.spelling import suggestion
-from experiments import base
 
 _LOG = logging.getLogger("dense_jax")
+# By its path: a project may have a package of its own called `experiments`.
+BASE = Path(__file__).parent.parent / "experiments" / "base.py"
 CACHES = ("none", "host", "device")
 # What a field of a type may hold, where it is more than that type.
 _ALSO: dict[type, Any] = {float: float | int, tuple: tuple | list}
@@ -120,7 +122,7 @@ def check(config: ConfigDict) -> None:
 
 def _check_fields(config: ConfigDict) -> None:
     """Raises ValueError, listing all, for fields that are not those of experiments/base.py."""
-    valid, given = _fields(base.get_config()), _fields(config)
+    valid, given = _fields(command.experiment(str(BASE)).get_config()), _fields(config)
     wrong = [f"{field}: missing" for field in valid if field not in given]
     for field, (_, value) in given.items():
         section, _, name = field.rpartition(".")
