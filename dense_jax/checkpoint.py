@@ -193,8 +193,8 @@ def digests(state: Any) -> dict[str, int]:
         return total % 2**32
 
     with concurrent.futures.ThreadPoolExecutor() as pool:  # numpy runs beside others
-        of_host = np.array(list(pool.map(digest, arrays)), np.uint32)
-    totals = multihost_utils.process_allgather(of_host[None], tiled=True).sum(
+        host_digests = np.array(list(pool.map(digest, arrays)), np.uint32)
+    totals = multihost_utils.process_allgather(host_digests[None], tiled=True).sum(
         axis=0, dtype=np.uint32
     )
     return dict(zip(map(jax.tree_util.keystr, paths), totals.tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""What all commands share: reading flags and experiment files, and ending on a user's mistake.
+"""The parts that all commands share: flags, experiment files, and the end on a user's mistake.
 
 A mistake (a flag, a field, a file, a full disk) ends a command with one line, `error: ...`, and exit
 status 1. With --verbosity=1 the traceback is shown instead. Never uses jax.
@@ -159,7 +159,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def _config(path: str) -> ConfigDict:
-    """What get_config() of an experiment file returns."""
+    """Returns the config of an experiment file, by its get_config()."""
     get_config = getattr(experiment(path), "get_config", None)
     if get_config is None:
         raise ValueError(f"{path} has no get_config()")

@@ -19,7 +19,7 @@ _LOG = logging.getLogger("dense_jax")
 # By its path: a project may have a package of its own called `experiments`.
 BASE = Path(__file__).parent.parent / "experiments" / "base.py"
 CACHES = ("none", "host", "device")
-# What a field of a type may hold, where it is more than that type.
+# The types whose fields may also hold values of others.
 _ALSO: dict[type, Any] = {float: float | int, tuple: tuple | list}
 
 

@@ -122,8 +122,8 @@ def make_page(predictor: Any, max_megapixels: float) -> "gradio.Blocks":
 class OwnHosts:
     """ASGI middleware that answers requests to addresses and to `names`, and refuses all others.
 
-    A page elsewhere can have its own name point to this machine, and then read what is served here,
-    as of the same origin (DNS rebinding). A request still says that name.
+    The owner of a page elsewhere can point its name to this machine. A browser then lets that page
+    read what is served here (DNS rebinding), but its requests still carry that name.
     """
 
     def __init__(self, app: Any, names: Collection[str]):

@@ -107,7 +107,7 @@ def check_shared(folder: epath.PathLike) -> None:
         return
     path = epath.Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    # Of a name that no file system can remember as missing.
+    # A new name: no file system can remember it as missing.
     mark = path / _exchange(f".shared-{uuid.uuid4().hex}")[0]
     if jax.process_id == 0:
         mark.touch()
@@ -132,7 +132,7 @@ def together() -> Iterator[None]:
     client, done = jax.client, threading.Event()
 
     def failure() -> str | None:
-        """What another process has failed with."""
+        """Returns the message of another process that has failed, or None."""
         try:
             return client.key_value_try_get(_FAILURE)
         except RuntimeError:  # not set

@@ -45,8 +45,8 @@ def _is_range(value: Any) -> bool:
     return are_two and -math.inf < value[0] < value[1] < math.inf
 
 
-# What callers rely on in model.json, in dotted paths, and whether a value is valid. Other fields are
-# for people.
+# The fields of model.json that callers rely on, by dotted path, and a test of each value. All other
+# fields are for people.
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     "format_version": _whole(1, VERSION),
     "dataset.class_names": _list(lambda name: isinstance(name, str)),

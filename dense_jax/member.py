@@ -37,12 +37,12 @@ class Member:
 
     @property
     def contents(self) -> dict[str, Any]:
-        """What the workdir holds of the run, before it is opened."""
+        """Lists the run's checkpoints and files, before it is opened."""
         held = {
             kind: sorted(each.name for each in (self.path / "checkpoints" / kind).glob("*"))
             for kind in ("latest", "best")
         }
-        # Of a listing: a network file system may remember for long that a file was missing.
+        # From a listing: a network file system may remember for long that a file was missing.
         there = {each.name for each in self.path.glob("*")}
         return held | {"files": sorted(there & {"config.json", "result.json"})}
 

@@ -282,7 +282,7 @@ def _entries(folder: pathlib.Path) -> list[os.DirEntry[str]]:
 
 
 def _endings(pattern: str) -> tuple[str, ...]:
-    """What the names of files may have behind NAME."""
+    """Returns the endings that may follow NAME in a file's name."""
     ending = pattern.rpartition("NAME")[2]
     return IMAGE_ENDINGS if ending == ".*" else (ending,)
 
