@@ -237,7 +237,8 @@ print("evaluated")
 CONFIG = """
 from ml_collections import ConfigDict
 def get_config():
-    return ConfigDict({"seed": 0, "num_steps": 1, "model": {"skips": ()}, "data": {"name": ""}})
+    sections = {"model": {"skips": ()}, "data": {"name": ""}}
+    return ConfigDict({"seed": 0, "num_steps": 1, "batch_size": 1, **sections})
 """
 EXPERIMENT = f"""{CONFIG}
 from dense_jax import sweep
