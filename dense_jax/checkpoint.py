@@ -35,9 +35,8 @@ class Checkpoints:
     def __init__(self, directory: epath.PathLike, max_to_keep: int | None = None):
         self.directory = epath.Path(directory).resolve()
         self._max_to_keep = max_to_keep
-        self._first: int | None = (
-            None  # the step that was saved first; 0 once it was found complete
-        )
+        # The step that was saved first; 0 once its checkpoint was found complete.
+        self._first: int | None = None
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -174,9 +173,9 @@ def _checksum(about: Mapping[str, Any]) -> int:
 
 
 def digests(state: Any) -> dict[str, int]:
-    """A number for each array, by its path, which every flipped bit changes.
+    """Returns a number for each array, by its path, which every flipped bit changes.
 
-    The sum of the array's bits, as unsigned integers, each times an odd number that tells its position,
+    It is the sum of the array's bits, as unsigned integers, each times an odd number that tells its position,
     modulo 2**32. It does not depend on how the array is spread over devices and hosts.
     """
 

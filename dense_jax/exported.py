@@ -137,7 +137,7 @@ def _check_fields(about: Any) -> None:
         if not is_valid(value := _field(about, name)):
             raise ValueError(f"{name} in its model.json is {value!r}")
     if len(about["dataset"]["palette"]) != len(about["dataset"]["class_names"]):
-        raise ValueError("its model.json has not as many colours as classes")
+        raise ValueError("its model.json has another number of colors than of classes")
 
 
 def _check_program(

@@ -80,7 +80,7 @@ class Predictor:
     ) -> "Predictor":
         """The same network, used in another way. What is None stays as it is.
 
-        tile_size, margin, batch_size: as of `tilings`, in pixels, and tiles per step.
+        tile_size, margin: in pixels; see `tilings`. batch_size: tiles per step.
         blend: whether tiles overlap by their margins and are blended there; see `Mosaic`.
         augment: names of `tta.AUGMENTATIONS`.
 

@@ -56,7 +56,7 @@ def score(
 ) -> np.ndarray:
     """Returns each image's confusion matrix, int32 [n, c, c]: to add them up, use int64.
 
-    tilings: of one source, as of `tiles.tilings`.
+    tilings: the tiles of one source; see `tiles.tilings`.
     per_image: False returns the sum alone, int64 [c, c]: [n, c, c] may not fit into memory.
     eval_step: as of `steps.make_eval_step`, mapped over batches, its results replicated: every host
       gets all of them.

@@ -1,4 +1,4 @@
-"""What every command that computes sets up: log lines, compiled programs, memory and devices."""
+"""The setup of every command that computes: log lines, compiled programs, memory and devices."""
 
 import contextlib
 import ctypes

@@ -50,7 +50,7 @@ from dense_jax.tiles import tilings
 
 _LOG = logging.getLogger("dense_jax")
 PREEMPTED = 75  # exit status (EX_TEMPFAIL): everything is saved, start the same command again
-# What a process may have of its own: where its disks are, and what leaves all numbers alone.
+# The fields that may differ between processes: where a disk is, and what changes no number.
 PER_PROCESS = ("data.root", "data.workers", "data.verify")
 
 
@@ -296,7 +296,7 @@ def describe(source: Any, eval_source: Any) -> dict[str, Any]:
 
 
 def _facts(config: ConfigDict, job: Sequence[Member]) -> dict[str, Any]:
-    """What all processes must have alike before they open the data."""
+    """Returns the facts that all processes must share before they open the data."""
     package = sorted(pathlib.Path(__file__).parent.rglob("*.py"))
     fields = workdir.flatten(config.to_dict())
     return workdir.to_json(

@@ -180,7 +180,7 @@ def compare(workdir: epath.PathLike, config: ConfigDict) -> None:
     different = [
         f"  {field}: {old.get(field)!r} there, {new.get(field)!r} now"
         for field in sorted(old.keys() | new.keys())
-        # What data.root may be depends on what lies there: see compare_dataset.
+        # compare_dataset decides about data.root: the same data may lie elsewhere.
         if old.get(field) != new.get(field) and field not in (*OPERATIONAL, "data.root")
     ]
     if different:
