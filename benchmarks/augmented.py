@@ -13,8 +13,8 @@ import matplotlib.figure
 import numpy as np
 
 from dense_jax import data, plots
-from dense_jax.augment import make_augment
-from dense_jax.colour import RGB_ONLY
+from dense_jax.training.augment import make_augment
+from dense_jax.training.color import RGB_ONLY
 
 STRENGTHS = {
     "flip": 0.5,
@@ -81,8 +81,8 @@ def main() -> None:
     for axes, (title, (pixels, classes)) in zip(
         figure.subplots(num_rows, NUM_COLUMNS, squeeze=False).flat, cells, strict=False
     ):
-        labelled = plots.overlay(pixels, classes, plots.palette_of(source))
-        axes.imshow(np.concatenate([plots.to_rgb(pixels), labelled]))
+        labeled = plots.overlay(pixels, classes, plots.palette_of(source))
+        axes.imshow(np.concatenate([plots.to_rgb(pixels), labeled]))
         axes.set_title(title, fontsize=8)
         axes.axis("off")
     figure.savefig(arguments.output, dpi=85)

@@ -201,7 +201,7 @@ TABLES = {
             ),
             "MMSegmentation IoUMetric(), mIoU": ('s["mean_iou"]', SAME),
             "MONAI MeanIoU()": (
-                'np.nanmean(labelled("iou"), axis=1).mean()',
+                'np.nanmean(labeled("iou"), axis=1).mean()',
                 "Averages over the images that have the class: false positives elsewhere are free.",
             ),
             'SMP iou_score(reduction="macro")': (
@@ -253,7 +253,7 @@ TABLES = {
         's["dice"]',
         {
             'MONAI DiceMetric(reduction="mean_batch")': (
-                'np.nan_to_num([metrics.mean(image) for image in labelled("dice").T])',
+                'np.nan_to_num([metrics.mean(image) for image in labeled("dice").T])',
                 "As MeanIoU; 0 if no image has the class.",
             ),
             'MONAI DiceMetric(reduction="mean_batch", ignore_empty=False)': (
@@ -270,7 +270,7 @@ TABLES = {
         's["mean_dice"]',
         {
             "MONAI DiceMetric()": (
-                'np.nanmean(labelled("dice"), axis=1).mean()',
+                'np.nanmean(labeled("dice"), axis=1).mean()',
                 "Averages over the images that have the class: false positives elsewhere are free.",
             ),
             "MONAI DiceMetric(ignore_empty=False)": (
@@ -324,7 +324,7 @@ test holds every cell to 0.00001. In it
   with a pixel of two classes for each pixel and class;
 - `valid` is the fraction of pixels that are not ignored;
 - `counts` is the confusion matrix (row = truth) of the arg-max, and `s` is `summarize(counts)`;
-- `each` holds the same scores of each image, one row per image, and `labelled(name)` is
+- `each` holds the same scores of each image, one row per image, and `labeled(name)` is
   `each[name]` with NaN where an image has no true pixel of the class.
 
 Versions: {versions}.
@@ -392,7 +392,7 @@ def names(case: str) -> dict[str, Any]:
         "counts": counts,
         "s": metrics.summarize(counts),
         "each": each,
-        "labelled": lambda name: np.where(np.isnan(each["accuracy"]), np.nan, each[name]),
+        "labeled": lambda name: np.where(np.isnan(each["accuracy"]), np.nan, each[name]),
     }
 
 

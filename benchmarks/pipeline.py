@@ -26,12 +26,14 @@ import jax
 from absl import flags
 
 from benchmarks.conformance import table
-from dense_jax import data, device_cache, mesh
-from dense_jax.augment import make_augment
+from dense_jax import data
 from dense_jax.data import pipeline
 from dense_jax.data.cache import Cached
+from dense_jax.devices import mesh
 from dense_jax.labels import IGNORE_LABEL
-from dense_jax.run import assemble, batch_shapes
+from dense_jax.program import assemble, batch_shapes
+from dense_jax.training import device_cache
+from dense_jax.training.augment import make_augment
 from experiments import camvid_unet
 
 try:

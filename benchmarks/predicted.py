@@ -11,7 +11,8 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from dense_jax import data, metrics, predictions
+from dense_jax import data, metrics
+from dense_jax.evaluation import class_maps as predictions
 
 QUANTILES = 0.1, 0.5, 0.9  # of the images' mean IoU
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import linen as nn
 
-from dense_jax import cost, mesh
+from dense_jax.devices import cost, mesh
 from dense_jax.models.layers import BatchNorm
 from dense_jax.models.upsampling import TransposedConv
 

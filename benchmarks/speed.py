@@ -26,8 +26,11 @@ import numpy as np
 from benchmarks import roofline
 from benchmarks.conformance import table
 from benchmarks.pipeline import hardware, versions
-from dense_jax import cost, losses, mesh, metrics, models, optim, startup, steps
-from dense_jax.normalise import unit
+from dense_jax import losses, metrics, models
+from dense_jax.devices import cost, mesh
+from dense_jax.devices import runtime as startup
+from dense_jax.models.normalization import unit
+from dense_jax.training import optim, steps
 from experiments import base, fcn8s_vgg16, segnet_basic, unet_resnet34
 
 try:
@@ -105,7 +108,7 @@ class Ours:
         )
         whole, split = mesh.replicated(self.devices), mesh.sharded(self.devices)
         init = functools.partial(
-            steps.init_state, self.model, tx, normalise=unit, num_channels=3, with_ema=False
+            steps.init_state, self.model, tx, normalize=unit, num_channels=3, with_ema=False
         )
         self._key = jax.device_put(jax.random.key(0), whole)
         self._state = jax.jit(init, out_shardings=whole)(self._key)

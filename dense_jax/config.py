@@ -10,10 +10,11 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from dense_jax import command, data, losses, models, optim
+from dense_jax import command, data, losses, models
 from dense_jax.data import balance
-from dense_jax.normalise import NORMALISATIONS
+from dense_jax.models.normalization import NORMALIZATIONS
 from dense_jax.spelling import suggestion
+from dense_jax.training import optim
 
 _LOG = logging.getLogger("dense_jax")
 # By its path: a project may have a package of its own called `experiments`.
@@ -32,7 +33,7 @@ def check(config: ConfigDict) -> None:
         ("data.cache", config.data.cache, CACHES),
         ("optimizer.name", config.optimizer.name, optim.OPTIMIZERS),
         ("optimizer.schedule", config.optimizer.schedule, optim.SCHEDULES),
-        ("model.normalisation", config.model.normalisation or "unit", NORMALISATIONS),
+        ("model.normalization", config.model.normalization or "unit", NORMALIZATIONS),
     ):
         if value not in valid:
             raise ValueError(

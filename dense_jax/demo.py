@@ -19,9 +19,10 @@ import numpy as np
 from absl import flags
 from jaxtyping import UInt8
 
-from dense_jax import command, plots, startup
+from dense_jax import command, plots
 from dense_jax.data import decode
-from dense_jax.predictor import load
+from dense_jax.devices import runtime as startup
+from dense_jax.inference.predictor import load
 
 if TYPE_CHECKING:
     import gradio
@@ -58,9 +59,9 @@ def areas(labels: UInt8[np.ndarray, "h w"], num_classes: int) -> list[tuple[int,
     return [(c, int(pixels[c])) for c in np.argsort(-pixels, kind="stable").tolist()]
 
 
-def table(labels: UInt8[np.ndarray, "h w"], colours: dict[str, Any]) -> str:
-    """HTML: the colour, name and area of every class. colours: {class: RGB}."""
-    named = list(colours.items())
+def table(labels: UInt8[np.ndarray, "h w"], colors: dict[str, Any]) -> str:
+    """HTML: the color, name and area of every class. colors: {class: RGB}."""
+    named = list(colors.items())
     rows = ["<tr><th></th><th>class</th><th>pixels</th><th>area</th></tr>"]
     for c, pixels in areas(labels, len(named)):
         name, (red, green, blue) = named[c]
@@ -77,7 +78,7 @@ def make_page(predictor: Any, max_megapixels: float) -> "gradio.Blocks":
     """The page for `predictor(image) -> labels`, as `load` returns it."""
     import gradio as gr
 
-    colours = plots.colours_of(predictor.class_names, predictor.palette)
+    colors = plots.colors_of(predictor.class_names, predictor.palette)
 
     def segment(path: str | None, opacity: float) -> tuple[Any, ...]:
         if path is None:  # the image was taken away
@@ -92,7 +93,7 @@ def make_page(predictor: Any, max_megapixels: float) -> "gradio.Blocks":
         plots.indexed(labels, predictor.palette).save(result)
         shown = plots.shrink(plots.to_rgb(image), SHOWN), plots.shrink(labels, SHOWN)
         download = gr.DownloadButton(value=result, interactive=True)
-        return shown, draw(shown, opacity), table(labels, colours), download
+        return shown, draw(shown, opacity), table(labels, colors), download
 
     def draw(shown: tuple[np.ndarray, np.ndarray] | None, opacity: float) -> np.ndarray | None:
         return shown and plots.overlay(*shown, predictor.palette, opacity)

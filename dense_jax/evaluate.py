@@ -1,7 +1,7 @@
 """Scores a trained workdir: python -m dense_jax.evaluate --workdir=DIR [--split=test].
 
 Writes evaluation_SPLIT.json and .md, .npz with the name of each image and what was counted of
-it, .zip with the predicted class maps, as PNG files in the classes' colours, and .png with the images
+it, .zip with the predicted class maps, as PNG files in the classes' colors, and .png with the images
 that score worst. Every valid pixel of the split is counted exactly once, at the labels' own resolution;
 ignored pixels count nowhere. A class that is neither in the labels nor predicted has no score (null),
 is named, and is left out of the means.
@@ -23,22 +23,17 @@ from absl import flags
 from etils import epath
 from PIL import Image
 
-from dense_jax import (
-    boundary,
-    command,
-    data,
-    metrics,
-    per_image,
-    plots,
-    predictions,
-    scoring,
-    startup,
-    tallies,
-    workdir,
-)
-from dense_jax.run import jit_eval_step, load
-from dense_jax.tallies import BOUNDARY, FOREGROUND, MEANS, OBJECTS, REGION
-from dense_jax.tiles import tilings
+from dense_jax import command, data, metrics, plots, storage
+from dense_jax.data.tiles import tilings
+from dense_jax.devices import runtime as startup
+from dense_jax.evaluation import class_maps as predictions
+from dense_jax.evaluation import per_image, scoring
+from dense_jax.metrics import aggregation as tallies
+from dense_jax.metrics import boundary
+from dense_jax.metrics.aggregation import BOUNDARY, FOREGROUND, MEANS, OBJECTS, REGION
+from dense_jax.program import jit_eval_step
+from dense_jax.trained import load
+from dense_jax.workdir import files as workdir
 
 _LOG = logging.getLogger("dense_jax")
 NUM_DRAWN = 6  # of the worst images
@@ -88,7 +83,7 @@ def evaluate(
     facts = {"class_names": source.class_names, "num_channels": source.num_channels}
     if not moved:  # other files may store the same in another way
         facts |= {"values": source.values, "value_range": source.value_range}
-    for field, there in workdir.to_json(facts).items():
+    for field, there in storage.to_json(facts).items():
         if there != loaded.dataset[field]:
             raise ValueError(
                 f"{root or config.data.name} has {field} {there}, but the run was "
@@ -182,7 +177,7 @@ def evaluate(
             Image.fromarray(picture).save(file, "PNG")
         with path.with_suffix(".npz").open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, names=np.array(source.names), **counted)
-        workdir.write_json(path, evaluation)
+        storage.write_json(path, evaluation)
     return evaluation
 
 

@@ -18,8 +18,12 @@ from etils import epath
 from flax import traverse_util
 from safetensors import numpy as safetensors
 
-from dense_jax import command, exported, startup, workdir
-from dense_jax.run import Loaded, Run, load, normalisation
+from dense_jax import command, storage
+from dense_jax.devices import runtime as startup
+from dense_jax.inference import exported
+from dense_jax.program import Run, normalization
+from dense_jax.trained import Loaded, load
+from dense_jax.workdir import files as workdir
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -29,12 +33,12 @@ def export(
     output: epath.PathLike,
     checkpoint: str = "best",
     *,
-    licence: str | None = None,
+    license: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Exports a workdir's network; returns what model.json says.
 
-    licence: of the weights; None says where they come from.
+    license: of the weights; None says where they come from.
 
     Raises ValueError or OSError, before anything is traced, if there is no such checkpoint, or if the
     file cannot be written or is there and may not be overwritten.
@@ -46,25 +50,19 @@ def export(
         raise ValueError(f"{path} exists: pass --overwrite, or another --output")
     loaded = load(directory, checkpoint)
     weights: Any = traverse_util.flatten_dict(loaded.variables, sep="/")
-    about = describe(loaded, directory, licence)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.parent / (path.name + ".tmp")
-    try:
-        with unfinished.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
-            program = trace(loaded.run, weights, loaded.dataset["num_channels"]).serialize()
-            about["program_sha256"] = hashlib.sha256(program).hexdigest()
-            members = {
-                "model.json": json.dumps(workdir.to_json(about), indent=2).encode(),
-                "program.bin": program,
-                "weights.safetensors": safetensors.save(
-                    {name: np.asarray(array) for name, array in weights.items()}
-                ),
-            }
-            for name, content in members.items():
-                archive.writestr(zipfile.ZipInfo(name), content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    about = describe(loaded, directory, license)
+    with storage.atomic(path) as file, zipfile.ZipFile(file, "w") as archive:
+        program = trace(loaded.run, weights, loaded.dataset["num_channels"]).serialize()
+        about["program_sha256"] = hashlib.sha256(program).hexdigest()
+        members = {
+            "model.json": json.dumps(storage.to_json(about), indent=2).encode(),
+            "program.bin": program,
+            "weights.safetensors": safetensors.save(
+                {name: np.asarray(array) for name, array in weights.items()}
+            ),
+        }
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
     return about
 
 
@@ -87,26 +85,26 @@ def trace(run: Run, weights: Mapping[str, Any], num_channels: int) -> jax.export
     return jax.export.export(jax.jit(program), platforms=PLATFORMS)(shapes, images)
 
 
-def describe(loaded: Loaded, directory: str, licence: str | None) -> dict[str, Any]:
+def describe(loaded: Loaded, directory: str, license: str | None) -> dict[str, Any]:
     """What the model is: all that its users need, and where it comes from.
 
     dataset: as in dataset.json. context: pixels on every side of the image for which there are no
     logits, 0 but for unpadded convolutions. tile_size, margin, batch_size: as of config.eval.
-    resolution, normalisation: what the program does to the image first.
+    resolution, normalization: what the program does to the image first.
     """
     config, model = loaded.config, loaded.config.model
-    if licence is None:
+    if license is None:
         sources = f"{config.data.name} {config.data.root}".rstrip()
         if model.pretrained:
             sources += f" and {model.pretrained}"
-        licence = f"not stated: that is for whoever shares the weights, made from {sources}"
+        license = f"not stated: that is for whoever shares the weights, made from {sources}"
     return {
         "format": exported.FORMAT,
         "format_version": exported.VERSION,
         "dataset": loaded.dataset,
-        "licence": licence,
+        "license": license,
         "resolution": config.data.resolution,
-        "normalisation": normalisation(model),
+        "normalization": normalization(model),
         "context": loaded.run.context,
         **{name: config.eval[name] for name in ("tile_size", "margin", "batch_size")},
         "step": loaded.step,
@@ -121,15 +119,15 @@ def main(argv: list[str]) -> None:
     startup.prepare()
     args = flags.FLAGS
     about = export(
-        args.workdir, args.output, args.checkpoint, licence=args.licence, overwrite=args.overwrite
+        args.workdir, args.output, args.checkpoint, license=args.license, overwrite=args.overwrite
     )
-    print(f"{args.output} has the network of step {about['step']}; licence: {about['licence']}")
+    print(f"{args.output} has the network of step {about['step']}; license: {about['license']}")
 
 
 if __name__ == "__main__":
     command.define_folder("workdir", "Of a run of dense_jax.main.", required=True)
     command.define_path("output", "The file to write.", required=True)
     flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
-    flags.DEFINE_string("licence", None, "Of the weights, for those who get the file.")
+    flags.DEFINE_string("license", None, "Of the weights, for those who get the file.")
     flags.DEFINE_bool("overwrite", False, "Replace a file that is there already.")
     command.run(main)

@@ -1,5 +1,25 @@
-"""The one label value that every loss, metric and pipeline leaves out."""
+"""What labels are: the value of ignored pixels, and objects as connected components.
 
-# uint8 on disk and on the way to the device, so that it is also the largest label there is:
-# a dataset has at most 255 classes.
+Ground: any room may use it. Never uses jax.
+"""
+
+from collections.abc import Iterable
+
+import cv2
+import numpy as np
+from jaxtyping import Integer
+
+# Every loss, metric and pipeline leaves out pixels of this value. Labels are uint8 on disk and on the
+# way to the device, so it is also the largest label: a dataset has at most 255 classes.
 IGNORE_LABEL = 255
+
+Objects = Integer[np.ndarray, "h w"]  # 0 is no object, k is object k
+
+
+def components(label: Integer[np.ndarray, "h w"], classes: Iterable[int]) -> Objects:
+    """Returns the 4-connected components of some classes, each class by itself, as int32."""
+    objects = np.zeros(label.shape, np.int32)
+    for k in classes:
+        _, numbers = cv2.connectedComponents((label == k).astype(np.uint8), connectivity=4)
+        objects += np.where(numbers > 0, numbers + objects.max(), 0)
+    return objects

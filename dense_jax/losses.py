@@ -3,7 +3,7 @@
 Pure functions. logits are floats [b, h, w, c] before the softmax, labels integers [b, h, w] in
 [0, c), c <= 255; the result is one float32 number over the whole batch, under `jit` the global one.
 
-A pixel labelled IGNORE_LABEL, or anything else outside [0, c), is ignored: it has no value and no
+A pixel labeled IGNORE_LABEL, or anything else outside [0, c), is ignored: it has no value and no
 gradient, even where its logits are NaN. If no pixel is valid, loss and gradient are 0. Sums are
 float32 under float16 and bfloat16 logits, float64 under float64. `class_weights` are c numbers, not
 negative. What does not fit (shapes, types, options) is a ValueError while tracing.

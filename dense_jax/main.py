@@ -6,8 +6,10 @@ The same command on the same workdir resumes. Exit status: 0 finished, 75 interr
 from absl import flags
 from ml_collections import config_flags
 
-from dense_jax import command, distributed, startup, train
+from dense_jax import command, train
 from dense_jax.command import parse_flags
+from dense_jax.devices import distributed
+from dense_jax.devices import runtime as startup
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file.", lock_config=True)
 _WORKDIR = command.define_folder("workdir", "Where checkpoints and metrics go.", required=True)

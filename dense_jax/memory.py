@@ -13,12 +13,14 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dense_jax import command, cost, mesh, startup
+from dense_jax import command
 from dense_jax.config import check_devices
-from dense_jax.run import assemble, batch_shapes, jit_train_step, state_placement, step_shapes
+from dense_jax.devices import cost, mesh
+from dense_jax.devices import runtime as startup
+from dense_jax.program import assemble, batch_shapes, jit_train_step, state_placement, step_shapes
 
 
-def analyse(config: ConfigDict, num_classes: int, num_channels: int) -> dict[str, int]:
+def analyze(config: ConfigDict, num_classes: int, num_channels: int) -> dict[str, int]:
     """XLA's own analysis of the compiled step, of one device: bytes, and "flops".
 
     A multiply-add is two FLOPs. The rest is as of `cost.memory`; what is aliased is the new state,
@@ -38,8 +40,8 @@ def analyse(config: ConfigDict, num_classes: int, num_channels: int) -> dict[str
 
 
 def table(config: ConfigDict, num_classes: int, num_channels: int) -> str:
-    """`analyse` as a Markdown table, and whose figures they are."""
-    needed = analyse(config, num_classes, num_channels)
+    """`analyze` as a Markdown table, and whose figures they are."""
+    needed = analyze(config, num_classes, num_channels)
     gigaflops = needed.pop("flops") / 1e9
     device, n = jax.devices()[0], jax.device_count()
     about = (

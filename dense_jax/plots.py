@@ -1,4 +1,4 @@
-"""Pictures of labels: colours, overlays, errors, legends, contact sheets.
+"""Pictures of labels: colors, overlays, errors, legends, contact sheets.
 
 The one place that says how labels look: in training's pictures, evaluate's, predict's, the report's
 and the demo's. A picture is uint8 [h, w, 3], RGB. Never uses jax.
@@ -16,20 +16,20 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dense_jax.labels import IGNORE_LABEL
 
-OPACITY = 0.5  # of label colours over an image, unless the user wants another
+OPACITY = 0.5  # of label colors over an image, unless the user wants another
 LONGEST = 480  # pixels, of the longer side of a picture among others
 GAP = 4  # pixels between pictures
 
-# Okabe and Ito 2008, "Color Universal Design": their eight colours, told apart by colour-blind
+# Okabe and Ito 2008, "Color Universal Design": their eight colors, told apart by color-blind
 # readers too.
 OKABE_ITO = tuple(
-    tuple(bytes.fromhex(colour))
-    for colour in ["000000", "E69F00", "56B4E9", "009E73", "F0E442", "0072B2", "D55E00", "CC79A7"]
+    tuple(bytes.fromhex(color))
+    for color in ["000000", "E69F00", "56B4E9", "009E73", "F0E442", "0072B2", "D55E00", "CC79A7"]
 )
-IGNORED_COLOUR = (255, 255, 255)
-WRONG_COLOUR = (255, 75, 0)  # far from dark greys and from white, to colour-blind readers too
-MARKS = {"(ignored)": IGNORED_COLOUR, "(wrong)": WRONG_COLOUR}  # what legends say besides classes
-ERROR_COLOURS = np.array([(0, 0, 0), WRONG_COLOUR, IGNORED_COLOUR], np.uint8)  # of `mistakes`
+IGNORED_COLOR = (255, 255, 255)
+WRONG_COLOR = (255, 75, 0)  # far from dark grays and from white, to color-blind readers too
+MARKS = {"(ignored)": IGNORED_COLOR, "(wrong)": WRONG_COLOR}  # what legends say besides classes
+ERROR_COLORS = np.array([(0, 0, 0), WRONG_COLOR, IGNORED_COLOR], np.uint8)  # of `mistakes`
 
 # What someone without the pigment for green sees of linear RGB (Machado et al. 2009, table 1).
 _DEUTERANOPIA = np.array(
@@ -42,51 +42,51 @@ _DEUTERANOPIA = np.array(
 
 
 def default_palette(num_classes: int) -> UInt8[np.ndarray, "classes 3"]:
-    """Okabe and Ito's colours; where more are needed, each one as far as can be from all before.
+    """Okabe and Ito's colors; where more are needed, each one as far as can be from all before.
 
     Far in CIELAB, to all readers or to those blind to green, whichever is less, and also from the
-    white of ignored pixels (Glasbey et al. 2007, "Colour displays for categorical images"). A short
+    white of ignored pixels (Glasbey et al. 2007, "Color displays for categorical images"). A short
     palette is the beginning of every longer one.
     """
     levels = np.arange(0, 256, 15)
     grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
-    colours = np.concatenate([[IGNORED_COLOUR], OKABE_ITO, grid])
-    seen = _seen(colours)
-    distance = np.full(len(colours), np.inf)  # to the nearest colour chosen
+    colors = np.concatenate([[IGNORED_COLOR], OKABE_ITO, grid])
+    seen = _seen(colors)
+    distance = np.full(len(colors), np.inf)  # to the nearest color chosen
     chosen: list[int] = []
     for i in range(1 + num_classes):
         chosen.append(i if i <= len(OKABE_ITO) else int(distance.argmax()))
         to_chosen = np.linalg.norm(seen - seen[chosen[-1]], axis=-1).min(axis=-1)
         distance = np.minimum(distance, to_chosen)
-    return colours[chosen[1:]].astype(np.uint8)
+    return colors[chosen[1:]].astype(np.uint8)
 
 
-def _seen(colours: np.ndarray) -> Float32[np.ndarray, "n 2 3"]:
-    """CIELAB coordinates of RGB colours [n, 3] to all readers and to those blind to green."""
-    value = colours / 255
+def _seen(colors: np.ndarray) -> Float32[np.ndarray, "n 2 3"]:
+    """CIELAB coordinates of RGB colors [n, 3] to all readers and to those blind to green."""
+    value = colors / 255
     linear = np.where(value > 0.04045, ((value + 0.055) / 1.055) ** 2.4, value / 12.92)
     both = np.stack([linear, np.clip(linear @ _DEUTERANOPIA.T, 0, 1)], axis=1)
     return cv2.cvtColor(both.astype(np.float32), cv2.COLOR_LRGB2LAB)
 
 
 def palette_of(source: Any) -> UInt8[np.ndarray, "classes 3"]:
-    """The dataset's own colours, or ours."""
+    """The dataset's own colors, or ours."""
     return default_palette(source.num_classes) if source.palette is None else source.palette
 
 
-def colours_of(
+def colors_of(
     class_names: Sequence[str], palette: UInt8[np.ndarray, "classes 3"]
 ) -> dict[str, Sequence[int]]:
     """{class: RGB}, as of `legend`."""
     return dict(zip(class_names, palette.tolist(), strict=True))
 
 
-def colourise(
+def colorize(
     labels: Int[np.ndarray, "h w"] | UInt8[np.ndarray, "h w"],
     palette: UInt8[np.ndarray, "classes 3"],
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Class ids to colours; IGNORE_LABEL is white."""
-    table = np.full((IGNORE_LABEL + 1, 3), IGNORED_COLOUR, np.uint8)
+    """Class ids to colors; IGNORE_LABEL is white."""
+    table = np.full((IGNORE_LABEL + 1, 3), IGNORED_COLOR, np.uint8)
     table[: len(palette)] = palette
     return table[labels]
 
@@ -101,7 +101,7 @@ def indexed(
 
 
 def to_rgb(image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:
-    """The first three channels; of less than three the first, as grey."""
+    """The first three channels; of less than three the first, as gray."""
     shown = 3 if image.shape[2] >= 3 else 1
     return np.broadcast_to(image[:, :, :shown], (*image.shape[:2], 3))
 
@@ -112,8 +112,8 @@ def overlay(
     palette: UInt8[np.ndarray, "classes 3"],
     opacity: float = OPACITY,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The label colours laid over the image."""
-    mixed = (1 - opacity) * to_rgb(image) + opacity * colourise(labels, palette)
+    """The label colors laid over the image."""
+    mixed = (1 - opacity) * to_rgb(image) + opacity * colorize(labels, palette)
     return mixed.round().astype(np.uint8)
 
 
@@ -129,12 +129,12 @@ def errors(
     truth: Int[np.ndarray, "h w"] | UInt8[np.ndarray, "h w"],
     prediction: UInt8[np.ndarray, "h w"],
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """WRONG_COLOUR where the prediction is wrong, white where the truth is ignored, and elsewhere the
-    image, grey and half as bright.
+    """WRONG_COLOR where the prediction is wrong, white where the truth is ignored, and elsewhere the
+    image, gray and half as bright.
     """
     found = mistakes(truth, prediction)
-    grey = to_rgb(image).mean(axis=2, keepdims=True) / 2
-    return np.where(found[..., None] > 0, ERROR_COLOURS[found], grey).astype(np.uint8)
+    gray = to_rgb(image).mean(axis=2, keepdims=True) / 2
+    return np.where(found[..., None] > 0, ERROR_COLORS[found], gray).astype(np.uint8)
 
 
 def comparison(
@@ -150,8 +150,8 @@ def comparison(
     seen = np.where(truth == IGNORE_LABEL, IGNORE_LABEL, prediction)
     return {
         "input": image,
-        "truth": colourise(truth, palette),
-        "prediction": colourise(seen, palette),
+        "truth": colorize(truth, palette),
+        "prediction": colorize(seen, palette),
         "errors": errors(image, truth, prediction),
     }
 
@@ -180,17 +180,15 @@ def stack(
     return np.concatenate([pad(picture) for picture in pictures], axis)
 
 
-def legend(
-    colours: Mapping[str, Sequence[int]], width: int = LONGEST
-) -> UInt8[np.ndarray, "_ _ 3"]:
-    """{name: RGB} as a square of each colour with its name, in as many columns as the width takes.
+def legend(colors: Mapping[str, Sequence[int]], width: int = LONGEST) -> UInt8[np.ndarray, "_ _ 3"]:
+    """{name: RGB} as a square of each color with its name, in as many columns as the width takes.
 
     width: pixels; the longest name may need more.
     """
     entries = []
-    for name, colour in colours.items():
+    for name, color in colors.items():
         text = _text(name)
-        square = np.full((text.shape[0], text.shape[0], 3), colour, np.uint8)
+        square = np.full((text.shape[0], text.shape[0], 3), color, np.uint8)
         entries.append(stack([_framed(square), text], axis=1))
     widest = max(entry.shape[1] for entry in entries)
     blank = np.full((1, widest, 3), 255, np.uint8)  # makes columns equally wide
@@ -201,7 +199,7 @@ def legend(
 
 def contact_sheet(
     rows: Sequence[tuple[str, Mapping[str, UInt8[np.ndarray, "_ _ 3"]]]],
-    colours: Mapping[str, Sequence[int]],
+    colors: Mapping[str, Sequence[int]],
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Rows (name, {title: picture}), each below its name, over the legend of {name: RGB}."""
     sheet = []
@@ -214,12 +212,12 @@ def contact_sheet(
         sheet += [_text(name), stack(cells, axis=1)] if cells else [_text(name)]
     width = max(part.shape[1] for part in sheet)
     return np.pad(
-        stack([*sheet, legend(colours, width)]), ((GAP, 0), (GAP, 0), (0, 0)), constant_values=255
+        stack([*sheet, legend(colors, width)]), ((GAP, 0), (GAP, 0), (0, 0)), constant_values=255
     )
 
 
 def _framed(picture: UInt8[np.ndarray, "_ _ 3"]) -> UInt8[np.ndarray, "_ _ 3"]:
-    """In a grey line, by which white shows on white."""
+    """In a gray line, by which white shows on white."""
     return np.pad(picture, ((1, 1), (1, 1), (0, 0)), constant_values=128)
 
 

@@ -3,8 +3,8 @@
 python -m dense_jax.predict --workdir=DIR --images='GLOB' --output=OUT
 
 Writes OUT/NAME.png, the class ids as palette indices at the image's own size, OUT/NAME_overlay.png
-and, once, OUT/legend.png, the classes' colours; where asked for, OUT/NAME_probabilities.npz or .tif, the classes'
-probabilities as float16 [h, w, k], and OUT/NAME_uncertainty.png, their entropy in grey. Of a file of
+and, once, OUT/legend.png, the classes' colors; where asked for, OUT/NAME_probabilities.npz or .tif, the classes'
+probabilities as float16 [h, w, k], and OUT/NAME_uncertainty.png, their entropy in gray. Of a file of
 several pages, each is an image called NAME_page000, NAME_page001, ...
 
 Images are read, computed and written by rows of tiles: memory does not depend on their heights.
@@ -25,9 +25,13 @@ import numpy as np
 import PIL.Image
 from absl import flags
 
-from dense_jax import background, command, image_files, plots, results, startup, tta
-from dense_jax.mosaic import Failure
-from dense_jax.predictor import Predictor, Strip, entropy, load
+from dense_jax import command, plots
+from dense_jax.devices import runtime as startup
+from dense_jax.inference import image_files, tta
+from dense_jax.inference import threads as background
+from dense_jax.inference import writers as results
+from dense_jax.inference.predictor import Predictor, Strip, entropy, load
+from dense_jax.inference.stitching import Failure
 
 NUM_LANES = 4  # threads that compress results
 # Beside classes and overlay, of probabilities [n, m, num_classes].
@@ -50,7 +54,7 @@ def predict(
     """Segments images; returns what was wrong with those left out.
 
     images: one or several of what `image_files` understands.
-    opacity: of the classes' colours over the image, 0 to 1.
+    opacity: of the classes' colors over the image, 0 to 1.
     probabilities: "npz", "tif" or None.
     max_megapixels: of an image; a larger one is left out.
     using: as of `Predictor.using`.
@@ -78,9 +82,9 @@ def predict(
     predictor = load(directory, checkpoint).using(**using)
     output.mkdir(parents=True, exist_ok=True)
     if overwrite or not legend.exists():
-        colours = plots.colours_of(predictor.class_names, predictor.palette)
+        colors = plots.colors_of(predictor.class_names, predictor.palette)
         with results.naming(legend):
-            PIL.Image.fromarray(plots.legend(colours)).save(legend)
+            PIL.Image.fromarray(plots.legend(colors)).save(legend)
     if found:
         problems += _write(predictor, found, output, endings, opacity)
     return problems
@@ -212,7 +216,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
     flags.DEFINE_bool("overwrite", False, "Replace results that are there already.")
     flags.DEFINE_float(
-        "opacity", plots.OPACITY, "Of the colours in the overlay.", lower_bound=0, upper_bound=1
+        "opacity", plots.OPACITY, "Of the colors in the overlay.", lower_bound=0, upper_bound=1
     )
     flags.DEFINE_enum("probabilities", None, ["npz", "tif"], "Write the classes' probabilities.")
     flags.DEFINE_bool("uncertainty", False, "Write the entropy of the probabilities.")

@@ -19,25 +19,16 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from dense_jax import (
-    cost,
-    data,
-    device_cache,
-    distributed,
-    mesh,
-    metrics,
-    plots,
-    scoring,
-    startup,
-    steps,
-    workdir,
-)
+from dense_jax import data, metrics, plots, storage
 from dense_jax.config import check
 from dense_jax.data import balance, borders, pipeline, verify
 from dense_jax.data.cache import Cached
-from dense_jax.member import Member, members, restore, summary
+from dense_jax.data.tiles import tilings
+from dense_jax.devices import cost, distributed, mesh
+from dense_jax.devices import runtime as startup
+from dense_jax.evaluation import scoring
 from dense_jax.models import pretrained
-from dense_jax.run import (
+from dense_jax.program import (
     assemble,
     batch_shapes,
     jit_eval_step,
@@ -46,7 +37,9 @@ from dense_jax.run import (
     state_placement,
     step_shapes,
 )
-from dense_jax.tiles import tilings
+from dense_jax.training import device_cache, steps
+from dense_jax.workdir import files as workdir
+from dense_jax.workdir.record import Member, members, restore, summary
 
 _LOG = logging.getLogger("dense_jax")
 PREEMPTED = 75  # exit status (EX_TEMPFAIL): everything is saved, start the same command again
@@ -215,10 +208,10 @@ def train(config: ConfigDict, directory: str) -> None:
                 workers=config.data.workers,
             )
             scores = metrics.named_scores(metrics.summarize(counts), source.class_names)
-            each.score(step, of_seed, scores, plots.contact_sheet(rows, colours) if rows else None)
+            each.score(step, of_seed, scores, plots.contact_sheet(rows, colors) if rows else None)
 
     palette = plots.palette_of(source)
-    colours = plots.colours_of(source.class_names, palette) | plots.MARKS
+    colors = plots.colors_of(source.class_names, palette) | plots.MARKS
     pending = None  # the step whose metrics are still on their way
     with contextlib.ExitStack() as stack:
         for each in job:
@@ -299,7 +292,7 @@ def _facts(config: ConfigDict, job: Sequence[Member]) -> dict[str, Any]:
     """Returns the facts that all processes must share before they open the data."""
     package = sorted(pathlib.Path(__file__).parent.rglob("*.py"))
     fields = workdir.flatten(config.to_dict())
-    return workdir.to_json(
+    return storage.to_json(
         workdir.environment()["versions"]
         | {"the code of dense_jax": _digest(file.read_bytes() for file in package)}
         | {"the number of devices": jax.local_device_count()}
@@ -310,7 +303,7 @@ def _facts(config: ConfigDict, job: Sequence[Member]) -> dict[str, Any]:
 
 def _facts_of_split(split: str, source: Any) -> dict[str, Any]:
     facts = describe(source, source)
-    return workdir.to_json({f"{name} of the {split} images": v for name, v in facts.items()})
+    return storage.to_json({f"{name} of the {split} images": v for name, v in facts.items()})
 
 
 def _digest(parts: Iterable[bytes]) -> str:

@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
         "class_weights": placeholder(object),
         "label_smoothing": placeholder(float),  # probability spread over all classes
         "per": placeholder(str),  # "batch" | "image": what overlaps are summed over
-        "absent": placeholder(str),  # "skip" | "zero" | "one": classes without a labelled pixel
+        "absent": placeholder(str),  # "skip" | "zero" | "one": classes without a labeled pixel
         "smooth": placeholder(float),  # pixels added to both sides of the ratio
         "squared": placeholder(bool),  # squares in the denominator (V-Net)
         "include_background": placeholder(bool),  # whether class 0 counts
@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
         "widths": (16, 32, 64, 128),
         "norm": "batch",  # "batch" | "group" | "none"
         "dtype": "float32",  # of the computation: "float32" | "bfloat16"
-        "normalisation": placeholder(str),  # normalise.NORMALISATIONS; unset: the weights', or unit
+        "normalization": placeholder(str),  # normalize.NORMALIZATIONS; unset: the weights', or unit
         # Weights of the encoder in torchvision's or timm's names: FILE.safetensors, FILE.npz,
         # FILE.pth or hf://REPO/FILE.
         "pretrained": placeholder(str),
@@ -107,7 +107,7 @@ def get_config() -> ConfigDict:
         "hue": 0.0,  # degrees (RGB)
         "gamma": 0.0,  # exponent log-uniform between 1 / (1 + gamma) and 1 + gamma
         "blur": 0.0,  # largest standard deviation of a Gaussian, network input pixels
-        "noise": 0.0,  # largest standard deviation, grey levels of 255
+        "noise": 0.0,  # largest standard deviation, gray levels of 255
     }
 
     # The loss of a pixel between two objects weighs up to so much more, as in the U-Net paper:

@@ -7,7 +7,7 @@ from experiments import base
 
 
 def get_config():
-    """Bilinear upsampling, as the original initialises it (arXiv 1411.4038, section 3.3)."""
+    """Bilinear upsampling, as the original initializes it (arXiv 1411.4038, section 3.3)."""
     config = base.get_config()
     config.model.name = "fcn"
     config.model.upsampling = "bilinear"

@@ -3,9 +3,9 @@
 python -m dense_jax.main --config=experiments/segnet_basic.py --config.data.root=CAMVID \
     --workdir=runs/segnet_basic
 
-The network as released: local response normalisation of the input; four 7x7 convolutions with 64
+The network as released: local response normalization of the input; four 7x7 convolutions with 64
 channels, batch norm, ReLU and max-pooling; four times unpooling by the switches, 7x7 convolution
-and batch norm, without ReLU; a 1x1 classifier. Its recipe: He initialisation, SGD with a fixed
+and batch norm, without ReLU; a 1x1 classifier. Its recipe: He initialization, SGD with a fixed
 learning rate of 0.1, momentum 0.9, batches of 12 whole images, weight decay 5e-4, 10,000 steps.
 
 Ours departs from it so: the loss is the mean over pixels, not their sum; its gradient is clipped;
@@ -28,7 +28,7 @@ def get_config():
     config.model.kernel_size = 7
     config.model.bottleneck = False
     config.model.decoder_relu = False
-    config.model.normalisation = "local_response"
+    config.model.normalization = "local_response"
     config.data.name = "folder"
     config.data.crop_size = (360, 480)
     config.data.cache = "host"

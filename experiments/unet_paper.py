@@ -6,14 +6,14 @@ python -m dense_jax.main --config=experiments/unet_paper.py --config.data.root=I
 Its network exactly: 23 convolutions, none padded, so that a tile of 572 x 572 pixels gives 388 x
 388 labels; tiles and crops carry the 92 pixels of context around them, mirrored at the image's
 border. Its recipe: batches of one tile, SGD with momentum 0.99, cross-entropy whose weights balance
-the classes and raise the borders between cells, He initialisation, dropout at the end of the
-contracting path; random shifts, rotations and grey values, and elastic deformations by 10 pixels'
+the classes and raise the borders between cells, He initialization, dropout at the end of the
+contracting path; random shifts, rotations and gray values, and elastic deformations by 10 pixels'
 standard deviation on a 3 x 3 grid (sections 3 and 3.1).
 
 Ours departs from it so: border weights are for the membrane alone, not inside the cells; the
 gradient is clipped, and the learning rate warms up; the loss is the weighted mean over pixels, not
 the sum. The paper leaves out how classes are balanced, the learning rate, the dropout probability,
-the number of steps, and how far it rotates and changes grey values: here by inverse frequency,
+the number of steps, and how far it rotates and changes gray values: here by inverse frequency,
 1e-3, 0.5, 20,000, in all directions, and brightness and contrast by up to a fifth. On several
 devices, raise batch_size to a multiple of their number. On data with other classes, name its
 objects in border.classes.

@@ -47,12 +47,12 @@ def test_areas_are_of_every_class_and_the_largest_come_first():
 
 
 def test_the_table_tells_each_class_and_names_are_only_names():
-    colours = plots.colours_of(NAMES, plots.default_palette(3))
-    text = demo.table(np.array([[1, 1, 1], [0, 1, 1]], np.uint8), colours)
+    colors = plots.colors_of(NAMES, plots.default_palette(3))
+    text = demo.table(np.array([[1, 1, 1], [0, 1, 1]], np.uint8), colors)
     assert text.index("&lt;b&gt;road&lt;/b&gt;") < text.index("sky") < text.index("never")
     assert "<b>" not in text
     assert "<td>5</td><td>83.33&nbsp;%</td>" in text and "<td>0</td><td>0.00&nbsp;%</td>" in text
-    for red, green, blue in colours.values():
+    for red, green, blue in colors.values():
         assert f"rgb({red} {green} {blue})" in text
 
 

@@ -9,21 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dense_jax import (
-    data,
-    evaluate,
-    load,
-    mesh,
-    metrics,
-    per_image,
-    predict,
-    predictions,
-    scoring,
-    tallies,
-    train,
-)
+from dense_jax import data, evaluate, load, metrics, predict, train
+from dense_jax.data.tiles import tilings
+from dense_jax.devices import mesh
+from dense_jax.evaluation import class_maps as predictions
+from dense_jax.evaluation import per_image, scoring
 from dense_jax.labels import IGNORE_LABEL
-from dense_jax.tiles import tilings
+from dense_jax.metrics import aggregation as tallies
 from experiments import base
 
 

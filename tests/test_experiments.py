@@ -11,8 +11,9 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from dense_jax import losses, models, sweep, train, workdir
-from dense_jax.run import assemble, batch_shapes
+from dense_jax import losses, models, sweep, train
+from dense_jax.program import assemble, batch_shapes
+from dense_jax.workdir import files as workdir
 from experiments import base, unet_ce, unet_dice
 from tests.conftest import REPOSITORY
 
@@ -169,9 +170,9 @@ def test_border_weights_need_a_loss_with_pixel_weights(loss):
         ("optimizer.schedule", "step", "optimizer.schedule='step' is not one of constant"),
         ("loss_options.smooth", 1.0, "loss_options.smooth is no option of loss='cross_entropy'"),
         (
-            "model.normalisation",
+            "model.normalization",
             "caffe",
-            "model.normalisation='caffe' is not one of unit, imagenet",
+            "model.normalization='caffe' is not one of unit, imagenet",
         ),
         ("optimizer.encoder_lr_multiplier", -1.0, "encoder_lr_multiplier=-1.0 must be at least 0"),
         (
@@ -232,7 +233,7 @@ def test_fields_that_base_does_not_have_are_refused_all_at_once():
 
 
 @pytest.mark.parametrize("field", ["saturation", "hue"])
-def test_what_needs_rgb_is_refused_on_grey_before_anything_is_computed(field):
+def test_what_needs_rgb_is_refused_on_gray_before_anything_is_computed(field):
     config = base.get_config()
     config.augment[field] = 0.5
     batch = batch_shapes(config, config.data.crop_size, num_channels=1)

@@ -18,10 +18,12 @@ from flax import traverse_util
 from PIL import Image
 from safetensors import numpy as safetensors
 
-from dense_jax import export, exported, load, predict, train, workdir
+from dense_jax import export, load, predict, train
+from dense_jax.inference import exported
 from dense_jax.models.encoders import ENCODERS
 from dense_jax.models.upsampling import UPSAMPLERS
-from dense_jax.run import assemble
+from dense_jax.program import assemble
+from dense_jax.workdir import files as workdir
 from experiments import base
 from tests.conftest import REPOSITORY
 
@@ -108,7 +110,7 @@ def test_every_part_exports_for_any_number_and_size_of_images(fields):
         {"data.resolution": 1.5, "model.padding": "VALID"},
         {"model.padding": "VALID"},
         {"model.name": "fcn", "model.encoder": "alexnet"},
-        {"model.encoder": "resnet18", "model.normalisation": "imagenet"},
+        {"model.encoder": "resnet18", "model.normalization": "imagenet"},
     ],
     ids=str,
 )
@@ -173,7 +175,7 @@ from dense_jax import load
 labels = load({str(file)!r})(np.load("image.npy"))
 """
     ours = [
-        f"dense_jax.{room}" for room in ("models", "run", "train", "steps", "losses", "normalise")
+        f"dense_jax.{room}" for room in ("models", "run", "train", "steps", "losses", "normalize")
     ]
     labels = run_without(["flax", "optax", "orbax", *ours], code, tmp_path)
     np.testing.assert_array_equal(labels, load(run)(image))
@@ -228,14 +230,14 @@ def test_the_file_says_what_it_is(run, file):
     assert about["dataset"] == workdir.read(run, "dataset.json")
     assert about["config"] == workdir.read(run, "config.json")
     assert about["trained_with"]["versions"]["jax"] == about["exported_with"]["versions"]["jax"]
-    assert (about["step"], about["normalisation"], about["context"]) == (1, "unit", 0)
-    assert about["licence"].startswith("not stated") and "folder" in about["licence"]
+    assert (about["step"], about["normalization"], about["context"]) == (1, "unit", 0)
+    assert about["license"].startswith("not stated") and "folder" in about["license"]
 
 
 def test_nothing_is_overwritten_unless_told(run, tmp_path, monkeypatch):
     path = tmp_path / "new" / "model.zip"
-    about = export.export(str(run), path, licence="CC0")
-    assert about["licence"] == "CC0"
+    about = export.export(str(run), path, license="CC0")
+    assert about["license"] == "CC0"
     written = path.read_bytes()
     with pytest.raises(ValueError, match=r"model.zip exists: pass --overwrite"):
         export.export("no workdir", path)
@@ -247,8 +249,8 @@ def test_nothing_is_overwritten_unless_told(run, tmp_path, monkeypatch):
         patch.setattr(zipfile.ZipFile, "writestr", full)
         export.export(str(run), path, overwrite=True)
     assert path.read_bytes() == written and list(path.parent.iterdir()) == [path]
-    export.export(str(run), path, licence="CC BY", overwrite=True)
-    assert exported.read(path).about["licence"] == "CC BY"
+    export.export(str(run), path, license="CC BY", overwrite=True)
+    assert exported.read(path).about["license"] == "CC BY"
 
 
 def test_a_folder_of_seeds_is_refused_by_name(run, tmp_path):

@@ -201,7 +201,7 @@ def test_dice_alone_finds_a_rare_class_from_every_seed(per):
         assert 2 * np.sum(found & (labels == 1)) / (np.sum(found) + np.sum(labels)) > 0.5
 
 
-# 15. optax: generalised Dice collapses where a class is absent
+# 15. optax: generalized Dice collapses where a class is absent
 def test_an_absent_class_does_not_decide_the_loss():
     """Weights of 1 / pixels^2 leave nothing to the classes present: exchanging them is free."""
     logits, labels = golden_input("abs")

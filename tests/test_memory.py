@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from dense_jax import memory
-from dense_jax.run import assemble, batch_shapes
+from dense_jax.program import assemble, batch_shapes
 from experiments import base
 from tests.conftest import REPOSITORY
 
@@ -29,7 +29,7 @@ def num_bytes(tree):
 
 @pytest.fixture(scope="module")
 def needed():
-    return memory.analyse(make_config(), num_classes=3, num_channels=1)
+    return memory.analyze(make_config(), num_classes=3, num_channels=1)
 
 
 def test_arguments_are_the_state_and_the_devices_part_of_the_batch(needed):
@@ -48,7 +48,7 @@ def test_the_peak_counts_donated_memory_once(needed):
 
 
 def test_twice_the_batch_needs_more_memory_and_twice_the_work(needed):
-    larger = memory.analyse(make_config(batch_size=16), num_classes=3, num_channels=1)
+    larger = memory.analyze(make_config(batch_size=16), num_classes=3, num_channels=1)
     assert larger["aliased"] == needed["aliased"]
     assert larger["temporaries"] > 1.5 * needed["temporaries"]
     assert larger["flops"] == pytest.approx(2 * needed["flops"], rel=0.1)
@@ -56,7 +56,7 @@ def test_twice_the_batch_needs_more_memory_and_twice_the_work(needed):
 
 def test_nothing_is_allocated():
     before = len(jax.live_arrays())
-    memory.analyse(make_config(), num_classes=3, num_channels=1)
+    memory.analyze(make_config(), num_classes=3, num_channels=1)
     assert len(jax.live_arrays()) == before
 
 

@@ -1,4 +1,4 @@
-"""Colours are those of the palette; ignored pixels are told apart."""
+"""Colors are those of the palette; ignored pixels are told apart."""
 
 import numpy as np
 import pytest
@@ -9,20 +9,20 @@ from dense_jax.labels import IGNORE_LABEL
 PALETTE = np.array([[0, 0, 0], [200, 100, 50]], np.uint8)
 
 
-def test_colourise_looks_up_the_palette_and_whitens_ignored_pixels():
+def test_colorize_looks_up_the_palette_and_whitens_ignored_pixels():
     labels = np.array([[0, 1, IGNORE_LABEL]], np.int32)
-    expected = [[[0, 0, 0], [200, 100, 50], list(plots.IGNORED_COLOUR)]]
-    np.testing.assert_array_equal(plots.colourise(labels, PALETTE), expected)
+    expected = [[[0, 0, 0], [200, 100, 50], list(plots.IGNORED_COLOR)]]
+    np.testing.assert_array_equal(plots.colorize(labels, PALETTE), expected)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_overlay_mixes_by_opacity(channels):
     image = np.full((1, 2, channels), 100, np.uint8)
     labels = np.array([[0, 1]], np.uint8)
-    grey = np.broadcast_to(image, (1, 2, 3))
-    np.testing.assert_array_equal(plots.overlay(image, labels, PALETTE, 0.0), grey)
+    gray = np.broadcast_to(image, (1, 2, 3))
+    np.testing.assert_array_equal(plots.overlay(image, labels, PALETTE, 0.0), gray)
     np.testing.assert_array_equal(
-        plots.overlay(image, labels, PALETTE, 1.0), plots.colourise(labels, PALETTE)
+        plots.overlay(image, labels, PALETTE, 1.0), plots.colorize(labels, PALETTE)
     )
     np.testing.assert_array_equal(plots.overlay(image, labels, PALETTE)[0, 1], [150, 100, 75])
 
@@ -38,7 +38,7 @@ def test_errors_are_marked_and_ignored_pixels_told_apart():
     prediction = np.array([[0, 1, 0, 1]], np.uint8)
     np.testing.assert_array_equal(plots.mistakes(truth, prediction), [[0, 0, 1, 2]])
     image = np.full((1, 4, 1), 200, np.uint8)
-    shown = [[100] * 3, [100] * 3, plots.WRONG_COLOUR, plots.IGNORED_COLOUR]
+    shown = [[100] * 3, [100] * 3, plots.WRONG_COLOR, plots.IGNORED_COLOR]
     np.testing.assert_array_equal(plots.errors(image, truth, prediction), [shown])
 
 
@@ -67,9 +67,9 @@ def test_stack_holds_every_picture_whole(axis):
     assert (picture == 20).all(axis=-1).sum() == 20
 
 
-def cielab(colours, matrix=((1, 0, 0), (0, 1, 0), (0, 0, 1))):
-    """CIELAB coordinates of RGB colours whose linear values go through a matrix first."""
-    value = np.array(colours) / 255
+def cielab(colors, matrix=((1, 0, 0), (0, 1, 0), (0, 0, 1))):
+    """CIELAB coordinates of RGB colors whose linear values go through a matrix first."""
+    value = np.array(colors) / 255
     linear = np.where(value > 0.04045, ((value + 0.055) / 1.055) ** 2.4, value / 12.92)
     linear = np.clip(linear @ np.transpose(matrix), 0, 1)
     to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
@@ -79,8 +79,8 @@ def cielab(colours, matrix=((1, 0, 0), (0, 1, 0), (0, 0, 1))):
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
 
 
-def distances(colours, others, *matrix):
-    return np.linalg.norm(cielab(colours, *matrix)[:, None] - cielab(others, *matrix), axis=-1)
+def distances(colors, others, *matrix):
+    return np.linalg.norm(cielab(colors, *matrix)[:, None] - cielab(others, *matrix), axis=-1)
 
 
 # Vienot, Brettel and Mollon 1999: those without the pigment for red, or for green.
@@ -92,18 +92,18 @@ DEUTERANOPIA = [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234
     "num_classes, apart, apart_blind_to_green",
     [(2, 80, 80), (8, 25, 17), (21, 23, 17), (40, 16, 15), (150, 7, 5), (255, 5, 2)],
 )
-def test_default_colours_are_apart_from_each_other_and_from_ignored_pixels(
+def test_default_colors_are_apart_from_each_other_and_from_ignored_pixels(
     num_classes, apart, apart_blind_to_green
 ):
     palette = plots.default_palette(num_classes)
     assert palette.shape == (num_classes, 3)
-    colours = [*palette.tolist(), plots.IGNORED_COLOUR]
-    pairs = np.triu_indices(len(colours), 1)
-    assert distances(colours, colours)[pairs].min() > apart
-    assert distances(colours, colours, DEUTERANOPIA)[pairs].min() > apart_blind_to_green
+    colors = [*palette.tolist(), plots.IGNORED_COLOR]
+    pairs = np.triu_indices(len(colors), 1)
+    assert distances(colors, colors)[pairs].min() > apart
+    assert distances(colors, colors, DEUTERANOPIA)[pairs].min() > apart_blind_to_green
 
 
-def test_more_classes_leave_the_first_colours_as_they_are():
+def test_more_classes_leave_the_first_colors_as_they_are():
     longest = plots.default_palette(30)
     for num_classes in range(1, 30, 4):
         np.testing.assert_array_equal(plots.default_palette(num_classes), longest[:num_classes])
@@ -111,22 +111,20 @@ def test_more_classes_leave_the_first_colours_as_they_are():
 
 @pytest.mark.parametrize("matrix", [(), (PROTANOPIA,), (DEUTERANOPIA,)], ids=len)
 def test_errors_stand_out_from_the_image_and_from_ignored_pixels(matrix):
-    others = [[grey] * 3 for grey in range(129)] + [plots.IGNORED_COLOUR]
-    assert distances([plots.WRONG_COLOUR], others, *matrix).min() > 45
+    others = [[gray] * 3 for gray in range(129)] + [plots.IGNORED_COLOR]
+    assert distances([plots.WRONG_COLOR], others, *matrix).min() > 45
 
 
-def count(picture, colour):
-    return int((picture == colour).all(axis=-1).sum())
+def count(picture, color):
+    return int((picture == color).all(axis=-1).sum())
 
 
 @pytest.mark.parametrize("num_classes", [1, 7, 150, 255])
 @pytest.mark.parametrize("width", [1, 480, 2000])
-def test_a_legend_has_a_square_of_each_colour_and_keeps_to_the_width(num_classes, width):
-    colours = [[9, i, 99] for i in range(num_classes)]
-    legend = plots.legend({f"class {i}": c for i, c in enumerate(colours)}, width)
-    assert (
-        len({count(legend, colour) for colour in colours}) == 1 and count(legend, colours[0]) > 99
-    )
+def test_a_legend_has_a_square_of_each_color_and_keeps_to_the_width(num_classes, width):
+    colors = [[9, i, 99] for i in range(num_classes)]
+    legend = plots.legend({f"class {i}": c for i, c in enumerate(colors)}, width)
+    assert len({count(legend, color) for color in colors}) == 1 and count(legend, colors[0]) > 99
     assert legend.shape[1] <= max(width, 120)  # a column of its own needs so much
 
 

@@ -9,9 +9,10 @@ import pytest
 import tifffile
 from PIL import Image
 
-from dense_jax import image_files, plots, predict
+from dense_jax import plots, predict
 from dense_jax.data import strips
-from dense_jax.predictor import Predictor, entropy
+from dense_jax.inference import image_files
+from dense_jax.inference.predictor import Predictor, entropy
 
 RNG = np.random.default_rng(0)
 PALETTE = np.array([[0, 0, 0], [0, 90, 200], [230, 160, 0]], np.uint8)
@@ -19,8 +20,8 @@ PALETTE = np.array([[0, 0, 0], [0, 90, 200], [230, 160, 0]], np.uint8)
 
 def logits_step(_, image):
     """The class says how bright a pixel is."""
-    grey = jnp.asarray(image, jnp.float32)[..., 0] / 255
-    return jnp.stack([0.3 - grey, 0.1 - abs(grey - 0.5), grey - 0.7], axis=-1) * 9
+    gray = jnp.asarray(image, jnp.float32)[..., 0] / 255
+    return jnp.stack([0.3 - gray, 0.1 - abs(gray - 0.5), gray - 0.7], axis=-1) * 9
 
 
 @pytest.fixture(autouse=True)
@@ -288,13 +289,13 @@ def test_an_error_in_the_middle_leaves_no_half_written_file(monkeypatch, small, 
     assert not [name for name in names(tmp_path / "out") if name.endswith(".tmp")]
 
 
-def test_the_legend_of_the_colours_is_written_once(tmp_path):
+def test_the_legend_of_the_colors_is_written_once(tmp_path):
     save(tmp_path / "a.png")
     save(tmp_path / "b.png")
     for name in ("a.png", "b.png"):  # into the same folder
         assert predict.predict("", str(tmp_path / name), tmp_path / "out") == []
-    colours = plots.colours_of("abc", PALETTE)
-    np.testing.assert_array_equal(read(tmp_path / "out" / "legend.png"), plots.legend(colours))
+    colors = plots.colors_of("abc", PALETTE)
+    np.testing.assert_array_equal(read(tmp_path / "out" / "legend.png"), plots.legend(colors))
 
 
 def test_tiles_and_blending_can_be_chosen(tmp_path):

@@ -9,7 +9,7 @@ import sys
 import pytest
 from PIL import Image
 
-from dense_jax.models import summary
+from dense_jax import summary
 from experiments import base
 from tests.conftest import REPOSITORY
 

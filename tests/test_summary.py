@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dense_jax import models
-from dense_jax.models import summary
+from dense_jax import models, summary
 from dense_jax.models.encoders import ENCODERS
 from dense_jax.models.upsampling import UPSAMPLERS
 from experiments import base
@@ -224,7 +223,7 @@ def test_fcn32s_has_the_published_receptive_field_around_its_cell(encoder, publi
     )
     for field in summary.receptive_field(model, (416, 416), channels=1):
         assert field.stop - field.start == published
-        cell = 208 // 32 * 32  # first pixel of the one that has the centre pixel
+        cell = 208 // 32 * 32  # first pixel of the one that has the center pixel
         assert abs((field.start + field.stop) / 2 - (cell + 16)) <= 1
 
 
@@ -237,7 +236,7 @@ def test_a_truncated_receptive_field_is_an_error(size, fields):
 
 def run(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "dense_jax.models.summary", *arguments],
+        [sys.executable, "-m", "dense_jax.summary", *arguments],
         cwd=REPOSITORY,
         check=False,
         capture_output=True,

@@ -17,10 +17,14 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
-from dense_jax import checkpoint, data, evaluate, mesh, train, workdir
+from dense_jax import data, evaluate, train
 from dense_jax.data import balance, pipeline
+from dense_jax.devices import mesh
 from dense_jax.models import pretrained
-from dense_jax.run import assemble, load
+from dense_jax.program import assemble
+from dense_jax.trained import load
+from dense_jax.workdir import checkpoint
+from dense_jax.workdir import files as workdir
 from experiments import base
 from tests.conftest import REPOSITORY, mesh_of
 
@@ -399,7 +403,7 @@ def test_pretrained_weights_are_where_a_frozen_encoder_ends(config, tmp_path):
     assert not (tmp_path / "run" / "config.json").exists()
 
     shapes = assemble(config, num_classes=2, num_channels=1).shapes().variables()
-    assert shapes["params"]["encoder"]["conv1_1"]["conv"]["kernel"].shape[2] == 3  # grey as RGB
+    assert shapes["params"]["encoder"]["conv1_1"]["conv"]["kernel"].shape[2] == 3  # gray as RGB
     rng = np.random.default_rng(0)
     tensors = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):

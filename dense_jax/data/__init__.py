@@ -7,7 +7,7 @@ can be pickled, because worker processes get a copy. Every source has
                    [0, num_classes) or IGNORE_LABEL; c is num_channels for every i
     num_classes    int
     class_names    tuple of str
-    num_channels   1 (grey), 3 (RGB) or any other number
+    num_channels   1 (gray), 3 (RGB) or any other number
     values         the raw value, or values, of each class in label files, or None
     value_range    what became 0 and 255 in images that are not of 8 bits, or None
     palette        uint8 [num_classes, 3], RGB of each class in pictures, or None
@@ -17,17 +17,17 @@ can be pickled, because worker processes get a copy. Every source has
                    data not read from files
 
 An entry of `DATASETS` is called as `(root, split)` and has `splits(root)`, the names of the
-splits. To add a dataset of image and label files, add an entry to `catalogue.CATALOGUE`; to add one
+splits. To add a dataset of image and label files, add an entry to `catalog.CATALOG`; to add one
 of another kind, write its source and add it to `DATASETS` and `Source`.
 """
 
 from typing import TypeGuard
 
-from dense_jax.data.catalogue import CATALOGUE
+from dense_jax.data.catalog import CATALOG
 from dense_jax.data.files import Files
 from dense_jax.data.folder import Folder
 from dense_jax.data.records import Records
-from dense_jax.data.synthetic import Synthetic, SyntheticGrey
+from dense_jax.data.synthetic import Synthetic, SyntheticGray
 from dense_jax.data.tfds import TFDS_DATASETS, TfdsSource
 
 Source = Files | Records | Synthetic | TfdsSource
@@ -36,8 +36,8 @@ DATASETS = {
     "folder": Folder,
     "records": Records,
     "synthetic": Synthetic,
-    "synthetic_grey": SyntheticGrey,
-    **CATALOGUE,
+    "synthetic_gray": SyntheticGray,
+    **CATALOG,
     **TFDS_DATASETS,
 }
 

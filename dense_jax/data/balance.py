@@ -5,13 +5,13 @@ paper's, for its dataset alone.
 """
 
 import contextlib
-import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from dense_jax import storage
 from dense_jax.data import Source, verify
 
 Counts = Int64[np.ndarray, "n c"]  # pixels of each class in each image
@@ -75,15 +75,13 @@ def class_counts(source: Source) -> Counts:
     """
     if source.fingerprint is None:
         return _count(source)
-    cache = verify.cache_folder() / "class_counts" / f"{source.fingerprint}.npy"
+    cache = storage.cache_folder() / "class_counts" / f"{source.fingerprint}.npy"
     with contextlib.suppress(OSError, ValueError):
         return np.load(cache)
     counts = _count(source)
-    with contextlib.suppress(OSError):  # a cache that cannot be written: counted again next time
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = cache.with_suffix(f".{os.getpid()}.npy")
-        np.save(unfinished, counts)
-        unfinished.replace(cache)
+    # Where the cache cannot be written, pixels are counted again next time.
+    with contextlib.suppress(OSError), storage.atomic(cache) as file:
+        np.save(file, counts)
     return counts
 
 

@@ -1,6 +1,6 @@
 """The border weights of the U-Net paper: what a pixel between two close objects weighs more.
 
-Objects are int32 [h, w], 0 = none and k = object k: instances as labelled, or the connected
+Objects are int32 [h, w], 0 = none and k = object k: instances as labeled, or the connected
 components of some classes. Ignored pixels belong to none.
 """
 
@@ -14,8 +14,7 @@ from jaxtyping import Float32
 from scipy import ndimage
 
 from dense_jax.data import Source, has_instances
-from dense_jax.labels import IGNORE_LABEL
-from dense_jax.objects import Objects, components
+from dense_jax.labels import IGNORE_LABEL, Objects, components
 
 
 def border_weights(objects: Objects, weight: float, sigma: float) -> Float32[np.ndarray, "h w"]:

@@ -13,7 +13,7 @@ from PIL import Image
 NEAR_BITS = 5
 
 # Of the triples of pixels that `looks_interpolated` counts. CamVid's 701 labels have up to 0.04, and
-# 0.07 halved by nearest neighbour; resized by interpolation, or through JPEG, 0.18 and more.
+# 0.07 halved by nearest neighbor; resized by interpolation, or through JPEG, 0.18 and more.
 _MAX_BETWEEN = 0.1
 _MIN_TRIPLES = 20  # a few pixels prove nothing
 
@@ -24,12 +24,12 @@ def digest(image: UInt8[np.ndarray, "h w c"]) -> bytes:
 
 
 def difference_hash(image: UInt8[np.ndarray, "h w c"]) -> np.uint64:
-    """64 bits: is a cell brighter than its left neighbour, on 8 x 9 cells of mean brightness.
+    """64 bits: is a cell brighter than its left neighbor, on 8 x 9 cells of mean brightness.
 
     Images that look the same differ in few bits, at whatever size or quality they are stored.
     """
-    grey = Image.fromarray(image.mean(axis=-1, dtype=np.float32))
-    cells = np.asarray(grey.resize((9, 8), Image.Resampling.BOX))
+    gray = Image.fromarray(image.mean(axis=-1, dtype=np.float32))
+    cells = np.asarray(gray.resize((9, 8), Image.Resampling.BOX))
     return np.packbits(np.diff(cells, axis=1) > 0).view(np.uint64)[0]
 
 
@@ -42,7 +42,7 @@ def looks_interpolated(label: Int32[np.ndarray, "h w"]) -> bool:
     ones. Blind where no two classes that touch are 2 apart; fooled by a class that is drawn as a
     line around another.
     """
-    for distance in (1, 2):  # 2 finds those that were enlarged by nearest neighbour afterwards
+    for distance in (1, 2):  # 2 finds those that were enlarged by nearest neighbor afterwards
         triples = between = 0
         for values in (label, label.T):
             first, last = values[:, : -2 * distance], values[:, 2 * distance :]

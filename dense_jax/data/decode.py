@@ -32,7 +32,7 @@ BinaryFile = io.BytesIO | io.BufferedReader
 Range = Sequence[int | float]  # the values that become 0 and 255
 MAX_BYTES = 2**33  # of an image that is decoded at once
 
-_GREY_MODES = ("1", "L", "LA")
+_GRAY_MODES = ("1", "L", "LA")
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")  # that Pillow may open
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _UNDECLARED = -1
@@ -85,7 +85,7 @@ def read_image(
 ) -> UInt8[np.ndarray, "h w c"]:
     """Decodes an image, as its EXIF data say it stands; alpha is dropped, except in TIFF files.
 
-    Grey images become RGB, and RGB images grey, where `num_channels` is 3 or 1.
+    Gray images become RGB, and RGB images gray, where `num_channels` is 3 or 1.
 
     value_range: of an image that is not of 8 bits; beyond it, values are clipped.
     """
@@ -204,7 +204,7 @@ def _images_of(tiff: "tifffile.TiffFile") -> list[int]:
 
 
 def _open_tiff_page(tags: "tifffile.TiffPage") -> Opened:
-    """A page of grey, RGB or any other channels, of 8 bits or more.
+    """A page of gray, RGB or any other channels, of 8 bits or more.
 
     A channel tagged as alpha counts like any other: GDAL tags the fourth one so, whatever it is.
     """
@@ -247,9 +247,9 @@ def _open_picture(file: BinaryFile, page: int | None) -> Opened:
     is_png = isinstance(image, PngImagePlugin.PngImageFile)
     if is_png and image.mode[0] != "I" and ";16" in str(image.tile[0]):
         raise ValueError("of its 16 bits per channel Pillow reads 8; save it as .tif or .npy")
-    mode = "L" if image.mode in _GREY_MODES else "RGB"
+    mode = "L" if image.mode in _GRAY_MODES else "RGB"
     if image.mode[0] in "IF":
-        mode = None  # more than 8 bits of grey
+        mode = None  # more than 8 bits of gray
     w, h = image.size
     if _orientation(image) >= 5:
         w, h = h, w
@@ -327,7 +327,7 @@ def read_label(
 ) -> Int32[np.ndarray, "h w"]:
     """Decodes a label file to classes by `label_table`.
 
-    It holds grey values or palette indices, or is one of the MATLAB files of the Semantic
+    It holds gray values or palette indices, or is one of the MATLAB files of the Semantic
     Boundaries Dataset.
     """
     hint = ""
@@ -354,7 +354,7 @@ def read_label(
 
 
 def _hint_of_bits(image: ImageFile.ImageFile) -> str:
-    """Says what Pillow makes of grey values of less than 8 bits."""
+    """Says what Pillow makes of gray values of less than 8 bits."""
     if image.mode == "1":
         return ". This file has 1 bit per pixel: black is 0 and white is 1"
     for bits, step in ((2, 85), (4, 17)):

@@ -91,7 +91,7 @@ def _examine_split(name: str, root: str, split: str) -> tuple[dict[str, Any], li
         warnings.append(
             f"{len(interpolated)} labels have borders that run through other classes, as if they "
             "had been resized by interpolation or saved as JPEG (resize labels by nearest "
-            f"neighbour): {some(interpolated)}"
+            f"neighbor): {some(interpolated)}"
         )
     found = {
         "num_examples": len(source),
@@ -208,16 +208,16 @@ def _table(found: dict[str, Any]) -> list[str]:
 
 
 def draw(name: str, root: str, splits: Iterable[str], path: str) -> None:
-    """Writes a picture: a row of examples per split, spread evenly, under their labels' colours.
+    """Writes a picture: a row of examples per split, spread evenly, under their labels' colors.
 
     What cannot be read is left out; `examine` has said why.
     """
-    rows, colours = [], {}
+    rows, colors = [], {}
     for split in splits:
         with contextlib.suppress(ValueError, OSError):
             source = data.open_dataset(name, root, split)
             palette = plots.palette_of(source)
-            colours = plots.colours_of(source.class_names, palette)
+            colors = plots.colors_of(source.class_names, palette)
             pictures = {}
             rows.append((split, pictures))
             num_pictures = min(len(source), 5)
@@ -229,8 +229,8 @@ def draw(name: str, root: str, splits: Iterable[str], path: str) -> None:
                     pictures[example["name"]] = plots.overlay(image, label, palette)
     if rows:
         pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-        colours |= {"(ignored)": plots.IGNORED_COLOUR}
-        Image.fromarray(plots.contact_sheet(rows, colours)).save(path)
+        colors |= {"(ignored)": plots.IGNORED_COLOR}
+        Image.fromarray(plots.contact_sheet(rows, colors)).save(path)
 
 
 def is_picture(path: str | None) -> bool:

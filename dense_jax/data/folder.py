@@ -20,7 +20,7 @@ in labels and 0..255 in images, says what they mean:
      "range": [0, 4095]}                           what becomes 0 and 255 in images not of 8 bits
 
 Any other raw value is an error, also 255: nothing is ignored that was not declared. Images may
-differ in size and format, not in the number of channels, except that a mix of grey and RGB is RGB.
+differ in size and format, not in the number of channels, except that a mix of gray and RGB is RGB.
 A .npy array is [h, w] or [h, w, c]. Where a split has instance files, in 8 or 16 bits, every image
 has one.
 """
@@ -135,7 +135,7 @@ def _check_disjoint(lists: Iterable[pathlib.Path]) -> None:
 
 
 def _num_channels(images: Iterable[pathlib.Path]) -> int:
-    """That of every image; of grey and RGB images, RGB's."""
+    """That of every image; of gray and RGB images, RGB's."""
     found: dict[int, pathlib.Path] = {}
     for path in images:
         # Reading its example will tell what is wrong with it.

@@ -14,8 +14,8 @@ from typing import Any
 import grain
 import numpy as np
 
-from dense_jax import processes
 from dense_jax.data import transforms
+from dense_jax.data import workers as processes
 from dense_jax.labels import IGNORE_LABEL
 
 # Else a note on frames of Grain's follows every message of a source.

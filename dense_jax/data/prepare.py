@@ -153,7 +153,7 @@ def shrink(example: dict[str, Any], max_side: int) -> dict[str, Any]:
         return example
     size = [max(1, round(length * max_side / longer)) for length in (height, width)]
     rows, columns = (
-        (2 * np.arange(new) + 1) * old // (2 * new)  # the pixel at each new one's centre
+        (2 * np.arange(new) + 1) * old // (2 * new)  # the pixel at each new one's center
         for new, old in zip(size, (height, width), strict=True)
     )
     shrunk = dict(example)

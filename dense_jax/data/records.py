@@ -5,7 +5,7 @@
 
 A record is a msgpack map: `name`; `size`, height and width in pixels; `image` and `label`, and
 where there are any `instances`, as PNG files. Labels hold classes, 255 = ignored. An image of
-neither 1 nor 3 channels is kept as a grey one, a pixel's channels side by side.
+neither 1 nor 3 channels is kept as a gray one, a pixel's channels side by side.
 """
 
 import functools

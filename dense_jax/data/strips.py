@@ -114,7 +114,7 @@ def _open_vips(descriptor: int, page: int | None, is_tiff: bool) -> Any:
             image = opened("random").autorot()  # through a temporary file, which has all rows
     except pyvips.Error:
         return None
-    usual = ("b-w", "srgb", "grey16", "rgb16", "multiband")
+    usual = ("b-w", "srgb", "gray16", "rgb16", "multiband")
     agreed = loader.startswith(("jpeg", "png", "tiff")) and image.interpretation in usual
     return image if agreed and image.format in _DTYPES else None
 

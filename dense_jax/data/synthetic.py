@@ -83,8 +83,8 @@ class Synthetic:
         }
 
 
-class SyntheticGrey(Synthetic):
-    """The same scenes without colour."""
+class SyntheticGray(Synthetic):
+    """The same scenes without color."""
 
     def __init__(self, root: object, split: str):
         super().__init__(root, split, num_channels=1)
@@ -107,7 +107,7 @@ def _scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarra
         return max(1, round(rng.integers(low, high + 1) * height * width / _UNIT_AREA))
 
     def place() -> tuple[np.ndarray, np.ndarray]:
-        """Coordinates around a random centre, turned by a random angle, in pixels."""
+        """Coordinates around a random center, turned by a random angle, in pixels."""
         dx, dy = x - rng.uniform(0, width), y - rng.uniform(0, height)
         angle = rng.uniform(0, math.pi)
         cos, sin = math.cos(angle), math.sin(angle)

@@ -21,7 +21,7 @@ from dense_jax.data import decode, files
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TfdsDataset:
-    """A dataset of the TFDS catalogue; call it to open a split."""
+    """A dataset of the TFDS catalog; call it to open a split."""
 
     tfds_name: str
     image_key: str

@@ -1,14 +1,13 @@
 """Opens every example of a source once, before hours are spent on it."""
 
 import contextlib
-import os
-import pathlib
 from collections.abc import Callable
 from concurrent import futures
 from typing import Any, TypeVar
 
 import tqdm
 
+from dense_jax import storage
 from dense_jax.data import Source, has_instances
 from dense_jax.data.files import some
 from dense_jax.labels import IGNORE_LABEL
@@ -24,12 +23,12 @@ def verify(source: Source, *, progress: bool = True) -> None:
     """
     if source.fingerprint is None:
         return
-    mark = cache_folder() / "verified" / source.fingerprint
+    mark = storage.cache_folder() / "verified" / source.fingerprint
     if mark.exists():
         return
-    labelled, errors = scan(source, _is_labelled, progress=progress)
+    labeled, errors = scan(source, _is_labeled, progress=progress)
     refuse(errors, len(source))
-    if not any(labelled):
+    if not any(labeled):
         raise ValueError(
             f"every pixel of all {len(source)} labels ({some(source.names)}) is ignored: nothing can "
             "be learnt from them or scored; see which values the dataset ignores"
@@ -39,7 +38,7 @@ def verify(source: Source, *, progress: bool = True) -> None:
         mark.touch()
 
 
-def _is_labelled(example: dict[str, Any]) -> bool:
+def _is_labeled(example: dict[str, Any]) -> bool:
     return bool((example["label"] != IGNORE_LABEL).any())
 
 
@@ -92,12 +91,3 @@ def refuse(errors: list[str], num_examples: int) -> None:
         listed = "\n  ".join(errors[:10])
         more = "\n  ..." if len(errors) > 10 else ""
         raise ValueError(f"{len(errors)} of {num_examples} examples are bad:\n  {listed}{more}")
-
-
-def cache_folder() -> pathlib.Path:
-    """The folder of what need not be found out again.
-
-    A user without a home folder gets one that cannot be made: every cache is optional.
-    """
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return pathlib.Path(os.devnull if cache.startswith("~") else cache) / "dense_jax"

@@ -1,7 +1,7 @@
 """Models for dense prediction: encoder x decoder x upsampling x skips, all config fields.
 
 `build(config.model, num_classes)` gives a Module called `model.apply(variables, image, train=...)`:
-image float [b, h, w, 1 or 3] of any height and width >= 1, already normalised; float32 logits
+image float [b, h, w, 1 or 3] of any height and width >= 1, already normalized; float32 logits
 [b, h, w, num_classes] at the input's resolution.
 """
 
@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from dense_jax.models.decoders.fcn import FCN
+from dense_jax.models.decoders.unet import FUSIONS, UNet
 from dense_jax.models.encoders import ENCODERS
-from dense_jax.models.fcn import FCN
 from dense_jax.models.layers import CONVS, NORMS, PADDINGS, mirrored
-from dense_jax.models.unet import FUSIONS, UNet
 from dense_jax.models.upsampling import UPSAMPLERS
 from dense_jax.spelling import suggestion
 

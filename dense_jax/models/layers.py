@@ -12,7 +12,7 @@ from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from dense_jax.models.convolution import Conv
+from dense_jax.devices.cpu import Conv
 
 NORMS = ("batch", "group", "none")
 PADDINGS = ("SAME", "VALID")
@@ -69,7 +69,7 @@ def pixel_shuffle(x: Float[Array, "b h w n"], factor: int) -> Float[Array, "b H 
     return x.reshape(b, factor * h, factor * w, n // factor**2)
 
 
-def centre(x: Array, size: tuple[int, int]) -> Array:
+def center(x: Array, size: tuple[int, int]) -> Array:
     """The middle of a feature map, for one that lost its border to unpadded convolutions."""
     top, left = ((n - wanted) // 2 for n, wanted in zip(x.shape[1:3], size, strict=True))
     return x[:, top : top + size[0], left : left + size[1]]
@@ -78,7 +78,7 @@ def centre(x: Array, size: tuple[int, int]) -> Array:
 def mirrored(
     x: Float[Array, "b h w c"], before: int, lengths: Sequence[Any]
 ) -> Float[Array, "b H W c"]:
-    """Height and width made as long as `lengths`, by reflection about the border pixels' centres.
+    """Height and width made as long as `lengths`, by reflection about the border pixels' centers.
 
     before: rows above and columns to the left.
 
@@ -116,7 +116,7 @@ class Project(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation as of nn.BatchNorm, whose variables it has.
+    """Batch normalization as of nn.BatchNorm, whose variables it has.
 
     In training it is one multiplication and sum: what is kept for the gradient is then x alone.
     """
@@ -150,8 +150,8 @@ class BatchNorm(nn.Module):
             factor, shift = factor[None, None, None], (bias - now[0] * factor)[None, None, None]
             return (exact * factor + shift).astype(self.dtype)
         # In this form any program rounds alike, also that of an exported model.
-        centred = exact - now[0][None, None, None]
-        return (centred * factor[None, None, None] + bias[None, None, None]).astype(self.dtype)
+        centered = exact - now[0][None, None, None]
+        return (centered * factor[None, None, None] + bias[None, None, None]).astype(self.dtype)
 
 
 class Norm(nn.Module):

@@ -44,9 +44,9 @@ UNREADABLE = (
 TIMM = {"pre_logits.fc1.": "classifier.0.", "pre_logits.fc2.": "classifier.3.", "head.fc.": "fc."}
 
 
-def normalisation(encoder: str) -> str:
+def normalization(encoder: str) -> str:
     """What the images must be like for the encoder's weights."""
-    # GoogLeNet's were made with another library; torchvision renormalises its input for them.
+    # GoogLeNet's were made with another library; torchvision renormalizes its input for them.
     return "inception" if encoder == "googlenet" else "imagenet"
 
 

@@ -17,7 +17,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dense_jax.models.convolution import Conv, convolution
+from dense_jax.devices.cpu import Conv, convolution
 from dense_jax.models.layers import Project, max_unpool, pixel_shuffle
 
 
@@ -27,7 +27,7 @@ def enlarge_nearest(x: Array, factor: int) -> Array:
 
 
 def enlarge_bilinear(x: Array, factor: int, axis: int) -> Array:
-    """Linear interpolation along one axis with half-pixel centres and clamped edges.
+    """Linear interpolation along one axis with half-pixel centers and clamped edges.
 
     The same as torch's `align_corners=False`. Each of the `factor` phases is a weighted sum of two
     shifted copies, which is cheaper than the dense matrices of `jax.image.resize`.
@@ -37,9 +37,9 @@ def enlarge_bilinear(x: Array, factor: int, axis: int) -> Array:
     after = jnp.take(x, jnp.minimum(jnp.arange(size) + 1, size - 1), axis, mode="clip")
     phases = []
     for phase in range(factor):
-        shift = (phase + 0.5) / factor - 0.5  # of the output's centre, in input pixels
-        neighbour = before if shift < 0 else after
-        phases.append((1 - abs(shift)) * x + abs(shift) * neighbour)
+        shift = (phase + 0.5) / factor - 0.5  # of the output's center, in input pixels
+        neighbor = before if shift < 0 else after
+        phases.append((1 - abs(shift)) * x + abs(shift) * neighbor)
     shape = (*x.shape[:axis], factor * size, *x.shape[axis + 1 :])
     return jnp.stack(phases, axis + 1).reshape(shape)
 
@@ -68,7 +68,7 @@ def transposed_conv(
 
 
 def bilinear_kernel(size: int, factor: int, channels: int) -> Float[np.ndarray, "k k c c"]:
-    """FCN's initialisation of a transposed convolution (its surgery.py): channel-wise bilinear.
+    """FCN's initialization of a transposed convolution (its surgery.py): channel-wise bilinear.
 
     Scaled to unit gain where `size` is not the usual 2 * factor - factor % 2.
     """
@@ -93,7 +93,7 @@ class Nearest(nn.Module):
 
 
 class Bilinear(nn.Module):
-    """Bilinear interpolation (half-pixel centres).
+    """Bilinear interpolation (half-pixel centers).
 
     The weights of an interpolation sum to one, so the projection commutes with it: at the lower
     resolution it is the same function for 1/factor^2 of the work.

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dense_jax import boundary
-from dense_jax.report.page import COLOURS
+from dense_jax.metrics import boundary
+from dense_jax.report.page import COLORS
 from dense_jax.report.reading import number, read_array
 from dense_jax.report.runs import Row
 from dense_jax.report.statistics import interval
@@ -50,7 +50,7 @@ STYLE = {
     "pdf.fonttype": 42,  # TrueType, which journals take
     "text.parse_math": False,  # a name may hold a dollar sign
 }
-MARKERS = "os^Dv"  # after eight rows, whose colours then repeat
+MARKERS = "os^Dv"  # after eight rows, whose colors then repeat
 
 
 def write(folder: pathlib.Path, fields: Sequence[str], rows: Sequence[Row]) -> list[pathlib.Path]:
@@ -112,17 +112,17 @@ def _any(points: Sequence[tuple[float, float]]) -> bool:
 
 
 def by_field(fields: Sequence[str], rows: Sequence[Row], i: int) -> "Figure":
-    """A group of points for each value of field i: a colour for each value of the first other
+    """A group of points for each value of field i: a color for each value of the first other
     field, and a panel for each combination of the rest.
     """
     others = [k for k in range(len(fields)) if k != i]
-    colour_by, panel_by = others[:1], others[1:]
+    color_by, panel_by = others[:1], others[1:]
 
     def text(row: Row, which: Sequence[int]) -> str:
         return ", ".join(f"{fields[k]}: {row.label[k]}" for k in which)
 
     values = list(dict.fromkeys(row.label[i] for row in rows))
-    series = list(dict.fromkeys(text(row, colour_by) for row in rows))
+    series = list(dict.fromkeys(text(row, color_by) for row in rows))
     panels = list(dict.fromkeys(text(row, panel_by) for row in rows))
     figure, grid = _figure(len(panels), 1.6 if panel_by else 2.0)
     for axes, panel in zip(grid, panels, strict=True):
@@ -130,7 +130,7 @@ def by_field(fields: Sequence[str], rows: Sequence[Row], i: int) -> "Figure":
         axes.title.set_fontsize(7)
         axes.grid(axis="x", visible=False)
         for k, name in enumerate(series):
-            at = [r for r in rows if (text(r, panel_by), text(r, colour_by)) == (panel, name)]
+            at = [r for r in rows if (text(r, panel_by), text(r, color_by)) == (panel, name)]
             # Side by side within a group that is 0.6 wide.
             shift = 0.6 * ((k + 0.5) / len(series) - 0.5)
             x = [values.index(row.label[i]) + shift for row in at]
@@ -141,7 +141,7 @@ def by_field(fields: Sequence[str], rows: Sequence[Row], i: int) -> "Figure":
         for label in grid[-1].get_xticklabels():
             label.set(rotation=30, ha="right", rotation_mode="anchor")
     grid[-1].set(xlabel=fields[i], xlim=(-0.5, len(values) - 0.5))
-    _finish(figure, legend=bool(colour_by))
+    _finish(figure, legend=bool(color_by))
     return figure
 
 
@@ -194,7 +194,7 @@ def by_phase(rows: Sequence[Row], phases: dict[int, np.ndarray]) -> "Figure":
     """A map for each row: the error rate at a phase, relative to the mean over phases.
 
     1 everywhere: the place of a pixel does not matter. A pattern that repeats every s pixels is an
-    artefact of the upsampling by s. The borders of images and what few images show are in it, too.
+    artifact of the upsampling by s. The borders of images and what few images show are in it, too.
     """
     from matplotlib.figure import Figure
 
@@ -240,7 +240,7 @@ def _points(
     line: str = "none",
 ) -> None:
     """Means with their intervals, in the look of number i; no bar where there is no interval."""
-    style: dict[str, Any] = {"color": COLOURS[i % 8], "marker": MARKERS[i // 8 % 5]}
+    style: dict[str, Any] = {"color": COLORS[i % 8], "marker": MARKERS[i // 8 % 5]}
     style |= {"linestyle": line, "capsize": 1.5, "elinewidth": 0.8}
     means, halves = zip(*y, strict=True) if y else ((), ())
     axes.errorbar(x, means, halves, x_half, label=label, **style)  # of NaN: no bar

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from dense_jax import data, metrics, plots, predictions
+from dense_jax import data, metrics, plots
 from dense_jax.data import decode
+from dense_jax.evaluation import class_maps as predictions
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.report.reading import Run, read_array, read_json
 from dense_jax.report.runs import Row
@@ -80,7 +81,7 @@ def build(rows: Sequence[Row], limit: int) -> dict[str, Any] | None:
         truths.append(truth)
     return {
         "about": _about(rows, first, [one for one, _ in predicted], len(numbers), missing),
-        "legend": plots.colours_of(classes, palette) | plots.MARKS,
+        "legend": plots.colors_of(classes, palette) | plots.MARKS,
         "images": images,
         "rows": [
             _of_row(one, rows[one.row], numbers, classes, truths, palette)
@@ -165,7 +166,7 @@ def _of_row(
         wrong = None
         if truth is not None:
             found = plots.mistakes(truth, guess)
-            wrong = _uri(plots.indexed(found, plots.ERROR_COLOURS), "PNG", transparency=0)
+            wrong = _uri(plots.indexed(found, plots.ERROR_COLORS), "PNG", transparency=0)
             guess = np.where(truth == IGNORE_LABEL, IGNORE_LABEL, guess)
         pictures.append(_classes_uri(guess, palette))
         errors.append(wrong)
@@ -182,8 +183,8 @@ def _of_row(
 def _classes_uri(classes: np.ndarray, palette: np.ndarray) -> str:
     """Ignored pixels are white, as one more class: so a picture of few classes has few bits."""
     classes = np.where(classes == IGNORE_LABEL, len(palette), classes).astype(np.uint8)
-    colours = np.concatenate([palette, np.array([plots.IGNORED_COLOUR], np.uint8)])
-    return _uri(plots.indexed(classes, colours), "PNG")
+    colors = np.concatenate([palette, np.array([plots.IGNORED_COLOR], np.uint8)])
+    return _uri(plots.indexed(classes, colors), "PNG")
 
 
 def _uri(picture: Image.Image, kind: str, **options: int) -> str:

@@ -7,13 +7,13 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from dense_jax import workdir
+from dense_jax import storage
 from dense_jax.report.manifest import manifest_table, remarks
 from dense_jax.report.runs import ABSENT, NOTE, Row, visible
 from dense_jax.report.tables import COST_NOTE, cost_table, table
 
-# Okabe and Ito's colours, for colour-blind readers too; after eight rows come dashes.
-COLOURS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f"
+# Okabe and Ito's colors, for color-blind readers too; after eight rows come dashes.
+COLORS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f"
 DASHES = "none", "7 3", "2 3"
 IOU = "eval/iou/"
 
@@ -127,8 +127,8 @@ def to_html(
         "manifest": manifest_table(fields, rows) if rows else None,
         "plot": plot(rows),
         "bars": bars(rows),
-        "colours": COLOURS,
+        "colors": COLORS,
         "dashes": DASHES,
-        "data": workdir.to_json({"matrices": matrices(rows), "gallery": gallery}),
+        "data": storage.to_json({"matrices": matrices(rows), "gallery": gallery}),
     }
     return page.render(visible(shown))

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from dense_jax import workdir
 from dense_jax.data import decode
+from dense_jax.workdir import files as workdir
 
 # How a run is carried out, not what its final scores are. With another eval_every another step may
 # be the best one.

@@ -198,8 +198,8 @@ def _follows(path: str, configs: Sequence[Mapping[str, Any]]) -> bool:
     of_labels: dict[str, list[Mapping[str, Any]]] = {}
     for config in configs:
         of_labels.setdefault(json.dumps(config.get("label")), []).append(config)
-    unlabelled = path == "label" or "null" in of_labels
-    return not unlabelled and not any(_differs(path, same) for same in of_labels.values())
+    unlabeled = path == "label" or "null" in of_labels
+    return not unlabeled and not any(_differs(path, same) for same in of_labels.values())
 
 
 def _name_roots(runs: Sequence[Run]) -> None:

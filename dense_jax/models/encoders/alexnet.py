@@ -1,6 +1,6 @@
 """AlexNet in its one-tower form (Krizhevsky 2014, arXiv 1404.5997), as torchvision has it.
 
-Its paddings leave one row and column less than h/s at every stride s, and centre a feature about
+Its paddings leave one row and column less than h/s at every stride s, and center a feature about
 half a cell down and right of the middle of its own (1.5, 3.5, 7.5 and 15.5 pixels); fc6's 6x6
 window, which reaches one more cell up than down, undoes that to within half a pixel.
 """
@@ -24,7 +24,7 @@ SMALLEST = 63  # pixels that the last pool needs
 class AlexNet(nn.Module):
     """Strides 4 to 32, the last one pool5.
 
-    norm: "none" is the original, without its local response normalisation.
+    norm: "none" is the original, without its local response normalization.
     fcn: as FCN uses it: fc6 and fc7 on top of pool5, and features[s] taken behind the pool that
       enters stride s rather than in front of the one that leaves it.
     """

@@ -1,7 +1,7 @@
 """GoogLeNet (Szegedy et al. 2015, arXiv 1409.4842, table 1), as torchvision has it.
 
 That is with batch norm, and with 3x3 convolutions in the branches that the paper calls 5x5.
-Features are centred 0.5 pixels up and left of the middle of their cell at stride 2, and 0.5, 2.5,
+Features are centered 0.5 pixels up and left of the middle of their cell at stride 2, and 0.5, 2.5,
 6.5 and 6.5 pixels down and right of it at strides 4 to 32.
 """
 

@@ -1,6 +1,6 @@
 """ResNet 18, 34 and 50 (He et al. 2016, arXiv 1512.03385, table 1), as torchvision has them.
 
-That is with the stride of a bottleneck on its 3x3 convolution. A feature at stride s is centred on
+That is with the stride of a bottleneck on its 3x3 convolution. A feature at stride s is centered on
 the first pixel of its cell, (s - 1) / 2 up and left of the cell's middle.
 """
 

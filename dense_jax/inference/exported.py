@@ -1,0 +1,161 @@
+"""Exported models: what `dense_jax.export` writes and `load` reads, without Flax or our models.
+
+One zip archive, not compressed, of
+  model.json           what the model is; see `export.describe`
+  program.bin          jax.export's serialized StableHLO, of (weights, image uint8 [b, h, w, c]) ->
+                       logits float32 [b, h, w, num_classes], for any b, h and w
+  weights.safetensors  the weights, by their path: "params/encoder/..."
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import math
+import operator
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+from jax import export
+from safetensors import numpy as safetensors
+
+FORMAT = "dense_jax model"
+VERSION = 1  # of the format: one more with every change that older readers cannot read
+
+
+def _whole(least: int, most: int = 2**31 - 1) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and least <= value <= most
+
+
+def _list(is_item: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
+    """Whether a value is a list of so many items; with no length, of any number but 0."""
+    return lambda value: (
+        isinstance(value, list)
+        and (len(value) == length if length else len(value) > 0)
+        and all(map(is_item, value))
+    )
+
+
+def _is_range(value: Any) -> bool:
+    are_two = _list(lambda x: type(x) in (int, float), 2)(value)
+    return are_two and -math.inf < value[0] < value[1] < math.inf
+
+
+# The fields of model.json that callers rely on, by dotted path, and a test of each value. All other
+# fields are for people.
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "format_version": _whole(1, VERSION),
+    "dataset.class_names": _list(lambda name: isinstance(name, str)),
+    "dataset.palette": _list(_list(_whole(0, 255), 3)),
+    "dataset.num_channels": _whole(1),
+    "dataset.value_range": lambda value: value is None or _is_range(value),
+    "context": _whole(0),
+    "tile_size": _list(_whole(1), 2),
+    "margin": _whole(0),
+    "batch_size": _whole(1, 2**16),  # so many tiles are in memory at once
+    "step": _whole(0),
+    "program_sha256": lambda digest: isinstance(digest, str),
+    "exported_with.versions.jax": lambda version: isinstance(version, str),
+}
+
+
+class Exported(NamedTuple):
+    """What is in the file."""
+
+    about: Mapping[str, Any]  # model.json
+    logits_step: Callable  # as of `steps.make_logits_step`
+    variables: dict[str, Any]
+
+
+def read(path: epath.PathLike) -> Exported:
+    """Reads an exported model. Raises ValueError if the file is none, of a newer format, or damaged."""
+    path = epath.Path(path)
+    if not path.exists():
+        raise ValueError(
+            f"{path} does not exist: it must be a workdir or a file of dense_jax.export"
+        )
+    damaged = f"{path} is damaged, or no file of dense_jax.export"
+    with path.open("rb") as file:
+        with _explaining(damaged):
+            archive = zipfile.ZipFile(file)
+            about = json.loads(_member(archive, "model.json"))
+            if (there := _field(about, "format")) != FORMAT:
+                raise ValueError(f"its format is {there!r}")
+            version = _field(about, "format_version")
+        if type(version) is int and version > VERSION:
+            raise ValueError(
+                f"{path} has version {version} of the format, and this dense_jax reads up to "
+                f"{VERSION}: use a newer one"
+            )
+        with _explaining(damaged):
+            _check_fields(about)
+            serialized = _member(archive, "program.bin")
+            # JAX may crash on another one.
+            if hashlib.sha256(serialized).hexdigest() != about["program_sha256"]:
+                raise ValueError("its program.bin is not the one that was exported")
+            weights = safetensors.load(_member(archive, "weights.safetensors"))
+    by = about["exported_with"]["versions"]["jax"]
+    with _explaining(f"{path} was written by jax {by}, and this jax cannot read it"):
+        program = export.deserialize(bytearray(serialized))
+    with _explaining(damaged):
+        _check_program(program, about, weights)
+    return Exported(
+        about, lambda variables, image: program.call(variables, image[None])[0], weights
+    )
+
+
+@contextlib.contextmanager
+def _explaining(what: str) -> Iterator[None]:
+    """Makes a ValueError of whatever is raised: on broken bytes, readers raise nearly anything."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what}: {' '.join(str(error).split())}") from error
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """A member as it stands: one that is compressed could be of any size."""
+    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"its {name} is compressed")
+    return archive.read(name)
+
+
+def _field(about: Any, name: str) -> Any:
+    try:
+        return functools.reduce(operator.getitem, name.split("."), about)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"its model.json has no {name}") from error
+
+
+def _check_fields(about: Any) -> None:
+    """Raises ValueError if a field is missing or has a value that cannot be."""
+    for name, is_valid in _FIELDS.items():
+        if not is_valid(value := _field(about, name)):
+            raise ValueError(f"{name} in its model.json is {value!r}")
+    if len(about["dataset"]["palette"]) != len(about["dataset"]["class_names"]):
+        raise ValueError("its model.json has another number of colors than of classes")
+
+
+def _check_program(
+    program: export.Exported, about: Mapping[str, Any], weights: Mapping[str, np.ndarray]
+) -> None:
+    """Raises ValueError if the program takes other weights or images, or gives other logits."""
+    (taken, _), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
+    there, expected = (
+        {name: (array.shape, array.dtype) for name, array in arrays.items()}
+        for arrays in (weights, taken)
+    )
+    names = sorted(there.keys() | expected.keys())
+    if wrong := [name for name in names if there.get(name) != expected.get(name)]:
+        raise ValueError(f"its weights are not those of its program: {', '.join(wrong[:3])}")
+    if wrong := [name for name in names if not np.isfinite(weights[name]).all()]:
+        raise ValueError(f"its weights are not finite: {', '.join(wrong[:3])}")
+    length, dataset = 2 * about["context"] + 1, about["dataset"]
+    image = jax.ShapeDtypeStruct((1, length, length, dataset["num_channels"]), np.uint8)
+    shape = (1, length, length, len(dataset["class_names"]))
+    if (logits := jax.eval_shape(program.call, weights, image)).shape != shape:
+        raise ValueError(f"its program gives logits {logits.shape}, not {shape}")

@@ -1,0 +1,50 @@
+"""From an image's bytes to what the network sees: the `model.normalization` axis.
+
+Every entry of NORMALIZATIONS maps an image [..., c] of values 0 to 255 to float32 [..., d]. Those
+that belong to published weights make three channels of any gray image.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def unit(image: Array) -> Float[Array, "*shape"]:
+    """To about unit variance: 0..255 -> -2..2."""
+    return image.astype(jnp.float32) / 63.75 - 2.0
+
+
+def standardize(mean: Sequence[float], std: Sequence[float]) -> Callable[[Array], Array]:
+    """(image / 255 - mean) / std, with the mean and std of the three channels R, G, B."""
+
+    def normalize(image: Array) -> Float[Array, "*shape 3"]:
+        if image.shape[-1] not in (1, 3):
+            raise ValueError(
+                f"images of {image.shape[-1]} channels cannot be normalized as gray or RGB: use "
+                "model.normalization='unit'"
+            )
+        unit_range = jnp.broadcast_to(image / 255.0, (*image.shape[:-1], 3))
+        shape = (1,) * (image.ndim - 1) + (3,)
+        return (unit_range - jnp.reshape(jnp.array(mean), shape)) / jnp.reshape(
+            jnp.array(std), shape
+        )
+
+    return normalize
+
+
+def local_response(image: Array) -> Float[Array, "*shape"]:
+    """x / (1 + alpha / 5 * sum x^2 over the channels)^0.75 with alpha = 1e-4, on 0..255.
+
+    SegNet-Basic's first layer: response normalization over 5 channels, which are all of them.
+    """
+    x = image.astype(jnp.float32)
+    return x / (1 + 1e-4 / 5 * jnp.sum(x**2, axis=-1, keepdims=True)) ** 0.75
+
+
+NORMALIZATIONS: dict[str, Callable[[Array], Array]] = {
+    "unit": unit,
+    "imagenet": standardize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    "inception": standardize(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+    "local_response": local_response,
+}

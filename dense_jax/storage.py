@@ -1,0 +1,96 @@
+"""Files that are either the old or the new ones, whenever the process or the machine dies.
+
+Ground: any room may use it. Never uses jax.
+"""
+
+import contextlib
+import fcntl
+import io
+import json
+import logging
+import math
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from etils import epath
+
+_LOG = logging.getLogger("dense_jax")
+
+
+@contextlib.contextmanager
+def atomic(path: epath.PathLike) -> Iterator[IO[bytes]]:
+    """Opens a file for writing that gets its name when it is complete and on the disk.
+
+    After an error there is no new file, and an old one stays as it was.
+    """
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Another process may write the same file at the same time.
+    unfinished = path.parent / f".{path.name[:200]}.{uuid.uuid4().hex[:12]}.tmp"
+    try:
+        with unfinished.open("wb") as file:
+            yield file
+            sync(file)
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def sync(file: IO) -> None:
+    """Returns when everything written to an open file is on the disk."""
+    file.flush()
+    with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # a file in a bucket
+        os.fsync(file.fileno())
+
+
+def write_text(path: epath.PathLike, text: str) -> None:
+    """Writes a text file, atomically."""
+    with atomic(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: epath.PathLike, value: Any) -> None:
+    """Writes a JSON file, atomically."""
+    write_text(path, json.dumps(to_json(value), indent=2) + "\n")
+
+
+def to_json(value: Any) -> Any:
+    """Converts a value to plain JSON values. NaN, a score that does not exist, becomes null."""
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [to_json(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def try_lock(file: IO | int, path: epath.PathLike) -> bool:
+    """Locks an open file until it is closed; returns False if another process has locked it.
+
+    Where the file system has no locks it warns and returns True.
+
+    file: the open file, or its descriptor. path: its path, for the warning.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        _LOG.warning("%s cannot be locked (%s): start no second run there", path, error)
+    return True
+
+
+def cache_folder() -> Path:
+    """Returns the user's folder for results that can be computed again.
+
+    For a user without a home folder it is a path at which no folder can be made: every cache is
+    optional.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(os.devnull if cache.startswith("~") else cache) / "dense_jax"

@@ -1,0 +1,76 @@
+"""A whole training set in device memory: a batch is its rows, gathered inside the step.
+
+The host sends row numbers and nothing else: no image is decoded or copied after `load`.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dense_jax.data import Source, cache, transforms, verify
+from dense_jax.data.borders import Bordered
+from dense_jax.devices import mesh as meshes
+
+
+def load(
+    source: Source | Bordered, batch_shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh
+) -> tuple[dict[str, jax.Array], list[dict[str, Any]]]:
+    """Decodes a source into the memory of every device: (arrays [n, ...], rows).
+
+    batch_shapes: those of the batches to be gathered, by field.
+    rows: what to draw batches of in place of the examples: `row`, the example's number, and `name`.
+
+    Raises ValueError if an image is larger than the canvas, the memory is not there, or examples
+    are bad.
+    """
+    n = len(source)
+    _, height, width = batch_shapes["label"].shape
+    canvas = height, width
+    if cut := np.count_nonzero((source.sizes > canvas).any(axis=1)):
+        largest = tuple(source.sizes.max(axis=0).tolist())
+        raise ValueError(
+            f"data.cache='device' keeps whole images, but {cut} of {n} are larger than "
+            f"data.canvas_size={canvas}: make it {largest}, or set data.cache='host'"
+        )
+    shapes = {
+        field: jax.ShapeDtypeStruct((n, *of_batch.shape[1:]), of_batch.dtype)
+        for field, of_batch in batch_shapes.items()
+        if field != "index"  # of the example in the run
+    }
+    needed = sum(shape.size * shape.dtype.itemsize for shape in shapes.values())
+    what = f"{n} examples of {height} x {width} pixels"
+    cache.check_memory(needed, cache.free_memory(), what)
+    for device in mesh.local_devices:
+        cache.check_memory(needed, free_memory(device), f"{what} on {device}")
+
+    arrays = {field: np.empty(shape.shape, shape.dtype) for field, shape in shapes.items()}
+
+    def place(i: int) -> dict[str, Any]:
+        fitted = transforms.fit(source[i], canvas, np.random.default_rng())  # draws nothing
+        for field, array in arrays.items():
+            array[i] = fitted[field]
+        return {"row": np.int32(i), "name": fitted["name"]}
+
+    rows, errors = verify.visit(place, n, "decoding")
+    verify.refuse(errors, n)
+    sharding = meshes.replicated(mesh)
+    # Of each host's own copy: `device_put` would compare them all.
+    return {
+        field: jax.make_array_from_callback(array.shape, sharding, lambda _, array=array: array)
+        for field, array in arrays.items()
+    }, rows
+
+
+def gather(arrays: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """The batch with what its rows hold; without arrays, the batch itself."""
+    return {**batch, **{field: array[batch["row"]] for field, array in arrays.items()}}
+
+
+def free_memory(device: jax.Device) -> float:
+    """The bytes of a device's memory that are free; infinite where it does not tell."""
+    stats = device.memory_stats()
+    return float(stats["bytes_limit"] - stats["bytes_in_use"]) if stats else math.inf

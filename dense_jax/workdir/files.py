@@ -1,0 +1,228 @@
+"""The small files of a run: what was asked for, on what, and what came out.
+
+config.json       the whole config, as nested objects
+dataset.json      class names, palette and number of channels: enough to predict without the data;
+                  and what tells whether the data are the same
+environment.json  versions, git commit and devices, of the run's latest start
+metrics.jsonl     one object per line: the step, and values by their path
+cost.json         FLOPs, memory and speed, written when the run is finished
+result.json       written when the run is finished
+
+Beside them lie checkpoints, TensorBoard's records and pictures. One process at a time trains in a
+workdir: it holds the lock of checkpoints/lock. Never uses jax but in `environment`.
+"""
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import re
+import socket
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from dense_jax import storage
+
+# Fields that may change between two starts of a run: they do not change its numbers.
+OPERATIONAL = (
+    *("checkpoint_every", "log_every", "eval.batch_size", "eval.num_pictures"),
+    *("data.workers", "data.cache", "data.verify", "num_seeds"),
+)
+
+_LOG = logging.getLogger("dense_jax")
+_LOCKS: dict[epath.Path, int] = {}  # the workdirs that this process trains in
+
+
+def check_path(directory: epath.PathLike) -> epath.Path:
+    """Returns the absolute path of a folder to train in.
+
+    Raises ValueError where orbax would lose the checkpoints: it takes the path for a pattern of file
+    names, and tensorstore takes a backslash for a slash.
+    """
+    path = epath.Path(directory).resolve()
+    if found := re.search(r"\[[^/]+\]|\*\*|\\", str(path)):
+        raise ValueError(
+            f"--workdir={path} has {found.group()!r} in it: checkpoints cannot be saved where the "
+            r"path of a folder has [...], ** or \ in it. Use another --workdir"
+        )
+    return path
+
+
+def absolute(root: str) -> str:
+    """Returns a folder's path as it is from any other folder, too; "" and a bucket's stay."""
+    return os.path.abspath(os.path.expanduser(root)) if root and "://" not in root else root
+
+
+def lock(path: epath.Path) -> None:
+    """Keeps other processes from training in a workdir, until `unlock` or the end of this process.
+
+    Raises ValueError if another process trains there.
+    """
+    if path in _LOCKS:
+        return
+    if "://" in str(path):
+        _LOG.warning("%s is a bucket, which has no locks: start no second run there", path)
+        return
+    (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+    holder = path / "checkpoints" / "lock"
+    file = os.open(holder, os.O_RDWR | os.O_CREAT, 0o666)
+    if not storage.try_lock(file, holder):
+        os.close(file)
+        raise ValueError(f"{path} is in use by {holder.read_text() or 'another process'}")
+    os.truncate(file, 0)
+    os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
+    _LOCKS[path] = file
+
+
+def unlock(path: epath.Path) -> None:
+    """Lets other processes train in a workdir."""
+    if path in _LOCKS:
+        os.close(_LOCKS.pop(path))
+
+
+def read_json(path: epath.PathLike) -> dict[str, Any]:
+    """Reads a JSON file of a workdir. Raises ValueError, which says what to do, if it is damaged."""
+    path = epath.Path(path)
+    try:
+        return _parse(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): remove it, and start the same command of dense_jax.main "
+            "again, which writes it anew"
+        ) from error
+
+
+def _parse(text: bytes) -> dict[str, Any]:
+    match json.loads(text):
+        case dict(value):
+            return value
+        case value:
+            raise ValueError(f"{value!r} is no JSON object")
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields -> {dotted.path: value}."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def compare(workdir: epath.PathLike, config: ConfigDict) -> None:
+    """Raises ValueError, listing the fields that differ, if the workdir is another config's."""
+    path = epath.Path(workdir) / "config.json"
+    if not path.exists():
+        return
+    old, new = flatten(read_json(path)), flatten(storage.to_json(config.to_dict()))
+    different = [
+        f"  {field}: {old.get(field)!r} there, {new.get(field)!r} now"
+        for field in sorted(old.keys() | new.keys())
+        # compare_dataset decides about data.root: the same data may lie elsewhere.
+        if old.get(field) != new.get(field) and field not in (*OPERATIONAL, "data.root")
+    ]
+    if different:
+        raise ValueError(
+            f"{path.parent} is the workdir of another config; use another --workdir, or the same "
+            "config to resume. The fields that differ:\n" + "\n".join(different)
+        )
+
+
+def compare_dataset(workdir: epath.PathLike, dataset: Mapping[str, Any], root: str) -> None:
+    """Raises ValueError if a run to be resumed was started on other data.
+
+    The same data may lie elsewhere now.
+
+    dataset: as in dataset.json. root: config.data.root.
+    """
+    path = epath.Path(workdir) / "dataset.json"
+    if not path.exists():
+        return
+    old, new = read_json(path), storage.to_json(dataset)
+    config = path.parent / "config.json"
+    before = flatten(read_json(config) if config.exists() else {}).get("data.root", root)
+    moved = absolute(before) != absolute(root)
+    where = f", from data.root={before} to {root}" if moved else ""
+    for field, value in new.items():
+        if field != "palette" and old.get(field) != value:
+            what = f"{field} was {old.get(field)} and is {value}"
+            if field.endswith("fingerprint"):
+                split = "evaluation" if field.startswith("eval") else "training"
+                what = f"the {split} files, or what dataset.json says of them, are others"
+            raise ValueError(
+                f"the dataset has changed since {path.parent} was started{where}: {what}. Restore "
+                "the data, or use another --workdir"
+            )
+
+
+def runs(directory: epath.PathLike) -> list[epath.Path]:
+    """The workdirs of the runs that one command trained: the directory, or those of its seeds."""
+    path = epath.Path(directory)
+    there = path.iterdir() if path.is_dir() else ()  # not glob: [...] in the path is no pattern
+    seeds = [seed for seed in there if seed.name.startswith("seed=")]
+    return sorted(seeds, key=lambda seed: (len(seed.name), seed.name)) or [path]
+
+
+def read(workdir: epath.PathLike, name: str) -> Any:
+    """One of the JSON files. Raises ValueError if this is no workdir of one run."""
+    path = epath.Path(workdir) / name
+    if not path.exists():
+        if (seeds := runs(workdir)) != [path.parent]:
+            raise ValueError(
+                f"{path.parent} has the workdirs of several seeds: name one of them, "
+                f"{', '.join(map(str, seeds))}"
+            )
+        raise ValueError(f"{path} is missing: --workdir must be that of a run of dense_jax.main")
+    return read_json(path)
+
+
+def read_records(path: epath.PathLike) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; those that are damaged are said, and left out.
+
+    Nothing is said of the last line if a kill cut it off.
+    """
+    path, records = epath.Path(path), []
+    text = path.read_bytes() if path.exists() else b""
+    for number, line in enumerate(text.splitlines(keepends=True), start=1):
+        try:
+            record = _parse(line)
+            if type(record.get("step")) is not int:
+                raise ValueError("it has no step")
+            records.append(record)
+        except ValueError as error:
+            if line.endswith(b"\n"):
+                _LOG.warning("%s, line %d is damaged, and left out: %s", path, number, error)
+    return records
+
+
+def environment() -> dict[str, Any]:
+    """Versions, git commit (with "+" where files were changed) and devices."""
+    import jax  # here, because `sweep` and `report` do without
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *args]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        except (OSError, subprocess.CalledProcessError):
+            return ""
+
+    commit = git("rev-parse", "HEAD").strip()
+    changed = "+" if commit and git("status", "--porcelain", "--untracked-files=no") else ""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    return {
+        "git_commit": commit + changed or None,
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "platform": platform.platform(),
+        "num_hosts": jax.process_count(),
+        "num_devices": jax.device_count(),
+        "device_kind": jax.devices()[0].device_kind,
+    }

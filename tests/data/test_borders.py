@@ -1,0 +1,171 @@
+"""Border weights: the paper's formula, and what counts as an object."""
+
+import math
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from dense_jax.data import Synthetic, open_dataset
+from dense_jax.data.borders import Bordered, border_weights
+from dense_jax.labels import IGNORE_LABEL, components
+
+
+def brute_force(objects, weight, sigma):
+    """Every pixel's distance to every pixel of every object."""
+    at = np.argwhere(np.ones(objects.shape, bool))
+    distances = [
+        np.linalg.norm(at[:, None] - np.argwhere(objects == k), axis=-1).min(axis=1)
+        for k in np.unique(objects[objects > 0])
+    ]
+    d1, d2 = np.sort(distances, axis=0)[:2]
+    term = weight * np.exp(-((d1 + d2) ** 2) / (2 * sigma**2))
+    return np.where(objects == 0, term.reshape(objects.shape), 0)
+
+
+def blobs(seed, shape=(37, 45), num_objects=9):
+    """Rectangles at random, some touching, some cut in two; not all numbers are there."""
+    rng = np.random.default_rng(seed)
+    objects = np.zeros(shape, np.int32)
+    for k in rng.choice(np.arange(1, 300), num_objects, replace=False):
+        y, x = (rng.integers(0, length) for length in shape)
+        objects[y : y + rng.integers(1, 9), x : x + rng.integers(1, 9)] = k
+    return objects
+
+
+@pytest.mark.parametrize("sigma", [0.7, 2.0, 5.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_brute_force(seed, sigma):
+    objects = blobs(seed)
+    expected = brute_force(objects, 10.0, sigma)
+    ours = border_weights(objects, 10.0, sigma)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=10 * 1.6e-8)
+    assert ours.dtype == np.float32 and (expected > 1e-3).any()
+
+
+def test_the_weights_are_those_of_exact_distances_whatever_their_last_bit(monkeypatch):
+    """OpenCV's depends on the processor and on where in memory the result lies."""
+    objects, transform = blobs(0, (60, 75)), cv2.distanceTransform
+
+    def moved(outside, *options):
+        distance = transform(outside, *options)
+        return np.nextafter(distance, rng.choice([0, np.inf], distance.shape).astype(np.float32))
+
+    def exact(outside, *_):
+        return ndimage.distance_transform_edt(outside).astype(np.float32)
+
+    rng = np.random.default_rng(0)
+    weights = [border_weights(objects, 10.0, 5.0)]
+    for each in (exact, moved):
+        monkeypatch.setattr(cv2, "distanceTransform", each)
+        weights.append(border_weights(objects, 10.0, 5.0))
+    np.testing.assert_array_equal(weights[1:], [weights[0]] * 2)
+
+
+@pytest.mark.parametrize("gap", [1, 2, 5])
+def test_between_two_squares(gap):
+    """In a straight gap d1 + d2 is gap + 1 pixels everywhere, from center to center."""
+    objects = np.zeros((20, 20 + gap), np.int32)
+    objects[:, 5:10], objects[:, 10 + gap : 15 + gap] = 1, 2
+    weights = border_weights(objects, 10.0, 5.0)
+    between = weights[:, 10 : 10 + gap]
+    np.testing.assert_allclose(between, 10 * math.exp(-((gap + 1) ** 2) / 50), rtol=1e-6)
+    assert (weights[objects > 0] == 0).all()
+    assert (0 < weights[:, 4]).all() and (weights[:, 4] < between[:, 0]).all()
+
+
+@pytest.mark.parametrize("num_objects", [0, 1])
+def test_nothing_to_separate(num_objects):
+    objects = np.zeros((8, 9), np.int32)
+    objects[2:4, 2:4] = num_objects
+    assert not border_weights(objects, 10.0, 5.0).any()
+
+
+def test_far_from_both_there_is_nothing():
+    objects = np.zeros((3, 100), np.int32)
+    objects[1, 0], objects[1, 20], objects[1, 99] = 1, 2, 3
+    weights = border_weights(objects, 10.0, 2.0)
+    assert not weights[:, 35:].any()
+    assert not weights[1, 10:12].any() and not border_weights(objects, 10.0, 1.0).any()
+
+
+def test_components_are_connected_over_sides_and_never_through_ignored_pixels():
+    label = np.array(
+        [[1, 1, 0, 2],
+         [0, 0, 1, 2],
+         [1, 255, 1, 1]], np.int32)  # fmt: skip
+    objects = components(label, (1, 2))
+    assert set(np.unique(objects)) == {0, 1, 2, 3, 4}
+    assert (objects > 0).tolist() == np.isin(label, (1, 2)).tolist()
+    assert objects[0, 0] == objects[0, 1] != objects[1, 2] == objects[2, 3]
+    assert objects[2, 0] not in (objects[0, 0], objects[1, 2])
+    assert objects[0, 3] == objects[1, 3] != objects[1, 2]
+    assert not components(label, (IGNORE_LABEL - 1,)).any()
+
+
+@pytest.fixture
+def cells(tmp_path):
+    """Two images of three cells; in the second, two of them touch."""
+    for name, gap in (("a", 2), ("b", 0)):
+        objects = np.zeros((16, 24), np.uint8)
+        objects[2:9, 2:8], objects[2:9, 8 + gap : 14], objects[11:15, 4:20] = 7, 9, 200
+        for folder, pixels in (
+            ("images", objects),
+            ("labels", (objects > 0).astype(np.uint8)),
+            ("instances", objects),
+        ):
+            (tmp_path / folder / "train").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / folder / "train" / f"{name}.png")
+    (tmp_path / "dataset.json").write_text('{"classes": ["ground", "cell"]}')
+    return tmp_path
+
+
+def test_instances_and_components_agree_until_objects_touch(cells):
+    source = open_dataset("folder", str(cells), "train")
+    instances = Bordered(source, 10.0, 5.0, None)
+    connected = Bordered(source, 10.0, 5.0, ("cell",))
+    apart, touching = zip(instances, connected, strict=True)
+    np.testing.assert_array_equal(apart[0]["border"], apart[1]["border"])
+    for i, example in enumerate(instances):
+        objects = source.instances(i)
+        np.testing.assert_array_equal(example["border"], border_weights(objects, 10.0, 5.0))
+    # Where they touch they are one component: above them there is no second object near.
+    assert touching[0]["border"][1, 8] > 8
+    assert touching[1]["border"][1, 8] < 2
+
+
+def test_ignored_pixels_belong_to_no_instance(cells):
+    """As where annotators leave a rim around each object, with a number of its own."""
+    path = cells / "instances" / "train" / "a.png"
+    objects = np.array(Image.open(path))
+    objects[:, 8:10] = 255  # between two cells
+    label = np.where(objects == 255, 9, objects > 0).astype(np.uint8)
+    Image.fromarray(objects).save(path)
+    Image.fromarray(label).save(cells / "labels" / "train" / "a.png")
+    (cells / "dataset.json").write_text('{"classes": ["ground", "cell"], "ignored_values": [9]}')
+    source = open_dataset("folder", str(cells), "train")
+    expected = border_weights(np.where(objects == 255, 0, objects).astype(np.int32), 10.0, 5.0)
+    np.testing.assert_array_equal(Bordered(source, 10.0, 5.0, None)[0]["border"], expected)
+
+
+def test_the_examples_are_those_of_the_source(cells):
+    source = open_dataset("folder", str(cells), "train")
+    bordered = Bordered(source, 10.0, 5.0, None)
+    assert len(bordered) == len(source) and (bordered.sizes == source.sizes).all()
+    copy = pickle.loads(pickle.dumps(bordered))
+    for example, other, plain in zip(bordered, copy, source, strict=True):
+        assert example.keys() == plain.keys() | {"border"}
+        for key in plain:
+            np.testing.assert_array_equal(example[key], plain[key])
+        np.testing.assert_array_equal(example["border"], other["border"])
+
+
+def test_what_the_objects_are_must_be_known():
+    source = Synthetic("", "val")
+    with pytest.raises(ValueError, match=r"not set and .* no instance files: .* of background, di"):
+        Bordered(source, 10.0, 5.0, None)
+    with pytest.raises(ValueError, match=r"border\.classes: no class cell; there are: backg"):
+        Bordered(source, 10.0, 5.0, ("disk", "cell"))

@@ -1,0 +1,352 @@
+"""Several processes train as one run: real ones on this machine, which talk through gloo."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import types
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from dense_jax import train
+from dense_jax.devices import distributed
+from dense_jax.workdir import files as workdir
+from dense_jax.workdir import record as member
+from tests.conftest import REPOSITORY
+from tests.test_train import make_config
+
+HEARTBEAT = 10  # seconds without a sign of life after which a process counts as dead
+PROCESS = f"""
+import json
+import sys
+import time
+import jax
+from ml_collections import ConfigDict
+
+config, path, port, num_processes, process, pause = json.loads(sys.argv[1])
+if num_processes > 1:
+    jax.distributed.initialize(
+        f"localhost:{{port}}", num_processes, process, heartbeat_timeout_seconds={HEARTBEAT}
+    )
+from dense_jax import train
+requested = train.Interrupts.requested
+train.Interrupts.requested = lambda self, step: time.sleep(pause) or requested(self, step)
+train.train(ConfigDict(config), path)
+"""
+
+
+# What processes do before they train, here with one that differs from the first.
+ALIKE = f"""
+import json
+import sys
+import time
+import jax
+from jax.experimental import multihost_utils
+from dense_jax import distributed
+
+path, port, num_processes, process = json.loads(sys.argv[1])
+jax.distributed.initialize(
+    f"localhost:{{port}}", num_processes, process, heartbeat_timeout_seconds={HEARTBEAT}
+)
+last = process == num_processes - 1
+own = f"{{path}}/{{process}}" if last else path
+for check, value in (
+    (distributed.agree, lambda: {{"same": [1, None]}}),
+    (distributed.agree, lambda: {{"rate": 0.5 if last else 0.1}}),
+    (distributed.check_shared, path),
+    (distributed.check_shared, own),
+):
+    try:
+        check(value)
+        print("check: alike", flush=True)
+    except ValueError as error:
+        print(f"check: {{error}}", flush=True)
+with distributed.together():
+    if last:
+        raise ValueError("the first")
+    if process:
+        time.sleep(1)
+        raise ValueError("another of its own")
+    multihost_utils.sync_global_devices("where the last never comes")
+"""
+JOIN = """
+from absl import app
+from dense_jax import distributed
+
+distributed.START_TIMEOUT, distributed.TIMEOUT = 1, 1
+distributed.define_flags()
+app.run(lambda _: distributed.initialize())
+"""
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def start(config, path, num_processes, num_devices, pause=0.0, others=None):
+    """Starts a run in processes of so many devices each, which pause, in seconds, at each step.
+
+    others: fields that only the first has as in the config.
+    """
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(num_devices)}
+    processes, port = [], free_port()
+    for k in range(num_processes):
+        own = config.copy_and_resolve_references()
+        own.update_from_flattened_dict(others or {} if k else {})
+        arguments = [own.to_dict(), str(path), port, num_processes, k, pause]
+        processes.append(start_python(PROCESS, arguments, log_of(path, k), env))
+    return processes
+
+
+def start_python(code, arguments, log, env):
+    command = [sys.executable, "-c", code, json.dumps(arguments)]
+    with log.open("w") as file:
+        return subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=file, stderr=file)
+
+
+def log_of(path, process):
+    return path.with_name(f"{path.name}.{process}.log")
+
+
+def wait(processes, path):
+    """Exit statuses, once all have ended; fails with what they said where they do not end."""
+    try:
+        return [process.wait(timeout=200) for process in processes]
+    except subprocess.TimeoutExpired:
+        for process in processes:
+            process.kill()
+        pytest.fail("\n".join(log.read_text() for log in path.parent.glob(f"{path.name}.*.log")))
+
+
+def run(config, path, num_processes, num_devices):
+    """Trains to the end."""
+    statuses = wait(start(config, path, num_processes, num_devices), path)
+    logs = [log.read_text() for log in sorted(path.parent.glob(f"{path.name}.*.log"))]
+    assert not any(statuses), "\n".join(logs)
+
+
+def records(path):
+    return workdir.read_records(path / "metrics.jsonl")
+
+
+def wait_for_steps(processes, path, num_steps):
+    while len(records(path)) < num_steps:
+        assert all(process.poll() is None for process in processes), path
+        time.sleep(0.05)
+
+
+def assert_close(path, expected):
+    """The same steps, and the same losses and scores to float tolerance."""
+    for ours, theirs in zip(records(path), records(expected), strict=True):
+        assert ours.keys() == theirs.keys() and ours["step"] == theirs["step"]
+        for name, value in theirs.items():
+            if name.startswith("train/"):
+                np.testing.assert_allclose(ours[name], value, rtol=1e-3, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def config(tiny_folder):
+    config = make_config(tiny_folder)
+    config.model.dropout = 0.0  # its masks belong to places in the batch, which hosts share out
+    config.num_steps = 4
+    return config
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory, config):
+    """Trained in one process with four devices."""
+    path = tmp_path_factory.mktemp("one") / "run"
+    run(config, path, 1, 4)
+    return path
+
+
+def test_two_processes_are_the_same_run_as_one(tmp_path, config, one_process):
+    run(config, tmp_path / "run", 2, 2)
+    assert_close(tmp_path / "run", one_process)
+
+
+@pytest.mark.parametrize(("num_processes", "num_devices", "num_seeds"), [(4, 1, 2)])
+def test_seeds_share_the_processes(tmp_path, config, num_processes, num_devices, num_seeds):
+    """Each seed over two of the processes."""
+    config = config.copy_and_resolve_references()
+    config.num_seeds = num_seeds
+    run(config, tmp_path / "one", 1, 4)
+    run(config, tmp_path / "run", num_processes, num_devices)
+    for seed in range(num_seeds):
+        assert_close(tmp_path / "run" / f"seed={seed}", tmp_path / "one" / f"seed={seed}")
+
+
+def test_one_checkpoint_has_one_confusion_matrix(tmp_path, config, one_process):
+    """Evaluated again by other processes, which find it finished but for its result."""
+    again = tmp_path / "again"
+    shutil.copytree(one_process, again)
+    (again / "result.json").unlink()
+    run(config, again, 2, 2)
+    final, expected = (workdir.read(path, "result.json")["final"] for path in (again, one_process))
+    assert final == expected
+
+
+@pytest.mark.parametrize(
+    ("everyone", "expected"),
+    [
+        ([{"a": 1, "b": None}] * 3, []),
+        ([{"a": 1}, {"a": 1}, {"a": [2]}], ["a: 1 in process 0, [2] in process 2"]),
+        (
+            [{"a": 1}, {"b": "x"}],
+            ["a: 1 in process 0, null in process 1", 'b: null in process 0, "x"'],
+        ),
+        ([{"a": True}, {"a": 1}], ["a: true in process 0, 1 in process 1"]),
+    ],
+)
+def test_differences_name_the_fact_the_values_and_the_process(everyone, expected):
+    lines = distributed.differences(everyone)
+    assert len(lines) == len(expected)
+    assert all(line.startswith(start) for line, start in zip(lines, expected, strict=True))
+
+
+def test_processes_compare_config_code_and_workdir(tmp_path, config, monkeypatch):
+    def facts(**changes):
+        own = config.copy_and_resolve_references()
+        own.update_from_flattened_dict(changes)
+        workdirs = member.members(own, epath.Path(tmp_path / "run"))
+        return json.loads(json.dumps(train._facts(own, workdirs)))
+
+    def different(**changes):
+        both = distributed.differences([facts(), facts(**changes)])
+        return [line.partition(":")[0] for line in both]
+
+    for field, value in (("optimizer.learning_rate", 0.5), ("checkpoint_every", 7), ("seed", 3)):
+        assert different(**{field: value}) == [field]
+    own = {"data.root": "elsewhere", "data.workers": 9, "data.verify": not config.data.verify}
+    assert not different(**own)
+    before = facts()
+    (tmp_path / "run" / "checkpoints" / "latest" / "4").mkdir(parents=True)
+    [line] = distributed.differences([before, facts()])
+    assert "--workdir" in line and '"latest": ["4"]' in line
+    before = facts()
+    monkeypatch.setattr(train, "__file__", str(tmp_path / "module.py"))
+    [line] = distributed.differences([before, facts()])
+    assert line.startswith("the code of dense_jax: ")
+
+
+def test_processes_that_are_not_alike_say_so_and_end_together(tmp_path):
+    path, num_processes, port = tmp_path / "run", 3, free_port()
+    processes = [
+        start_python(ALIKE, [str(path), port, num_processes, k], log_of(path, k), os.environ)
+        for k in range(num_processes)
+    ]
+    assert wait(processes, path) == [1] * num_processes
+    for k in range(num_processes):
+        said = log_of(path, k).read_text().splitlines()
+        agreed, rate, shared, own = (line for line in said if line.startswith("check: "))
+        assert agreed == shared == "check: alike"
+        assert rate.endswith("differ in rate: 0.1 in process 0, 0.5 in process 2")
+        assert "is not the same folder for process 2" in own
+        last = (
+            "error: process 2: the first",
+            "ValueError: another of its own",
+            "ValueError: the first",
+        )
+        assert said[-1] == last[k]
+    assert list(path.iterdir()) == [path / "2"]  # no file is left
+
+
+@pytest.mark.parametrize(
+    ("root", "message"),
+    [
+        ("fewer", "num_examples of the train images: 7 in process 0, 6 in process 1"),
+        ("nowhere", "nowhere: no such folder"),
+    ],
+)
+def test_data_of_one_process_end_all_before_anything_is_written(
+    tmp_path, tiny_folder, config, root, message
+):
+    shutil.copytree(tiny_folder, tmp_path / "fewer")
+    for kind in ("images", "labels"):
+        (tmp_path / "fewer" / kind / "train" / "6.png").unlink()
+    path = tmp_path / "run"
+    processes = start(config, path, 2, 1, others={"data.root": str(tmp_path / root)})
+    assert wait(processes, path) == [1, 1]
+    for k in range(2):
+        assert message in log_of(path, k).read_text().splitlines()[-1]
+    assert not path.exists()
+
+
+def join(monkeypatch, coordinator):
+    given = {"coordinator": coordinator, "process_id": 0, "num_processes": 2}
+    flags = types.SimpleNamespace(multihost=False, **given)
+    monkeypatch.setattr(distributed.flags, "FLAGS", flags)
+    distributed.initialize()
+
+
+def test_an_address_that_cannot_be_used_is_said_at_once(monkeypatch):
+    with socket.create_server(("localhost", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"--coordinator=localhost:{port}: .* port {port}"):
+            join(monkeypatch, f"localhost:{port}")
+    with pytest.raises(ValueError, match="no host 'nowhere"):
+        join(monkeypatch, "nowhere.invalid:1")
+
+
+def test_ctrl_c_ends_a_process_that_waits_for_the_others_to_join(monkeypatch):
+    handlers, before = [], signal.getsignal(signal.SIGINT)
+
+    def initialize(*_, **__):
+        handlers.append(signal.getsignal(signal.SIGINT))
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    join(monkeypatch, f"localhost:{free_port()}")
+    assert handlers == [signal.SIG_DFL] and signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_process_without_the_others_gives_up():
+    flags = [f"--coordinator=localhost:{free_port()}", "--num_processes=2", "--process_id=0"]
+    command = [sys.executable, "-c", JOIN, *flags]
+    ended = subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 1
+    assert "not all 2 processes have joined" in ended.stderr.splitlines()[-1]
+
+
+def test_all_save_the_same_step_when_one_is_preempted(tmp_path, config):
+    config = config.copy_and_resolve_references()
+    config.num_steps, config.eval_every, config.checkpoint_every = 60, 60, 60
+    path, expected = tmp_path / "run", tmp_path / "expected"
+    # JAX takes a moment to tell all of them: on a fast machine the run would be over by then.
+    processes = start(config, path, 2, 1, pause=0.2)
+    wait_for_steps(processes, path, 5)
+    processes[1].send_signal(signal.SIGINT)  # which it takes for SIGTERM
+    assert wait(processes, path) == [train.PREEMPTED] * 2
+    stopped = records(path)[-1]["step"]
+    saved = [step.name for step in (path / "checkpoints" / "latest").iterdir()]
+    assert saved == [str(stopped)] and 5 <= stopped < config.num_steps
+    run(config, path, 1, 2)  # on another number of processes
+    run(config, expected, 1, 2)
+    assert [record["step"] for record in records(path)] == [*range(1, 61), 60]
+    assert_close(path, expected)
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_the_others_stop_when_one_is_killed(tmp_path, config, killed):
+    config = config.copy_and_resolve_references()
+    config.num_steps = config.eval_every = 10**6
+    path = tmp_path / "run"
+    processes = start(config, path, 2, 1)
+    wait_for_steps(processes, path, 5)
+    processes[killed].kill()
+    start_of_wait = time.monotonic()
+    statuses = wait(processes, path)
+    assert statuses[killed] == -signal.SIGKILL
+    assert statuses[1 - killed] not in (0, train.PREEMPTED)
+    assert time.monotonic() - start_of_wait < 3 * HEARTBEAT
+    assert (path / "checkpoints" / "latest").exists()

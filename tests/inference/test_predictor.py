@@ -1,0 +1,229 @@
+"""One engine for arrays, files and strips: exact where nothing is to differ, in bounded memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dense_jax import models, summary
+from dense_jax.inference.predictor import Predictor, entropy
+from dense_jax.inference.stitching import Failure
+from dense_jax.models.normalization import unit
+from dense_jax.training import steps
+from experiments import base
+
+NUM_CLASSES = 3
+IMAGE_SIZE = (12, 12)  # fits into a tile
+RNG = np.random.default_rng(0)
+VARIABLES = {"kernel": RNG.normal(size=(3, 3, 1, NUM_CLASSES)).astype(np.float32)}
+
+
+def logits_step(variables, image):
+    x = jnp.asarray(image, jnp.float32)[None] / 77
+    return jax.lax.conv_general_dilated(
+        x, variables["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )[0]
+
+
+def make(step=logits_step, variables=VARIABLES, **options):
+    dataset = {
+        "class_names": ["a", "b", "c"],
+        "palette": [[0, 0, 0], [9, 9, 9], [200, 0, 0]],
+        "num_channels": 1,
+        "image_size": IMAGE_SIZE,
+    }
+    options = {"tile_size": (16, 16), "margin": 2, "context": 0, "batch_size": 3} | options
+    return Predictor(step, variables, dataset, **options)
+
+
+def image_of(h, w):
+    return RNG.integers(0, 256, (h, w, 1)).astype(np.uint8)
+
+
+class Images:
+    """Arrays as strips of a few rows; those that are None break off."""
+
+    def __init__(self, arrays):
+        self.arrays = arrays
+        self.sizes = np.array([(20, 9) if a is None else a.shape[:2] for a in arrays], np.int32)
+
+    def strips(self, i):
+        if self.arrays[i] is None:
+            yield np.zeros((5, 9, 1), np.uint8)
+            raise ValueError("broken off")
+        for y in range(0, len(self.arrays[i]), 3):
+            yield self.arrays[i][y : y + 3]
+
+
+@pytest.mark.parametrize("blend", [False, True])
+def test_tiles_predict_what_the_whole_image_does_where_the_margin_covers_the_field(blend):
+    config = base.get_config()
+    config.model.widths = (2, 3)
+    model = models.build(config.model, NUM_CLASSES)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False)
+    step = steps.make_logits_step(model, unit)
+    h, w = 70, 60
+    reach = 0
+    for n, field in zip(
+        (64, 64), summary.receptive_field(model, (64, 64), channels=1), strict=True
+    ):
+        reach = max(reach, n // 2 - field.start, field.stop - 1 - n // 2)
+    margin = 2 * (reach // 2 + 1)  # tiles start at multiples of the network's stride
+    predictor = make(step, variables, tile_size=(2 * margin + 8, 2 * margin + 12), margin=margin)
+    image = image_of(h, w)
+    whole = jax.jit(step)(variables, image)
+    inside = np.s_[reach : h - reach, reach : w - reach]
+    assert min(whole[inside].shape[:2]) > 20
+    classes = predictor(image)
+    np.testing.assert_array_equal(classes[inside], np.argmax(whole, axis=-1)[inside])
+    assert len(np.unique(classes[inside])) > 1
+    # A smaller margin would not do: what is compared can differ.
+    narrow = predictor.using(tile_size=(12, 12), margin=0)(image)
+    assert np.any(narrow[inside] != classes[inside])
+
+
+def test_without_blending_the_probabilities_are_those_of_the_whole_image():
+    image = image_of(40, 33)
+    whole = jax.nn.softmax(jax.jit(logits_step)(VARIABLES, image))
+    found = make().probabilities(image)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found[1:-1, 1:-1], whole[1:-1, 1:-1], rtol=1e-5)
+    np.testing.assert_array_equal(make()(image), found.argmax(axis=-1))
+
+
+def test_a_constant_predictor_is_constant_under_blending():
+    def constant(_, image):
+        return jnp.broadcast_to(jnp.array([0.1, 0.3, 0.2]), (*image.shape[:2], 3))
+
+    predictor = make(constant, margin=5).using(blend=True)
+    found = predictor.probabilities(image_of(50, 37))
+    np.testing.assert_array_equal(found, np.broadcast_to(found[0, 0], found.shape))
+    np.testing.assert_array_equal(predictor(image_of(50, 37)), 1)
+
+
+def test_blended_probabilities_are_between_those_of_the_tiles():
+    """And where the field of all tiles is covered, they are those of the whole image."""
+    image = image_of(50, 37)
+    predictor = make(margin=5).using(blend=True)
+    whole = jax.nn.softmax(jax.jit(logits_step)(VARIABLES, image))
+    found = predictor.probabilities(image)
+    np.testing.assert_allclose(found.sum(axis=-1), 1, rtol=1e-6)
+    np.testing.assert_allclose(found[1:-1, 1:-1], whole[1:-1, 1:-1], atol=0.05)
+    np.testing.assert_array_equal(predictor(image), found.argmax(axis=-1))
+
+
+@pytest.mark.parametrize("augment", [("flips",), ("turns",), ("flips", "turns", "scales")])
+def test_a_changed_image_has_the_changed_prediction_where_one_tile_holds_it(augment):
+    image = image_of(12, 12)
+    predictor = make().using(augment=augment)
+    expected = predictor.probabilities(image)
+    assert np.any(expected != make().probabilities(image))
+    changes = [np.fliplr, np.flipud] if "flips" in augment else []
+    changes += [np.rot90] if "turns" in augment else []
+    for change in changes:
+        changed = np.ascontiguousarray(change(image))
+        np.testing.assert_array_equal(predictor.probabilities(changed), change(expected))
+        np.testing.assert_array_equal(predictor(changed), change(predictor(image)))
+
+
+@pytest.mark.parametrize("blend", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 5, 8])
+def test_images_of_any_sizes_come_as_they_do_alone_whatever_the_batches(blend, batch_size):
+    arrays = [image_of(*size) for size in ((40, 33), (1, 1), (7, 30), (16, 5))]
+    images = Images([*arrays[:2], None, *arrays[2:], None])
+    predictor = make(batch_size=batch_size).using(blend=blend)
+    maps_of = {"probabilities": np.copy, "uncertainty": entropy}
+    names = {"classes", *maps_of}
+    parts: dict = {}
+    failed = []
+    for strip in predictor.segment(images, maps_of):
+        if isinstance(strip, Failure):
+            assert str(strip.problem) == "broken off"
+            failed.append(strip.index)
+            continue
+        done = parts.setdefault(strip.index, [])
+        assert strip.start == (done[-1].stop if done else 0) and set(strip.maps) == names
+        assert next(reversed(parts)) == strip.index
+        done.append(strip)
+    assert failed == [2, 5]
+    assert list(parts) == [1, 3, 4, 0]  # neither, columns, rows, both are cut
+    for i, array in enumerate(images.arrays):
+        if array is None:
+            continue
+        np.testing.assert_array_equal(np.concatenate([s.image for s in parts[i]]), array)
+        maps = {name: np.concatenate([s.maps[name] for s in parts[i]]) for name in names}
+        np.testing.assert_array_equal(maps["probabilities"], predictor.probabilities(array))
+        assert maps["classes"].shape == array.shape[:2]
+        np.testing.assert_array_equal(maps["classes"], maps["probabilities"].argmax(axis=-1))
+        np.testing.assert_array_equal(maps["uncertainty"], entropy(maps["probabilities"]))
+
+
+def test_one_program_serves_all_sizes_that_are_cut_alike():
+    compiled = []
+
+    def counted(variables, image):
+        compiled.append(image.shape)
+        return logits_step(variables, image)
+
+    images = Images([image_of(*size) for size in ((40, 33), (1, 1), (7, 30), (12, 12), (1, 70))])
+    assert len(list(make(counted).segment(images))) > 5
+    assert compiled == [(12, 12, 1), (12, 16, 1), (16, 16, 1)]
+
+
+def test_a_tall_image_is_never_held_whole():
+    read = 0
+
+    class Tall:
+        def __init__(self, height):
+            self.sizes = np.array([[height, 20]], np.int32)
+
+        def strips(self, i):
+            nonlocal read
+            for _ in range(self.sizes[i, 0]):
+                read += 1
+                yield np.zeros((1, 20, 1), np.uint8)
+
+    ahead = []
+    for height in (500, 1000):
+        read, most = 0, 0
+        for strip in make(batch_size=4).segment(Tall(height)):
+            most = max(most, read - strip.stop)
+        assert read == height
+        ahead.append(most)
+    assert ahead[1] < 250  # some batches of two tiles a row, of 12 rows each
+
+
+def test_the_entropy_is_in_parts_of_that_of_equal_probabilities():
+    p = np.array([[1, 0, 0], [1 / 3, 1 / 3, 1 / 3], [0.5, 0.5, 0]], np.float32)
+    np.testing.assert_array_equal(entropy(p), [0, 255, round(255 * np.log(2) / np.log(3))])
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 1))]
+)
+def test_an_image_of_another_kind_is_refused(image):
+    with pytest.raises(ValueError, match=r"must be uint8 \[height, width, 1\]"):
+        make()(image)
+
+
+def test_a_network_that_needs_context_takes_no_scales():
+    with pytest.raises(ValueError, match="cannot be augmented by scales"):
+        make(context=2).using(augment=["scales"])
+    with pytest.raises(ValueError, match="no augmentation"):
+        make().using(augment=["turn"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"batch_size": n} for n in (0, -4)),
+        {"margin": -3},
+        *({"tile_size": size} for size in ((), (16,), (16, 0), (16, 8, 3))),
+        {"augment": ["flop"]},
+    ],
+    ids=str,
+)
+def test_arguments_that_cannot_be_are_refused_by_name(options):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=rf"{value[0] if name == 'augment' else f'{name}='}"):
+        make().using(**options)

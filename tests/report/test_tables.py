@@ -1,0 +1,471 @@
+"""Which runs a table may hold, its tests against a baseline, its costs and its manifest."""
+
+import csv
+import hashlib
+import io
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from dense_jax.report import manifest, page, runs, statistics, tables
+from dense_jax.report.__main__ import write
+from tests.report.test_report import NASTY, add_run
+
+FINGERPRINT, OTHER = "a" * 64, "b" * 64
+DATASET = {"class_names": ["sky", "road"], "fingerprint": FINGERPRINT}
+EVALUATION = {
+    "dataset": "folder",
+    "dataset_fingerprint": OTHER,
+    "split": "test",
+    "step": 10,  # that of the best checkpoint
+    "num_images": 7,
+    "num_pixels": 700,
+    "resolution": "the labels' own",
+    "tile_size": [96, 96],
+    "margin": [0, 0],
+    "class_names": ["sky", "road"],
+    "confusion_matrix": [[300, 50], [50, 300]],
+    "eval/mean_iou": 0.25,
+    "eval/mean_over_images/mean_boundary_f1": 0.75,
+    "eval/mean_boundary_iou": 0.5,
+}
+
+
+def add(root, name, score=0.5, files=None, *, status="finished", **config):
+    """A run of `add_run` with more files: {name without ending: object, or text as it stands}."""
+    data = {"name": "folder", "root": "/data", "train_split": "train", "eval_split": "val"}
+    config["data"] = data | config.get("data", {})
+    add_run(root, name, score, status=status, **config)
+    for stem, content in {"dataset": DATASET, **(files or {})}.items():
+        text = content if isinstance(content, str) else json.dumps(content)
+        (root / name / f"{stem}.json").write_text(text)
+
+
+def add_scores(root, **of_rows):
+    """A run for each loss and seed, of the mean IoUs given by seed."""
+    for loss, of_seeds in of_rows.items():
+        for seed, score in of_seeds.items():
+            add(root, f"{loss}-{seed}", score, loss=loss, seed=seed)
+
+
+def read(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+# Statistics
+
+
+@pytest.mark.parametrize("n", [2, 3, 8])
+def test_the_paired_test_is_scipys(n):
+    values, others = np.random.default_rng(n).uniform(size=(2, n)).tolist()
+    expected = scipy.stats.ttest_1samp(np.subtract(values, others), 0).pvalue
+    np.testing.assert_allclose(statistics.paired_p_value(values, others), expected, rtol=1e-9)
+
+
+def test_the_paired_test_by_hand():
+    # d = 1, 2, 3: mean 2, s = 1, t = 2 sqrt(3); with 2 degrees of freedom p = 1 - t / sqrt(2 + t^2).
+    t = 2 * math.sqrt(3)
+    p = statistics.paired_p_value([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
+    np.testing.assert_allclose(p, 1 - t / math.sqrt(2 + t**2), rtol=1e-12)
+
+
+@pytest.mark.parametrize("shift", [0.1, -1e-3])
+def test_equal_differences_have_the_limits_p(shift):
+    values = [0.5, 0.61, 0.7]
+    shifted = [value + shift for value in values]
+    assert statistics.paired_p_value(values, values) == 1
+    assert statistics.paired_p_value(shifted, values) == 0  # whatever rounding does
+    assert statistics.paired_p_value([0.0, 0.0], [0.0, 0.0]) == 1
+    assert math.isnan(statistics.paired_p_value([0.5], [0.6]))
+
+
+@pytest.mark.parametrize(
+    ("p_values", "corrected"),
+    [
+        # By hand: 4 x 0.005, 3 x 0.01, 2 x 0.03, and 0.04, which must not be less than the 0.06.
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
+        ([0.02, math.nan, 0.01], [0.02, math.nan, 0.02]),  # of two tests
+        ([0.6, 0.9], [1, 1]),
+        ([math.nan], [math.nan]),
+        ([], []),
+    ],
+)
+def test_holms_correction(p_values, corrected):
+    np.testing.assert_allclose(statistics.holm(p_values), corrected, rtol=1e-12)
+
+
+def test_rows_are_tested_against_the_first_over_the_seeds_they_share(tmp_path):
+    first = {0: 0.50, 1: 0.55, 2: 0.61, 3: 0.58}
+    better = {0: 0.70, 1: 0.74, 2: 0.82, 7: 0.10}
+    same = {0: 0.51, 1: 0.53, 2: 0.62, 3: 0.57}
+    add_scores(tmp_path, a=first, b=better, c=same, d={0: 0.9, 9: 0.9})
+    a, b, c, d = read(tables.to_csv(*runs.build(tmp_path)))
+    raw = [
+        scipy.stats.ttest_rel([row[s] for s in seeds], [first[s] for s in seeds]).pvalue
+        for row, seeds in ((better, range(3)), (same, range(4)))
+    ]
+    assert raw[0] < raw[1]
+    expected = [2 * raw[0], raw[1]]
+    found = [float(row["eval/mean_iou/p_value"]) for row in (b, c)]
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    assert a["eval/mean_iou/p_value"] == d["eval/mean_iou/p_value"] == ""
+    assert float(b["eval/pixel_accuracy/p_value"]) == 1  # 0.9 in all runs
+
+    markdown = tables.to_markdown(*runs.build(tmp_path))
+    marks = re.findall(r"^\| ([a-d]) \| \**([0-9.]+) ± [0-9.]+(\\\*)?", markdown, re.MULTILINE)
+    assert [bool(mark) for _, _, mark in marks] == [False, True, False, False]
+    assert "The baseline is loss=a." in markdown
+
+
+def test_the_baseline_may_be_any_row(tmp_path):
+    for i, skips in enumerate([[16, 8], [16]]):
+        for loss in ("dice", "focal"):
+            for seed in range(3):
+                name = f"{i}-{loss}-{seed}"
+                add(tmp_path, name, 0.5 + 0.1 * seed, loss=loss, model={"skips": skips}, seed=seed)
+    for wanted in ("loss=focal,model.skips=16, 8", "skips=16,8,loss=focal"):
+        _, rows, _ = runs.build(tmp_path, baseline=wanted)
+        (label,) = (row.label for row in rows if row.is_baseline)
+        assert sorted(label) == ["16, 8", "focal"]
+        assert [row.p_value("eval/mean_iou") == 1 for row in rows].count(True) == 3
+    for wanted in ("loss=focal", "loss=none", "kips=16,loss=focal", "focal"):
+        with pytest.raises(
+            ValueError, match=r"must be one row, but is [02] of these:\n  loss=dice"
+        ):
+            runs.build(tmp_path, baseline=wanted)
+
+
+# Columns
+
+
+def test_the_scores_of_a_split_are_those_of_its_evaluation(tmp_path):
+    add(tmp_path, "a b", 0.5, {"evaluation_test": EVALUATION}, loss="dice")
+    better = EVALUATION | {"eval/mean_iou": 0.5, "eval/mean_boundary_iou": None}
+    add(tmp_path, "c", 0.5, {"evaluation_test": better}, loss="focal")
+    add(tmp_path, "d e", 0.5, {"evaluation_test": '{"eval/mean_iou": 0.'}, loss="cut off")
+    add(tmp_path, "f", 0.5, loss="not evaluated")
+    add(tmp_path, "g", 0.5, {"evaluation_test": EVALUATION}, loss="unfinished", status=None)
+    fields, rows, notes = runs.build(tmp_path, split="test")
+    dice, focal = read(tables.to_csv(fields, rows, notes))
+    assert [float(row["eval/mean_iou"]) for row in (dice, focal)] == [0.25, 0.5]
+    assert float(dice["eval/mean_over_images/mean_boundary_f1"]) == 0.75
+    assert (dice["eval/mean_boundary_iou"], focal["eval/mean_boundary_iou"]) == ("0.5", "")
+    command = "python -m dense_jax.evaluate"
+    assert notes == [
+        f"d e: not evaluated on test; do it with: {command} '--workdir={tmp_path}/d e' --split=test",
+        f"f: not evaluated on test; do it with: {command} --workdir={tmp_path}/f --split=test",
+        "g: unfinished, at step 20 of 20",
+    ]
+    head = tables.table(fields, rows)[0]
+    assert [cell for cell, _ in head][-3:] == ["boundary F1", "boundary IoU", "seeds"]
+    assert "on split test, with the best checkpoint" in tables.to_markdown(fields, rows, notes)
+
+    fields, rows, _ = runs.build(tmp_path)  # of training: no such columns
+    assert "boundary" not in str(tables.table(fields, rows))
+
+
+@pytest.mark.parametrize("nasty", NASTY)
+def test_class_columns_on_request(tmp_path, nasty):
+    add(tmp_path, "a", loss="dice")
+    result = json.loads((tmp_path / "a" / "result.json").read_text())
+    result["final"] |= {f"eval/iou/{nasty}": 0.125, "eval/iou/void": None}
+    (tmp_path / "a" / "result.json").write_text(json.dumps(result))
+    assert "IoU a" not in str(tables.table(*runs.build(tmp_path)[:2]))
+
+    found = fields, rows, _ = runs.build(tmp_path, per_class=True)
+    head, line = ([cell for cell, _ in line] for line in tables.table(fields, rows))
+    classes = {name: cell for name, cell in zip(head, line, strict=True) if name.startswith("IoU")}
+    assert classes == {"IoU a": "0.500", f"IoU {nasty}": "0.125", "IoU void": "–"}
+    (row,) = read(tables.to_csv(*found))
+    assert row[f"eval/iou/{nasty}"] == "0.125"
+
+    lines = tables.to_markdown(*found).splitlines()[:3]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+    latex = tables.to_latex(*found)
+    assert latex.count("\n") == latex.count("\n%") + 6  # no name opens a line
+    assert page.to_html("x", *found).count("<script") == 2  # the page's own
+    assert manifest.manifest(fields, rows)["rows"][0]["classes_without_score"] == ["void"]
+
+
+# Costs
+
+
+def test_costs_are_in_a_table_of_their_own(tmp_path):
+    environment = {"device_kind": "cpu", "num_devices": 2}
+    cost = {"flops_per_image": 2e9, "images_per_second": 30.0, "peak_bytes": 2**21}
+    add(tmp_path, "a", 0.5, {"environment": environment, "cost": cost}, seed=0)
+    cost |= {"images_per_second": 10.0, "peak_bytes": None}
+    add(tmp_path, "b", 0.6, {"environment": environment, "cost": cost}, seed=1)
+    add(tmp_path, "c", 0.6, seed=2)  # of an older version
+    add(tmp_path, "d", 0.6, loss="other", num_parameters=None)
+    found = runs.build(tmp_path)
+    body = [[cell for cell, _ in line] for line in tables.cost_table(*found[:2])[1:]]
+    assert body == [
+        ["dice", "1,000", "2.00", "20.0", "2", "2 x cpu"],
+        ["other", "–", "–", "–", "–", "–"],
+    ]
+    dice, other = read(tables.cost_to_csv(*found[:2]))
+    assert (dice["images_per_second"], dice["num_parameters"]) == ("20.0", "1000")
+    assert other["images_per_second"] == other["num_parameters"] == ""
+    assert "2 x cpu" in page.to_html("x", *found)
+
+
+def test_the_score_csv_does_not_know_when_or_where_it_was_made(tmp_path):
+    for machine, speed, root in (("m1", 10.0, "/a"), ("m2", 20.0, "/b")):
+        for seed in range(2):
+            files = {
+                "cost": {"images_per_second": speed},
+                "environment": {"git_commit": machine, "device_kind": machine},
+            }
+            for loss in ("dice", "focal"):
+                config = {"seed": seed, "loss": loss, "data": {"root": root}}
+                add(tmp_path / machine, f"x/{loss}-{seed}", 0.5 + seed / 7, files, **config)
+        write(tmp_path / machine)
+    first, second = (tmp_path / machine for machine in ("m1", "m2"))
+    for name in ("report.csv", "report_cost.csv"):
+        same = (first / name).read_bytes() == (second / name).read_bytes()
+        assert same == (name == "report.csv")
+
+
+# What may share a table
+
+
+def test_the_same_data_elsewhere_is_the_same_row(tmp_path):
+    for seed, root in enumerate(["/a", "/b/c"]):
+        add(tmp_path, f"m{seed}/run", seed=seed, data={"root": root})
+    fields, (row,), notes = runs.build(tmp_path)
+    assert (fields, len(row.runs), notes) == (["run"], 2, [])
+    assert len({run.config_hash for run in row.runs}) == 1
+
+
+def test_data_made_in_memory_is_known_by_its_name(tmp_path):
+    made = DATASET | {"fingerprint": None}
+    for seed, root in enumerate(["", "/unused"]):
+        data = {"name": "synthetic_of_a_kind", "root": root}
+        add(tmp_path, str(seed), files={"dataset": made}, seed=seed, data=data)
+    found = _, (row,), _ = runs.build(tmp_path)
+    assert len(row.runs) == 2
+    assert "training data: synthetic_of_a_kind, split train\n" in tables.to_markdown(*found)
+
+
+def test_the_training_split_may_be_an_axis(tmp_path):
+    for split, fingerprint in (("train", FINGERPRINT), ("tenth", OTHER)):
+        dataset = DATASET | {"fingerprint": fingerprint}
+        add(tmp_path, split, files={"dataset": dataset}, data={"train_split": split})
+    fields, rows, _ = runs.build(tmp_path)
+    assert (fields, [row.label for row in rows]) == (["data.train_split"], [["tenth"], ["train"]])
+
+
+@pytest.mark.parametrize(
+    ("files", "config", "what"),
+    [
+        ({"dataset": DATASET | {"fingerprint": OTHER}}, {}, "training data of split train: aaaaaa"),
+        ({"dataset": "{"}, {}, "training data of split train: .*unknown, at /data"),
+        ({"dataset": DATASET | {"class_names": ["sky", "tree"]}}, {}, "classes: sky, road"),
+        ({}, {"data": {"eval_split": "test"}}, "evaluation split: val"),
+        ({}, {"data": {"name": "camvid"}}, "dataset: folder"),
+    ],
+)
+def test_runs_that_are_not_comparable_are_refused(tmp_path, files, config, what):
+    add_scores(tmp_path, dice={0: 0.5, 1: 0.6}, focal={0: 0.6, 1: 0.7})
+    add(tmp_path, "odd", 0.9, files, loss="dice", seed=2, **config)
+    with pytest.raises(ValueError, match=what) as error:
+        runs.build(tmp_path)
+    assert "(dice-0, dice-1, focal-0 and 1 more)" in str(error.value)
+    assert "(odd)" in str(error.value) and "--mixed" in str(error.value)
+
+    # Told apart: not in the mean of the others, no rival of theirs, and not tested against them.
+    found = fields, rows, _ = runs.build(tmp_path, mixed=True)
+    assert fields[0] == "data"
+    assert [row.label[0] for row in rows] == ["1", "1", "2"]
+    assert [len(row.runs) for row in rows] == [2, 2, 1]
+    bold = [[cell for cell, best in line if best] for line in tables.table(fields, rows)[1:]]
+    assert any("0.650" in cell for cell in bold[1]) and not bold[2]
+    assert "eval/mean_iou" not in rows[2].p_values
+    markdown = tables.to_markdown(*found)
+    assert "Not comparable (--mixed)" in markdown and "data 2: " in markdown
+
+
+def test_failed_runs_do_not_keep_a_table_from_being_made(tmp_path):
+    add(tmp_path, "a")
+    add(tmp_path, "b", files={"dataset": DATASET | {"fingerprint": OTHER}}, status=None)
+    assert len(runs.build(tmp_path)[1]) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"dataset_fingerprint": FINGERPRINT}, "evaluated data: b{12} .*; a{12} "),
+        ({"class_names": ["sky", "tree"]}, "classes: sky, road .*; sky, tree "),
+        ({"num_images": 6}, r"images: 7 \(dice\); 6 \(focal\)"),
+        ({"num_pixels": 600}, "valid pixels: 700 .*; 600 "),
+        ({"resolution": "half"}, "resolution: the labels' own .*; half "),
+        ({"split": "val"}, "evaluation split: test .*; val "),
+        ({"metric_convention": "2"}, "metric convention: 1 .*; 2 "),
+        ({"step": 20}, "checkpoint: best .*; final "),
+        ({"step": 15}, "checkpoint: best .*; neither best nor final "),
+    ],
+)
+def test_evaluations_that_are_not_comparable_are_refused(tmp_path, change, what):
+    evaluation = EVALUATION | {"metric_convention": "1"}
+    add(tmp_path, "dice", files={"evaluation_test": evaluation}, loss="dice")
+    add(tmp_path, "focal", files={"evaluation_test": evaluation | change}, loss="focal")
+    with pytest.raises(ValueError, match=what):
+        runs.build(tmp_path, split="test")
+    assert len(runs.build(tmp_path)[1]) == 2  # the scores of training are comparable
+
+
+def test_what_an_older_version_did_not_write_is_no_difference(tmp_path):
+    add(tmp_path, "a", files={"evaluation_test": EVALUATION}, loss="dice")
+    written = ("dataset_fingerprint", "split", "step", "class_names", "confusion_matrix")
+    older = {key: EVALUATION[key] for key in written}
+    add(tmp_path, "b", files={"evaluation_test": older}, loss="focal")
+    assert len(runs.build(tmp_path, split="test")[1]) == 2
+
+
+def test_seeds_of_one_config_are_evaluated_by_the_same_tiles(tmp_path):
+    add(tmp_path, "a", files={"evaluation_test": EVALUATION}, seed=0)
+    tiles = EVALUATION | {"margin": [16, 16]}
+    add(tmp_path, "b", files={"evaluation_test": tiles}, loss="other", seed=0)  # its own affair
+    assert len(runs.build(tmp_path, split="test")[1]) == 2
+    add(tmp_path, "c", files={"evaluation_test": tiles}, seed=1)
+    with pytest.raises(
+        ValueError, match=r"tiles of config .*: 96, 96 pixels with a margin of 0, 0"
+    ):
+        runs.build(tmp_path, split="test")
+
+
+def test_other_training_data_is_another_row_of_a_split(tmp_path):
+    for name, fingerprint in (("a", FINGERPRINT), ("b", OTHER)):
+        dataset = DATASET | {"fingerprint": fingerprint}
+        add(tmp_path, name, files={"dataset": dataset, "evaluation_test": EVALUATION})
+    fields, rows, _ = runs.build(tmp_path, split="test")
+    assert fields == ["data.root"]
+    labels = [f"/data ({fingerprint[:12]})" for fingerprint in (FINGERPRINT, OTHER)]
+    assert [row.label for row in rows] == [[label] for label in labels]
+
+
+# Failures, manifest, files
+
+
+def test_failures_are_named(tmp_path):
+    add(tmp_path, "a")
+    failure = {"exit_code": 1, "error": "ValueError: loss='x' is not one of a|b"}
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "failure.json").write_text(json.dumps(failure))  # a bad config
+    add(tmp_path, "c", status=None, files={"failure": failure | {"error": "NaN"}})
+    add(tmp_path, "d", status=None, files={"failure": "{"})
+    found = runs.build(tmp_path)
+    assert found[2] == [
+        "b: failed: ValueError: loss='x' is not one of a|b",
+        "c: failed: NaN",
+        "d: failed: its failure.json does not say why",
+    ]
+    assert "a\\|b**" in tables.to_markdown(*found)
+
+    add(tmp_path, "a2", files={"failure": failure | {"error": "out of memory"}}, seed=1)
+    assert len(runs.build(tmp_path)[1][0].runs) == 2  # trained: it was the evaluation that failed
+    notes = runs.build(tmp_path, split="test")[2]
+    assert any(note.startswith("a2: not evaluated on test (failed: out of") for note in notes)
+
+
+def test_the_config_hash_is_that_of_what_makes_the_scores(tmp_path):
+    add(tmp_path, "a", seed=0, log_every=1)
+    add(tmp_path, "b", seed=1, log_every=2, data={"root": "/elsewhere"})
+    add(tmp_path, "c", loss="focal")
+    _, rows, _ = runs.build(tmp_path)
+    fields = {"num_steps": 20, "loss": "dice", "data.name": "folder"}
+    fields |= {"data.train_split": "train", "data.eval_split": "val"}
+    text = json.dumps(dict(sorted(fields.items())), separators=(",", ":"))
+    first, second = (row.runs[0].config_hash for row in rows)
+    assert first == hashlib.sha256(text.encode()).hexdigest()[:12] != second
+
+
+def test_the_manifest_says_what_the_rows_were_made_of(tmp_path):
+    versions = {"jax": "0.10.2", "flax": "0.12.8"}
+    commit = "0123456789abcdef"
+    for name, change, loss in (("a", "", "dice"), ("b", "+", "dice"), ("c", "", "focal")):
+        environment = {"git_commit": commit + change, "python": "3.11.9", "versions": versions}
+        files = {"environment": environment, "evaluation_test": EVALUATION}
+        add(tmp_path, name, files=files, loss=loss, seed=ord(name))
+    add(tmp_path, "d", files={"evaluation_test": EVALUATION, "environment": "["}, loss="other")
+    write(tmp_path, split="test")
+    found = json.loads((tmp_path / "report.json").read_text())["manifest"]
+    assert found["void_policy"] == manifest.VOID_POLICY
+    dice, focal, other = found["rows"]
+    assert dice["git_commits"] == [commit, commit + "+"]
+    assert (dice["fields"], dice["num_seeds"], dice["runs"]) == ({"loss": "dice"}, 2, ["a", "b"])
+    assert (dice["dataset"], dice["dataset_fingerprint"]) == ("folder", FINGERPRINT)
+    assert focal["versions"] == {"python": ["3.11.9"], "jax": ["0.10.2"], "flax": ["0.12.8"]}
+    assert (other["git_commits"], other["versions"]) == (["unknown"], {})
+    assert dice["measured"]["valid pixels"] == "700"
+
+    page = (tmp_path / "report.html").read_text()
+    assert page.rstrip().endswith("</html>") and page.count("</html>") == 1
+    markdown = (tmp_path / "report.md").read_text().replace("\\", "")
+    for text in (page, markdown, (tmp_path / "report.tex").read_text()):
+        assert "1 of 4 runs were made with changed files (+)" in text and "again: b." in text
+        assert "not of one git commit, but of 0123456789, 0123456789+, unknown." in text
+        assert text.count("Ignored pixels count nowhere") == 1
+        assert "jax 0.10.2, flax 0.12.8" in text
+    comments = (tmp_path / "report.tex").read_text().split("\\begin")[0].splitlines()
+    assert all(line.startswith("% ") for line in comments)
+
+
+@pytest.mark.parametrize("junk", ["", "{", "[]", "3", '"text"', '{"final": 3, "status": []}'])
+def test_junk_in_one_folder_is_named_and_harmless(tmp_path, junk):
+    add(tmp_path, "good")
+    for name in ("config", "result", "dataset", "environment", "cost", "failure", "metrics"):
+        add(tmp_path, name, seed=["config", name], files={name: junk, "evaluation_test": junk})
+    (tmp_path / "metrics" / "metrics.jsonl").write_text('{}\n{"step": null}\n{"st')
+    for split in (None, "test"):
+        fields, rows, notes = runs.build(tmp_path, split=split, mixed=True)
+        manifest.manifest(fields, rows)
+        tables.to_markdown(fields, rows, notes)
+        tables.cost_to_csv(fields, rows)
+        named = {note.split(":")[0] for note in notes}
+        shown = {run.name for row in rows for run in row.runs}
+        assert named | shown == {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        *(("metrics.jsonl", text) for text in ('{"step": 1e400}', b"\xff", "[" * 100_000, None)),
+        ("metrics.jsonl", '{"step": 4, "eval/mean_iou": Infinity}'),
+        ("result.json", "[" * 100_000),
+        ("result.json", json.dumps({"status": [], "final": 3})),
+        ("config.json", json.dumps({"data": {"name": []}, "label": [], "seed": {}})),
+        ("environment.json", json.dumps({"device_kind": [[1]], "num_devices": {}, "versions": 3})),
+        *(
+            ("evaluation_val.json", json.dumps({**EVALUATION, "confusion_matrix": matrix}))
+            for matrix in (
+                "x",
+                [[1, 2]],
+                [[1], [2, 3]],
+                [[1, -2], [3, 4]],
+                [[None] * 2] * 2,
+                10**400,
+            )
+        ),
+        ("evaluation_val.json", json.dumps({"eval/mean_iou": 0.5})),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_damaged_file_ends_no_report_of_other_runs(tmp_path, file, content):
+    """None: a folder of that name."""
+    for name in "ab":
+        add(tmp_path, name, files={"evaluation_val": EVALUATION}, loss=name)
+    path = tmp_path / "a" / file
+    path.unlink(missing_ok=True)
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    fields, rows, notes = runs.build(tmp_path, mixed=True)
+    assert "b" in {row.runs[0].name for row in rows}
+    assert page.to_html("title", fields, rows, notes) and tables.cost_to_csv(fields, rows)
