@@ -21,7 +21,7 @@ splits. To add a dataset of image and label files, add an entry to `catalog.CATA
 of another kind, write its source and add it to `DATASETS` and `Source`.
 """
 
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 
 from dense_jax.data.catalog import CATALOG
 from dense_jax.data.files import Files
@@ -31,6 +31,16 @@ from dense_jax.data.synthetic import Synthetic, SyntheticGray
 from dense_jax.data.tfds import TFDS_DATASETS, TfdsSource
 
 Source = Files | Records | Synthetic | TfdsSource
+
+
+class Field(NamedTuple):
+    """A per-pixel array [h, w] that examples hold beside image and label."""
+
+    name: str
+    dtype: str = "float32"
+    fill: float = 0.0
+    interpolation: str = "bilinear"
+
 
 DATASETS = {
     "folder": Folder,

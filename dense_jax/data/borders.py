@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32
 from scipy import ndimage
 
-from dense_jax.data import Source, has_instances
+from dense_jax.data import Field, Source, has_instances
 from dense_jax.labels import IGNORE_LABEL, Objects, components
 
 
@@ -51,6 +51,8 @@ class Bordered:
     classes: names of those whose connected components are the objects; None: the source's own
       instances. Raises ValueError if there are none, or no such class.
     """
+
+    fields = (Field("border"),)
 
     def __init__(self, source: Source, weight: float, sigma: float, classes: Sequence[str] | None):
         there = ", ".join(source.class_names)
