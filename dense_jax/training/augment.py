@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key, Num, UInt8
 
 from dense_jax.data import Field
@@ -225,7 +226,7 @@ def sample_bilinear(image: Num[Array, "H W c"], at: Coordinates) -> Float[Array,
 
 
 def sample_nearest(
-    values: Num[Array, "H W"], at: Coordinates, size: Int[Array, "2"], outside: float
+    values: Num[Array, "H W"], at: Coordinates, size: Int[Array, "2"], outside: ArrayLike
 ) -> Num[Array, "h w"]:
     """Reads the nearest pixel; the value beyond the valid size is `outside`."""
     y, x = (jnp.floor(position + 0.5).astype(jnp.int32) for position in at)
