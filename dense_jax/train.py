@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from dense_jax import data, metrics, plots, storage
 from dense_jax.config import check
-from dense_jax.data import balance, borders, pipeline, verify
+from dense_jax.data import balance, pipeline, targets, verify
 from dense_jax.data.cache import Cached
 from dense_jax.data.tiles import tilings
 from dense_jax.devices import cost, distributed, mesh
@@ -75,9 +75,9 @@ def train(config: ConfigDict, directory: str) -> None:
     dataset = describe(source, eval_source)
     for each in job:
         workdir.compare_dataset(each.path, dataset, config.data.root)
-    train_source: Any = source
+    train_source: data.Examples = source
     if config.border.weight > 0:
-        train_source = borders.Bordered(source, **config.border.to_dict())
+        train_source = targets.with_border_weights(source, **config.border.to_dict())
 
     # What model, loss, augmentation or weights cannot do is said here, before anything is written.
     weights = config.loss_options.class_weights
@@ -109,11 +109,12 @@ def train(config: ConfigDict, directory: str) -> None:
         verify.verify(source)
         verify.verify(eval_source)
     resident: Mapping[str, jax.Array] = {}
+    rows: list[dict[str, Any]] = []
     stream: dict[str, Any] = {"canvas": canvas, "workers": config.data.workers}
     if config.data.cache == "host":
         train_source = Cached(train_source)
     elif config.data.cache == "device":
-        resident, train_source = device_cache.load(train_source, of_batch, devices)
+        resident, rows = device_cache.load(train_source, of_batch, devices)
         stream = {"canvas": None}  # of numbers: nothing for workers to do
     if config.data.cache != "none":
         eval_source = Cached(eval_source)
@@ -151,7 +152,7 @@ def train(config: ConfigDict, directory: str) -> None:
     mine, host, num_hosts = mesh.share(devices)
     streams = [
         pipeline.train_batches(
-            train_source,
+            rows or train_source,
             seed=job[k].config.seed,
             batch_size=config.batch_size,
             step=first,

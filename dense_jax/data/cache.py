@@ -1,6 +1,5 @@
 """Decoded examples in this host's memory."""
 
-import mmap
 import os
 import pathlib
 import threading
@@ -8,12 +7,13 @@ import weakref
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int32
 
-from dense_jax.data import Source, verify
-from dense_jax.data.borders import Bordered
+from dense_jax.data import verify
+from dense_jax.data.source import Examples
 
 
-class Cached:
+class Cached(Examples):
     """A source decoded once, into memory that worker processes share; its labels are uint8.
 
     The memory is a file without a name, which a pickled copy finds through the process that made
@@ -22,8 +22,9 @@ class Cached:
     Raises ValueError if the memory is not there, or with a list of the examples that are bad.
     """
 
-    def __init__(self, source: Source | Bordered):
-        bytes_per_pixel = source.num_channels + 1 + 4 * isinstance(source, Bordered)
+    def __init__(self, source: Examples):
+        extra = sum(np.dtype(field.dtype).itemsize for field in source.fields)
+        bytes_per_pixel = source.num_channels + 1 + extra
         num_pixels = source.sizes.prod(axis=1, dtype=np.int64).sum()
         check_memory(int(bytes_per_pixel * num_pixels), free_memory(), f"{len(source)} examples")
         file = os.fdopen(os.memfd_create("dense_jax"), "wb")
@@ -39,15 +40,19 @@ class Cached:
         entries, errors = verify.visit(keep, len(source), "decoding")
         verify.refuse(errors, len(source))
         file.flush()
-        self.__setstate__((f"/proc/{os.getpid()}/fd/{file.fileno()}", entries, source.sizes))
+        path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
+        self.__setstate__((path, entries, source.sizes, source.num_channels, source.fields))
 
     def __getstate__(self):
-        return self._path, self._entries, self.sizes
+        return self._path, self._entries, self._sizes, self.num_channels, self.fields
 
     def __setstate__(self, state):
-        self._path, self._entries, self.sizes = state
-        with open(self._path, "rb") as file:
-            self._memory = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        self._path, self._entries, self._sizes, self.num_channels, self.fields = state
+        self._memory = np.memmap(self._path, np.uint8, "r")
+
+    @property
+    def sizes(self) -> Int32[np.ndarray, "n 2"]:
+        return self._sizes
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from dense_jax.data import decode
+from dense_jax.data.source import Source
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".npy")
 Root = str | os.PathLike[str]
@@ -145,7 +146,7 @@ class FilesDataset:
         return tuple(dict.fromkeys(found))
 
 
-class Files:
+class Files(Source):
     """One split of a dataset of image and label files.
 
     value_range: see `decode.read_image`.
@@ -164,7 +165,6 @@ class Files:
         self._classes = classes
         self._table = decode.label_table(classes.values, classes.ignored_values)
         self.class_names = classes.names
-        self.num_classes = len(classes.names)
         self.num_channels = num_channels
         self.values = classes.values
         self.value_range = value_range
@@ -189,7 +189,7 @@ class Files:
         decode.check_same_size(image, label, f"{image_path}{where}")
         return {"image": image, "label": label, "name": name}
 
-    @property
+    @functools.cached_property
     def names(self) -> tuple[str, ...]:
         return tuple(item.name for item in self._items)
 

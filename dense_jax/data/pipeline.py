@@ -14,8 +14,8 @@ from typing import Any
 import grain
 import numpy as np
 
-from dense_jax.data import transforms
-from dense_jax.data import workers as processes
+from dense_jax.data.source import Examples, Field
+from dense_jax.data.workers import end_with_parent
 from dense_jax.labels import IGNORE_LABEL
 
 # Else a note on frames of Grain's follows every message of a source.
@@ -23,7 +23,7 @@ grain.config.update("py_traceback_filtering", "off")
 
 
 def train_batches(
-    source: grain.sources.RandomAccessDataSource,
+    source: Examples | Sequence[dict[str, Any]],
     *,
     canvas: tuple[int, int] | None,
     seed: int,
@@ -42,8 +42,8 @@ def train_batches(
         size   int32 [b, 2], the height and width of the canvas that hold the example, in pixels
         index  uint32 [b], the example's number in the run: a key for its augmentation
         name   str [b]
-    and, if the source's examples have it, border float32 [b, height, width]; 0 off the example.
-    Where `canvas` is None, examples stay as they are, in the same order, and only get an `index`.
+    and an array [b, height, width] for each of the source's fields.
+    If `canvas` is None, examples stay as they are, in the same order, and only get an `index`.
     """
     host_batch = _host_batch(batch_size, num_hosts)
     # Numbers in the run. They end where `index` does, because grain cannot count the batches of one
@@ -87,18 +87,50 @@ def _host_batch(batch_size: int, num_hosts: int) -> int:
 
 
 def _draw(
-    source: grain.sources.RandomAccessDataSource,
+    source: Examples | Sequence[dict[str, Any]],
     canvas: tuple[int, int] | None,
     seed: int,
     index: int,
 ) -> dict[str, Any]:
-    """The example of this number in the run, on the canvas, its window drawn by seed and number."""
+    """Returns example number `index` of the run; (seed, index) draws its window on the canvas."""
     epoch, position = divmod(index, len(source))
     example = source[int(_order(len(source), seed, epoch)[position])]
     if canvas is not None:
+        assert isinstance(source, Examples)
         rng = np.random.Generator(np.random.Philox(key=[seed, index]))
-        example = transforms.fit(example, canvas, rng)
+        example = fit(example, canvas, rng, source.fields)
     return dict(example, index=np.uint32(index))
+
+
+def fit(
+    example: dict[str, Any],
+    canvas: tuple[int, int],
+    rng: np.random.Generator,
+    fields: Sequence[Field] = (),
+) -> dict[str, Any]:
+    """Puts an example onto a canvas of fixed (height, width) in pixels, at the top left.
+
+    An axis that is too long is cut to a window drawn from `rng`. An axis that is too short is filled
+    up: the image with 0, the label with IGNORE_LABEL, each field with its `fill`. The label becomes
+    uint8. Adds `size`: the int32 height and width, in pixels, that hold the example.
+    """
+    window, size = [], []
+    for length, room in zip(example["label"].shape, canvas, strict=True):
+        start = int(rng.integers(length - room + 1)) if length > room else 0
+        size.append(min(length, room))
+        window.append(slice(start, start + size[-1]))
+    fitted = dict(example, size=np.array(size, np.int32))
+    fills = {"image": 0, "label": IGNORE_LABEL} | {field.name: field.fill for field in fields}
+    for name, fill in fills.items():
+        array = example[name][tuple(window)]
+        if name == "label":
+            array = array.astype(np.uint8, copy=False)
+        if tuple(size) != canvas:
+            on_canvas = np.full((*canvas, *array.shape[2:]), fill, array.dtype)
+            on_canvas[: size[0], : size[1]] = array
+            array = on_canvas
+        fitted[name] = array
+    return fitted
 
 
 @functools.lru_cache(maxsize=32)  # of several seeds
@@ -129,7 +161,7 @@ def _start_worker(worker: int, num_workers: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    processes.end_with_parent()
+    end_with_parent()
 
 
 class _Block:

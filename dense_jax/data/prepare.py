@@ -88,7 +88,7 @@ def _description(
         "splits": {
             split: {
                 "num_examples": len(source),
-                "has_instances": data.has_instances(source),
+                "has_instances": source.has_instances,
                 "fingerprint": source.fingerprint,
             }
             for split, source in sources.items()
@@ -124,7 +124,7 @@ def _complete(path: pathlib.Path) -> Iterator[pathlib.Path]:
 def _write(source: data.Source, path: pathlib.Path, split: str, max_side: int | None) -> None:
     def pack(i: int) -> bytes:
         example = source[i]
-        if data.has_instances(source):
+        if source.has_instances:
             example["instances"] = source.instances(i)
         return records.pack(shrink(example, max_side) if max_side else example)
 

@@ -22,6 +22,7 @@ from jaxtyping import Int32
 from PIL import Image
 
 from dense_jax.data import files
+from dense_jax.data.source import Source
 
 
 def pack(example: dict[str, Any]) -> bytes:
@@ -60,7 +61,7 @@ def path_of(root: str | os.PathLike[str], split: str) -> pathlib.Path:
     return pathlib.Path(root) / f"{split}.array_record"
 
 
-class Records:
+class Records(Source):
     """One split of a prepared dataset; the module's docstring has the layout."""
 
     def __init__(self, root: str | os.PathLike[str], split: str):
@@ -76,11 +77,8 @@ class Records:
         except Exception as error:  # the reader raises nearly anything on broken files
             raise ValueError(f"{self._path}: cannot be read ({error}); {self._again}") from error
         self.class_names: tuple[str, ...] = tuple(description["classes"])
-        self.num_classes = len(self.class_names)
         self.num_channels: int = description["num_channels"]
-        self.values = None
         self.value_range = description["value_range"]  # which these images have gone through
-        self.palette = None
         if description["palette"]:
             self.palette = np.array(description["palette"], np.uint8)
         self.has_instances: bool = splits[split]["has_instances"]

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
+from dense_jax.data.source import Source
+
 CLASSES = ("background", "disk", "square", "ring", "thread", "speck")
 NUM_EXAMPLES = {"train": 256, "val": 64, "test": 64}
 
@@ -21,7 +23,7 @@ _TINTS = np.array(
 )
 
 
-class Synthetic:
+class Synthetic(Source):
     """One split; example i is a function of (split, i, size, num_channels) alone.
 
     `root` is not used. `size` is height and width in pixels.
@@ -42,12 +44,7 @@ class Synthetic:
         self._size = size
         self._num_examples = NUM_EXAMPLES[split] if num_examples is None else num_examples
         self.class_names = CLASSES
-        self.num_classes = len(CLASSES)
         self.num_channels = num_channels
-        self.palette = None
-        self.values = None
-        self.value_range = None
-        self.fingerprint = None
 
     @staticmethod
     def splits(root: object) -> tuple[str, ...]:

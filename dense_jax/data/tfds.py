@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from dense_jax.data import decode, files
+from dense_jax.data.source import Source
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ TFDS_DATASETS = {
 }
 
 
-class TfdsSource:
+class TfdsSource(Source):
     """One split of a prepared dataset."""
 
     def __init__(self, dataset: TfdsDataset, root: str | os.PathLike[str], split: str):
@@ -88,11 +89,9 @@ class TfdsSource:
         self._where = f"{self._folder}, {self._split}"
         self._table = decode.label_table(dataset.values, dataset.ignored_values)
         self.class_names = dataset.class_names
-        self.num_classes = len(dataset.class_names)
         self.num_channels = dataset.num_channels
-        self.palette = None if dataset.palette is None else np.array(dataset.palette, np.uint8)
-        self.values = None
-        self.value_range = None
+        if dataset.palette is not None:
+            self.palette = np.array(dataset.palette, np.uint8)
 
     def __len__(self) -> int:
         return len(self._records)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import tqdm
 
 from dense_jax import storage
-from dense_jax.data import Source, has_instances
+from dense_jax.data import Source
 from dense_jax.data.files import some
 from dense_jax.labels import IGNORE_LABEL
 
@@ -51,7 +51,7 @@ def scan(
     """
 
     def read(i: int) -> T:
-        if has_instances(source):
+        if source.has_instances:
             source.instances(i)
         return function(source[i])
 

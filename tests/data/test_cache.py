@@ -14,7 +14,6 @@ import pytest
 
 from dense_jax import data
 from dense_jax.data import Synthetic, cache
-from dense_jax.data.borders import Bordered
 from dense_jax.data.cache import Cached
 from dense_jax.devices import mesh
 from dense_jax.training import device_cache
@@ -38,8 +37,7 @@ def load(source, canvas=WHOLE, num_devices=4):
         "size": jax.ShapeDtypeStruct((4, 2), np.int32),
         "index": jax.ShapeDtypeStruct((4,), np.uint32),
     }
-    if isinstance(source, Bordered):
-        shapes["border"] = jax.ShapeDtypeStruct((4, *canvas), np.float32)
+    shapes |= {f.name: jax.ShapeDtypeStruct((4, *canvas), f.dtype) for f in source.fields}
     return devices, *device_cache.load(source, shapes, devices)
 
 

@@ -10,10 +10,9 @@ import traceback
 import numpy as np
 import pytest
 
-from dense_jax.data import Synthetic
-from dense_jax.data.borders import Bordered
-from dense_jax.data.pipeline import eval_batches, train_batches
-from dense_jax.data.transforms import fit
+from dense_jax.data import Field, Synthetic
+from dense_jax.data.pipeline import eval_batches, fit, train_batches
+from dense_jax.data.targets import with_border_weights
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.metrics import confusion_matrix
 from tests.conftest import REPOSITORY
@@ -35,7 +34,7 @@ class Scenes(Synthetic):
         return super().__getitem__(i)
 
 
-BORDERED = Bordered(Scenes(), 10.0, 2.0, ("square", "thread"))
+BORDERED = with_border_weights(Scenes(), weight=10.0, sigma=2.0, classes=("square", "thread"))
 
 
 def take(num_batches, *, source=None, canvas=CANVAS, seed=3, batch_size=4, **options):
@@ -239,7 +238,7 @@ def test_fit_keeps_a_window_and_ignores_the_rest(size):
     numbers = np.arange(size[0] * size[1]).reshape(size)
     example = {"image": numbers[..., None].astype(np.uint8), "label": numbers, "name": "x"}
     example["border"] = numbers.astype(np.float32)
-    fitted = fit(example, canvas, np.random.default_rng(0))
+    fitted = fit(example, canvas, np.random.default_rng(0), [Field("border", fill=200.0)])
     h, w = fitted["size"]
     assert (h, w) == (min(size[0], 5), min(size[1], 6))
     label, image = fitted["label"], fitted["image"][..., 0]
@@ -250,7 +249,7 @@ def test_fit_keeps_a_window_and_ignores_the_rest(size):
     outside = np.ones(canvas, bool)
     outside[:h, :w] = False
     assert (label[outside] == IGNORE_LABEL).all() and (image[outside] == 0).all()
-    np.testing.assert_array_equal(fitted["border"], np.where(outside, 0, label))
+    np.testing.assert_array_equal(fitted["border"], np.where(outside, 200, label))
     np.testing.assert_array_equal(example["label"], numbers)  # the input is left alone
 
 

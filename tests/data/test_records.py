@@ -12,10 +12,10 @@ from PIL import Image
 
 from dense_jax import data
 from dense_jax.data import prepare, records, verify
-from dense_jax.data.borders import Bordered
 from dense_jax.data.folder import Folder
 from dense_jax.data.records import Records
 from dense_jax.data.synthetic import Synthetic
+from dense_jax.data.targets import with_border_weights
 from dense_jax.labels import IGNORE_LABEL
 
 
@@ -79,7 +79,10 @@ def test_colors_palette_values_and_instances_come_back(color_folder, tmp_path):
         expected = Folder(color_folder, split)
         assert_equal(found, expected)
         assert found.has_instances
-        bordered = [Bordered(source, 10.0, 5.0, None) for source in (found, expected)]
+        bordered = [
+            with_border_weights(source, weight=10.0, sigma=5.0, classes=None)
+            for source in (found, expected)
+        ]
         for i in range(len(found)):
             assert found.instances(i).dtype == np.int32
             np.testing.assert_array_equal(found.instances(i), expected.instances(i))
