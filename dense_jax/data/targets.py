@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 from scipy import ndimage
 
-from dense_jax.data.source import Field, Source
+from dense_jax.data.source import Examples, Field, Source
 from dense_jax.labels import IGNORE_LABEL, Objects, components
 
 
@@ -47,52 +47,36 @@ def border_weights(objects: Objects, weight: float, sigma: float) -> Float32[np.
     return np.where(counts, weight * np.exp(-(total**2) / (2 * sigma**2)), 0).astype(np.float32)
 
 
-class WithTarget(Source):
-    """A source whose examples hold one more per-pixel array.
+class WithTarget(Examples):
+    """Examples that hold one more per-pixel array.
 
-    function(source, i, example) returns the array [h, w] of example i. Worker processes get a copy of
-    it, so it must be a function of a module, or a `functools.partial` of one.
+    function(i, example) returns the array [h, w] of example i. Worker processes get a copy of it, so
+    it must be a function of a module, or a `functools.partial` of one.
     """
 
-    def __init__(self, source: Source, field: Field, function: Callable[..., np.ndarray]):
+    def __init__(self, source: Examples, field: Field, function: Callable[..., np.ndarray]):
         self.num_channels = source.num_channels
         self.fields = (*source.fields, field)
-        self.class_names = source.class_names
-        self.values = source.values
-        self.value_range = source.value_range
-        self.palette = source.palette
-        self.has_instances = source.has_instances
         self._source = source
-        self._field = field
+        self._name = field.name
         self._function = function
 
     @property
     def sizes(self) -> Int32[np.ndarray, "n 2"]:
         return self._source.sizes
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self._source.names
-
-    @property
-    def fingerprint(self) -> str | None:
-        return self._source.fingerprint
-
-    def instances(self, i: int) -> Objects:
-        return self._source.instances(i)
-
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         example = self._source[i]
-        return example | {self._field.name: self._function(self._source, i, example)}
+        return example | {self._name: self._function(i, example)}
 
 
 def with_border_weights(
     source: Source, *, weight: float, sigma: float, classes: Sequence[str] | None
 ) -> WithTarget:
-    """Adds the field `border`, float32: see `border_weights`.
+    """Adds the field `border`: see `border_weights`.
 
     classes: names of the classes whose connected components are the objects. None: the objects are
       the source's own instances. Raises ValueError if there are no instances, or no such class.
@@ -105,22 +89,16 @@ def with_border_weights(
         )
     if unknown := set(classes or ()) - set(source.class_names):
         raise ValueError(f"border.classes: no class {', '.join(unknown)}; there are: {names}")
-    function = functools.partial(_border, weight=weight, sigma=sigma, classes=classes)
+    numbers = [source.class_names.index(name) for name in classes or ()]
+    function = functools.partial(_border, source, numbers, weight, sigma)
     return WithTarget(source, Field("border"), function)
 
 
 def _border(
-    source: Source,
-    i: int,
-    example: dict[str, Any],
-    *,
-    weight: float,
-    sigma: float,
-    classes: Sequence[str] | None,
+    source: Source, classes: list[int], weight: float, sigma: float, i: int, example: dict[str, Any]
 ) -> Float32[np.ndarray, "h w"]:
-    label = example["label"]
     if classes:
-        objects = components(label, [source.class_names.index(name) for name in classes])
+        objects = components(example["label"], classes)
     else:
-        objects = np.where(label == IGNORE_LABEL, 0, source.instances(i))
+        objects = np.where(example["label"] == IGNORE_LABEL, 0, source.instances(i))
     return border_weights(objects, weight, sigma)

@@ -451,7 +451,7 @@ def test_verify_lists_all_that_is_wrong(root):
     truncate(root / "images/train/a.png")
     truncate(root / "labels/train/c.png")
     with pytest.raises(ValueError, match="2 of 3 examples are bad") as error:
-        verify.verify(open_dataset("folder", str(root), "train"), progress=False)
+        verify.verify(open_dataset("folder", str(root), "train"))
     assert "images/train/a.png" in str(error.value) and "labels/train/c.png" in str(error.value)
 
 

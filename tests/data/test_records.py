@@ -170,7 +170,7 @@ def test_goes_on_after_an_interruption(tiny_folder, tmp_path, monkeypatch):
 
 
 def test_starts_over_where_only_dataset_json_was_begun(tiny_folder, tmp_path):
-    (tmp_path / "dataset.json.unfinished").write_text('{"clas')
+    (tmp_path / ".dataset.json.0123.tmp").write_text('{"clas')
     prepare.copy("folder", str(tiny_folder), str(tmp_path))
     assert len(Records(tmp_path, "val")) == 3
 

@@ -178,7 +178,7 @@ def test_what_the_objects_are_must_be_known():
         with_borders(source, ("disk", "cell"))
 
 
-def distance_map(source, i, example):
+def distance_map(i, example):
     """The distance of each pixel to the nearest pixel of class 0, in pixels."""
     return ndimage.distance_transform_edt(example["label"]).astype(np.float16)
 
