@@ -513,12 +513,12 @@ def test_many_files_open_in_a_moment(root, monkeypatch):
     monkeypatch.setattr(files, "header", header)
     for kind in ("images", "labels"):
         folder = root / kind / "train"
-        for i in range(20_000):
+        for i in range(5_000):
             os.link(folder / "c.png", folder / f"{i:05d}.png")
-    start = time.perf_counter()
+    start = time.process_time()
     source = open_dataset("folder", str(root), "train")
-    assert time.perf_counter() - start < 5  # about 1 s, of a machine that may be busy
-    assert len(source) == 20_003 and len(read) == len(set(read)) == 20_004
+    assert time.process_time() - start < 2  # about 0.3 s
+    assert len(source) == 5_003 and len(read) == len(set(read)) == 5_004
 
 
 @pytest.fixture
