@@ -212,7 +212,9 @@ def _open_tiff_page(tags: "tifffile.TiffPage") -> _Opened:
     c, dtype = tags.samplesperpixel, tags.dtype
     is_white_0 = tags.tags.valueof("PhotometricInterpretation") == 0
     if dtype is None:
-        raise ValueError(f"{tags.bitspersample} bits per value are not read; save it with 8 or 16")
+        raise ValueError(
+            f"{tags.bitspersample} bits per value cannot be read; save it with 8 or 16"
+        )
     if is_white_0 and dtype.kind != "u":
         raise ValueError(f"0 is white, which has no meaning for {dtype}; save it with 0 black")
 
@@ -238,7 +240,7 @@ def _open_picture(file: BinaryFile, page: int | None) -> _Opened:
     image = _open_pillow(file, page)
     is_png = isinstance(image, PngImagePlugin.PngImageFile)
     if is_png and image.mode[0] != "I" and ";16" in str(image.tile[0]):
-        raise ValueError("of its 16 bits per channel Pillow reads 8; save it as .tif or .npy")
+        raise ValueError("Pillow reads only 8 of its 16 bits per channel; save it as .tif or .npy")
     mode = "L" if image.mode in _GRAY_MODES else "RGB"
     if image.mode[0] in "IF":  # more than 8 bits of gray
         mode = image.mode
@@ -277,8 +279,8 @@ def _to_bytes(
         )
     if value_range is None:
         raise ValueError(
-            f"{where}: holds {pixels.dtype} values from {low} to {high}, not 8 bits; say in "
-            'dataset.json which become 0 and 255, for all images: "range": [LOW, HIGH]'
+            f"{where}: holds {pixels.dtype} values from {low} to {high}, not 8 bits; write into "
+            'dataset.json which values become 0 and 255 in all images: "range": [LOW, HIGH]'
         )
     low, high = value_range
     scaled = (pixels.astype(np.float64) - low) * (255 / (high - low))

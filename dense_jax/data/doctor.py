@@ -31,7 +31,7 @@ Report = dict[str, Any]  # of one split
 
 
 class _Facts(NamedTuple):
-    """What is kept of an example."""
+    """The facts about an example that are counted and compared."""
 
     name: str
     size: tuple[int, int]  # height and width in pixels
@@ -79,9 +79,9 @@ def _examine_split(name: str, root: str, split: str) -> tuple[Report, list[_Fact
     pixels = by_class(class_counts.sum(axis=0))
     missing = [name for name, count in pixels.items() if not count]
     interpolated = [example.name for example in facts if example.looks_interpolated]
-    not_taken = source.not_taken if isinstance(source, Folder) else ""
+    not_read = source.not_read if isinstance(source, Folder) else ""
     warnings = {
-        f"images are read from one folder alone{not_taken}": not_taken,
+        f"images are read from a single folder{not_read}": not_read,
         f"never seen: {', '.join(missing)}": missing,
         f"{len(interpolated)} labels have borders that run through other classes, as if they had been "
         "resized by interpolation or saved as JPEG (resize labels by nearest neighbor): "
@@ -154,10 +154,11 @@ def _compare_classes(reports: dict[str, Report]) -> None:
         splits = [split for split, report in reports.items() if report.get("pixels", {}).get(name)]
         if splits:
             train["errors"].insert(
-                0, f"class {name!r} is in {', '.join(splits)}, but not in train to be learnt"
+                0,
+                f"class {name!r} is in {', '.join(splits)}, but not in train, so it cannot be learned",
             )
     if train.get("min_size") and not any(train["pixels"].values()):
-        train["errors"].insert(0, "every pixel of every label is ignored: nothing can be learnt")
+        train["errors"].insert(0, "every pixel of every label is ignored: nothing can be learned")
 
 
 def as_text(reports: dict[str, Report]) -> str:

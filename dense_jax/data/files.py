@@ -76,7 +76,7 @@ class Layout:
         image_path, label_path = (self.path(root, p, split) for p in (self.images, self.labels))
         if not images:
             path = self.path(root, self.lists, split) if self.lists else image_path
-            others = not_taken(image_path.parent, _endings(self.images))
+            others = not_read(image_path.parent, _endings(self.images))
             raise ValueError(f"{path}: no images{others}")
         check_partners(images, labels, "label", label_path)
         check_partners(labels, images, "image", image_path)
@@ -265,7 +265,7 @@ def check_partners(files: Paths, partners: Paths, kind: str, pattern: pathlib.Pa
     if alone := [path.name for name, path in files.items() if name not in partners]:
         raise ValueError(
             f"no {kind} in {pattern.parent} for {len(alone)} files: {some(alone)}"
-            f"{not_taken(pattern.parent, _endings(pattern.name))}"
+            f"{not_read(pattern.parent, _endings(pattern.name))}"
         )
 
 
@@ -274,14 +274,14 @@ def is_hidden(name: str) -> bool:
     return name.startswith((".", "@", "#", "$", "__")) or name == "lost+found"
 
 
-def not_taken(folder: pathlib.Path, endings: Sequence[str] = IMAGE_ENDINGS) -> str:
+def not_read(folder: pathlib.Path, endings: Sequence[str] = IMAGE_ENDINGS) -> str:
     """Returns the end of a message: what else lies in a folder, or "" if there is nothing else."""
     others = [
         entry.name + "/" * entry.is_dir()
         for entry in (_entries(folder) if folder.is_dir() else [])
         if not is_hidden(entry.name) and _ending(entry, endings) is None
     ]
-    return f"; {some(others)} there are not taken, only {', '.join(endings)}" if others else ""
+    return f"; not read: {some(others)} (only {', '.join(endings)})" if others else ""
 
 
 def _entries(folder: pathlib.Path) -> list[os.DirEntry[str]]:

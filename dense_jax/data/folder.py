@@ -97,9 +97,9 @@ class Folder(files.Files):
         return objects
 
     @property
-    def not_taken(self) -> str:
+    def not_read(self) -> str:
         """The end of a message: what lies beside the split's images and is not read."""
-        return files.not_taken(self._items[0].image.parent)
+        return files.not_read(self._items[0].image.parent)
 
     def _paths(self, item: Item) -> Iterable[pathlib.Path]:
         instances = [self._instances[item.name]] if self.has_instances else []

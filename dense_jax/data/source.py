@@ -24,7 +24,7 @@ class Field(NamedTuple):
 
 
 class Examples(abc.ABC):
-    """What batches are made of: the part of a source that training reads.
+    """The part of a source that batches are made of.
 
     examples[i] is {"image": uint8 [h, w, num_channels], "label": int32 or uint8 [h, w], "name": str}
     with labels in [0, num_classes) or IGNORE_LABEL, and one array [h, w] for each of `fields`.

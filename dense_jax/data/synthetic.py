@@ -78,7 +78,7 @@ class Synthetic(Source):
 
 
 class SyntheticGray(Synthetic):
-    """The same scenes without color."""
+    """Synthetic scenes without color."""
 
     def __init__(self, root: object, split: str):
         super().__init__(root, split, num_channels=1)

@@ -31,7 +31,7 @@ def verify(source: Source) -> None:
     if not any(is_labeled):
         raise ValueError(
             f"every pixel of all {len(source)} labels ({some(source.names)}) is ignored: nothing can "
-            "be learnt from them or scored; see which values the dataset ignores"
+            "be learned from them or scored; check which values the dataset ignores"
         )
     with contextlib.suppress(OSError):  # without a cache, it is verified again the next time
         mark.parent.mkdir(parents=True, exist_ok=True)

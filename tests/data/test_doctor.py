@@ -94,7 +94,7 @@ def test_what_lies_beside_the_images_and_is_not_read_is_said(root):
     save(root / "images" / "train" / "below" / "b.png", [[1]])
     (root / "images" / "train" / ".cache").mkdir()
     (warning,) = examine("folder", str(root))["train"]["warnings"]
-    assert "below/ there are not taken" in warning
+    assert "not read: below/ (only" in warning
 
 
 # 29. MMSegmentation#1601, #2081, #2146: NaN or 0 IoU from labels that are no class

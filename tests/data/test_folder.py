@@ -343,7 +343,7 @@ ERRORS = {  # how to break the dataset, and what the message must contain
     ),
     "a label of another kind": (
         lambda r: (r / "labels/train/b.png").rename(r / "labels/train/b.tif"),
-        ["no label", "1 files: b.png", "b.tif there are not taken, only .png"],
+        ["no label", "1 files: b.png", "not read: b.tif (only .png)"],
     ),
     "a folder called like an image": (
         lambda r: ((r / "images/train/b.png").unlink(), (r / "images/train/b.png").mkdir()),
