@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key, Num, UInt8
 
 from dense_jax.data import Field
+from dense_jax.geometry import reflect
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.training.color import change_colors
 
@@ -206,10 +207,11 @@ def rotate(at: Coordinates, degrees: Float[Array, ""] | float) -> Coordinates:
 
 def mirror(position: Float[Array, "h w"], size: Int[Array, ""]) -> Float[Array, "h w"]:
     """Reflects positions, in pixels, into [0, size - 1] about the centers of the border pixels."""
-    last = (size - 1).astype(jnp.float32)
-    period = jnp.maximum(2 * last, 1.0)
-    phase = position - period * jnp.floor(position / period)  # far faster than % on a CPU
-    return last - jnp.abs(phase - last).clip(0, last)
+
+    def modulo(position: Array, period: Array) -> Array:  # far faster than % on a CPU
+        return position - period * jnp.floor(position / period)
+
+    return reflect(position, size, modulo).clip(0)
 
 
 def sample_bilinear(image: Num[Array, "H W c"], at: Coordinates) -> Float[Array, "h w c"]:

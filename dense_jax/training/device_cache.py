@@ -11,13 +11,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dense_jax.data import Source, cache, transforms, verify
-from dense_jax.data.borders import Bordered
+from dense_jax.data import Examples, cache, pipeline, verify
 from dense_jax.devices import mesh as meshes
 
 
 def load(
-    source: Source | Bordered, batch_shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh
+    source: Examples, batch_shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh
 ) -> tuple[dict[str, jax.Array], list[dict[str, Any]]]:
     """Decodes a source into the memory of every device: (arrays [n, ...], rows).
 
@@ -50,7 +49,8 @@ def load(
     arrays = {field: np.empty(shape.shape, shape.dtype) for field, shape in shapes.items()}
 
     def place(i: int) -> dict[str, Any]:
-        fitted = transforms.fit(source[i], canvas, np.random.default_rng())  # draws nothing
+        rng = np.random.default_rng()  # draws nothing
+        fitted = pipeline.fit(source[i], canvas, rng, source.fields)
         for field, array in arrays.items():
             array[i] = fitted[field]
         return {"row": np.int32(i), "name": fitted["name"]}

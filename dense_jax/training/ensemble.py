@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from dense_jax import metrics, plots
+from dense_jax import data, metrics, plots
 from dense_jax.data import pipeline
 from dense_jax.data.cache import Cached
 from dense_jax.data.tiles import tilings
@@ -110,8 +110,8 @@ class Ensemble:
     def __exit__(self, *error: object) -> None:
         self._opened.close()
 
-    def _load_data(self) -> tuple[Any, Any]:
-        """Returns the training and the evaluation source, in the caches of the config."""
+    def _load_data(self) -> tuple[Any, data.Examples]:
+        """Returns what to draw batches from and what to evaluate, in the caches of the config."""
         config, task = self._config, self._task
         source, evaluated = task.source, task.eval_source
         self._resident: Mapping[str, jax.Array] = {}

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dense_jax import data, losses, plots, storage
-from dense_jax.data import balance, borders, verify
+from dense_jax.data import balance, targets, verify
 from dense_jax.devices import distributed, mesh
 from dense_jax.models import pretrained
 from dense_jax.program import Program, assemble
@@ -149,7 +149,7 @@ def place(
 
 def target_fields(config: ConfigDict) -> tuple[data.Field, ...]:
     """Returns the per-pixel targets that a config's loss needs beside the labels."""
-    return borders.Bordered.fields if config.border.weight > 0 else ()
+    return (targets.BORDER,) if config.border.weight > 0 else ()
 
 
 def batch_shapes(
@@ -178,8 +178,8 @@ class Task(NamedTuple):
     encoder: the encoder's published weights; None without any, or where all runs were begun.
     """
 
-    source: Any
-    eval_source: Any
+    source: data.Examples
+    eval_source: data.Source
     dataset: dict[str, Any]
     canvas: tuple[int, ...]
     batch_shapes: dict[str, jax.ShapeDtypeStruct]
@@ -202,16 +202,16 @@ def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
     dataset = describe(source, eval_source)
     for folder in folders:
         files.compare_dataset(folder.path, dataset, config.data.root)
-    train_source: Any = source
+    train_source: data.Examples = source
     if config.border.weight > 0:
-        train_source = borders.Bordered(source, **config.border.to_dict())
+        train_source = targets.with_border_weights(source, **config.border.to_dict())
     class_weights = config.loss_options.class_weights
     if isinstance(class_weights, str):
         class_weights = balance.class_weights(class_weights, source)
         pairs = zip(source.class_names, class_weights, strict=True)
         _LOG.info("class weights: %s", ", ".join(f"{name} {w:.4g}" for name, w in pairs))
     program = assemble(config, source.num_classes)
-    fields = target_fields(config)
+    fields = train_source.fields
     training = bind(config, program, source.num_channels, class_weights, fields)
     canvas = config.data.canvas_size or tuple(source.sizes.max(axis=0).tolist())
     shapes = batch_shapes(config, canvas, source.num_channels, fields)
