@@ -347,7 +347,7 @@ ERRORS = {  # how to break the dataset, and what the message must contain
     ),
     "a folder called like an image": (
         lambda r: ((r / "images/train/b.png").unlink(), (r / "images/train/b.png").mkdir()),
-        ["no image", "1 files: b.png", "b.png/ there"],
+        ["no image", "1 files: b.png", "not read: b.png/"],
     ),
     "nothing labeled": (
         lambda r: (
