@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from dense_jax import data, metrics, plots, storage
+from dense_jax.command import PREEMPTED
 from dense_jax.config import check
 from dense_jax.data import balance, borders, pipeline, verify
 from dense_jax.data.cache import Cached
@@ -42,7 +43,6 @@ from dense_jax.workdir import files as workdir
 from dense_jax.workdir.record import Member, members, restore, summary
 
 _LOG = logging.getLogger("dense_jax")
-PREEMPTED = 75  # exit status (EX_TEMPFAIL): everything is saved, start the same command again
 # The fields that may differ between processes: where a disk is, and what changes no number.
 PER_PROCESS = ("data.root", "data.workers", "data.verify")
 
@@ -68,6 +68,7 @@ def train(config: ConfigDict, directory: str) -> None:
             print(f"{each.path} is finished: {summary(result)}")
         return
     check(config)
+    mesh.check_shares(config.num_seeds, config.batch_size, config.num_microbatches)
     source, eval_source = (
         data.open_dataset(config.data.name, config.data.root, split)
         for split in (config.data.train_split, config.data.eval_split)
