@@ -107,9 +107,9 @@ def define_path(name: str, about: str, *, required: bool = False) -> None:
     flags.DEFINE(_Path(), name, None, about, required=required)
 
 
-def define_folder(name: str, about: str, *, required: bool = False) -> flags.FlagHolder:
+def define_folder(name: str, about: str, *, required: bool = False) -> None:
     """Defines a flag for the path of a folder."""
-    return flags.DEFINE(_Folder(), name, None, about, required=required)
+    flags.DEFINE(_Folder(), name, None, about, required=required)
 
 
 def define_size(name: str, default: str | None, about: str) -> None:

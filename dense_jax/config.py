@@ -79,10 +79,7 @@ OPTIONS: dict[str, Any] = {
     ),
     "num_steps": (300, "[1, inf)", "optimizer steps"),
     "batch_size": (8, "[1, inf)", "images per step, over all hosts"),
-    "num_microbatches": (
-        *(1, "[1, inf)"),
-        "parts of a batch, computed one after the other to save memory; batch norm sees one part",
-    ),
+    "num_microbatches": (1, "[1, inf)", "parts of a batch, one after the other, to save memory"),
     "ema_decay": (0.0, "[0, 1)", "decay per step of the averaged weights to evaluate; 0: off"),
     "eval_every": (100, "[1, inf)", "steps between evaluations; there is one at the end, too"),
     "checkpoint_every": (100, "[1, inf)", "steps between checkpoints; evaluations save one, too"),
@@ -107,7 +104,7 @@ OPTIONS: dict[str, Any] = {
         "top_k_fraction": (float, "(0, 1]", "fraction of pixels, the hardest (cross_entropy)"),
     },
     "model": {
-        "name": ("unet", "models.MODELS", "decoder"),
+        "name": ("unet", "models.decoders.DECODERS", "decoder"),
         "encoder": ("plain", "models.encoders.ENCODERS", "encoder"),
         "upsampling": ("transposed_conv", "models.upsampling.UPSAMPLERS", "upsampling method"),
         "upsampling_options": {
@@ -117,19 +114,14 @@ OPTIONS: dict[str, Any] = {
         },
         "skips": (tuple, "", "encoder strides to fuse; unset: all; (): none"),
         "fusion": ("concat", ("concat", "add"), "how skips are fused (unet)"),
-        "widths": (
-            *((16, 32, 64, 128), "[1, inf)"),
-            "channels at strides 1, 2, 4, ..., the last also at all deeper ones (plain, unet)",
-        ),
+        "widths": ((16, 32, 64, 128), "[1, inf)", "channels at strides 1, 2, 4, ... (plain, unet)"),
         "norm": ("batch", ("batch", "group", "none"), "normalization layers"),
         "dtype": ("float32", ("float32", "bfloat16"), "type of the computation"),
-        "normalization": (
-            *(str, "models.normalization.NORMALIZATIONS"),
-            "normalization of the input; unset: the pretrained weights' own, or unit",
-        ),
+        "normalization": (str, "models.normalization.NORMALIZATIONS", "unset: as the weights need"),
         "pretrained": (
-            *(str, ""),
-            "encoder weights: FILE.safetensors, FILE.npz, FILE.pth or hf://OWNER/NAME/FILE",
+            str,
+            "",
+            "encoder weights, .safetensors, .npz, .pth or hf://OWNER/NAME/FILE",
         ),
         "freeze_encoder": (False, "", "True: its parameters and statistics do not change"),
         # Parts of the model have some of these. Unset: the part's own default.
@@ -141,8 +133,9 @@ OPTIONS: dict[str, Any] = {
         "kernel_size": (int, "[1, inf)", "size of the convolutions, odd, pixels (plain, unet)"),
         "padding": (str, ("SAME", "VALID"), "padding of the convolutions (unet over plain)"),
         "decoder_conv": (
-            *(str, ("full", "depthwise", "none")),
-            "convolutions after each upsampling; depthwise: a filter per channel (unet)",
+            str,
+            ("full", "depthwise", "none"),
+            "convolutions after upsampling (unet)",
         ),
         "decoder_relu": (bool, "", "False: no ReLU on the way up (unet)"),
         "gradual": (bool, "", "True: by factors of 2, also where nothing is fused (fcn)"),
@@ -170,10 +163,7 @@ OPTIONS: dict[str, Any] = {
         "scale": (0.0, "[0, inf)", "zoom, log-uniform between 1 / (1 + scale) and 1 + scale"),
         "rotation": (0.0, "[0, 180]", "degrees"),
         "shear": (0.0, "[0, 89]", "degrees by which vertical lines lean"),
-        "elastic": (
-            *(0.0, "[0, inf)"),
-            "standard deviation of a 3 x 3 grid's displacements, network input pixels",
-        ),
+        "elastic": (0.0, "[0, inf)", "standard deviation of a 3 x 3 grid's shifts, input pixels"),
         "max_class_fraction": (1.0, "(0, 1]", "crops with more of a class are drawn again; 1: off"),
         "brightness": (0.0, "[0, 1]", "factor 1 +- brightness"),
         "contrast": (0.0, "[0, 1]", "factor 1 +- contrast, of differences from the mean luma"),
@@ -186,10 +176,7 @@ OPTIONS: dict[str, Any] = {
     "border": {
         "weight": (0.0, "[0, inf)", "weight added to the pixel's class weight; 0: off"),
         "sigma": (5.0, "(0, inf)", "pixels of the files' labels"),
-        "classes": (
-            *(tuple, ""),
-            "classes whose connected components are the objects; unset: the dataset's instances",
-        ),
+        "classes": (tuple, "", "classes whose components are the objects; unset: instance files"),
     },
     "optimizer": {
         "name": ("adamw", "training.optim.OPTIMIZERS", "optimizer"),

@@ -16,8 +16,7 @@ def get_config() -> ConfigDict:
     config.num_seeds = 1  # seeds (seed, seed + 1, ...) side by side, on shares of the devices
     config.num_steps = 300  # optimizer steps
     config.batch_size = 8  # images per step, over all hosts
-    # parts of a batch, computed one after the other to save memory; batch norm sees one part
-    config.num_microbatches = 1
+    config.num_microbatches = 1  # parts of a batch, one after the other, to save memory
     config.ema_decay = 0.0  # decay per step of the averaged weights to evaluate; 0: off
     config.eval_every = 100  # steps between evaluations; there is one at the end, too
     config.checkpoint_every = 100  # steps between checkpoints; evaluations save one, too
@@ -43,7 +42,7 @@ def get_config() -> ConfigDict:
     }
 
     config.model = {
-        "name": "unet",  # decoder; see models.MODELS
+        "name": "unet",  # decoder; see models.decoders.DECODERS
         "encoder": "plain",  # encoder; see models.encoders.ENCODERS
         "upsampling": "transposed_conv",  # upsampling method; see models.upsampling.UPSAMPLERS
         "upsampling_options": {  # Unset: the method's own default.
@@ -53,14 +52,12 @@ def get_config() -> ConfigDict:
         },
         "skips": placeholder(tuple),  # encoder strides to fuse; unset: all; (): none
         "fusion": "concat",  # "concat" | "add": how skips are fused (unet)
-        # channels at strides 1, 2, 4, ..., the last also at all deeper ones (plain, unet)
-        "widths": (16, 32, 64, 128),
+        "widths": (16, 32, 64, 128),  # channels at strides 1, 2, 4, ... (plain, unet)
         "norm": "batch",  # "batch" | "group" | "none": normalization layers
         "dtype": "float32",  # "float32" | "bfloat16": type of the computation
-        # normalization of the input; unset: the pretrained weights' own, or unit; see
-        # models.normalization.NORMALIZATIONS
+        # unset: as the weights need; see models.normalization.NORMALIZATIONS
         "normalization": placeholder(str),
-        # encoder weights: FILE.safetensors, FILE.npz, FILE.pth or hf://OWNER/NAME/FILE
+        # encoder weights, .safetensors, .npz, .pth or hf://OWNER/NAME/FILE
         "pretrained": placeholder(str),
         "freeze_encoder": False,  # True: its parameters and statistics do not change
         "width_multiplier": placeholder(float),  # factor of the channels (encoders of fixed width)
@@ -71,8 +68,7 @@ def get_config() -> ConfigDict:
         "kernel_size": placeholder(int),  # size of the convolutions, odd, pixels (plain, unet)
         # "SAME" | "VALID": padding of the convolutions (unet over plain)
         "padding": placeholder(str),
-        # "full" | "depthwise" | "none": convolutions after each upsampling; depthwise: a filter per
-        # channel (unet)
+        # "full" | "depthwise" | "none": convolutions after upsampling (unet)
         "decoder_conv": placeholder(str),
         "decoder_relu": placeholder(bool),  # False: no ReLU on the way up (unet)
         "gradual": placeholder(bool),  # True: by factors of 2, also where nothing is fused (fcn)
@@ -101,7 +97,7 @@ def get_config() -> ConfigDict:
         "scale": 0.0,  # zoom, log-uniform between 1 / (1 + scale) and 1 + scale
         "rotation": 0.0,  # degrees
         "shear": 0.0,  # degrees by which vertical lines lean
-        "elastic": 0.0,  # standard deviation of a 3 x 3 grid's displacements, network input pixels
+        "elastic": 0.0,  # standard deviation of a 3 x 3 grid's shifts, input pixels
         "max_class_fraction": 1.0,  # crops with more of a class are drawn again; 1: off
         "brightness": 0.0,  # factor 1 +- brightness
         "contrast": 0.0,  # factor 1 +- contrast, of differences from the mean luma
@@ -117,7 +113,7 @@ def get_config() -> ConfigDict:
     config.border = {
         "weight": 0.0,  # weight added to the pixel's class weight; 0: off
         "sigma": 5.0,  # pixels of the files' labels
-        # classes whose connected components are the objects; unset: the dataset's instances
+        # classes whose components are the objects; unset: instance files
         "classes": placeholder(tuple),
     }
 

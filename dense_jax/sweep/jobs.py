@@ -8,7 +8,6 @@ log.txt there. If a command fails, the rest of its job is left out, and failure.
 Never imports jax.
 """
 
-import collections
 import concurrent.futures
 import contextlib
 import io
@@ -104,7 +103,7 @@ class Runner:
             total=len(jobs),
             initial=num_finished,
             smoothing=0,
-            bar_format="{n_fmt} of {total_fmt} are done, {remaining} left{postfix}",
+            bar_format="{n_fmt} of {total_fmt} are done, {remaining} left",
             file=sys.stderr if sys.stderr.isatty() else io.StringIO(),
         )
         if num_finished:
@@ -128,7 +127,7 @@ class Runner:
         It is 0 if all jobs are finished, 1 if some failed, and PREEMPTED if a signal stopped this
         process or one of the commands; then the same sweep resumes.
         """
-        todo = collections.deque((k, job) for k, job in enumerate(self.jobs, 1) if job.commands)
+        todo = iter([(k, job) for k, job in enumerate(self.jobs, 1) if job.commands])
         with self._progress, concurrent.futures.ThreadPoolExecutor(len(self.shares)) as pool:
             workers = [pool.submit(self._work, share, todo) for share in self.shares]
             said = False
@@ -151,21 +150,19 @@ class Runner:
         print(f"all {len(self.jobs)} runs are finished")
         return 0
 
-    def _work(self, share: Share, todo: collections.deque[tuple[int, Job]]) -> None:
-        """Runs jobs with one share of the devices, until none is left."""
+    def _work(self, share: Share, todo: Iterator[tuple[int, Job]]) -> None:
+        """Runs jobs with one share of the devices, until none is left for any worker."""
         if share.cores:
             os.sched_setaffinity(0, share.cores)  # of this thread, and so of all that it starts
-        while not self.stopped:
-            try:
-                number, job = todo.popleft()
-            except IndexError:
+        for number, job in todo:
+            if self.stopped:
                 return
             title = f"[{number}/{len(self.jobs)}] {job.name}"
             _say(f"{title}: starts")
             start = time.monotonic()
             job.workdir.mkdir(parents=True, exist_ok=True)
             (job.workdir / FAILURE).unlink(missing_ok=True)
-            code, error = self._run_commands(job, share.environment)
+            code, error = self._run_job(job, share.environment)
             if code == PREEMPTED:
                 self._interrupted.append(job.name)
                 self.stop()
@@ -175,40 +172,30 @@ class Runner:
                 self._failures.append(f"  {job.name}: {error} (exit code {code}){see}")
                 failure = {"exit_code": code, "error": error}
                 storage.write_json(job.workdir / FAILURE, failure)
-                self._progress.set_postfix_str(f"{len(self._failures)} failed")
             self._progress.update()
             outcome = f"failed ({error})" if code else "finished"
             duration = tqdm.format_interval(time.monotonic() - start)
             _say(f"{title}: {outcome} after {duration}; {self._progress}")
 
-    def _run_commands(self, job: Job, environment: Mapping[str, str]) -> tuple[int, str]:
+    def _run_job(self, job: Job, environment: Mapping[str, str]) -> tuple[int, str]:
         """Returns the exit code and the error of the first command that fails, or 0."""
-        with self._log(job) if self.logs else contextlib.nullcontext() as log:
-            for command in job.commands:
-                start = 0
-                if log is not None:
-                    log.write(f"$ {shlex.join(command)}\n".encode())
-                    log.flush()
-                    start = log.tell()
-                code = self._call(command, log, environment)
-                if code:
-                    return code, _error(job.workdir / LOG, start) if log else "see its output"
-        return 0, ""
-
-    @contextlib.contextmanager
-    def _log(self, job: Job) -> Iterator[IO]:
-        """Opens the job's log, and waits until no command of a killed sweep writes to it any more.
-
-        Commands inherit the lock with the open file.
-        """
-        with (job.workdir / LOG).open("ab") as log:
+        path = job.workdir / LOG
+        with path.open("ab") if self.logs else contextlib.nullcontext() as log:
             said = False
-            while not self.stopped and not storage.try_lock(log, job.workdir / LOG):
+            # Commands inherit the lock. One that outlived a killed sweep may still run.
+            while log and not self.stopped and not storage.try_lock(log, path):
                 if not said:
                     _say(f"{job.name} is still run by another process: waiting for its end")
                 said = True
                 time.sleep(0.2)
-            yield log
+            for command in job.commands:
+                if log:
+                    log.write(f"$ {shlex.join(command)}\n".encode())
+                    log.flush()
+                start = log.tell() if log else 0
+                if code := self._call(command, log, environment):
+                    return code, _error(path, start) if log else "see its output"
+        return 0, ""
 
     def _call(self, command: list[str], log: IO | None, environment: Mapping[str, str]) -> int:
         """Runs a command and returns its exit code, or PREEMPTED if it was stopped."""

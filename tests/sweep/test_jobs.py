@@ -33,9 +33,9 @@ def test_jobs_run_in_order_past_finished_and_failed_ones(tmp_path, capsys):
     assert out.splitlines() == [
         "1 of 3 runs are already finished",
         "[1/3] a: starts",
-        "[1/3] a: failed (ValueError: too bad) after 00:00; 2 of 3 are done, 00:00 left, 1 failed",
+        "[1/3] a: failed (ValueError: too bad) after 00:00; 2 of 3 are done, 00:00 left",
         "[3/3] c: starts",
-        "[3/3] c: finished after 00:00; 3 of 3 are done, 00:00 left, 1 failed",
+        "[3/3] c: finished after 00:00; 3 of 3 are done, 00:00 left",
     ]
     assert err.splitlines() == [
         "1 of 3 runs failed; the same command tries them again:",
