@@ -50,7 +50,9 @@ class Option(NamedTuple):
     @property
     def interval(self) -> str:
         """The interval of the numbers, or "" if other values are valid."""
-        return self.valid if isinstance(self.valid, str) and self.valid[:1] in "[(" else ""
+        if isinstance(self.valid, tuple) or not self.valid.startswith(("[", "(")):
+            return ""
+        return self.valid
 
     def names(self) -> list[str]:
         """Returns the valid names: those given, or the keys of a registry of this package."""
@@ -72,11 +74,7 @@ SECTIONS = {
 OPTIONS: dict[str, Any] = {
     "label": (str, "", "display name of the run in sweeps and reports"),
     "seed": (0, "[0, 4294967295]", "random seed of initial weights, order and augmentation"),
-    "num_seeds": (
-        1,
-        "[1, inf)",
-        "seeds (seed, seed + 1, ...) side by side, on shares of the devices",
-    ),
+    "num_seeds": (1, "[1, inf)", "seeds (seed, seed + 1, ...) side by side, each on its devices"),
     "num_steps": (300, "[1, inf)", "optimizer steps"),
     "batch_size": (8, "[1, inf)", "images per step, over all hosts"),
     "num_microbatches": (1, "[1, inf)", "parts of a batch, one after the other, to save memory"),
@@ -123,7 +121,7 @@ OPTIONS: dict[str, Any] = {
             "",
             "encoder weights, .safetensors, .npz, .pth or hf://OWNER/NAME/FILE",
         ),
-        "freeze_encoder": (False, "", "True: its parameters and statistics do not change"),
+        "freeze_encoder": (False, "", "True: the encoder's parameters and statistics stay"),
         # Parts of the model have some of these. Unset: the part's own default.
         "width_multiplier": (float, "(0, inf)", "factor of the channels (encoders of fixed width)"),
         "dropout": (float, "[0, 1)", "probability, for the deepest features (after fc6, fc7)"),
@@ -248,7 +246,7 @@ def check_values(config: ConfigDict, section: str = "") -> None:
 
 
 def _is_within(number: Any, interval: str) -> bool:
-    """Whether a number lies in an interval such as "[0, 1)". NaN lies in none."""
+    """Returns whether a number lies in an interval such as "[0, 1)". NaN lies in none."""
     if not isinstance(number, int | float):
         return False
     low, high = map(float, interval[1:-1].split(","))

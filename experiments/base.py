@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
 
     config.label = placeholder(str)  # display name of the run in sweeps and reports
     config.seed = 0  # random seed of initial weights, order and augmentation
-    config.num_seeds = 1  # seeds (seed, seed + 1, ...) side by side, on shares of the devices
+    config.num_seeds = 1  # seeds (seed, seed + 1, ...) side by side, each on its devices
     config.num_steps = 300  # optimizer steps
     config.batch_size = 8  # images per step, over all hosts
     config.num_microbatches = 1  # parts of a batch, one after the other, to save memory
@@ -59,7 +59,7 @@ def get_config() -> ConfigDict:
         "normalization": placeholder(str),
         # encoder weights, .safetensors, .npz, .pth or hf://OWNER/NAME/FILE
         "pretrained": placeholder(str),
-        "freeze_encoder": False,  # True: its parameters and statistics do not change
+        "freeze_encoder": False,  # True: the encoder's parameters and statistics stay
         "width_multiplier": placeholder(float),  # factor of the channels (encoders of fixed width)
         "dropout": placeholder(float),  # probability, for the deepest features (after fc6, fc7)
         "remat": placeholder(bool),  # True: compute activations twice, to save memory (not fcn's)

@@ -34,10 +34,10 @@ def check_shares(num_seeds: int, batch_size: int, num_microbatches: int) -> None
         )
     share = num_devices // num_seeds
     if batch_size % (num_microbatches * share):
-        seeds = f" of each of num_seeds={num_seeds}" if num_seeds > 1 else ""
+        seeds = f", for each of num_seeds={num_seeds}" if num_seeds > 1 else ""
         raise ValueError(
             f"batch_size={batch_size} is the global batch and must be a multiple of the number of "
-            f"devices{seeds}, {share}, times num_microbatches={num_microbatches}"
+            f"devices, {share}{seeds}, times num_microbatches={num_microbatches}"
         )
 
 

@@ -136,7 +136,7 @@ def test_the_workdir_of_a_run_is_not_one_of_a_job(tiny_folder, tmp_path):
     ("fields", "message"),
     [
         ({"num_seeds": 3}, "num_seeds=3 cannot share 4 devices"),
-        ({"num_seeds": 0}, "num_seeds=0 must be at least 1"),
+        ({"num_seeds": 0}, r"num_seeds=0 must be in \[1, inf\)"),
         ({"num_seeds": 2, "batch_size": 3}, "number of devices, 2, for each of num_seeds=2"),
     ],
 )
