@@ -4,6 +4,7 @@ import sys
 
 from ml_collections import ConfigDict
 
+from dense_jax.command import PREEMPTED
 from dense_jax.config import check
 from dense_jax.devices import distributed
 from dense_jax.devices.interrupts import Interrupts
@@ -11,8 +12,6 @@ from dense_jax.training.ensemble import Ensemble, run_folders
 from dense_jax.training.task import facts, open_task
 from dense_jax.workdir import files
 from dense_jax.workdir.record import summary
-
-PREEMPTED = 75  # exit status (EX_TEMPFAIL): everything is saved, start the same command again
 
 
 @distributed.together()

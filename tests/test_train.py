@@ -18,6 +18,7 @@ import pytest
 from etils import epath
 
 from dense_jax import data, evaluate, train
+from dense_jax.command import PREEMPTED
 from dense_jax.data import balance, pipeline
 from dense_jax.devices import mesh
 from dense_jax.models import pretrained
@@ -189,7 +190,7 @@ def test_a_signal_saves_and_exits_for_a_restart(config, finished, tmp_path, monk
         interrupt(patch, 2, lambda: os.kill(os.getpid(), number))
         with pytest.raises(SystemExit) as stopped:
             train.train(config, str(tmp_path))
-    assert stopped.value.code == train.PREEMPTED
+    assert stopped.value.code == PREEMPTED
     assert checkpoint.Checkpoints(tmp_path / "checkpoints" / "latest").steps[-1] == 3
     assert signal.getsignal(number) is before
     train.train(config, str(tmp_path))

@@ -5,13 +5,14 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from dense_jax.report import comparable, statistics
 from dense_jax.report.reading import OPERATIONAL, Run, find_runs, number
+from dense_jax.workdir.files import differing_fields
 
 METRICS = {  # as result.json has them -> as a reader does
     "eval/mean_iou": "mean IoU",
@@ -113,8 +114,7 @@ def build(
             notes.append(f"{run.name}: left out, it repeats the config and seed of {twin.name}")
 
     configs = [row.runs[0].fields for row in rows.values()]
-    paths = [path for path in dict.fromkeys(p for c in configs for p in c) if path not in ignored]
-    differing = [p for p in paths if _differs(p, configs) and not _follows(p, configs)]
+    differing = [path for path in differing_fields(configs) if path not in ignored]
     ordered = sorted(
         rows.values(),
         key=lambda row: (
@@ -187,19 +187,6 @@ def visible(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return _INVISIBLE.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
-
-
-def _differs(path: str, configs: Sequence[Mapping[str, Any]]) -> bool:
-    return len({json.dumps(config.get(path, ABSENT)) for config in configs}) > 1
-
-
-def _follows(path: str, configs: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether all rows have a `label`, and it tells the field's value."""
-    of_labels: dict[str, list[Mapping[str, Any]]] = {}
-    for config in configs:
-        of_labels.setdefault(json.dumps(config.get("label")), []).append(config)
-    unlabeled = path == "label" or "null" in of_labels
-    return not unlabeled and not any(_differs(path, same) for same in of_labels.values())
 
 
 def _name_roots(runs: Sequence[Run]) -> None:

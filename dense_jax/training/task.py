@@ -195,6 +195,7 @@ def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
     Raises ValueError, on all processes, for data or a config that cannot be trained, for folders
     that were begun with other data, and for processes that differ.
     """
+    mesh.check_shares(config.num_seeds, config.batch_size, config.num_microbatches)
     source, eval_source = (
         data.open_dataset(config.data.name, config.data.root, split)
         for split in (config.data.train_split, config.data.eval_split)

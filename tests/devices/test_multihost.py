@@ -16,6 +16,7 @@ import pytest
 from etils import epath
 
 from dense_jax import train
+from dense_jax.command import PREEMPTED
 from dense_jax.devices import distributed
 from dense_jax.training import ensemble, task
 from dense_jax.workdir import files
@@ -51,6 +52,7 @@ import sys
 import time
 import jax
 from jax.experimental import multihost_utils
+from dense_jax.command import PREEMPTED
 from dense_jax.devices import distributed
 
 path, port, num_processes, process = json.loads(sys.argv[1])
@@ -80,6 +82,7 @@ with distributed.together():
 """
 JOIN = """
 from absl import app
+from dense_jax.command import PREEMPTED
 from dense_jax.devices import distributed
 
 distributed.START_TIMEOUT, distributed.TIMEOUT = 1, 1
@@ -335,7 +338,7 @@ def test_all_save_the_same_step_when_one_is_preempted(tmp_path, config, shared_p
     processes = start([(config, path)], 2, 1, pause=0.2)
     wait_for_steps(processes, path, 5)
     processes[1].send_signal(signal.SIGINT)  # which it takes for SIGTERM
-    assert wait(processes, path) == [train.PREEMPTED] * 2
+    assert wait(processes, path) == [PREEMPTED] * 2
     stopped = records(path)[-1]["step"]
     saved = [step.name for step in (path / "checkpoints" / "latest").iterdir()]
     assert saved == [str(stopped)] and 5 <= stopped < config.num_steps
@@ -355,6 +358,6 @@ def test_the_others_stop_when_one_is_killed(tmp_path, config, killed):
     start_of_wait = time.monotonic()
     statuses = wait(processes, path)
     assert statuses[killed] == -signal.SIGKILL
-    assert statuses[1 - killed] not in (0, train.PREEMPTED)
+    assert statuses[1 - killed] not in (0, PREEMPTED)
     assert time.monotonic() - start_of_wait < 3 * HEARTBEAT
     assert (path / "checkpoints" / "latest").exists()
