@@ -28,7 +28,7 @@ def main() -> None:
     evaluation = json.loads(path.read_text())
     source = data.open_dataset(evaluation["dataset"], evaluation["root"], arguments.split)
     with np.load(path.with_suffix(".npz")) as kept:
-        scores = metrics.mean_iou_of_each(kept["confusion_matrices"])
+        scores = metrics.image_mean_ious(kept["confusion_matrices"])
     order = np.argsort(scores)
     numbers = [int(order[round(q * (len(order) - 1))]) for q in QUANTILES]
     picture = Image.fromarray(predictions.draw(path.with_suffix(".zip"), source, numbers, scores))

@@ -67,7 +67,7 @@ def assemble(
     options = models.given(config.loss_options.to_dict() | {"class_weights": class_weights})
     loss_fn = functools.partial(losses.LOSSES[config.loss], **options)
     if "border" in config and config.border.weight > 0:  # older runs have no such field
-        loss_fn = losses.with_border(loss_fn, class_weights)
+        loss_fn = losses.with_pixel_weights(loss_fn, class_weights)
     normalize = NORMALIZATIONS[normalization(config.model)]
     resolution = config.data.resolution
     augment = make_augment(

@@ -1,7 +1,7 @@
 """The nearest valid name, where an unknown one was given."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 
 def suggestion(name: str, valid: Iterable[str], spelled: Mapping[str, str] | None = None) -> str:
@@ -12,3 +12,9 @@ def suggestion(name: str, valid: Iterable[str], spelled: Mapping[str, str] | Non
     near = difflib.get_close_matches(name, list(valid), 1)
     said = [spelled[each] if spelled else each for each in near]
     return f"; did you mean {said[0]!r}?" if said else ""
+
+
+def some(names: Sequence[str], limit: int = 3) -> str:
+    """Returns the first names, and how many more there are: "a, b, c and 2 more"."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -111,7 +111,7 @@ def test_the_worst_images_are_drawn_worst_first(run, tiny_folder):
     evaluate.evaluate(str(run), "test", boundaries=False)
     source = data.open_dataset("folder", str(tiny_folder), "test")
     with np.load(run / "evaluation_test.npz") as kept:
-        scores = metrics.mean_iou_of_each(kept["confusion_matrices"])
+        scores = metrics.image_mean_ious(kept["confusion_matrices"])
     with Image.open(run / "evaluation_test.png") as picture:
         whole = np.asarray(picture)
     worst_first = np.argsort(scores).tolist()

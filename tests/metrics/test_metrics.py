@@ -13,6 +13,7 @@ import pytest
 from benchmarks.conformance import golden_input
 from dense_jax import metrics
 from dense_jax.labels import IGNORE_LABEL
+from dense_jax.metrics import aggregation, confusion
 
 MEANS = ("pixel_accuracy", "mean_accuracy", "mean_iou", "frequency_weighted_iou", "mean_dice")
 confusion_matrix = jax.jit(metrics.confusion_matrix, static_argnums=2)
@@ -51,7 +52,7 @@ def test_confusion_matrix_equals_a_python_loop():
 def test_the_ways_to_count_of_all_devices_agree():
     """Of these, a test on one kind of device sees only one."""
     predictions, labels = (x.ravel().astype(np.int32) for x in random_maps((9, 11)))
-    for count in (metrics._count_by_adding, metrics._count_by_product):
+    for count in (confusion._count_by_adding, confusion._count_by_product):
         counts = count(jnp.asarray(labels), jnp.asarray(predictions), 3)
         assert counts.dtype == jnp.int32
         np.testing.assert_array_equal(counts, by_hand(predictions, labels, 3))
