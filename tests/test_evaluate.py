@@ -66,7 +66,7 @@ def counts_of(evaluation):
 
 # 17. segmentation_models.pytorch#207, #226, DABNet#8: mean IoU depends on the batch size
 @pytest.mark.parametrize(
-    ("tiles", "batch_sizes"), [({}, [8]), (SMALL, [1, 8])], ids=["whole", "small"]
+    ("tiles", "batch_sizes"), [({}, [1]), (SMALL, [1, 5])], ids=["whole", "small"]
 )
 def test_the_matrix_holds_every_valid_pixel_for_every_batch_size(
     evaluated, source, tiles, batch_sizes
