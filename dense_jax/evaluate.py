@@ -14,7 +14,7 @@ is the mean of each image's own NAME.
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -62,8 +62,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores one split with one checkpoint; writes and returns evaluation_SPLIT.json.
 
-    What is None is as in the run: its eval_split, and eval.batch_size in tiles per step,
-    eval.tile_size and eval.margin in pixels. The scores do not depend on the batch size.
+    Options that are None are those of the run: its eval_split, and eval.batch_size in tiles per
+    step, eval.tile_size and eval.margin in pixels. The scores do not depend on the batch size.
 
     boundaries: whether to measure boundaries, which needs whole class maps on the host.
     foreground: classes to be scored as one against all others, and whose connected components are
@@ -164,11 +164,13 @@ def _measure(
     boundaries: bool,
     batch_size: int,
 ) -> dict[str, np.ndarray]:
-    """Predicts the split and keeps the class maps; returns confusion matrices [n, c, c] and, with
-    boundaries, the stacked results of `per_image.measure`.
+    """Predicts the split and writes the class maps.
+
+    Returns confusion_matrices [n, c, c] and, with boundaries, the stacked results of
+    `per_image.measure`.
     """
     source = tilings[0].source
-    receivers = []
+    receivers: list[Callable[..., object]] = []
     with contextlib.ExitStack() as stack:
         pool = per_image.Pool(source.num_classes, foreground) if boundaries else None
         if pool:
@@ -180,16 +182,12 @@ def _measure(
             )
             receivers.append(lambda i, prediction, label: add(i, prediction))
 
-        def receive(*image: Any) -> None:
-            for receiver in receivers:
-                receiver(*image)
-
         matrices = scoring.score(
             jit_eval_step(run.run, run.mesh),
             run.variables,
             tilings,
             mesh=run.mesh,
-            receive=receive if receivers else None,
+            receive=(lambda *image: [f(*image) for f in receivers]) if receivers else None,
             batch_size=batch_size,
             workers=run.config.data.workers,
         )

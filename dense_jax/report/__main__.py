@@ -50,15 +50,8 @@ def write(root: pathlib.Path, num_pictures: int = 12, **options: Any) -> list[pa
 def main(argv: Sequence[str]) -> None:
     """Writes the report and names its files."""
     args = flags.FLAGS
-    paths = write(
-        pathlib.Path(args.workdir),
-        args.gallery,
-        split=args.split,
-        per_class=args.per_class,
-        baseline=args.baseline,
-        mixed=args.mixed,
-    )
-    print("wrote", *paths)
+    options = {name: getattr(args, name) for name in ("split", "per_class", "baseline", "mixed")}
+    print("wrote", *write(pathlib.Path(args.workdir), args.gallery, **options))
 
 
 if __name__ == "__main__":

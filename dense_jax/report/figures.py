@@ -33,25 +33,6 @@ if TYPE_CHECKING:
 Points = Sequence[tuple[float, float]]  # mean and half interval; NaN if there is none
 
 WIDTH = 3.3  # inches
-STYLE = {
-    "font.size": 8,
-    "axes.labelsize": 8,
-    "legend.fontsize": 7,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "0.9",
-    "grid.linewidth": 0.6,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 4,
-    "legend.frameon": False,
-    "pdf.fonttype": 42,  # TrueType, which journals take
-    "text.parse_math": False,  # a name may hold a dollar sign
-}
 MARKERS = "os^Dv"  # the next one after as many rows as there are colors
 IOU = "eval/mean_iou"
 IOU_LABEL = METRICS["iou"].score_label
@@ -61,10 +42,10 @@ def write(folder: pathlib.Path, report: Report) -> list[pathlib.Path]:
     """Writes the figures; the same numbers give the same bytes."""
     from matplotlib import rc_context
 
-    # It logs every step of embedding a font.
-    logging.getLogger("fontTools").setLevel(logging.WARNING)
+    for name in ("fontTools", "matplotlib"):  # they log every step of embedding or finding a font
+        logging.getLogger(name).setLevel(logging.WARNING)
     paths = []
-    with rc_context(STYLE):
+    with rc_context(fname=pathlib.Path(__file__).with_name("figures.mplstyle")):
         for name, figure in draw(report):
             folder.mkdir(parents=True, exist_ok=True)
             for ending, dates in (("png", {}), ("pdf", {"CreationDate": None})):

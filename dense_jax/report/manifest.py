@@ -44,7 +44,7 @@ def columns(report: Report) -> tuple[list[str], dict[str, list[str]]]:
         "seeds": [str(len(row.runs)) for row in report.rows],
         "git commit": [", ".join(_distinct(map(_short_commit, row.runs))) for row in report.rows],
         "training data": [_training_data(row.runs[0]) for row in report.rows],
-        "scored on": [_scored_on(row.runs[0]) for row in report.rows],
+        "scored on": [_measured(row.runs[0]) for row in report.rows],
         "classes without score": [", ".join(_unscored(row)) or "none" for row in report.rows],
         "versions": ["; ".join(_distinct(map(_version_text, row.runs))) for row in report.rows],
     }
@@ -131,14 +131,10 @@ def _training_data(run: RunFolder) -> str:
     return f"{name}, split {split}{files}"
 
 
-def _scored_on(run: RunFolder) -> str:
-    measured = run.measured
-    parts = [f"split {measured.get('evaluation split', 'unknown')}"]
-    if "images" in measured:
-        parts.append(f"{measured['images']} images of {measured.get('valid pixels')} valid pixels")
-    parts.append(f"at resolution: {measured.get('resolution', 'unknown')}")
-    parts += [f"tiles of {value}" for fact, value in measured.items() if fact.startswith("tiles")]
-    return ", ".join([*parts, f"{measured['checkpoint']} checkpoint"])
+def _measured(run: RunFolder) -> str:
+    """Returns the facts of comparable.measure, without what names a single config."""
+    facts = (f"{fact.partition(' of ')[0]} {value}" for fact, value in run.measured.items())
+    return ", ".join(facts)
 
 
 def _unscored(row: Row) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from matplotlib import ticker
 
 from dense_jax import plots, storage
 from dense_jax.report import manifest, tables
@@ -17,11 +18,8 @@ IOU = "eval/iou/"
 
 def ticks(low: float, high: float) -> list[float]:
     """Returns three to six round numbers; the first is at most low, the last at least high."""
-    span = max(high - low, 1e-3)
-    power = 10.0 ** math.floor(math.log10(span / 2))
-    step = next(power * k for k in (1, 2, 5, 10) if span / (power * k) <= 4)
-    first, last = math.floor(low / step + 1e-6), math.ceil(high / step - 1e-6)
-    return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
+    locator = ticker.MaxNLocator(4, steps=[1, 2, 5, 10])
+    return [round(float(tick), 10) for tick in locator.tick_values(low, max(high, low + 1e-3))]
 
 
 def curve(row: Row) -> list[tuple[float, float, float, float]]:

@@ -5,7 +5,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from dense_jax.metrics import METRICS
 from dense_jax.report import comparable, statistics
 from dense_jax.report.reading import OPERATIONAL, RunFolder, find_runs, number
+from dense_jax.workdir import files
 
 NOTE = (
     "Scores are means over the seeds, on the labels' own pixels (–: a seed has none); ± is the half "
@@ -111,20 +112,18 @@ def build(
     notes += repeated
 
     configs = [row.runs[0].fields for row in rows]
-    paths = [path for path in dict.fromkeys(p for c in configs for p in c) if path not in ignored]
-    fields = [p for p in paths if _differs(p, configs) and not _follows(p, configs)]
+    fields = [path for path in files.differing_fields(configs) if path not in ignored]
     rows.sort(
         key=lambda row: [
-            order(value)
-            for value in (int(row.group or 0), *(row.runs[0].fields.get(p) for p in fields))
+            int(row.group or 0),
+            *(order(row.runs[0].fields.get(path)) for path in fields),
         ]
     )
     for row in rows:
-        row.label = [text(row.runs[0].fields.get(path, ABSENT)) for path in fields]
+        label = [text(row.runs[0].fields.get(path, ABSENT)) for path in fields]
+        row.label = [row.group, *label] if row.group else label
     if rows and rows[0].group:
         fields = ["data", *fields]
-        for row in rows:
-            row.label.insert(0, row.group)
     if len(rows) == 1:  # one configuration: named by its folder
         (row,) = rows
         row.label = [text(root.resolve().name if len(row.runs) > 1 else row.runs[0].name)]
@@ -204,19 +203,6 @@ def visible(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return _INVISIBLE.sub(lambda match: f"\\u{ord(match[0]):04x}", value)
-
-
-def _differs(path: str, configs: Sequence[Mapping[str, Any]]) -> bool:
-    return len({json.dumps(config.get(path, ABSENT)) for config in configs}) > 1
-
-
-def _follows(path: str, configs: Sequence[Mapping[str, Any]]) -> bool:
-    """Returns whether all rows have a `label` that determines the field's value."""
-    by_label: dict[str, list[Mapping[str, Any]]] = {}
-    for config in configs:
-        by_label.setdefault(json.dumps(config.get("label")), []).append(config)
-    unlabeled = path == "label" or "null" in by_label
-    return not unlabeled and not any(_differs(path, same) for same in by_label.values())
 
 
 def _name_roots(runs: Sequence[RunFolder]) -> None:
