@@ -33,7 +33,7 @@ Scores = dict[str, float | PerClass]
 
 
 class PixelCounts(NamedTuple):
-    """What region metrics are computed from, in float64."""
+    """The sums of a confusion matrix, in float64; region metrics are functions of them."""
 
     true: PerClass  # pixels of the class in the label
     predicted: PerClass
@@ -69,6 +69,7 @@ class Metric(NamedTuple):
 
     @property
     def score_label(self) -> str:
+        """The label of that number."""
         return f"mean {self.label}" if self.per_class else self.label
 
 

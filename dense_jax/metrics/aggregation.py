@@ -60,14 +60,14 @@ def add_up(statistics: Statistics) -> Statistics:
 def score(sums: Statistics) -> metrics.Scores:
     """Returns every score of a split by name, from its sums over images."""
     scores = metrics.summarize(sums["confusion_matrices"])
-    for name, sum_ in sums.items():
+    for name, total in sums.items():
         if name == "confusion_matrices":
             continue
         if name == "foreground_matrices":
-            scores |= _foreground(sum_)
+            scores |= _foreground(total)
             continue
         with np.errstate(invalid="ignore"):
-            ratio = np.asarray(sum_[..., 0] / sum_[..., 1])
+            ratio = np.asarray(total[..., 0] / total[..., 1])
         if name == "trimap_iou":  # a curve over the width of the band, not a column
             for width, iou in zip(boundary.BAND_WIDTHS, ratio, strict=True):
                 scores[f"trimap_mean_iou/{width}"] = metrics.mean(iou)

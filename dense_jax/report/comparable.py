@@ -1,4 +1,4 @@
-"""Which runs may share a table: those whose scores were measured alike.
+"""Decides which runs may share a table: those whose scores were measured alike.
 
 How a run was trained may differ: that is what a table is for. What it was scored on, and how, may
 not. `measure` names these facts. Runs are comparable if the facts that they share are equal.

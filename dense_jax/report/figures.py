@@ -6,9 +6,9 @@ flops                mean IoU over FLOPs of the forward pass per image
 band_width           mean IoU of the pixels close to the label's boundaries, over how close
 error_by_phase       how the errors depend on the pixel's place in a cell of 16 x 16
 
-A point is a row of the report by its number there, the mean over its seeds; its bars are the 95 %
-t-interval, if there are two seeds or more. by_FIELD and flops have the table's mean IoU; the others
-are of the evaluated checkpoints.
+A point is the mean over the seeds of a row, and its number is the row's number in the report. Bars are
+95 % t-intervals, if there are two seeds or more. by_FIELD and flops show the table's mean IoU; the other
+figures show scores of the evaluated checkpoints.
 """
 
 import logging

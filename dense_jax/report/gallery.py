@@ -1,4 +1,4 @@
-"""What the page's gallery shows: the images of a split, and what each row predicted for them.
+"""The gallery of the page: images of a split, and the predictions of each row for them.
 
 The predictions are those that `python -m dense_jax.evaluate` keeps beside its scores. Images and
 labels come from the dataset; without it, only predictions are shown.

@@ -1,4 +1,4 @@
-"""What the numbers of a report were made of, and what its reader must know besides."""
+"""The origin of a report's numbers, and remarks that its reader needs."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -82,7 +82,7 @@ def remarks(report: Report) -> list[str]:
         if any("boundary" in column.path for column in report.columns):
             sentences.append(
                 "Boundary F1 is the mean over images of their classes (SegNet's BF), within 0.75 % "
-                "of the diagonal; boundary IoU is of all images' rims together, of 2 % of it."
+                "of the diagonal; boundary IoU is that of all images' rims together, 2 % of the diagonal wide."
             )
     if len(report.rows) > 1:
         (baseline,) = (spelled(report.fields, row) for row in report.rows if row.is_baseline)

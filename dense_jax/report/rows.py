@@ -47,6 +47,7 @@ class Row:
 
     @property
     def name(self) -> str:
+        """The row's label in one text."""
         return ", ".join(self.label)
 
     def score(self, path: str) -> tuple[float, float]:
@@ -73,7 +74,7 @@ class Row:
 
 
 class Report(NamedTuple):
-    """What all formats show."""
+    """The content of a report, independent of the format."""
 
     fields: list[str]  # of the config, in which the rows differ
     rows: list[Row]
@@ -244,12 +245,11 @@ def _test(rows: Sequence[Row], baseline: Row, columns: Sequence[Column]) -> None
     baseline.is_baseline = True
     others = [row for row in rows if row is not baseline and row.group == baseline.group]
     for path, *_ in columns:
-        theirs, p_values = baseline.seed_scores(path), []
+        baseline_scores, p_values = baseline.seed_scores(path), []
         for row in others:
-            own = row.seed_scores(path)
-            shared = [seed for seed in own if seed in theirs]
-            p_values.append(
-                statistics.paired_p_value([own[s] for s in shared], [theirs[s] for s in shared])
-            )
+            scores = row.seed_scores(path)
+            seeds = [seed for seed in scores if seed in baseline_scores]
+            pairs = [scores[s] for s in seeds], [baseline_scores[s] for s in seeds]
+            p_values.append(statistics.paired_p_value(*pairs))
         for row, p_value in zip(others, statistics.holm(p_values), strict=True):
             row.p_values[path] = p_value

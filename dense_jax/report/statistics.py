@@ -1,4 +1,4 @@
-"""What a table says about chance: intervals over seeds, and paired tests against another row."""
+"""Intervals over seeds, and paired tests of one row against another."""
 
 import math
 from collections.abc import Sequence

@@ -25,7 +25,7 @@ COST_NOTE = (
 
 
 class Cell(NamedTuple):
-    """What Markdown, LaTeX and the page show, and the cells of a CSV file that stand for it."""
+    """A cell of Markdown, LaTeX and the page, and the cells of a CSV file that stand for it."""
 
     text: str
     is_bold: bool = False
