@@ -29,7 +29,7 @@ from dense_jax.devices import runtime
 from dense_jax.evaluation import class_maps, per_image, scoring, tables
 from dense_jax.metrics import aggregation
 from dense_jax.program import jit_eval_step
-from dense_jax.trained import Loaded, load
+from dense_jax.trained import Trained, load
 from dense_jax.workdir import files
 
 _LOG = logging.getLogger("dense_jax")
@@ -88,7 +88,7 @@ def evaluate(
         run.dataset["image_size"],
         tile_size or config.eval.tile_size,
         config.eval.margin if margin is None else margin,
-        run.run.context,
+        run.program.context,
     )
     classes = [source.class_names.index(name) for name in foreground]
     batch_size = batch_size or config.eval.batch_size
@@ -128,7 +128,7 @@ def _check_writable(folder: epath.Path) -> None:
         ) from error
 
 
-def _open(run: Loaded, root: str | None, split: str) -> tuple[str, Any]:
+def _open(run: Trained, root: str | None, split: str) -> tuple[str, Any]:
     """Opens the split; returns its folder and the source. Raises ValueError if it does not fit."""
     config = run.config.data
     if root is None and not epath.Path(config.root).is_dir():
@@ -156,7 +156,7 @@ def _warn_of_other_data(path: epath.Path, source: Any) -> None:
 
 
 def _measure(
-    run: Loaded,
+    run: Trained,
     tilings: Sequence[tiles.Tiles],
     path: epath.Path,
     foreground: Sequence[int],
@@ -183,7 +183,7 @@ def _measure(
             receivers.append(lambda i, prediction, label: add(i, prediction))
 
         matrices = scoring.score(
-            jit_eval_step(run.run, run.mesh),
+            jit_eval_step(run.program, run.mesh),
             run.variables,
             tilings,
             mesh=run.mesh,

@@ -21,8 +21,8 @@ from safetensors import numpy as safetensors
 from dense_jax import command, storage
 from dense_jax.devices import runtime as startup
 from dense_jax.inference import exported
-from dense_jax.program import Run, normalization
-from dense_jax.trained import Loaded, load
+from dense_jax.program import Program, normalization
+from dense_jax.trained import Trained, load
 from dense_jax.workdir import files as workdir
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -52,7 +52,7 @@ def export(
     weights: Any = traverse_util.flatten_dict(loaded.variables, sep="/")
     about = describe(loaded, directory, license)
     with storage.atomic(path) as file, zipfile.ZipFile(file, "w") as archive:
-        program = trace(loaded.run, weights, loaded.dataset["num_channels"]).serialize()
+        program = trace(loaded.program, weights, loaded.dataset["num_channels"]).serialize()
         about["program_sha256"] = hashlib.sha256(program).hexdigest()
         members = {
             "model.json": json.dumps(storage.to_json(about), indent=2).encode(),
@@ -66,7 +66,7 @@ def export(
     return about
 
 
-def trace(run: Run, weights: Mapping[str, Any], num_channels: int) -> jax.export.Exported:
+def trace(network: Program, weights: Mapping[str, Any], num_channels: int) -> jax.export.Exported:
     """The program of (weights, images), for images of any number and size.
 
     It takes them one after the other: their logits do not depend on how many there are.
@@ -74,9 +74,9 @@ def trace(run: Run, weights: Mapping[str, Any], num_channels: int) -> jax.export
 
     def program(weights, images):
         variables = traverse_util.unflatten_dict(weights, sep="/")
-        return jax.lax.map(lambda image: run.logits_step(variables, image), images)
+        return jax.lax.map(lambda image: network.logits_step(variables, image), images)
 
-    smallest = 2 * run.context + 1
+    smallest = 2 * network.context + 1
     sizes = jax.export.symbolic_shape(
         "b, h, w", constraints=[f"h >= {smallest}", f"w >= {smallest}"]
     )
@@ -85,7 +85,7 @@ def trace(run: Run, weights: Mapping[str, Any], num_channels: int) -> jax.export
     return jax.export.export(jax.jit(program), platforms=PLATFORMS)(shapes, images)
 
 
-def describe(loaded: Loaded, directory: str, license: str | None) -> dict[str, Any]:
+def describe(loaded: Trained, directory: str, license: str | None) -> dict[str, Any]:
     """What the model is: all that its users need, and where it comes from.
 
     dataset: as in dataset.json. context: pixels on every side of the image for which there are no
@@ -105,7 +105,7 @@ def describe(loaded: Loaded, directory: str, license: str | None) -> dict[str, A
         "license": license,
         "resolution": config.data.resolution,
         "normalization": normalization(model),
-        "context": loaded.run.context,
+        "context": loaded.program.context,
         **{name: config.eval[name] for name in ("tile_size", "margin", "batch_size")},
         "step": loaded.step,
         "config": config.to_dict(),

@@ -1,4 +1,4 @@
-"""The nearest valid name, where an unknown one was given."""
+"""The nearest valid names where an unknown one was given, and short lists of names."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ def suggestion(name: str, valid: Iterable[str], spelled: Mapping[str, str] | Non
     return f"; did you mean {said[0]!r}?" if said else ""
 
 
-def some(names: Sequence[str], limit: int = 3) -> str:
+def some(names: Sequence[str], limit: int = 5) -> str:
     """Returns the first names, and how many more there are: "a, b, c and 2 more"."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

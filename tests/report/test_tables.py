@@ -277,7 +277,7 @@ def test_runs_that_are_not_comparable_are_refused(tmp_path, files, config, what)
     add(tmp_path, "odd", 0.9, files, loss="dice", seed=2, **config)
     with pytest.raises(ValueError, match=what) as error:
         build(tmp_path)
-    assert "(dice-0, dice-1, focal-0 and 1 more)" in str(error.value)
+    assert "(dice-0, dice-1, focal-0, focal-1)" in str(error.value)
     assert "(odd)" in str(error.value) and "--mixed" in str(error.value)
 
     # Told apart: not in the mean of the others, no rival of theirs, and not tested against them.
