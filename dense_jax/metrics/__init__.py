@@ -85,8 +85,9 @@ def _binary_accuracy(n: PixelCounts) -> PerClass:
     return np.where(n.true + n.predicted > 0, score, np.nan)
 
 
-def _frequency_weighted_iou(n: PixelCounts) -> float:
-    return np.nansum(n.true * n.hit / (n.true + n.predicted - n.hit)) / n.total
+def _weighted_iou(n: PixelCounts) -> float:
+    iou = n.hit / (n.true + n.predicted - n.hit)
+    return np.nansum(n.true * iou) / n.total
 
 
 # In the order of their columns. Where a region metric is 0 / 0 there is nothing to score: NaN.
@@ -100,15 +101,13 @@ _ALL = (
     Metric("accuracy", "accuracy", lambda n: n.hit / n.true),
     Metric("precision", "precision", lambda n: n.hit / n.predicted, averaged=False),
     Metric("binary_accuracy", "binary accuracy", _binary_accuracy, averaged=False),
-    _number(
-        *("frequency_weighted_iou", "frequency weighted IoU", _frequency_weighted_iou),
-        reported=False,
-    ),
+    _number("frequency_weighted_iou", "frequency weighted IoU", _weighted_iou, reported=False),
     Metric("boundary_f1", "boundary F1", boundary.boundary_f1, "boundary", image_mean=True),
     Metric("boundary_iou", "boundary IoU", boundary.boundary_iou, "boundary", pooled=True),
     _distance("hausdorff95", "Hausdorff 95", boundary.hausdorff95),
     _distance(
-        *("average_surface_distance", "average surface distance"),
+        "average_surface_distance",
+        "average surface distance",
         boundary.average_surface_distance,
     ),
     _object("rand_score", "Rand score", instances.rand_score),
