@@ -1,4 +1,4 @@
-"""The doctor command: what it counts, what it finds, and that it fails where something is wrong."""
+"""The doctor command counts, finds what is wrong, and fails if there are errors."""
 
 import json
 import subprocess
@@ -211,7 +211,7 @@ def test_the_command_fails_on_errors_alone(root, monkeypatch, capsys):
 
 
 def test_real_camvid(real_data):
-    """Against counts and weights that were computed from the same files by other code."""
+    """Other code computed these counts and weights from the same files."""
     report = examine("folder", str(real_data / "camvid"))
     train = report["train"]
     assert [found["num_examples"] for found in report.values()] == [367, 233, 101]
