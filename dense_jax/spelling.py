@@ -17,6 +17,7 @@ def suggestion(
     return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
-def some(names: Sequence[str]) -> str:
-    """Returns the first five names, and ", ..." if there are more."""
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+def some(names: Sequence[str], limit: int = 5) -> str:
+    """Returns the first names, and how many more there are: "a, b, c and 2 more"."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
