@@ -29,7 +29,7 @@ def train(config: ConfigDict, directory: str) -> None:
     folders = run_folders(config, path)
     distributed.agree(lambda: facts(config, folders))
     results = [folder.result for folder in folders]
-    if all(results):
+    if results and all(results):
         for folder, result in zip(folders, results, strict=True):
             print(f"{folder.path} is finished: {summary(result or {})}")
         return

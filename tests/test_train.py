@@ -399,6 +399,7 @@ def test_pretrained_weights_are_where_a_frozen_encoder_ends(config, tmp_path):
     config.num_steps = config.eval_every = 2
     config.model.name, config.model.skips = "fcn", ()
     config.model.encoder, config.model.width_multiplier = "vgg16", 1 / 64
+    config.model.convs_per_level = None
     config.model.pretrained = str(tmp_path / "vgg16.npz")
     config.model.freeze_encoder, config.model.dropout = True, 0.0
     with pytest.raises(ValueError, match="there is no such file"):
@@ -439,9 +440,9 @@ def test_unpadded_convolutions_train_and_score_every_pixel(config, tmp_path):
     config.eval.tile_size = (24, 20)  # columns are cut, rows fit
     train.train(config, str(tmp_path))
     loaded = load(str(tmp_path), "latest")
-    assert loaded.program.context == 8  # widths of 2 levels: 4 + 4 at the bottom
+    assert loaded.program.context == 4  # widths of 2 levels: 2 + 2 at the bottom
     config.data.resolution = 0.6
-    assert assemble(config, num_classes=2).context == 14  # of the files' pixels
+    assert assemble(config, num_classes=2).context == 7  # of the files' pixels
     evaluation = evaluate.evaluate(str(tmp_path), "test")
     source = data.open_dataset("folder", config.data.root, "test")
     valid = sum(np.count_nonzero(source[i]["label"] != 255) for i in range(len(source)))
