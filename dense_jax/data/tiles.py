@@ -6,19 +6,11 @@ partition the image: every pixel is predicted exactly once. Numpy only; runs in 
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from dense_jax.labels import IGNORE_LABEL
-
-
-class Place(NamedTuple):
-    """The image that a tile belongs to, its core in that image, and its core in the tile."""
-
-    image: int
-    in_image: tuple[slice, ...]  # rows and columns
-    in_tile: tuple[slice, ...]
 
 
 class Tiles:
@@ -58,14 +50,14 @@ class Tiles:
     def __len__(self) -> int:
         return int(self._first[-1])
 
-    def place(self, k: int) -> Place:
-        """Returns the place of tile k."""
+    def place(self, k: int) -> tuple[int, tuple[slice, ...], tuple[slice, ...]]:
+        """The image that tile k belongs to, its core in that image, and its core in the tile."""
         i = int(np.searchsorted(self._first, k, side="right")) - 1
         start = np.array(divmod(k - self._first[i], self.num_tiles[i, 1])) * self.core
         length = np.minimum(self.core, self.source.sizes[i] - start)
         in_image = tuple(slice(int(a), int(a + n)) for a, n in zip(start, length, strict=True))
         in_tile = tuple(slice(int(m), int(m + n)) for m, n in zip(self.margin, length, strict=True))
-        return Place(i, in_image, in_tile)
+        return i, in_image, in_tile
 
     def shown(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The rows and the columns of its image that tile k shows, mirrored where the image ends."""
