@@ -22,7 +22,7 @@ FLOORS = (
     ("program *", "config *", "workdir"),
     ("models", "losses", "metrics", "data", "devices"),
     ("command", "plots"),
-    ("labels", "storage", "spelling"),
+    ("labels", "storage", "spelling", "geometry"),
 )
 # Rooms and modules that start without jax, flax and optax.
 NEVER_JAX = (
@@ -35,6 +35,7 @@ NEVER_JAX = (
     "labels",
     "storage",
     "spelling",
+    "geometry",
 )
 NEVER_JAX_FILES = (
     *("metrics/boundary", "metrics/instances", "evaluation/per_image", "evaluation/class_maps"),

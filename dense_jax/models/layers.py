@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dense_jax.devices.cpu import Conv
+from dense_jax.geometry import reflect
 
 NORMS = ("batch", "group", "none")
 PADDINGS = ("SAME", "VALID")
@@ -85,9 +86,7 @@ def mirrored(
     As jnp.pad(mode="reflect"), which cannot do axes of symbolic length (jax.export).
     """
     for axis, length in enumerate(lengths, 1):
-        last = x.shape[axis] - 1
-        positions = jnp.arange(length) - before
-        positions = last - jnp.abs(positions % jnp.maximum(2 * last, 1) - last)
+        positions = reflect(jnp.arange(length) - before, x.shape[axis])
         x = jnp.take(x, positions, axis=axis)
     return x
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Num, UInt8
 
+from dense_jax.geometry import reflect
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.training.color import make_color
 
@@ -161,10 +162,11 @@ def rotate(at: Coordinates, degrees: Float[Array, ""] | float) -> Coordinates:
 
 def mirror(position: Float[Array, "h w"], size: Int[Array, ""]) -> Float[Array, "h w"]:
     """Reflects positions, in pixels, into [0, size - 1] about the centers of the border pixels."""
-    last = (size - 1).astype(jnp.float32)
-    period = jnp.maximum(2 * last, 1.0)
-    phase = position - period * jnp.floor(position / period)  # far faster than % on a CPU
-    return last - jnp.abs(phase - last).clip(0, last)
+
+    def modulo(position: Array, period: Array) -> Array:  # far faster than % on a CPU
+        return position - period * jnp.floor(position / period)
+
+    return reflect(position, size, modulo).clip(0)
 
 
 def sample_bilinear(image: Num[Array, "H W c"], at: Coordinates) -> Float[Array, "h w c"]:
