@@ -14,7 +14,7 @@ import json
 import math
 import operator
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -119,7 +119,7 @@ def read(path: epath.PathLike) -> Exported:
 
 
 @contextlib.contextmanager
-def _explaining(message: str) -> Iterator[None]:
+def _explaining(message: str) -> Generator[None]:
     """Turns any error into a ValueError: readers raise nearly anything on broken bytes."""
     try:
         yield

@@ -6,7 +6,7 @@ tiles as in evaluation.
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -60,23 +60,19 @@ class Predictor:
         self.tile_size, self.margin, self.context = tuple(tile_size), margin, context
         self.batch_size, self.blend, self.augment = batch_size, blend, tuple(augment)
         self._network = logits_step, variables, dataset
-        self._check()
-        self._mesh = mesh.make_mesh()
-        self._step = self._make_step(["classes"])
-        self._step_with_probabilities = self._make_step(["classes", "probabilities"])
-
-    def _check(self) -> None:
-        """Raises ValueError naming an option that has no meaning."""
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size} must be at least 1")
-        if self.margin < 0:
-            raise ValueError(f"margin={self.margin} must be at least 0")
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1")
+        if margin < 0:
+            raise ValueError(f"margin={margin} must be at least 0")
         if len(self.tile_size) != 2 or min(self.tile_size) < 1:
             raise ValueError(f"tile_size={self.tile_size} must be a height and a width in pixels")
-        if self.context and "scales" in self.augment:
+        if context and "scales" in augment:
             raise ValueError(
                 "a network without padding cannot be augmented by scales: its border would show"
             )
+        self._mesh = mesh.make_mesh()
+        self._step = self._make_step(["classes"])
+        self._step_with_probabilities = self._make_step(["classes", "probabilities"])
 
     def using(self, **options: Any) -> "Predictor":
         """Returns a predictor with the same network and other options; those that are None stay.
@@ -173,48 +169,34 @@ class Predictor:
     def _outputs(
         self, step: Callable, tiles: Iterator[Tile | Failure]
     ) -> Iterator[tuple[Tile | Failure, dict[str, np.ndarray]]]:
-        """Yields tiles with their outputs, one batch late; a failure keeps its place, without any."""
+        """Yields tiles with their outputs, one batch late; those of a failure are empty."""
         batch_size = -(-self.batch_size // self._mesh.size) * self._mesh.size
         ready: deque[tuple[Tile | Failure, dict[str, np.ndarray]]] = deque()
 
-        def handle(batch: list[Tile | Failure], outputs: Mapping[str, jax.Array]) -> None:
+        def handle(batch: list[Tile], outputs: Mapping[str, jax.Array]) -> None:
             arrays = {name: np.asarray(array) for name, array in outputs.items()}
-            places = itertools.count()
-            for tile in batch:
-                if isinstance(tile, Failure):
-                    ready.append((tile, {}))
-                else:
-                    k = next(places)
-                    ready.append((tile, {name: array[k] for name, array in arrays.items()}))
+            for k, tile in enumerate(batch):
+                ready.append((tile, {name: array[k] for name, array in arrays.items()}))
+
+        def dispatch(batch: list[Tile]) -> None:
+            images = [tile.image for tile in batch]
+            images += images[-1:] * (batch_size - len(batch))
+            example = mesh.to_global({"image": np.stack(images)}, self._mesh)
+            late.put(batch, step(self._network[1], example))
 
         late = OneLate(handle)
-        for batch in _batches(ahead(tiles, 2 * batch_size), batch_size):
-            late.put(batch, self._compute(step, batch, batch_size))
+        batch: list[Tile] = []
+        for tile in ahead(itertools.chain(tiles, [None]), 2 * batch_size):
+            if isinstance(tile, Tile):
+                batch.append(tile)
+            if batch and (len(batch) == batch_size or not isinstance(tile, Tile)):
+                dispatch(batch)
+                batch = []
+            if not isinstance(tile, Tile):  # a failure, or the end: all tiles before it come first
+                late.flush()
+                ready.extend([(tile, {})] if tile else ())
             while ready:
                 yield ready.popleft()
-        late.flush()
-        yield from ready
-
-    def _compute(
-        self, step: Callable, batch: list[Tile | Failure], batch_size: int
-    ) -> Mapping[str, jax.Array]:
-        """Dispatches the step for the tiles of a batch, which is filled up with copies of the last."""
-        images = [tile.image for tile in batch if isinstance(tile, Tile)]
-        if not images:
-            return {}
-        images += images[-1:] * (batch_size - len(images))
-        return step(self._network[1], mesh.to_global({"image": np.stack(images)}, self._mesh))
-
-
-def _batches(tiles: Iterable[Tile | Failure], batch_size: int) -> Iterator[list[Tile | Failure]]:
-    """Yields lists with `batch_size` tiles each, and any failures among them."""
-    batch: list[Tile | Failure] = []
-    for tile in tiles:
-        batch.append(tile)
-        if sum(isinstance(tile, Tile) for tile in batch) == batch_size:
-            yield batch
-            batch = []
-    yield batch
 
 
 def entropy(probabilities: Float32[np.ndarray, "*shape k"]) -> UInt8[np.ndarray, "*shape"]:

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from dense_jax.data.tiles import Tiles
+from dense_jax.data.tiles import Place, Tiles
 
 
 @runtime_checkable
@@ -40,14 +40,6 @@ class Failure(NamedTuple):
 
     index: int
     problem: Exception
-
-
-class Block(NamedTuple):
-    """The pixels of an image that are complete once a tile is added, and their place in the tile."""
-
-    index: int
-    in_image: tuple[slice, slice]  # rows and columns
-    in_tile: tuple[slice, slice]
 
 
 class Strip(NamedTuple):
@@ -86,19 +78,20 @@ class Stitcher:
         # Blended so far: what the next tile on the right, and those of the next row, will change.
         self._left = self._top = np.empty(0)
 
-    def block(self, number: int) -> Block:
-        """Returns the block of a tile; the blocks of an image's tiles partition the image."""
-        place = self.tiles.place(number)
-        size = self.tiles.source.sizes[place.image].tolist()
-        in_image = rows, columns = tuple(
-            slice(max(0, s.start - o), n if s.stop == n else max(0, s.stop - o))
-            for s, o, n in zip(place.in_image, self.overlap, size, strict=True)
-        )
-        in_tile = tuple(
-            slice(t.start + b.start - s.start, t.start + b.stop - s.start)
-            for b, s, t in zip(in_image, place.in_image, place.in_tile, strict=True)
-        )
-        return Block(place.image, (rows, columns), (in_tile[0], in_tile[1]))
+    def block(self, number: int) -> Place:
+        """Returns the place of the pixels that are complete once a tile is added: its block.
+
+        The blocks of an image's tiles partition the image, as their cores do.
+        """
+        image, in_image, in_tile = self.tiles.place(number)
+        size = self.tiles.source.sizes[image].tolist()
+        windows = []
+        for s, t, o, n in zip(in_image, in_tile, self.overlap, size, strict=True):
+            start, stop = max(0, s.start - o), n if s.stop == n else max(0, s.stop - o)
+            shift = t.start - s.start
+            windows.append((slice(start, stop), slice(start + shift, stop + shift)))
+        (rows, tile_rows), (columns, tile_columns) = windows
+        return Place(image, (rows, columns), (tile_rows, tile_columns))
 
     def crop(self, number: int, tile_map: np.ndarray) -> np.ndarray:
         """Returns the block's part of a map [th, tw, ...] of a tile."""
@@ -109,7 +102,7 @@ class Stitcher:
         if self.overlap == (0, 0):
             return self.crop(number, tile_map)
         _, in_image, in_tile = self.tiles.place(number)
-        index, (rows, columns), _ = self.block(number)
+        image, (rows, columns), _ = self.block(number)
         reach = tuple(2 * o for o in self.overlap)
         window = tuple(
             slice(s.start - o, s.start + n + o)
@@ -125,7 +118,7 @@ class Stitcher:
         if row:
             _move(new[: reach[0]], self._top[:, columns], self.share(0, row)[:, None, None])
         elif column == 0:
-            width = self.tiles.source.sizes[index, 1]
+            width = self.tiles.source.sizes[image, 1]
             self._top = np.empty((reach[0], width, *new.shape[2:]), new.dtype)
         self._top[:, columns] = new[self._core[0] :]
         return new[rows.start - top : rows.stop - top]

@@ -8,7 +8,7 @@ import contextlib
 import errno
 import struct
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -171,12 +171,12 @@ class Together:
             file.remove()
 
     @contextlib.contextmanager
-    def _keeping(self, path: Path):
-        """Keeps an error as the problem, or raises it, with the file's name, which it may lack."""
+    def _keeping(self, path: Path) -> Generator[None]:
+        """Keeps an error as the problem, or raises it; either way, it names the file."""
         try:
             yield
         except OSError as error:
-            error = OSError(error.errno, error.strerror or str(error), str(path))
+            named = OSError(error.errno, error.strerror or str(error), str(path))
             if error.errno in _ERRORS_OF_DISK:
-                raise error from None
-            self.problem = str(error)
+                raise named from error
+            self.problem = str(named)
