@@ -104,9 +104,9 @@ def evaluate(
         loaded.dataset["image_size"],
         tile_size or config.eval.tile_size,
         config.eval.margin if margin is None else margin,
-        loaded.run.context,
+        loaded.program.context,
     )
-    eval_step = jit_eval_step(loaded.run, loaded.mesh)
+    eval_step = jit_eval_step(loaded.program, loaded.mesh)
     with contextlib.ExitStack() as stack:
         pool = per_image.Pool(source.num_classes, classes) if boundaries else None
         write = None

@@ -21,7 +21,7 @@ from safetensors import numpy as safetensors
 from dense_jax import command, storage, trained
 from dense_jax.devices import runtime
 from dense_jax.inference import exported
-from dense_jax.program import Run, normalization
+from dense_jax.program import Program, normalization
 from dense_jax.workdir import files as workdir
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -51,7 +51,7 @@ def export(
     weights: Any = traverse_util.flatten_dict(loaded.variables, sep="/")
     about = describe(loaded, directory, license)
     with storage.atomic(path) as file, zipfile.ZipFile(file, "w") as archive:
-        program = trace(loaded.run, weights, loaded.dataset["num_channels"]).serialize()
+        program = trace(loaded.program, weights, loaded.dataset["num_channels"]).serialize()
         about["program_sha256"] = hashlib.sha256(program).hexdigest()
         arrays = {name: np.asarray(array) for name, array in weights.items()}
         for name, content in (
@@ -63,7 +63,7 @@ def export(
     return about
 
 
-def trace(run: Run, weights: Mapping[str, Any], num_channels: int) -> jax.export.Exported:
+def trace(network: Program, weights: Mapping[str, Any], num_channels: int) -> jax.export.Exported:
     """Returns the program of (weights, images), for images of any number and size.
 
     It computes one image after the other, so that logits do not depend on the number of images.
@@ -71,9 +71,9 @@ def trace(run: Run, weights: Mapping[str, Any], num_channels: int) -> jax.export
 
     def program(weights, images):
         variables = traverse_util.unflatten_dict(weights, sep="/")
-        return jax.lax.map(lambda image: run.logits_step(variables, image), images)
+        return jax.lax.map(lambda image: network.logits_step(variables, image), images)
 
-    smallest = 2 * run.context + 1
+    smallest = 2 * network.context + 1
     sizes = jax.export.symbolic_shape(
         "b, h, w", constraints=[f"h >= {smallest}", f"w >= {smallest}"]
     )
@@ -82,7 +82,7 @@ def trace(run: Run, weights: Mapping[str, Any], num_channels: int) -> jax.export
     return jax.export.export(jax.jit(program), platforms=PLATFORMS)(shapes, images)
 
 
-def describe(loaded: trained.Loaded, directory: str, license: str | None) -> dict[str, Any]:
+def describe(loaded: trained.Trained, directory: str, license: str | None) -> dict[str, Any]:
     """Returns what users need to know of a model, and where it comes from.
 
     dataset: the content of dataset.json.
@@ -104,7 +104,7 @@ def describe(loaded: trained.Loaded, directory: str, license: str | None) -> dic
         "license": license,
         "resolution": config.data.resolution,
         "normalization": normalization(model),
-        "context": loaded.run.context,
+        "context": loaded.program.context,
         **{name: config.eval[name] for name in ("tile_size", "margin", "batch_size")},
         "step": loaded.step,
         "config": config.to_dict(),

@@ -8,8 +8,7 @@ from ml_collections import config_flags
 
 from dense_jax import command, train
 from dense_jax.command import parse_flags
-from dense_jax.devices import distributed
-from dense_jax.devices import runtime as startup
+from dense_jax.devices import distributed, runtime
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file.", lock_config=True)
 _WORKDIR = command.define_folder("workdir", "Where checkpoints and metrics go.", required=True)
@@ -19,7 +18,7 @@ distributed.define_flags()
 def main(argv: list[str]) -> None:
     """Starts or resumes the run."""
     distributed.initialize()
-    startup.prepare()
+    runtime.prepare()
     train.train(_CONFIG.value, _WORKDIR.value)
 
 

@@ -15,9 +15,10 @@ from ml_collections import ConfigDict, config_flags
 
 from dense_jax import command
 from dense_jax.config import check_devices
-from dense_jax.devices import cost, mesh
+from dense_jax.devices import cost
 from dense_jax.devices import runtime as startup
-from dense_jax.program import assemble, batch_shapes, jit_train_step, state_placement, step_shapes
+from dense_jax.program import assemble
+from dense_jax.training import task
 
 
 def analyze(config: ConfigDict, num_classes: int, num_channels: int) -> dict[str, int]:
@@ -29,13 +30,12 @@ def analyze(config: ConfigDict, num_classes: int, num_channels: int) -> dict[str
     Raises ValueError if the devices cannot share seeds and batch evenly.
     """
     check_devices(config)
-    run = assemble(config, num_classes, num_channels)
+    fields = task.target_fields(config)
+    program = assemble(config, num_classes)
+    training = task.bind(config, program, num_channels, fields=fields)
     canvas = config.data.canvas_size or config.data.crop_size
-    batch = batch_shapes(config, canvas, num_channels)
-    together, devices = mesh.make_mesh(), mesh.make_mesh(config.num_seeds)
-    placement = state_placement(config, run.shapes(), together)
-    step = jit_train_step(run, devices, placement)
-    compiled = step.lower(*step_shapes(run, batch, devices, placement), {}).compile()
+    placed = task.place(config, training, task.batch_shapes(config, canvas, num_channels, fields))
+    compiled = placed.train_step.lower(*placed.arguments, {}).compile()
     return cost.memory(compiled) | {"flops": int(compiled.cost_analysis()["flops"])}
 
 

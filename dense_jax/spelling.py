@@ -1,7 +1,7 @@
 """The nearest valid name, where an unknown one was given."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 
 def suggestion(name: str, valid: Iterable[str], spelled: Mapping[str, str] | None = None) -> str:
@@ -12,3 +12,8 @@ def suggestion(name: str, valid: Iterable[str], spelled: Mapping[str, str] | Non
     near = difflib.get_close_matches(name, list(valid), 1)
     said = [spelled[each] if spelled else each for each in near]
     return f"; did you mean {said[0]!r}?" if said else ""
+
+
+def some(names: Sequence[str]) -> str:
+    """Returns the first five names, and ", ..." if there are more."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

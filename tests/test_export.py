@@ -73,9 +73,9 @@ def assembled(**fields):
         config.update_from_flattened_dict(fields)
     if config.model.encoder != "plain":
         config.model.width_multiplier = 1 / 64
-    made = assemble(config, NUM_CLASSES, 3)
-    shapes = traverse_util.flatten_dict(made.shapes().variables(), sep="/")
-    # Positive, for there are variances.
+    made = assemble(config, NUM_CLASSES)
+    shapes = traverse_util.flatten_dict(made.variables(3), sep="/")
+    # Positive, because there are variances.
     return made, {
         name: RNG.uniform(0.1, 0.5, x.shape).astype(x.dtype) for name, x in shapes.items()
     }

@@ -23,6 +23,7 @@ from dense_jax.devices import mesh
 from dense_jax.models import pretrained
 from dense_jax.program import assemble
 from dense_jax.trained import load
+from dense_jax.training import ensemble
 from dense_jax.workdir import checkpoint
 from dense_jax.workdir import files as workdir
 from experiments import base
@@ -173,7 +174,7 @@ def test_killed_in_the_evaluation_and_started_again_ends_bitwise_the_same(
     config, finished, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(train.scoring, "score", lambda *args, **kwargs: kill())
+        patch.setattr(ensemble.scoring, "score", lambda *args, **kwargs: kill())
         with pytest.raises(Killed):
             train.train(config, str(tmp_path))
     train.train(config, str(tmp_path))
@@ -402,7 +403,7 @@ def test_pretrained_weights_are_where_a_frozen_encoder_ends(config, tmp_path):
         train.train(config, str(tmp_path / "run"))
     assert not (tmp_path / "run" / "config.json").exists()
 
-    shapes = assemble(config, num_classes=2, num_channels=1).shapes().variables()
+    shapes = assemble(config, num_classes=2).variables(1)
     assert shapes["params"]["encoder"]["conv1_1"]["conv"]["kernel"].shape[2] == 3  # gray as RGB
     rng = np.random.default_rng(0)
     tensors = {}
@@ -436,9 +437,9 @@ def test_unpadded_convolutions_train_and_score_every_pixel(config, tmp_path):
     config.eval.tile_size = (24, 20)  # columns are cut, rows fit
     train.train(config, str(tmp_path))
     loaded = load(str(tmp_path), "latest")
-    assert loaded.run.context == 8  # widths of 2 levels: 4 + 4 at the bottom
+    assert loaded.program.context == 8  # widths of 2 levels: 4 + 4 at the bottom
     config.data.resolution = 0.6
-    assert assemble(config, num_classes=2, num_channels=1).context == 14  # of the files' pixels
+    assert assemble(config, num_classes=2).context == 14  # of the files' pixels
     evaluation = evaluate.evaluate(str(tmp_path), "test")
     source = data.open_dataset("folder", config.data.root, "test")
     valid = sum(np.count_nonzero(source[i]["label"] != 255) for i in range(len(source)))

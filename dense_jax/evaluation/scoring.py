@@ -34,8 +34,7 @@ def score(
 ) -> np.ndarray:
     """Returns the confusion matrix of each image, int32 [n, c, c]; use int64 to add them up.
 
-    eval_step: see `steps.eval_step`; mapped over batches, with replicated results, so that every host
-      gets all of them.
+    eval_step: see `program.jit_eval_step`; every host gets the results of all tiles.
     tilings: the tiles of one source; see `tiles.tilings`.
     batch_size: tiles per step over all hosts, rounded up to a multiple of the devices.
     per_image: False returns the sum alone, int64 [c, c], because [n, c, c] may not fit into memory.

@@ -227,8 +227,8 @@ def load(path: epath.PathLike, checkpoint: str = "best") -> Predictor:
         from dense_jax import trained  # needs Flax, which a file does not
 
         loaded = trained.load(str(path), checkpoint)
-        dataset, context, options = loaded.dataset, loaded.run.context, loaded.config.eval
-        logits_step, variables = loaded.run.logits_step, loaded.variables
+        dataset, context, options = loaded.dataset, loaded.program.context, loaded.config.eval
+        logits_step, variables = loaded.program.logits_step, loaded.variables
     else:
         about, logits_step, variables = exported.read(path)
         if checkpoint not in ("best", str(about["step"])):

@@ -343,7 +343,7 @@ ERRORS = {  # how to break the dataset, and what the message must contain
     ),
     "a label of another kind": (
         lambda r: (r / "labels/train/b.png").rename(r / "labels/train/b.tif"),
-        ["no label", "1 files: b.png", "b.tif there are not taken, only .png"],
+        ["no label", "1 files: b.png", "not read: b.tif (only .png)"],
     ),
     "a folder called like an image": (
         lambda r: ((r / "images/train/b.png").unlink(), (r / "images/train/b.png").mkdir()),
@@ -451,7 +451,7 @@ def test_verify_lists_all_that_is_wrong(root):
     truncate(root / "images/train/a.png")
     truncate(root / "labels/train/c.png")
     with pytest.raises(ValueError, match="2 of 3 examples are bad") as error:
-        verify.verify(open_dataset("folder", str(root), "train"), progress=False)
+        verify.verify(open_dataset("folder", str(root), "train"))
     assert "images/train/a.png" in str(error.value) and "labels/train/c.png" in str(error.value)
 
 
@@ -513,12 +513,12 @@ def test_many_files_open_in_a_moment(root, monkeypatch):
     monkeypatch.setattr(files, "header", header)
     for kind in ("images", "labels"):
         folder = root / kind / "train"
-        for i in range(20_000):
+        for i in range(5_000):
             os.link(folder / "c.png", folder / f"{i:05d}.png")
-    start = time.perf_counter()
+    start = time.process_time()
     source = open_dataset("folder", str(root), "train")
-    assert time.perf_counter() - start < 5  # about 1 s, of a machine that may be busy
-    assert len(source) == 20_003 and len(read) == len(set(read)) == 20_004
+    assert time.process_time() - start < 2  # about 0.3 s
+    assert len(source) == 5_003 and len(read) == len(set(read)) == 5_004
 
 
 @pytest.fixture

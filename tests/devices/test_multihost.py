@@ -17,8 +17,8 @@ from etils import epath
 
 from dense_jax import train
 from dense_jax.devices import distributed
-from dense_jax.workdir import files as workdir
-from dense_jax.workdir import record as member
+from dense_jax.training import ensemble, task
+from dense_jax.workdir import files
 from tests.conftest import REPOSITORY
 from tests.test_train import make_config
 
@@ -36,8 +36,9 @@ if num_processes > 1:
         f"localhost:{{port}}", num_processes, process, heartbeat_timeout_seconds={HEARTBEAT}
     )
 from dense_jax import train
-requested = train.Interrupts.requested
-train.Interrupts.requested = lambda self, step: time.sleep(pause) or requested(self, step)
+from dense_jax.devices import interrupts
+requested = interrupts.Interrupts.requested
+interrupts.Interrupts.requested = lambda self, step: time.sleep(pause) or requested(self, step)
 train.train(ConfigDict(config), path)
 """
 
@@ -135,7 +136,7 @@ def run(config, path, num_processes, num_devices):
 
 
 def records(path):
-    return workdir.read_records(path / "metrics.jsonl")
+    return files.read_records(path / "metrics.jsonl")
 
 
 def wait_for_steps(processes, path, num_steps):
@@ -191,7 +192,7 @@ def test_one_checkpoint_has_one_confusion_matrix(tmp_path, config, one_process):
     shutil.copytree(one_process, again)
     (again / "result.json").unlink()
     run(config, again, 2, 2)
-    final, expected = (workdir.read(path, "result.json")["final"] for path in (again, one_process))
+    final, expected = (files.read(path, "result.json")["final"] for path in (again, one_process))
     assert final == expected
 
 
@@ -217,8 +218,8 @@ def test_processes_compare_config_code_and_workdir(tmp_path, config, monkeypatch
     def facts(**changes):
         own = config.copy_and_resolve_references()
         own.update_from_flattened_dict(changes)
-        workdirs = member.members(own, epath.Path(tmp_path / "run"))
-        return json.loads(json.dumps(train._facts(own, workdirs)))
+        folders = ensemble.run_folders(own, epath.Path(tmp_path / "run"))
+        return json.loads(json.dumps(task.facts(own, folders)))
 
     def different(**changes):
         both = distributed.differences([facts(), facts(**changes)])
@@ -233,7 +234,7 @@ def test_processes_compare_config_code_and_workdir(tmp_path, config, monkeypatch
     [line] = distributed.differences([before, facts()])
     assert "--workdir" in line and '"latest": ["4"]' in line
     before = facts()
-    monkeypatch.setattr(train, "__file__", str(tmp_path / "module.py"))
+    monkeypatch.setattr(task, "__file__", str(tmp_path / "training" / "task.py"))
     [line] = distributed.differences([before, facts()])
     assert line.startswith("the code of dense_jax: ")
 
@@ -293,7 +294,7 @@ def test_an_address_that_cannot_be_used_is_said_at_once(monkeypatch):
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"--coordinator=localhost:{port}: .* port {port}"):
             join(monkeypatch, f"localhost:{port}")
-    with pytest.raises(ValueError, match="no host 'nowhere"):
+    with pytest.raises(ValueError, match="the host 'nowhere"):
         join(monkeypatch, "nowhere.invalid:1")
 
 

@@ -1,15 +1,16 @@
 """The predictor: the same for arrays, files and strips, exact, and in bounded memory."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dense_jax import models
+from dense_jax import models, program
 from dense_jax.inference.predictor import Predictor, entropy
 from dense_jax.inference.stitching import Failure
 from dense_jax.models.normalization import unit
-from dense_jax.training import steps
 from experiments import base
 
 NUM_CLASSES = 3
@@ -68,7 +69,7 @@ def test_tiles_predict_what_the_whole_image_does_where_the_margin_covers_the_fie
         ),
         jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False)),
     )
-    step = steps.make_logits_step(model, unit)
+    step = functools.partial(program.logits_step, model=model, normalize=unit)
     h, w = 50, 44
     reach = 9  # pixels in each direction that this network sees
     margin = 10  # tiles start at multiples of the network's stride

@@ -2,7 +2,6 @@
 
 import math
 import shutil
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,7 +12,7 @@ from ml_collections import ConfigDict
 from dense_jax import evaluate, train
 from dense_jax.devices import mesh
 from dense_jax.workdir import files as workdir
-from dense_jax.workdir.record import Member
+from dense_jax.workdir.record import RunFolder, RunRecord
 from experiments import base
 from tests.conftest import mesh_of
 from tests.test_train import NUM_STEPS, Killed, assert_same_run, interrupt, kill, make_config, saved
@@ -65,12 +64,11 @@ def test_a_finished_job_says_so(job, tiny_folder, capsys):
 
 @pytest.mark.parametrize(("step", "norm", "warnings"), [(5, 0.0, 1), (5, 0.1, 0), (6, 0.0, 0)])
 def test_a_first_step_that_learns_nothing_is_said(step, norm, warnings, tmp_path, caplog):
-    member = Member(epath.Path(tmp_path), base.get_config())
-    member.latest = member.best = SimpleNamespace(steps=[])
-    member.start(4)
-    member.record(step, {"train/loss": 0.5, "train/grad_norm": norm}, [])
-    member._log.close()
-    assert caplog.text.count("is exactly 0, so that nothing is learned") == warnings
+    record = RunRecord(RunFolder(epath.Path(tmp_path), base.get_config()), {})
+    record.rewind(4)
+    record.record(step, {"train/loss": 0.5, "train/grad_norm": norm}, [])
+    record.close()
+    assert caplog.text.count("is exactly 0, so nothing is learned") == warnings
 
 
 def test_killed_and_started_again_ends_bitwise_the_same(job, tiny_folder, tmp_path, monkeypatch):
@@ -86,7 +84,7 @@ def test_killed_and_started_again_ends_bitwise_the_same(job, tiny_folder, tmp_pa
 @pytest.mark.parametrize("step", [2, 6])
 def test_killed_while_some_have_saved(job, tiny_folder, tmp_path, monkeypatch, step):
     """All go on from the step that all have: for the first save, from the start."""
-    save = Member.save
+    save = RunRecord.save
     with monkeypatch.context() as patch:
 
         def save_or_die(self, at, state):
@@ -94,7 +92,7 @@ def test_killed_while_some_have_saved(job, tiny_folder, tmp_path, monkeypatch, s
                 kill()
             save(self, at, state)
 
-        patch.setattr(Member, "save", save_or_die)
+        patch.setattr(RunRecord, "save", save_or_die)
         with pytest.raises(Killed):
             train.train(make_job(tiny_folder, 4), str(tmp_path))
     train.train(make_job(tiny_folder, 4), str(tmp_path))
