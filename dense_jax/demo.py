@@ -128,26 +128,19 @@ class OwnHosts:
         self._app, self._names = app, names
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        answer = self._app
         if scope["type"] in ("http", "websocket"):
             from starlette.responses import PlainTextResponse  # comes with Gradio
 
             host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
-            if not is_own(host, self._names):
+            try:
+                name = urllib.parse.urlsplit(f"//{host}").hostname or ""
+                if name not in self._names:
+                    ipaddress.ip_address(name)
+            except ValueError:  # neither a name of ours nor an address
                 message = f"not served as {host!r}, but as {', '.join(sorted(self._names))}\n"
-                await PlainTextResponse(message, 421)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
-
-
-def is_own(host: str, names: Collection[str]) -> bool:
-    """Returns whether a Host header has an IP address or one of the names, with any port."""
-    try:
-        name = urllib.parse.urlsplit(f"//{host}").hostname or ""
-        if name not in names:
-            ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
+                answer = PlainTextResponse(message, 421)
+        await answer(scope, receive, send)
 
 
 def serve(predictor: Predictor, host: str, port: int, max_megapixels: float) -> "gradio.Blocks":

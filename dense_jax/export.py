@@ -22,7 +22,7 @@ from dense_jax import command, storage, trained
 from dense_jax.devices import runtime
 from dense_jax.inference import exported
 from dense_jax.program import Program, normalization
-from dense_jax.workdir import files as workdir
+from dense_jax.workdir import files
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -108,8 +108,8 @@ def describe(loaded: trained.Trained, directory: str, license: str | None) -> di
         **{name: config.eval[name] for name in ("tile_size", "margin", "batch_size")},
         "step": loaded.step,
         "config": config.to_dict(),
-        "trained_with": workdir.read(directory, "environment.json"),
-        "exported_with": workdir.environment(),
+        "trained_with": files.read(directory, "environment.json"),
+        "exported_with": files.environment(),
     }
 
 

@@ -23,7 +23,7 @@ from dense_jax.inference import exported
 from dense_jax.models.encoders import ENCODERS
 from dense_jax.models.upsampling import UPSAMPLERS
 from dense_jax.program import assemble
-from dense_jax.workdir import files as workdir
+from dense_jax.workdir import files
 from experiments import base
 from tests.conftest import REPOSITORY
 
@@ -225,8 +225,8 @@ def test_the_file_says_what_it_is(run, file):
     with zipfile.ZipFile(file) as archive:
         about = json.loads(archive.read("model.json"))
         assert all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
-    assert about["dataset"] == workdir.read(run, "dataset.json")
-    assert about["config"] == workdir.read(run, "config.json")
+    assert about["dataset"] == files.read(run, "dataset.json")
+    assert about["config"] == files.read(run, "config.json")
     assert about["trained_with"]["versions"]["jax"] == about["exported_with"]["versions"]["jax"]
     assert (about["step"], about["normalization"], about["context"]) == (1, "unit", 0)
     assert about["license"].startswith("not stated") and "synthetic" in about["license"]

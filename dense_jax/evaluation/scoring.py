@@ -73,7 +73,7 @@ class _Scores:
         self._per_image, self._receive = per_image, receive
         self._num_received = num_received
 
-    def add(self, stitcher: Stitcher, counted: Mapping[str, jax.Array], maps: jax.Array) -> None:
+    def add(self, stitcher: Stitcher, counted: Mapping[str, Any], maps: Any) -> None:
         """Takes what `eval_step` returns; tiles of padding have the number -1."""
         counts = np.asarray(counted["counts"])
         for k, number in enumerate(np.asarray(counted["index"]).tolist()):
