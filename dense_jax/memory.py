@@ -11,11 +11,10 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from dense_jax import command
-from dense_jax.config import check_devices
-from dense_jax.devices import cost
+from dense_jax.devices import cost, mesh
 from dense_jax.devices import runtime as startup
 from dense_jax.program import assemble
 from dense_jax.training import task
@@ -29,7 +28,7 @@ def analyze(config: ConfigDict, num_classes: int, num_channels: int) -> dict[str
 
     Raises ValueError if the devices cannot share seeds and batch evenly.
     """
-    check_devices(config)
+    mesh.check_shares(config.num_seeds, config.batch_size, config.num_microbatches)
     fields = task.target_fields(config)
     program = assemble(config, num_classes)
     training = task.bind(config, program, num_channels, fields=fields)
@@ -70,8 +69,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "Experiment file.", lock_config=True)
+    command.define_config()
     flags.DEFINE_integer("num_classes", 21, "Channels of the logits.", lower_bound=1)
     flags.DEFINE_integer("channels", 3, "Of the image.", lower_bound=1)
-    flags.mark_flag_as_required("config")
     command.run(main, flags_parser=command.parse_flags)

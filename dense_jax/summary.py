@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from flax import linen as nn
-from ml_collections import config_flags
 
 from dense_jax import command, memory, models
 from dense_jax.devices import cost
@@ -251,10 +250,9 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "Experiment file.", lock_config=True)
+    command.define_config()
     flags.DEFINE_integer("num_classes", 21, "Channels of the logits.", lower_bound=1)
     flags.DEFINE_integer("channels", 3, "Of the image.", lower_bound=1)
     command.define_size("size", "224,224", "HEIGHT,WIDTH of the image, pixels.")
     flags.DEFINE_bool("crossings", False, "Print what can be combined instead.")
-    flags.mark_flag_as_required("config")
     command.run(main, flags_parser=command.parse_flags)

@@ -4,6 +4,7 @@ import sys
 
 from ml_collections import ConfigDict
 
+from dense_jax.command import PREEMPTED
 from dense_jax.config import check
 from dense_jax.devices import distributed
 from dense_jax.devices.interrupts import Interrupts
@@ -11,8 +12,6 @@ from dense_jax.training.ensemble import Ensemble, run_folders
 from dense_jax.training.task import facts, open_task
 from dense_jax.workdir import files
 from dense_jax.workdir.record import summary
-
-PREEMPTED = 75  # exit status (EX_TEMPFAIL): everything is saved, start the same command again
 
 
 @distributed.together()
@@ -30,7 +29,7 @@ def train(config: ConfigDict, directory: str) -> None:
     folders = run_folders(config, path)
     distributed.agree(lambda: facts(config, folders))
     results = [folder.result for folder in folders]
-    if all(results):
+    if results and all(results):
         for folder, result in zip(folders, results, strict=True):
             print(f"{folder.path} is finished: {summary(result or {})}")
         return

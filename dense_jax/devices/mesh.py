@@ -24,6 +24,23 @@ def make_mesh(num_replicas: int = 1) -> Mesh:
     )
 
 
+def check_shares(num_seeds: int, batch_size: int, num_microbatches: int) -> None:
+    """Raises ValueError if the devices cannot share seeds and batch evenly."""
+    num_devices, num_hosts = jax.device_count(), jax.process_count()
+    if num_devices % num_seeds or (num_seeds % num_hosts and num_hosts % num_seeds):
+        raise ValueError(
+            f"num_seeds={num_seeds} cannot share {num_devices} devices of {num_hosts} hosts evenly: "
+            "it must divide the devices, and divide the hosts or be a multiple of them"
+        )
+    share = num_devices // num_seeds
+    if batch_size % (num_microbatches * share):
+        seeds = f", for each of num_seeds={num_seeds}" if num_seeds > 1 else ""
+        raise ValueError(
+            f"batch_size={batch_size} is the global batch and must be a multiple of the number of "
+            f"devices, {share}{seeds}, times num_microbatches={num_microbatches}"
+        )
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of an array that every device has whole."""
     return NamedSharding(mesh, P())

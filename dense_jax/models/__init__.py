@@ -16,14 +16,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from dense_jax.models.decoders.fcn import FCN
-from dense_jax.models.decoders.unet import FUSIONS, UNet
+from dense_jax.models.decoders import DECODERS as MODELS
+from dense_jax.models.decoders.unet import FUSIONS
 from dense_jax.models.encoders import ENCODERS
 from dense_jax.models.layers import CONVS, NORMS, PADDINGS, mirrored
 from dense_jax.models.upsampling import UPSAMPLERS
 from dense_jax.spelling import suggestion
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"fcn": FCN, "unet": UNet}
 DTYPES = ("float32", "bfloat16")
 # Fields of config.model that only some encoders or decoders have, and what they may be. Unset: the
 # encoder's or decoder's own default.

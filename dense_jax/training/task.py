@@ -74,7 +74,7 @@ def bind(
     options = {name: value for name, value in options.items() if value is not None}
     loss_fn = functools.partial(losses.LOSSES[config.loss], **options)
     if config.border.weight > 0:
-        loss_fn = losses.with_border(loss_fn, class_weights)
+        loss_fn = losses.with_pixel_weights(loss_fn, class_weights)
     return Training(
         functools.partial(
             steps.init_state,
@@ -195,6 +195,7 @@ def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
     Raises ValueError, on all processes, for data or a config that cannot be trained, for folders
     that were begun with other data, and for processes that differ.
     """
+    mesh.check_shares(config.num_seeds, config.batch_size, config.num_microbatches)
     source, eval_source = (
         data.open_dataset(config.data.name, config.data.root, split)
         for split in (config.data.train_split, config.data.eval_split)

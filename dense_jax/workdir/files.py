@@ -20,7 +20,7 @@ import platform
 import re
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,27 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def differing_fields(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns the fields that tell configs {dotted.path: value} apart.
+
+    If every config has a `label`, the fields that its label tells are left out.
+    """
+
+    def differ(path: str, some: Sequence[Mapping[str, Any]]) -> bool:
+        absent = object()
+        return len({json.dumps(c.get(path, absent), default=repr) for c in some}) > 1
+
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for config in configs:
+        groups.setdefault(json.dumps(config.get("label")), []).append(config)
+    alike = [configs] if "null" in groups else list(groups.values())
+    return [
+        path
+        for path in dict.fromkeys(path for config in configs for path in config)
+        if (differ("label", configs) if path == "label" else any(differ(path, g) for g in alike))
+    ]
 
 
 def compare(workdir: epath.PathLike, config: ConfigDict) -> None:

@@ -22,7 +22,7 @@ WHOLE = (12, 12)  # a canvas that Scenes fit
 
 
 def mapped() -> set[str]:
-    """The caches' memory that this process sees: device and inode."""
+    """Returns the caches that this process has mapped, as device and inode."""
     lines = Path("/proc/self/maps").read_text().splitlines()
     return {" ".join(line.split()[3:5]) for line in lines if "memfd:dense_jax" in line}
 
@@ -57,7 +57,7 @@ def test_batches_are_those_without_a_cache():
 
 
 class Telling(Cached):
-    """A cache whose examples' names are the memory that the process reading them sees."""
+    """A cache that names each example after the caches which the reading process has mapped."""
 
     def __getitem__(self, i):
         return super().__getitem__(i) | {"name": " ".join(sorted(mapped()))}

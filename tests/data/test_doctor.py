@@ -1,4 +1,4 @@
-"""The doctor command: what it counts, what it finds, and that it fails where something is wrong."""
+"""The doctor command counts, finds what is wrong, and fails if there are errors."""
 
 import json
 import subprocess
@@ -152,7 +152,7 @@ def test_an_image_that_looks_like_one_of_another_split_is_a_warning(root, scene)
     assert found["near_duplicates"] == pairs and not found["errors"]
     (warning,) = found["warnings"]
     assert warning.startswith("6 images look like one of train: val/again0 ~ train/scene, ")
-    assert warning.endswith("val/again4 ~ train/scene, ...")
+    assert warning.endswith("val/again4 ~ train/scene and 1 more")
 
 
 def test_a_label_resized_by_interpolation_is_a_warning_with_its_name(root):
@@ -211,7 +211,7 @@ def test_the_command_fails_on_errors_alone(root, monkeypatch, capsys):
 
 
 def test_real_camvid(real_data):
-    """Against counts and weights that were computed from the same files by other code."""
+    """Other code computed these counts and weights from the same files."""
     report = examine("folder", str(real_data / "camvid"))
     train = report["train"]
     assert [found["num_examples"] for found in report.values()] == [367, 233, 101]

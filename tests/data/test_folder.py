@@ -69,7 +69,7 @@ def test_a_pickled_source_reads_the_same(root):
 
 
 def number(root, name="a", pixels=None, **options):
-    """Writes instance files for every image of the split, that of `name` with `pixels`."""
+    """Writes instance files for every image of the split; the file of `name` gets `pixels`."""
     for path in root.glob("labels/train/*.png"):
         with Image.open(path) as label:
             zeros = np.zeros((label.height, label.width), np.uint8)
@@ -136,7 +136,7 @@ def test_gray_only_if_every_image_of_every_split_is(root):
 
 
 def channels(path: pathlib.Path, num_channels: int, dtype=np.uint8) -> None:
-    """Writes an image of a.png's size over it."""
+    """Replaces a.png by another image of its size."""
     path.with_suffix(".png").unlink()
     pixels = np.zeros((5, 3, num_channels), dtype)
     if path.suffix == ".npy":
@@ -347,7 +347,7 @@ ERRORS = {  # how to break the dataset, and what the message must contain
     ),
     "a folder called like an image": (
         lambda r: ((r / "images/train/b.png").unlink(), (r / "images/train/b.png").mkdir()),
-        ["no image", "1 files: b.png", "b.png/ there"],
+        ["no image", "1 files: b.png", "not read: b.png/"],
     ),
     "nothing labeled": (
         lambda r: (
@@ -503,7 +503,7 @@ def test_a_picture_on_its_side_fits_the_label_of_it_upright(root):
 
 
 def test_many_files_open_in_a_moment(root, monkeypatch):
-    """Listing them is quick; of each, one header is read."""
+    """Listing them takes little time, and one header per file is read."""
     read = []
 
     def header(path):

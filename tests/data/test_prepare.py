@@ -12,7 +12,7 @@ from dense_jax.data.prepare import prepare
 
 
 class Builder:
-    """Stands for TFDS's: remembers how it was called, and fails where told to."""
+    """A stand-in for TFDS's builder: remembers its calls, and raises `error` if there is one."""
 
     def __init__(self, error=None):
         self.error, self.calls = error, []

@@ -22,7 +22,7 @@ def with_borders(source, classes):
 
 
 def brute_force(objects, weight, sigma):
-    """Every pixel's distance to every pixel of every object."""
+    """Computes the weights from the distances of every pixel to every pixel of every object."""
     at = np.argwhere(np.ones(objects.shape, bool))
     distances = [
         np.linalg.norm(at[:, None] - np.argwhere(objects == k), axis=-1).min(axis=1)
@@ -34,7 +34,7 @@ def brute_force(objects, weight, sigma):
 
 
 def blobs(seed, shape=(37, 45), num_objects=9):
-    """Rectangles at random, some touching, some cut in two; not all numbers are there."""
+    """Returns random rectangles: some touch, some are cut in two, and some numbers are not used."""
     rng = np.random.default_rng(seed)
     objects = np.zeros(shape, np.int32)
     for k in rng.choice(np.arange(1, 300), num_objects, replace=False):
@@ -54,7 +54,7 @@ def test_equals_brute_force(seed, sigma):
 
 
 def test_the_weights_are_those_of_exact_distances_whatever_their_last_bit(monkeypatch):
-    """OpenCV's depends on the processor and on where in memory the result lies."""
+    """The last bits of OpenCV's distances depend on the processor and on the array's address."""
     objects, transform = blobs(0, (60, 75)), cv2.distanceTransform
 
     def moved(outside, *options):
@@ -145,7 +145,7 @@ def test_instances_and_components_agree_until_objects_touch(cells):
 
 
 def test_ignored_pixels_belong_to_no_instance(cells):
-    """As where annotators leave a rim around each object, with a number of its own."""
+    """Some annotators leave a rim around each object, with a number of its own."""
     path = cells / "instances" / "train" / "a.png"
     objects = np.array(Image.open(path))
     objects[:, 8:10] = 255  # between two cells
@@ -184,7 +184,7 @@ def distance_map(i, example):
 
 
 def test_another_target_is_a_function_and_a_line(cells):
-    """It needs nothing else in the data: it is pickled, cached, put onto a canvas and batched."""
+    """No other code names it: it is cached, pickled, put onto a canvas and batched."""
     source = open_dataset("folder", str(cells), "train")
     field = Field("distance", dtype="float16", fill=-1.0)
     target = WithTarget(with_borders(source, None), field, distance_map)
