@@ -290,21 +290,21 @@ def lovasz_softmax(
     return _ratio(jnp.sum(per_image), jnp.sum(jnp.any(weights > 0, axis=1)))
 
 
-def with_pixel_weights(
+def with_border_weights(
     loss: Callable[..., Float[Array, ""]], class_weights: Weights
 ) -> Callable[..., Float[Array, ""]]:
-    """Returns loss(logits, labels, extra), in which a pixel weighs w[y] + extra, extra [b, h, w].
+    """Returns loss(logits, labels, border), in which a pixel weighs w[y] + border.
 
-    That is formula 2 of Ronneberger et al. 2015 ("U-Net", section 3), whose second term, which is
-    large near borders, is `extra`. A loss multiplies the class weights w by its pixel weights v, so
-    v = 1 + extra / w[y]. A class of weight 0 keeps it.
+    That is formula 2 of Ronneberger et al. 2015 ("U-Net", section 3), whose second term is border
+    [b, h, w], the field of `data.targets`. A loss multiplies the class weights w by its pixel weights
+    v, so v = 1 + border / w[y]. A class of weight 0 keeps it.
     """
 
-    def weighted_loss(logits: Array, labels: Array, extra: Array) -> Float[Array, ""]:
+    def weighted_loss(logits: Array, labels: Array, border: Array) -> Float[Array, ""]:
         weights = jnp.ravel(_class_weights(class_weights, logits))
         # An ignored label reads some class's weight, but its pixel weight is 0.
         weights = jnp.take(weights, labels, mode="clip")
-        return loss(logits, labels, pixel_weights=1 + _ratio(extra, weights))
+        return loss(logits, labels, pixel_weights=1 + _ratio(border, weights))
 
     return weighted_loss
 

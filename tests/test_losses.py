@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.conformance import golden_input
 from dense_jax.labels import IGNORE_LABEL
-from dense_jax.losses import LOSSES, cross_entropy, with_pixel_weights
+from dense_jax.losses import LOSSES, cross_entropy, with_border_weights
 
 # Every loss with its defaults, also those to come, and the options that take another path.
 VARIANTS = [
@@ -332,7 +332,7 @@ def test_the_border_is_added_to_the_class_weight(class_weights):
     labels[0, 0] = IGNORE_LABEL
     weights[0, 0] = 0
     loss = functools.partial(cross_entropy, class_weights=class_weights)
-    loss = with_pixel_weights(loss, class_weights)
+    loss = with_border_weights(loss, class_weights)
     result = loss(jnp.asarray(logits, jnp.float32), jnp.asarray(labels), jnp.asarray(border))
     np.testing.assert_allclose(result, np.sum(weights * nll) / np.sum(weights), rtol=1e-5)
 

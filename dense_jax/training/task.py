@@ -74,7 +74,7 @@ def bind(
     options = {name: value for name, value in options.items() if value is not None}
     loss_fn = functools.partial(losses.LOSSES[config.loss], **options)
     if config.border.weight > 0:
-        loss_fn = losses.with_pixel_weights(loss_fn, class_weights)
+        loss_fn = losses.with_border_weights(loss_fn, class_weights)
     return Training(
         functools.partial(
             steps.init_state,
