@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dense_jax import losses, metrics, models
-from dense_jax.devices import mesh
-from dense_jax.models import pretrained
+from dense_jax.devices import cpu, mesh
+from dense_jax.models.encoders import ENCODERS
 from dense_jax.models.normalization import NORMALIZATIONS
 from dense_jax.training import device_cache, optim, steps
 from dense_jax.training.augment import make_augment
@@ -72,7 +72,7 @@ def assemble(
     resolution = config.data.resolution
     augment = make_augment(
         config.data.crop_size,
-        context=model.margin,
+        context=model.context,
         resolution=resolution,
         **config.augment.to_dict(),
     )
@@ -80,8 +80,10 @@ def assemble(
     # not be a whole number of pixels: there, the tile's outermost predictions come from mirrored
     # context, and are not used.
     inner = model.clone(has_context=True)
-    logits_step = steps.make_logits_step(
-        inner if resolution == 1.0 else model, normalize, resolution=resolution
+    logits_step = cpu.fast(
+        steps.make_logits_step(
+            inner if resolution == 1.0 else model, normalize, resolution=resolution
+        )
     )
     predict_step = steps.make_predict_step(logits_step)
 
@@ -97,27 +99,28 @@ def assemble(
             num_channels=num_channels,
             with_ema=config.ema_decay > 0,
         ),
-        train_step=steps.make_train_step(
-            inner,
-            tx,
-            loss_fn,
-            augment,
-            normalize,
-            ema_decay=config.ema_decay,
-            # Older runs have no such field.
-            num_microbatches=config.num_microbatches if "num_microbatches" in config else 1,
+        train_step=cpu.fast(
+            steps.make_train_step(
+                inner,
+                tx,
+                loss_fn,
+                augment,
+                normalize,
+                ema_decay=config.ema_decay,
+                num_microbatches=config.num_microbatches,
+            )
         ),
         logits_step=logits_step,
         predict_step=predict_step,
         eval_step=steps.make_eval_step(predict_step, confusion),
         schedule=schedule,
-        context=math.ceil(model.margin / resolution),
+        context=math.ceil(model.context / resolution),
     )
 
 
 def normalization(model: ConfigDict) -> str:
     """The name of what config.model is normalized by: as it says, or as its weights need it."""
-    of_weights = pretrained.normalization(model.encoder) if model.pretrained else "unit"
+    of_weights = ENCODERS[model.encoder].normalization if model.pretrained else "unit"
     return model.normalization or of_weights
 
 

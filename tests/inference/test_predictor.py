@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dense_jax import models, summary
+from dense_jax import models
 from dense_jax.inference.predictor import Predictor, entropy
 from dense_jax.inference.stitching import Failure
 from dense_jax.models.normalization import unit
 from dense_jax.training import steps
 from experiments import base
+from tests.models.measures import receptive_field
 
 NUM_CLASSES = 3
 IMAGE_SIZE = (12, 12)  # fits into a tile
@@ -64,9 +65,7 @@ def test_tiles_predict_what_the_whole_image_does_where_the_margin_covers_the_fie
     step = steps.make_logits_step(model, unit)
     h, w = 70, 60
     reach = 0
-    for n, field in zip(
-        (64, 64), summary.receptive_field(model, (64, 64), channels=1), strict=True
-    ):
+    for n, field in zip((64, 64), receptive_field(model, (64, 64), channels=1), strict=True):
         reach = max(reach, n // 2 - field.start, field.stop - 1 - n // 2)
     margin = 2 * (reach // 2 + 1)  # tiles start at multiples of the network's stride
     predictor = make(step, variables, tile_size=(2 * margin + 8, 2 * margin + 12), margin=margin)
