@@ -27,7 +27,7 @@ from benchmarks import roofline
 from benchmarks.conformance import table
 from benchmarks.pipeline import hardware, versions
 from dense_jax import losses, metrics, models
-from dense_jax.devices import cost, mesh
+from dense_jax.devices import cost, cpu, mesh
 from dense_jax.devices import runtime as startup
 from dense_jax.models.normalization import unit
 from dense_jax.training import optim, steps
@@ -99,12 +99,14 @@ class Ours:
         tx = optim.make_optimizer(
             "adamw", lambda _: 1e-3, momentum=0.9, weight_decay=1e-4, grad_clip_norm=1.0
         )
-        train_step = steps.make_train_step(
-            self.model,
-            tx,
-            losses.cross_entropy,
-            lambda _, example: {name: example[name] for name in ("image", "label")},
-            unit,
+        train_step = cpu.fast(
+            steps.make_train_step(
+                self.model,
+                tx,
+                losses.cross_entropy,
+                lambda _, example: {name: example[name] for name in ("image", "label")},
+                unit,
+            )
         )
         whole, split = mesh.replicated(self.devices), mesh.sharded(self.devices)
         init = functools.partial(
@@ -122,11 +124,11 @@ class Ours:
         )
         self.compile_seconds = time.perf_counter() - start
         predict = jax.jit(
-            lambda variables, image: jnp.argmax(self.logits(variables, image), axis=-1)
+            cpu.fast(lambda variables, image: jnp.argmax(self.logits(variables, image), axis=-1))
         )
         self._placed, self._predict = placed, predict
         evaluate = steps.make_eval_step(
-            steps.make_predict_step(steps.make_logits_step(self.model, unit)),
+            steps.make_predict_step(cpu.fast(steps.make_logits_step(self.model, unit))),
             functools.partial(metrics.confusion_matrix, num_classes=NUM_CLASSES),
         )
         self._evaluate = jax.jit(mesh.map_examples(evaluate, self.devices))

@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     }
 
     config.model = {
-        "name": "unet",  # models.MODELS
+        "name": "unet",  # models.DECODERS
         "encoder": "plain",  # models.ENCODERS
         "upsampling": "transposed_conv",  # models.UPSAMPLERS
         "upsampling_options": {  # unset: the method's own default

@@ -47,7 +47,7 @@ def test_the_readme_has_every_command():
         "data.doctor",
         "data.prepare",
     )
-    names += ("memory", "models.summary")
+    names += ("summary",)
     assert modules == {f"dense_jax.{name}" for name in names}
 
 
@@ -78,7 +78,7 @@ def test_commands_run_as_written(command, folder, tiny_folder):
         .replace("=RECORDS", f"={folder}/records")
         for argument in command
     ]
-    if module in ("dense_jax.main", "dense_jax.memory"):
+    if module == "dense_jax.main":
         arguments += SMALL
     if module == "dense_jax.sweep":
         arguments.append("--list")  # 36 runs

@@ -96,8 +96,8 @@ def transposed_conv(
     phases = jnp.pad(kernel, (fill, fill, (0, 0), (0, 0)))
     phases = phases.reshape(taps, factor, taps, factor, *kernel.shape[2:])[::-1, :, ::-1]
     phases = phases.transpose(0, 2, 4, 1, 3, 5).reshape(taps, taps, kernel.shape[2], -1)
-    padding, layout = ((-first, last),) * 2, ("NHWC", "HWIO", "NHWC")
-    y = convolve(x, phases, (1, 1), padding, dimension_numbers=layout)
+    layout = jax.lax.conv_dimension_numbers(x.shape, phases.shape, ("NHWC", "HWIO", "NHWC"))
+    y = convolve(x, phases, (1, 1), ((-first, last),) * 2, dimension_numbers=layout)
     return pixel_shuffle(y, factor)
 
 
