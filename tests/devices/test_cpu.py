@@ -164,7 +164,7 @@ def test_a_layer_without_a_fast_form_is_flaxs(options):
 
 
 def test_the_precision_of_the_context_is_kept():
-    arrays, options = layer(*LAYERS["few from many"])
+    arrays, options = layer(*LAYERS["few from many"], dtype="float32")
     program = lambda: str(jax.make_jaxpr(lambda *arrays: convolution(*arrays, *options))(*arrays))
     assert " conv[" in program()
     with jax.default_matmul_precision("highest"):
