@@ -13,7 +13,7 @@ import matplotlib.figure
 import numpy as np
 
 from dense_jax import data, plots
-from dense_jax.training.augment import make_augment
+from dense_jax.training.augment import augment as augment_fn
 from dense_jax.training.color import RGB_ONLY
 
 STRENGTHS = {
@@ -64,7 +64,9 @@ def main() -> None:
 
     def draw(options: dict[str, float]) -> list[tuple[np.ndarray, np.ndarray]]:
         """The image and label of each key, those that changed most first."""
-        augment = jax.vmap(make_augment(label.shape, **options), in_axes=(0, None))
+        augment = jax.vmap(
+            functools.partial(augment_fn, crop_size=label.shape, **options), in_axes=(0, None)
+        )
         crops = jax.tree.map(np.asarray, jax.jit(augment)(keys, there))
         order = np.argsort(-np.abs(crops["image"] - image).mean(axis=(1, 2, 3)))
         return [(crops["image"][i].round().astype(np.uint8), crops["label"][i]) for i in order]

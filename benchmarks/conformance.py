@@ -1,6 +1,6 @@
 """Losses and metrics beside those of other libraries: python -m benchmarks.conformance
 
-Writes docs/conformance.md. The libraries are not needed: what they gave is in peers.json. A new
+Writes docs/conformance.md. The libraries are not needed: peers.json has their values. A new
 value goes there and, with how to get it from ours, into TABLES or NO_COUNTERPART. A comment above
 a test, `# NUMBER. PROJECT#ISSUE: complaint`, enters that test into the page's last table.
 """
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from dense_jax import metrics
+from dense_jax.evaluation.tables import markdown_table
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.losses import LOSSES
 
@@ -304,7 +305,7 @@ NO_COUNTERPART = {  # why: peers
 INTRODUCTION = """# Conformance
 
 What other libraries give for one small input, and how to get the same from ours. Written by
-`python -m benchmarks.conformance`, held by `tests/test_conformance.py`.
+`python -m benchmarks.conformance`, held by `tests/benchmarks/test_conformance.py`.
 
 The input has a formula, so that anyone can repeat it: with n, h, w, c counted from 0 in 2 images of
 4 x 5 pixels and 3 classes, the logits are 2 sin(0.7 n + 1.3 h + 0.9 w + 2.1 c) in float32, and the
@@ -344,7 +345,7 @@ Each is a test here, marked with its number.
 
 
 def golden_input(case: str) -> tuple[np.ndarray, np.ndarray]:
-    """Logits float32 [2, h, w, 3] and labels int32 [2, h, w].
+    """Returns logits float32 [2, h, w, 3] and labels int32 [2, h, w].
 
     full: all classes; ign: some pixels ignored; abs: class 2 absent; img: class 1 absent from one
     image alone. A: perfect, without a class 2; B: A with two false positives of class 1 in an image
@@ -372,7 +373,7 @@ def golden_input(case: str) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def names(case: str) -> dict[str, Any]:
-    """What the expressions of TABLES may use."""
+    """Returns the names that the expressions of TABLES may use."""
     logits, labels = golden_input(case)
     matrices = [
         np.asarray(metrics.confusion_matrix(p, y, 3))
@@ -397,34 +398,34 @@ def names(case: str) -> dict[str, Any]:
 
 
 def one_vs_rest(x: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Makes a pixel of two classes, that class or not, of each pixel and class."""
+    """Turns each pixel and class into a pixel of two classes: that class or not."""
     logits, labels = x[0], x[1][..., None]
     target = np.where(labels == IGNORE_LABEL, IGNORE_LABEL, labels == np.arange(3))
     return np.stack([0 * logits, logits], axis=-1).reshape(2, 1, -1, 2), target.reshape(2, 1, -1)
 
 
 def ours(expression: str, case: str) -> Any:
-    """The value of an expression of TABLES."""
+    """Returns the value of an expression of TABLES."""
     return eval(expression, dict(names(case)))
 
 
 def complaints() -> list[tuple[tuple[int, str], list[str]]]:
-    """(number, complaint) -> tests, from the comments above the tests."""
-    found = collections.defaultdict(list)
-    for path in sorted((REPOSITORY / "tests").glob("test_*.py")):
-        marks = []
+    """Returns (number, complaint) -> tests, from the comments above the tests."""
+    tests = collections.defaultdict(list)
+    for path in sorted((REPOSITORY / "tests").rglob("test_*.py")):
+        name, marks = path.relative_to(REPOSITORY).as_posix(), []
         for line in path.read_text().splitlines():
             if mark := re.match(r"# (\d+)\. (.+)", line):
                 marks.append((int(mark[1]), mark[2]))
             elif test := re.match(r"def (test_\w+)", line):
                 for number_and_complaint in marks:
-                    found[number_and_complaint].append(f"tests/{path.name}::{test[1]}")
+                    tests[number_and_complaint].append(f"{name}::{test[1]}")
                 marks = []
-    return sorted(found.items())
+    return sorted(tests.items())
 
 
 def text(value: Any) -> str:
-    """A number, a vector or a matrix, for a cell."""
+    """Formats a number, a vector or a matrix."""
     value = np.asarray(value)
     if value.ndim:
         return ("", ", ", "; ")[value.ndim].join(map(text, value))
@@ -432,7 +433,7 @@ def text(value: Any) -> str:
 
 
 def comparison(title: str, cases: Sequence[str]) -> str:
-    """One of TABLES: our default, and the libraries that gave a value for any of the cases."""
+    """Returns one of TABLES: our default, and the libraries with a value for any of the cases."""
     default, peers = TABLES[title]
     cells = (f"**{text(ours(default, case))}**" for case in cases)
     rows = [("**ours**", *cells, f"`{default}`", "")]
@@ -447,13 +448,12 @@ def comparison(title: str, cases: Sequence[str]) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """In Markdown."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    """Returns a Markdown table of text."""
+    return markdown_table([columns, *rows], len(columns)) + "\n"
 
 
 def page() -> str:
-    """The whole of docs/conformance.md."""
+    """Returns the text of docs/conformance.md."""
     tested = (
         (str(number), complaint, "<br>".join(f"`{test}`" for test in tests))
         for (number, complaint), tests in complaints()

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dense_jax.train import PREEMPTED
+from dense_jax.command import PREEMPTED
 
 NUM_STEPS = 40
 OVERRIDES = {

@@ -31,9 +31,9 @@ from dense_jax.data import pipeline
 from dense_jax.data.cache import Cached
 from dense_jax.devices import mesh
 from dense_jax.labels import IGNORE_LABEL
-from dense_jax.program import assemble, batch_shapes
-from dense_jax.training import device_cache
-from dense_jax.training.augment import make_augment
+from dense_jax.program import assemble
+from dense_jax.training import device_cache, task
+from dense_jax.training.augment import augment as augment_fn
 from experiments import camvid_unet
 
 try:
@@ -144,7 +144,7 @@ class Ours:
         self.source = data.open_dataset("folder", config.data.root, "train")
         self.canvas = tuple(self.source.sizes.max(axis=0).tolist())
         self.devices = mesh.make_mesh()
-        shapes = batch_shapes(config, self.canvas, self.source.num_channels)
+        shapes = task.batch_shapes(config, self.canvas, self.source.num_channels)
         self.resident, self.numbers = device_cache.load(self.source, shapes, self.devices)
 
     def stream(self, stack: contextlib.ExitStack, examples: Any, workers: int = 0) -> Any:
@@ -159,8 +159,11 @@ class Ours:
 
     def rows(self) -> Rows:
         source, config = self.source, self.config
-        augment = make_augment(
-            config.data.crop_size, resolution=config.data.resolution, **config.augment.to_dict()
+        augment = functools.partial(
+            augment_fn,
+            crop_size=config.data.crop_size,
+            resolution=config.data.resolution,
+            **config.augment.to_dict(),
         )
 
         @jax.jit
@@ -206,14 +209,15 @@ class Ours:
 
     def step_seconds(self, num_pairs: int) -> tuple[list[float], list[float]]:
         """Of training steps on a constant batch, and on batches of the device cache."""
-        run = assemble(self.config, self.source.num_classes, self.source.num_channels)
+        program = assemble(self.config, self.source.num_classes)
+        training = task.bind(self.config, program, self.source.num_channels)
 
         @functools.partial(jax.jit, donate_argnums=0)
         def train_step(state, batch, resident):
-            return run.train_step(state, device_cache.gather(resident, batch), key)
+            return training.train_step(state, batch, key, resident)
 
         key = jax.random.key(self.config.seed)
-        state = jax.jit(run.init, out_shardings=mesh.replicated(self.devices))(key)
+        state = jax.jit(training.init_state, out_shardings=mesh.replicated(self.devices))(key)
         seconds: tuple[list[float], list[float]] = [], []
         with contextlib.ExitStack() as stack:
             batches = self.stream(stack, self.numbers)

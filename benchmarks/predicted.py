@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from dense_jax import data, metrics
-from dense_jax.evaluation import class_maps as predictions
+from dense_jax.evaluation import class_maps
 
 QUANTILES = 0.1, 0.5, 0.9  # of the images' mean IoU
 
@@ -28,10 +28,10 @@ def main() -> None:
     evaluation = json.loads(path.read_text())
     source = data.open_dataset(evaluation["dataset"], evaluation["root"], arguments.split)
     with np.load(path.with_suffix(".npz")) as kept:
-        scores = metrics.mean_iou_of_each(kept["confusion_matrices"])
+        scores = metrics.image_mean_ious(kept["confusion_matrices"])
     order = np.argsort(scores)
     numbers = [int(order[round(q * (len(order) - 1))]) for q in QUANTILES]
-    picture = Image.fromarray(predictions.draw(path.with_suffix(".zip"), source, numbers, scores))
+    picture = Image.fromarray(class_maps.draw(path.with_suffix(".zip"), source, numbers, scores))
     picture.thumbnail((1300, 1300))  # for a web page
     picture.save(arguments.output, quality=65, optimize=True)
 

@@ -30,6 +30,7 @@ from dense_jax import losses, metrics, models
 from dense_jax.devices import cost, cpu, mesh
 from dense_jax.devices import runtime as startup
 from dense_jax.models.normalization import unit
+from dense_jax.program import assemble
 from dense_jax.training import optim, steps
 from experiments import base, fcn8s_vgg16, segnet_basic, unet_resnet34
 
@@ -87,7 +88,8 @@ class Ours:
     """A network's training step and prediction on a batch, over all devices."""
 
     def __init__(self, config: Any, batch_size: int, size: int):
-        self.model = models.build(config.model, NUM_CLASSES)
+        program = assemble(config, NUM_CLASSES)
+        self.model = program.model
         self.devices = mesh.make_mesh()
         rng = np.random.default_rng(0)
         shape = (batch_size, size, size)
@@ -100,17 +102,21 @@ class Ours:
             "adamw", lambda _: 1e-3, momentum=0.9, weight_decay=1e-4, grad_clip_norm=1.0
         )
         train_step = cpu.fast(
-            steps.make_train_step(
-                self.model,
-                tx,
-                losses.cross_entropy,
-                lambda _, example: {name: example[name] for name in ("image", "label")},
-                unit,
+            functools.partial(
+                steps.train_step,
+                model=self.model,
+                tx=tx,
+                loss_fn=losses.cross_entropy,
+                augment=lambda _, example: {name: example[name] for name in ("image", "label")},
+                normalize=unit,
             )
         )
         whole, split = mesh.replicated(self.devices), mesh.sharded(self.devices)
         init = functools.partial(
-            steps.init_state, self.model, tx, normalize=unit, num_channels=3, with_ema=False
+            steps.init_state,
+            init=functools.partial(program.init, num_channels=3),
+            tx=tx,
+            with_ema=False,
         )
         self._key = jax.device_put(jax.random.key(0), whole)
         self._state = jax.jit(init, out_shardings=whole)(self._key)
@@ -127,11 +133,7 @@ class Ours:
             cpu.fast(lambda variables, image: jnp.argmax(self.logits(variables, image), axis=-1))
         )
         self._placed, self._predict = placed, predict
-        evaluate = steps.make_eval_step(
-            steps.make_predict_step(cpu.fast(steps.make_logits_step(self.model, unit))),
-            functools.partial(metrics.confusion_matrix, num_classes=NUM_CLASSES),
-        )
-        self._evaluate = jax.jit(mesh.map_examples(evaluate, self.devices))
+        self._evaluate = jax.jit(mesh.map_examples(program.eval_step, self.devices))
 
     def logits(self, variables: Any, image: jax.Array) -> jax.Array:
         return self.model.apply(variables, unit(image), train=False)

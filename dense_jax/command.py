@@ -1,16 +1,16 @@
-"""The parts that all commands share: flags, experiment files, and the end on a user's mistake.
+"""What all commands share: flags, experiment files, and one-line errors. Never uses jax.
 
-A mistake (a flag, a field, a file, a full disk) ends a command with one line, `error: ...`, and exit
-status 1. With --verbosity=1 the traceback is shown instead. Never uses jax.
+A user's mistake (a flag, an option, a file, a full disk) ends a command with one line, `error: ...`,
+and exit status 1. With --verbosity=1 the traceback is shown instead.
 """
 
 import argparse
-import glob
 import importlib.util
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -20,29 +20,20 @@ from ml_collections.config_flags import tuple_parser
 
 from dense_jax.spelling import suggestion
 
+PREEMPTED = os.EX_TEMPFAIL  # 75, exit status: everything is saved, the same command resumes
 MISTAKES = (ValueError, OSError, FloatingPointError, SyntaxError, flags.Error)
-WRITTEN_TO = ("output", "picture", "workdir")  # flags, of which a command writes to the first given
+WRITTEN_TO = ("output", "picture", "workdir")  # flags; a command writes to the first that is given
+EXPERIMENTS = Path(__file__).parent / "experiments"
 
-flags.disclaim_key_flags()  # those defined here are the command's, and so in its --help
-
-
-def parse(argv: list[str]) -> list[str]:
-    """Parses the flags of a command that takes nothing else."""
-    rest = flags.FLAGS(argv)
-    if len(rest) > 1:
-        near = suggestion(rest[1].partition("=")[0], flags.FLAGS)
-        raise ValueError(
-            f"unexpected arguments: {' '.join(rest[1:])} (flags are --NAME=VALUE; quote globs){near}"
-        )
-    return rest
+flags.disclaim_key_flags()  # a flag defined here is the calling command's, and in its --help
 
 
-def run(main: Callable[[list[str]], Any], *, flags_parser: Callable = parse) -> None:
-    """Parses the flags and calls main(argv); a mistake becomes one line and exit status 1."""
+def run(main: Callable[[list[str]], Any], *, flags_parser: Callable | None = None) -> None:
+    """Parses the flags and calls main(argv). A mistake becomes one line and exit status 1."""
     # The terminal's encoding may lack the letters of a class name.
     sys.stdout.reconfigure(errors="backslashreplace")  # pyrefly: ignore
     try:
-        app.run(main, flags_parser=flags_parser)
+        app.run(main, flags_parser=flags_parser or parse)
     except MISTAKES as error:
         if any(re.fullmatch("--?v(erbosity)?=[1-9]", word) for word in sys.argv):
             raise
@@ -50,12 +41,23 @@ def run(main: Callable[[list[str]], Any], *, flags_parser: Callable = parse) -> 
 
 
 def _text(error: BaseException) -> str:
-    """Returns the error's message. That of a full disk names no file: where we write is added."""
+    """Returns the error's message, with the folder written to where a full disk names no file."""
     if isinstance(error, OSError) and error.errno is not None and error.filename is None:
         for name in WRITTEN_TO:
             if name in flags.FLAGS and (path := flags.FLAGS[name].value):
                 return f"{error}; the command writes to --{name}={path}"
     return str(error)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses the flags of a command that takes no other arguments."""
+    rest = flags.FLAGS(argv)
+    if len(rest) > 1:
+        near = suggestion(rest[1].partition("=")[0], flags.FLAGS)
+        raise ValueError(
+            f"unexpected arguments: {' '.join(rest[1:])} (flags are --NAME=VALUE; quote globs){near}"
+        )
+    return rest
 
 
 class _Path(flags.ArgumentParser):
@@ -68,7 +70,7 @@ class _Path(flags.ArgumentParser):
 
 
 class _Folder(_Path):
-    """A folder, which may not be there yet."""
+    """The path of a folder, which need not exist."""
 
     def parse(self, argument: str) -> str:
         path = super().parse(argument)
@@ -88,9 +90,9 @@ class _Size(flags.ArgumentParser):
 
 
 class _Tuple(flags.ArgumentParser):
-    """Parses a tuple as ml_collections does, but of several flags the last one wins, as elsewhere.
+    """A tuple as ml_collections parses it. The last of several flags wins, as for other types.
 
-    Values of a `TupleParser` itself are joined.
+    ml_collections would join the values of several flags.
     """
 
     def parse(self, argument: Any) -> tuple:
@@ -101,32 +103,75 @@ config_flags.register_flag_parser_for_type(tuple, _Tuple())
 
 
 def define_path(name: str, about: str, *, required: bool = False) -> None:
-    """Defines a flag for a file, or for what may be a file or a folder."""
+    """Defines a flag for the path of a file, or of either a file or a folder."""
     flags.DEFINE(_Path(), name, None, about, required=required)
 
 
-def define_folder(name: str, about: str, *, required: bool = False) -> flags.FlagHolder:
-    """Defines a flag for a folder."""
-    return flags.DEFINE(_Folder(), name, None, about, required=required)
+def define_folder(name: str, about: str, *, required: bool = False) -> None:
+    """Defines a flag for the path of a folder."""
+    flags.DEFINE(_Folder(), name, None, about, required=required)
 
 
 def define_size(name: str, default: str | None, about: str) -> None:
-    """Defines a flag for a height and a width in pixels, of which the value is a tuple."""
+    """Defines a flag for a height and a width in pixels. Its value is a tuple."""
     flags.DEFINE(_Size(), name, default, about)
 
 
-def experiment(path: str) -> ModuleType:
-    """Runs the experiment file of a path that may end in ":ARGUMENT".
+def define_config() -> None:
+    """Defines --config, for commands that use `parse_flags`."""
+    flags.DEFINE_string(
+        "config", None, "Experiment: a file or a shipped one's name.", required=True
+    )
 
-    Raises ValueError if there is none.
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the flags of a command with --config; flags.FLAGS.config becomes the ConfigDict.
+
+    Raises ValueError if the experiment has no config, or if a flag is for an option that the config
+    does not have.
     """
-    file = os.path.expanduser(path.partition(":")[0])
+    argv = [argv[0], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", "-config", nargs="?")
+    found, others = finder.parse_known_args(argv[1:])
+    if found.config is None:
+        return parse(argv)
+    config: Any = load_config(found.config)
+    words = (re.match(r"--?(?:no)?config\.([^=]+)", word) for word in others)
+    check_fields(config, [word[1] for word in words if word])
+    delattr(flags.FLAGS, "config")  # its value was the experiment's name
+    config_flags.DEFINE_config_dict("config", config, flag_values=flags.FLAGS, sys_argv=others)
+    rest = parse([argv[0], *others])
+    for section, field in (("data", "root"), ("model", "pretrained")):
+        if config.get(section, {}).get(field):
+            config[section][field] = os.path.expanduser(config[section][field])
+    return rest
+
+
+def experiment_file(name: str) -> str:
+    """Returns the file of a --config: of a path, or of the name of an experiment of ours.
+
+    name: may end in ":ARGUMENT", which get_config() is called with.
+
+    Raises ValueError, with the most similar names, if there is no such file.
+    """
+    file = os.path.expanduser(name.partition(":")[0])
+    ours = {path.stem: path for path in sorted(EXPERIMENTS.glob("[!_]*.py"))}
+    if file in ours:
+        return str(ours[file])
     if not os.path.isfile(file):
-        folder = glob.escape(os.path.dirname(file) or ".")
-        there = [*glob.glob("experiments/*.py"), *glob.glob(f"{folder}/*.py")]
-        paths = {os.path.basename(path): path for path in there}
-        near = suggestion(os.path.basename(file), paths, paths)
+        known = {stem: stem for stem in ours}
+        for folder in (Path("experiments"), Path(file).parent) if file.endswith(".py") else ():
+            paths = folder.iterdir() if folder.is_dir() else ()
+            known |= {path.stem: str(path) for path in sorted(paths) if path.suffix == ".py"}
+        near = suggestion(Path(file).stem, known, known, most=3)
         raise ValueError(f"no experiment file {file!r} (seen from {os.getcwd()}){near}")
+    return file
+
+
+def experiment(name: str) -> ModuleType:
+    """Imports the file of a --config. Raises ValueError if there is none."""
+    file = experiment_file(name)
     spec = importlib.util.spec_from_file_location("experiment", file)
     if spec is None or spec.loader is None:
         raise ValueError(f"{file} is not a Python file")
@@ -135,56 +180,31 @@ def experiment(path: str) -> ModuleType:
     return module
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the flags of a command that has --config.
-
-    Raises ValueError, where ml_collections raises all sorts, if the experiment file has no config
-    or a flag is for a field that the config does not have.
-    """
-    argv = [argv[0], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--config", "-config", nargs="?")
-    found, others = finder.parse_known_args(argv[1:])
-    if found.config is None:
-        return parse(argv)
-    path = os.path.expanduser(found.config)
-    words = (re.match(r"--?(?:no)?config\.([^=]+)", word) for word in others)
-    check_fields(path, [word[1] for word in words if word])
-    rest = parse([argv[0], f"--config={path}", *others])
-    config: Any = flags.FLAGS["config"].value
-    for section, field in (("data", "root"), ("model", "pretrained")):
-        if config.get(section, {}).get(field):
-            config[section][field] = os.path.expanduser(config[section][field])
-    return rest
-
-
-def _config(path: str) -> ConfigDict:
-    """Returns the config of an experiment file, by its get_config()."""
-    get_config = getattr(experiment(path), "get_config", None)
+def load_config(name: str) -> ConfigDict:
+    """Returns the config of an experiment, by its get_config()."""
+    get_config = getattr(experiment(name), "get_config", None)
     if get_config is None:
-        raise ValueError(f"{path} has no get_config()")
-    arguments = path.split(":", 1)[1:]
+        raise ValueError(f"{name} has no get_config()")
     try:
-        config = get_config(*arguments)
-    except TypeError as error:  # of another argument, or a field of another type
-        raise ValueError(f"get_config() of {path}: {error}") from error
+        config = get_config(*name.split(":", 1)[1:])
+    except TypeError as error:  # another number of arguments, or a value of another type
+        raise ValueError(f"get_config() of {name}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise ValueError(  # noqa: TRY004
-            f"get_config() of {path} must return a ConfigDict, got {config!r}"
+            f"get_config() of {name} must return a ConfigDict, got {config!r}"
         )
     return config
 
 
-def check_fields(path: str, fields: Iterable[str]) -> None:
-    """Raises ValueError if the config of an experiment file does not have one of the fields."""
-    as_written = _config(path)
-    for field in dict.fromkeys(fields):
-        config: Any = as_written
-        for name in field.split("."):
-            valid = list(config) if isinstance(config, ConfigDict) else []
+def check_fields(config: ConfigDict, paths: Iterable[str]) -> None:
+    """Raises ValueError if a config does not have one of these dotted paths."""
+    for path in dict.fromkeys(paths):
+        section: Any = config
+        for name in path.split("."):
+            valid = list(section) if isinstance(section, ConfigDict) else []
             if name not in valid:
                 raise ValueError(
-                    f"--config.{field}: no such field. Valid there: {', '.join(valid) or 'none'}"
+                    f"--config.{path}: no such field. Valid there: {', '.join(valid) or 'none'}"
                     f"{suggestion(name, valid)}"
                 )
-            config = config[name]
+            section = section[name]

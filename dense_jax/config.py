@@ -1,109 +1,307 @@
-"""What a config may say: the checks that need neither data nor model."""
+"""The declaration of every option: its default, its valid values, and its meaning with its unit.
 
-import functools
+`OPTIONS` is the only place that declares an option, and `check` holds configs to it.
+experiments/base.py, which lists every option for a reader, and the tables of docs/configuration.md
+are generated from it:
+
+    python -m docs.generate
+
+To add an option, add it to OPTIONS and run this command. Registries of parts, such as losses.LOSSES,
+are imported when a value is checked, so that importing this module never imports jax.
+"""
+
+import importlib
 import inspect
 import logging
-import math
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
-import jax
 from ml_collections import ConfigDict
 
-from dense_jax import command, data, losses, models
-from dense_jax.data import balance
-from dense_jax.models.normalization import NORMALIZATIONS
 from dense_jax.spelling import suggestion
-from dense_jax.training import optim
 
 _LOG = logging.getLogger("dense_jax")
-# By its path: a project may have a package of its own called `experiments`.
-BASE = Path(__file__).parent.parent / "experiments" / "base.py"
-CACHES = ("none", "host", "device")
-# The types whose fields may also hold values of others.
+# The types whose options also take values of another type.
 _ALSO: dict[type, Any] = {float: float | int, tuple: tuple | list}
 
 
+class Option(NamedTuple):
+    """One option of a config.
+
+    default: the value in experiments/base.py. A type means that the option is unset there (None)
+      and takes values of this type.
+    valid: the interval of the number, or of each number of a tuple, such as "[0, 1)"; a tuple of
+      names; the registry that has the names, such as "losses.LOSSES"; or "", any value.
+    meaning: what it is, in which unit.
+    """
+
+    default: Any
+    valid: str | tuple[str, ...]
+    meaning: str
+
+    @property
+    def type(self) -> type:
+        return self.default if isinstance(self.default, type) else type(self.default)
+
+    @property
+    def is_unset(self) -> bool:
+        return isinstance(self.default, type)
+
+    @property
+    def interval(self) -> str:
+        """The interval of the numbers, or "" if other values are valid."""
+        if isinstance(self.valid, tuple) or not self.valid.startswith(("[", "(")):
+            return ""
+        return self.valid
+
+    def names(self) -> list[str]:
+        """Returns the valid names: those given, or the keys of a registry of this package."""
+        if not isinstance(self.valid, str):
+            return list(self.valid)
+        module, _, registry = self.valid.rpartition(".")
+        return list(getattr(importlib.import_module(f"dense_jax.{module}"), registry))
+
+
+# What the generated files say about a section.
+SECTIONS = {
+    "loss_options": "Unset: the loss's own default. Each loss has some of these.",
+    "model.upsampling_options": "Unset: the method's own default.",
+    "augment": "Amounts are uniform in +- the strength unless said otherwise; 0: off.",
+    "border": "Extra weight of a pixel between two objects, at the distances d1 and d2 from them "
+    "(U-Net paper): weight * exp(-(d1 + d2)^2 / (2 sigma^2)).",
+}
+# Each option is (default, valid, meaning), the fields of `Option`.
+OPTIONS: dict[str, Any] = {
+    "label": (str, "", "display name of the run in sweeps and reports"),
+    "seed": (0, "[0, 4294967295]", "random seed of initial weights, order and augmentation"),
+    "num_seeds": (1, "[1, inf)", "seeds (seed, seed + 1, ...) side by side, each on its devices"),
+    "num_steps": (300, "[1, inf)", "optimizer steps"),
+    "batch_size": (8, "[1, inf)", "images per step, over all hosts"),
+    "num_microbatches": (1, "[1, inf)", "parts of a batch, one after the other, to save memory"),
+    "ema_decay": (0.0, "[0, 1)", "decay per step of the averaged weights to evaluate; 0: off"),
+    "eval_every": (100, "[1, inf)", "steps between evaluations; there is one at the end, too"),
+    "checkpoint_every": (100, "[1, inf)", "steps between checkpoints; evaluations save one, too"),
+    "log_every": (10, "[1, inf)", "steps between records of the training metrics"),
+    "loss": ("cross_entropy", "losses.LOSSES", "loss function"),
+    "loss_options": {
+        "class_weights": (
+            *(object, ""),
+            'one number per class | "median_frequency" | "inverse_frequency" | "segnet_camvid"',
+        ),
+        "label_smoothing": (float, "[0, 1]", "probability spread over all classes"),
+        "per": (str, ("batch", "image"), "the pixels that an overlap is summed over"),
+        "absent": (str, ("skip", "zero", "one"), "loss of a class without a labeled pixel"),
+        "smooth": (float, "[0, inf)", "pixels added to both sides of the ratio"),
+        "squared": (bool, "", "whether the denominator has squares (V-Net)"),
+        "include_background": (bool, "", "whether class 0 counts"),
+        "alpha": (float, "[0, inf)", "price of false positives (tversky)"),
+        "beta": (float, "[0, inf)", "price of misses (tversky)"),
+        "gamma": (float, "[0, inf)", "focusing exponent (focal, tversky)"),
+        "ce_weight": (float, "[0, inf)", "weight of the cross-entropy (dice_ce)"),
+        "dice_weight": (float, "[0, inf)", "weight of the Dice loss (dice_ce)"),
+        "top_k_fraction": (float, "(0, 1]", "fraction of pixels, the hardest (cross_entropy)"),
+    },
+    "model": {
+        "name": ("unet", "models.decoders.DECODERS", "decoder"),
+        "encoder": ("plain", "models.encoders.ENCODERS", "encoder"),
+        "upsampling": ("transposed_conv", "models.upsampling.UPSAMPLERS", "upsampling method"),
+        "upsampling_options": {
+            "kernel_size": (int, "[1, inf)", "output pixels (transposed_conv)"),
+            "init": (str, "", '"bilinear" (transposed_conv) | "icnr" (pixel_shuffle)'),
+            "learn": (bool, "", "False: the interpolation stays as it is (transposed_conv)"),
+        },
+        "skips": (tuple, "", "encoder strides to fuse; unset: all; (): none"),
+        "fusion": ("concat", ("concat", "add"), "how skips are fused (unet)"),
+        "widths": ((16, 32, 64, 128), "[1, inf)", "channels at strides 1, 2, 4, ... (plain, unet)"),
+        "norm": ("batch", ("batch", "group", "none"), "normalization layers"),
+        "dtype": ("float32", ("float32", "bfloat16"), "type of the computation"),
+        "normalization": (str, "models.normalization.NORMALIZATIONS", "unset: as the weights need"),
+        "pretrained": (
+            str,
+            "",
+            "encoder weights, .safetensors, .npz, .pth or hf://OWNER/NAME/FILE",
+        ),
+        "freeze_encoder": (False, "", "True: the encoder's parameters and statistics stay"),
+        # Parts of the model have some of these. Unset: the part's own default.
+        "width_multiplier": (float, "(0, inf)", "factor of the channels (encoders of fixed width)"),
+        "dropout": (float, "[0, 1)", "probability, for the deepest features (after fc6, fc7)"),
+        "remat": (bool, "", "True: compute activations twice, to save memory (not fcn's)"),
+        "bottleneck": (bool, "", "False: the deepest features are a max-pool's (plain)"),
+        "convs_per_level": (int, "[1, inf)", "convolutions at each stride (plain, unet)"),
+        "kernel_size": (int, "[1, inf)", "size of the convolutions, odd, pixels (plain, unet)"),
+        "padding": (str, ("SAME", "VALID"), "padding of the convolutions (unet over plain)"),
+        "decoder_conv": (
+            str,
+            ("full", "depthwise", "none"),
+            "convolutions after upsampling (unet)",
+        ),
+        "decoder_relu": (bool, "", "False: no ReLU on the way up (unet)"),
+        "gradual": (bool, "", "True: by factors of 2, also where nothing is fused (fcn)"),
+        "zero_init": (bool, "", "whether the scores start at 0 (fcn)"),
+        "score_scales": (tuple, "(-inf, inf)", "factor of each skip's features (fcn)"),
+    },
+    "data": {
+        "name": ("synthetic", "data.DATASETS", "dataset"),
+        "root": ("", "", "folder of the dataset"),
+        "train_split": ("train", "", "split to train on"),
+        "eval_split": ("val", "", "split to evaluate during training"),
+        "crop_size": ((64, 64), "", "height and width that the network trains on, pixels"),
+        "resolution": (1.0, "(0, inf)", "resolution of the network's input, relative to the files"),
+        "canvas_size": (tuple, "", "pixels kept of each image; unset: the largest image"),
+        "workers": (0, "[0, inf)", "decoding processes, for each seed on this host; 0: threads"),
+        "cache": (
+            *("none", ("none", "host", "device")),
+            "where decoded images stay; with device, those for evaluation stay on the host",
+        ),
+        "verify": (True, "", "whether to open every file once before the first training"),
+    },
+    "augment": {
+        "flip": (0.5, "[0, 1]", "probability of a left-right flip"),
+        "flip_vertical": (0.0, "[0, 1]", "probability of a top-bottom flip"),
+        "scale": (0.0, "[0, inf)", "zoom, log-uniform between 1 / (1 + scale) and 1 + scale"),
+        "rotation": (0.0, "[0, 180]", "degrees"),
+        "shear": (0.0, "[0, 89]", "degrees by which vertical lines lean"),
+        "elastic": (0.0, "[0, inf)", "standard deviation of a 3 x 3 grid's shifts, input pixels"),
+        "max_class_fraction": (1.0, "(0, 1]", "crops with more of a class are drawn again; 1: off"),
+        "brightness": (0.0, "[0, 1]", "factor 1 +- brightness"),
+        "contrast": (0.0, "[0, 1]", "factor 1 +- contrast, of differences from the mean luma"),
+        "saturation": (0.0, "[0, 1]", "factor 1 +- saturation, of differences from luma (RGB)"),
+        "hue": (0.0, "[0, 180]", "degrees (RGB)"),
+        "gamma": (0.0, "[0, inf)", "exponent, log-uniform between 1 / (1 + gamma) and 1 + gamma"),
+        "blur": (0.0, "[0, inf)", "largest standard deviation of a Gaussian, input pixels"),
+        "noise": (0.0, "[0, inf)", "largest standard deviation, gray levels of 255"),
+    },
+    "border": {
+        "weight": (0.0, "[0, inf)", "weight added to the pixel's class weight; 0: off"),
+        "sigma": (5.0, "(0, inf)", "pixels of the files' labels"),
+        "classes": (tuple, "", "classes whose components are the objects; unset: instance files"),
+    },
+    "optimizer": {
+        "name": ("adamw", "training.optim.OPTIMIZERS", "optimizer"),
+        "learning_rate": (0.01, "(0, inf)", "highest learning rate"),
+        "encoder_lr_multiplier": (1.0, "[0, inf)", "factor of the encoder's learning rate"),
+        "schedule": ("cosine", "training.optim.SCHEDULES", "learning rate after the warmup"),
+        "warmup_steps": (20, "[0, inf)", "steps in which the learning rate rises from 0"),
+        "momentum": (0.9, "[0, 1)", "momentum, or Adam's first-moment decay"),
+        "weight_decay": (0.0001, "[0, inf)", "decay of the weights, not of norms and biases"),
+        "grad_clip_norm": (1.0, "[0, inf)", "largest global norm of the gradient; 0: off"),
+        "sharded": (False, "", "True: each device keeps a part of the moments, to save memory"),
+    },
+    "eval": {
+        "tile_size": ((1024, 1024), "", "largest input of one evaluation, with margins, pixels"),
+        "margin": (64, "[0, inf)", "margin around a tile's core, pixels; small images have none"),
+        "batch_size": (8, "[1, inf)", "tiles per step, over all hosts"),
+        "num_pictures": (4, "[0, inf)", "pictures of predictions and errors, per evaluation"),
+    },
+}
+
+
 def check(config: ConfigDict) -> None:
-    """Raises ValueError, naming the field and its valid values, for what no run can be made of."""
+    """Raises ValueError, naming the option and its valid values, if no run can have this config."""
     _check_fields(config)
-    for field, value, valid in (
-        ("loss", config.loss, losses.LOSSES),
-        ("data.name", config.data.name, data.DATASETS),
-        ("data.cache", config.data.cache, CACHES),
-        ("optimizer.name", config.optimizer.name, optim.OPTIMIZERS),
-        ("optimizer.schedule", config.optimizer.schedule, optim.SCHEDULES),
-        ("model.normalization", config.model.normalization or "unit", NORMALIZATIONS),
-    ):
-        if value not in valid:
+    check_values(config)
+    _check_loss(config)
+    _check_combinations(config)
+
+
+def _check_fields(config: ConfigDict) -> None:
+    """Raises ValueError, listing all, for unknown options, missing options and wrong types."""
+    options, values = declared(), dict(_flatten(config))
+    wrong = [f"{path}: missing" for path in options if path not in values]
+    for path, value in values.items():
+        section, _, name = path.rpartition(".")
+        if path not in options:
+            # Suggests a similar name of the same section, or this name of another section.
+            split = [valid.rpartition(".") for valid in options]
+            near = {leaf: a + dot + leaf for a, dot, leaf in split if a == section or leaf == name}
+            wrong.append(f"{path}: no such option{suggestion(name, near, near)}")
+        elif value is not None or not options[path].is_unset:
+            wanted = options[path].type
+            if not isinstance(value, _ALSO.get(wanted, wanted)):
+                wrong.append(f"{path}={value!r}: must be of type {wanted.__name__}")
+    if wrong:
+        raise ValueError(
+            "the config does not have the options of experiments/base.py:\n  " + "\n  ".join(wrong)
+        )
+
+
+def check_values(config: ConfigDict, section: str = "") -> None:
+    """Raises ValueError for the first value that its option's declaration rules out.
+
+    section: checks only the options whose path starts with this, such as "model.".
+    """
+    options = declared()
+    for path, value in _flatten(config):
+        option = options[path]
+        if not option.valid or value is None or not path.startswith(section):
+            continue
+        if option.interval:
+            numbers = value if isinstance(value, tuple | list) else [value]
+            if not all(_is_within(number, option.interval) for number in numbers):
+                raise ValueError(f"{path}={value} must be in {option.interval}")
+        elif value not in (names := option.names()):
             raise ValueError(
-                f"{field}={value!r} is not one of {', '.join(valid)}{suggestion(value, valid)}"
+                f"{path}={value!r} is not one of {', '.join(names)}{suggestion(value, names)}"
             )
-    valid = list(inspect.signature(losses.LOSSES[config.loss]).parameters)[2:]
-    for option in models.given(config.loss_options):
-        if option not in valid:
+
+
+def _is_within(number: Any, interval: str) -> bool:
+    """Returns whether a number lies in an interval such as "[0, 1)". NaN lies in none."""
+    if not isinstance(number, int | float):
+        return False
+    low, high = map(float, interval[1:-1].split(","))
+    above = number > low or (number == low and interval.startswith("["))
+    return above and (number < high or (number == high and interval.endswith("]")))
+
+
+def _check_loss(config: ConfigDict) -> None:
+    """Raises ValueError if the loss lacks a given option, or for impossible class weights."""
+    losses = importlib.import_module("dense_jax.losses").LOSSES
+    balance = importlib.import_module("dense_jax.data.balance")
+    accepted = {name: list(inspect.signature(loss).parameters)[2:] for name, loss in losses.items()}
+    own = accepted[config.loss]
+    for option, value in config.loss_options.items():
+        if value is not None and option not in own:
             raise ValueError(
                 f"loss_options.{option} is no option of loss={config.loss!r}, which has: "
-                f"{', '.join(valid)}{suggestion(option, valid)}"
+                f"{', '.join(own)}{suggestion(option, own)}"
             )
-    if config.border.weight > 0 and "pixel_weights" not in valid:
-        able = [
-            name
-            for name, loss in losses.LOSSES.items()
-            if "pixel_weights" in inspect.signature(loss).parameters
-        ]
+    if config.border.weight > 0 and "pixel_weights" not in own:
+        able = [name for name, options in accepted.items() if "pixel_weights" in options]
         raise ValueError(
-            f"border.weight={config.border.weight} needs a loss with pixel weights, which "
-            f"{config.loss!r} has not: {', '.join(able)}"
+            f"border.weight={config.border.weight} needs a loss with pixel weights: "
+            f"{', '.join(able)}, not {config.loss!r}"
         )
-    weights = config.loss_options.class_weights
-    names = [*balance.METHODS, *balance.PUBLISHED]
-    if not (weights is None or isinstance(weights, tuple | list) or weights in names):
+    weights, names = config.loss_options.class_weights, [*balance.METHODS, *balance.PUBLISHED]
+    if isinstance(weights, tuple | list):
+        if not all(_is_within(weight, "[0, inf)") for weight in weights) or not any(weights):
+            raise ValueError(
+                f"loss_options.class_weights={weights} must be in [0, inf), and not all 0: nothing "
+                "would be learned"
+            )
+    elif weights is not None and weights not in names:
         raise ValueError(
             f"loss_options.class_weights={weights!r} must be one number per class, or one of "
             f"{', '.join(names)}{suggestion(str(weights), names)}"
         )
-    if isinstance(weights, tuple | list) and not (
-        all(isinstance(w, int | float) and 0 <= w < math.inf for w in weights) and any(weights)
-    ):
-        raise ValueError(
-            f"loss_options.class_weights={weights} must be numbers that are not negative, and not "
-            "all 0: nothing would be learned"
-        )
-    for fields, low, high in (
-        (("num_steps", "batch_size", "eval_every", "checkpoint_every", "log_every"), 1, math.inf),
-        (("num_microbatches", "num_seeds", "eval.batch_size"), 1, math.inf),
-        (("seed",), 0, 2**32 - config.num_seeds),  # jax.random.key looks at 32 bits
-        (("data.resolution", "optimizer.learning_rate", "border.sigma"), 1e-12, math.inf),
-        (("augment.flip", "augment.flip_vertical"), 0, 1),
-        (("augment.brightness", "augment.contrast", "augment.saturation"), 0, 1),
-        (("augment.rotation", "augment.hue"), 0, 180),
-        (("augment.shear",), 0, 89),
-        (("augment.scale", "augment.elastic", "augment.gamma"), 0, math.inf),
-        (("augment.blur", "augment.noise"), 0, math.inf),
-        (("augment.max_class_fraction",), 1e-12, 1),
-        (("ema_decay", "optimizer.momentum"), 0, 1 - 1e-12),
-        (("optimizer.weight_decay", "optimizer.grad_clip_norm"), 0, math.inf),
-        (("eval.margin", "eval.num_pictures", "data.workers", "border.weight"), 0, math.inf),
-        (("optimizer.warmup_steps", "optimizer.encoder_lr_multiplier"), 0, math.inf),
-        (("loss_options.smooth", "loss_options.alpha", "loss_options.beta"), 0, math.inf),
-        (("loss_options.ce_weight", "loss_options.dice_weight"), 0, math.inf),
-        (("loss_options.gamma",), 0, math.inf),
-        (("loss_options.label_smoothing",), 0, 1),
-        (("loss_options.top_k_fraction",), 1e-12, 1),
-    ):
-        for field in fields:
-            value = _get(config, field)
-            if value is not None and not (low <= value <= high and math.isfinite(value)):
-                limits = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:.10g}"
-                finite = "" if math.isfinite(value) else ", and finite"
-                raise ValueError(f"{field}={value} must be {limits}{finite}")
-    for field in ("data.crop_size", "data.canvas_size", "eval.tile_size"):
-        size = _get(config, field)
+
+
+def _check_combinations(config: ConfigDict) -> None:
+    """Raises ValueError for sizes that are none, and for values that exclude each other."""
+    for section, name in (("data", "crop_size"), ("data", "canvas_size"), ("eval", "tile_size")):
+        size = config[section][name]
         if size is not None and not (
             len(size) == 2 and all(isinstance(length, int) and length > 0 for length in size)
         ):
-            raise ValueError(f"{field}={tuple(size)} must be a height and a width in pixels")
+            raise ValueError(
+                f"{section}.{name}={tuple(size)} must be a height and a width in pixels"
+            )
+    if config.seed + config.num_seeds > 2**32:  # jax.random.key takes 32 bits
+        raise ValueError(
+            f"seed={config.seed} with num_seeds={config.num_seeds}: seeds must be below 2**32"
+        )
+    if config.model.kernel_size is not None and config.model.kernel_size % 2 == 0:
+        raise ValueError(f"model.kernel_size={config.model.kernel_size} must be odd")
     if config.optimizer.warmup_steps >= config.num_steps:
         _LOG.warning(
             "optimizer.warmup_steps=%d of num_steps=%d: learning_rate is never reached",
@@ -116,62 +314,20 @@ def check(config: ConfigDict) -> None:
         )
     if not config.data.root and not config.data.name.startswith("synthetic"):
         raise ValueError(
-            f"data.root is not set: pass --config.data.root=FOLDER, that of {config.data.name!r}"
-        )
-    check_devices(config)
-
-
-def _check_fields(config: ConfigDict) -> None:
-    """Raises ValueError, listing all, for fields that are not those of experiments/base.py."""
-    valid, given = _fields(command.experiment(str(BASE)).get_config()), _fields(config)
-    wrong = [f"{field}: missing" for field in valid if field not in given]
-    for field, (_, value) in given.items():
-        section, _, name = field.rpartition(".")
-        if field not in valid:
-            # Near it in its own section, or of its very name in another.
-            split = [path.rpartition(".") for path in valid]
-            paths = {leaf: a + dot + leaf for a, dot, leaf in split if a == section or leaf == name}
-            wrong.append(f"{field}: no such field{suggestion(name, paths, paths)}")
-            continue
-        wanted, default = valid[field]
-        is_unset = value is None and default is None
-        if not is_unset and not isinstance(value, _ALSO.get(wanted, wanted)):
-            wrong.append(f"{field}={value!r}: must be of type {wanted.__name__}")
-    if wrong:
-        raise ValueError(
-            "the config does not have the fields of experiments/base.py:\n  " + "\n  ".join(wrong)
+            f"data.root is not set: pass --config.data.root=FOLDER, the folder of "
+            f"{config.data.name!r}"
         )
 
 
-def _fields(config: ConfigDict, prefix: str = "") -> dict[str, tuple[type, Any]]:
-    """Returns {dotted.path: (type, value)}."""
-    fields: dict[str, tuple[type, Any]] = {}
-    for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            fields |= _fields(value, f"{prefix}{name}.")
+def declared() -> dict[str, Option]:
+    """Returns {dotted.path: option}."""
+    return {path: Option(*declared) for path, declared in _flatten(OPTIONS)}
+
+
+def _flatten(nested: Mapping | ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted.path, value) for every value."""
+    for name, value in nested.items():
+        if isinstance(value, Mapping | ConfigDict):
+            yield from _flatten(value, f"{prefix}{name}.")
         else:
-            fields[prefix + name] = config.get_type(name), value
-    return fields
-
-
-def check_devices(config: ConfigDict) -> None:
-    """Raises ValueError if the devices cannot share seeds and batch evenly."""
-    num_devices, num_seeds = jax.device_count(), config.num_seeds
-    if num_devices % num_seeds or (
-        num_seeds % jax.process_count() and jax.process_count() % num_seeds
-    ):
-        raise ValueError(
-            f"num_seeds={num_seeds} cannot share {num_devices} devices of {jax.process_count()} "
-            "hosts evenly: it must divide the devices, and divide the hosts or be a multiple of them"
-        )
-    if config.batch_size % (config.num_microbatches * (num_devices // num_seeds)):
-        each = f", for each of num_seeds={num_seeds}" if num_seeds > 1 else ""
-        raise ValueError(
-            f"batch_size={config.batch_size} is the global batch and must be a multiple of the "
-            f"number of devices, {num_devices // num_seeds}{each}, times "
-            f"num_microbatches={config.num_microbatches}"
-        )
-
-
-def _get(config: ConfigDict, field: str) -> Any:
-    return functools.reduce(lambda value, name: value[name], field.split("."), config)
+            yield f"{prefix}{name}", value

@@ -1,9 +1,9 @@
 """Segments images in a browser: python -m dense_jax.demo --workdir=DIR [--port=7860].
 
-Serves a page on which an image is dropped and its classes are seen: laid over it at any opacity, with
-the area of each, and as a file to download. An image is read as evaluation reads it. By default only
-this machine can open the page, which asks no other one for anything. Requests to other names than
-this machine's are refused. It is made with Gradio, the package's extra `demo`.
+Serves a page for one image at a time. It shows the classes over the image at any opacity and the area
+of each class, and offers the class map as a file. An image is read as evaluation reads it. By default
+only this machine can open the page. The page loads nothing from other machines, and requests under
+other names than this machine's are refused. It needs Gradio, the package's extra `demo`.
 """
 
 import html
@@ -21,14 +21,14 @@ from jaxtyping import UInt8
 
 from dense_jax import command, plots
 from dense_jax.data import decode
-from dense_jax.devices import runtime as startup
-from dense_jax.inference.predictor import load
+from dense_jax.devices import runtime
+from dense_jax.inference.predictor import Predictor, load
 
 if TYPE_CHECKING:
     import gradio
 
-SHOWN = 1600  # pixels, of the overlay's longer side
-BYTES_PER_PIXEL = 8  # of an upload: four channels of 16 bits
+SHOWN = 1600  # the longer side of the overlay, in pixels
+BYTES_PER_PIXEL = 8  # the most that an upload may have: four channels of 16 bits
 
 CSS = """
 #picture .image-frame, #picture img { width: 100%; max-height: 80vh; object-fit: contain }
@@ -45,7 +45,7 @@ CSS = """
 def read(
     path: str, num_channels: int, value_range: Any, max_megapixels: float
 ) -> UInt8[np.ndarray, "h w c"]:
-    """The image of a file, by the file's header known to be small enough. ValueError if it is not."""
+    """Reads an uploaded image. Raises ValueError if its header says that it is too large."""
     name = Path(path).name
     with Path(path).open("rb") as file:
         decode.image_header(file, name, max_pixels=1e6 * max_megapixels)
@@ -53,40 +53,37 @@ def read(
         return decode.read_image(file, name, num_channels, value_range=value_range)
 
 
-def areas(labels: UInt8[np.ndarray, "h w"], num_classes: int) -> list[tuple[int, int]]:
-    """(class, pixels) of every class, the largest first."""
-    pixels = np.bincount(labels.ravel(), minlength=num_classes)
-    return [(c, int(pixels[c])) for c in np.argsort(-pixels, kind="stable").tolist()]
-
-
 def table(labels: UInt8[np.ndarray, "h w"], colors: dict[str, Any]) -> str:
-    """HTML: the color, name and area of every class. colors: {class: RGB}."""
-    named = list(colors.items())
+    """Returns HTML with the color, name and area of each class, the largest area first.
+
+    colors: {class name: RGB}, in the order of the classes.
+    """
+    pixels = np.bincount(labels.ravel(), minlength=len(colors))
     rows = ["<tr><th></th><th>class</th><th>pixels</th><th>area</th></tr>"]
-    for c, pixels in areas(labels, len(named)):
-        name, (red, green, blue) = named[c]
+    for c in np.argsort(-pixels, kind="stable").tolist():
+        name, (red, green, blue) = list(colors.items())[c]
         rows.append(
-            f"<tr{'' if pixels else ' class=none'}>"
+            f"<tr{'' if pixels[c] else ' class=none'}>"
             f'<td><i style="background: rgb({red} {green} {blue})"></i></td>'
-            f"<td>{html.escape(name)}</td><td>{pixels:,}</td>"
-            f"<td>{100 * pixels / labels.size:.2f}&nbsp;%</td></tr>"
+            f"<td>{html.escape(name)}</td><td>{pixels[c]:,}</td>"
+            f"<td>{100 * pixels[c] / labels.size:.2f}&nbsp;%</td></tr>"
         )
     return f"<table>{''.join(rows)}</table>"
 
 
-def make_page(predictor: Any, max_megapixels: float) -> "gradio.Blocks":
-    """The page for `predictor(image) -> labels`, as `load` returns it."""
+def make_page(predictor: Predictor, max_megapixels: float) -> "gradio.Blocks":
+    """Returns the page."""
     import gradio as gr
 
     colors = plots.colors_of(predictor.class_names, predictor.palette)
 
     def segment(path: str | None, opacity: float) -> tuple[Any, ...]:
-        if path is None:  # the image was taken away
+        if path is None:  # the user removed the image
             return None, None, "", gr.DownloadButton(interactive=False)
         try:
             image = read(path, predictor.num_channels, predictor.value_range, max_megapixels)
         except ValueError as error:
-            message = html.escape(str(error))  # which Gradio would take for markup
+            message = html.escape(str(error))  # Gradio takes it for markup
             raise gr.Error(message, duration=None, print_exception=False) from error
         labels = predictor(image)
         result = Path(path).with_name(f"{Path(path).stem}_classes.png")
@@ -111,9 +108,9 @@ def make_page(predictor: Any, max_megapixels: float) -> "gradio.Blocks":
                     label="Classes", format="jpeg", buttons=["fullscreen"], elem_id="picture"
                 )
             with gr.Column(scale=1, min_width=280):
-                of_classes = gr.HTML(elem_id="areas")
+                areas = gr.HTML(elem_id="areas")
                 download = gr.DownloadButton("Class ids as PNG", interactive=False)
-        file.change(segment, [file, opacity], [shown, picture, of_classes, download])
+        file.change(segment, [file, opacity], [shown, picture, areas, download])
         opacity.input(
             draw, [shown, opacity], picture, show_progress="hidden", trigger_mode="always_last"
         )
@@ -121,9 +118,9 @@ def make_page(predictor: Any, max_megapixels: float) -> "gradio.Blocks":
 
 
 class OwnHosts:
-    """ASGI middleware that answers requests to addresses and to `names`, and refuses all others.
+    """ASGI middleware that serves requests to IP addresses and to `names`, and refuses all others.
 
-    The owner of a page elsewhere can point its name to this machine. A browser then lets that page
+    The owner of another page can point its host name to this machine. A browser then lets that page
     read what is served here (DNS rebinding), but its requests still carry that name.
     """
 
@@ -131,30 +128,23 @@ class OwnHosts:
         self._app, self._names = app, names
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        answer = self._app
         if scope["type"] in ("http", "websocket"):
-            from starlette.responses import PlainTextResponse  # of Gradio
+            from starlette.responses import PlainTextResponse  # comes with Gradio
 
             host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
-            if not is_own(host, self._names):
-                said = f"not served as {host!r}, but as {', '.join(sorted(self._names))}\n"
-                await PlainTextResponse(said, 421)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+            try:
+                name = urllib.parse.urlsplit(f"//{host}").hostname or ""
+                if name not in self._names:
+                    ipaddress.ip_address(name)
+            except ValueError:  # neither a name of ours nor an address
+                message = f"not served as {host!r}, but as {', '.join(sorted(self._names))}\n"
+                answer = PlainTextResponse(message, 421)
+        await answer(scope, receive, send)
 
 
-def is_own(host: str, names: Collection[str]) -> bool:
-    """Whether a Host header has an address or one of the names, with any port."""
-    try:
-        name = urllib.parse.urlsplit(f"//{host}").hostname or ""
-        if name not in names:
-            ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
-def serve(predictor: Any, host: str, port: int, max_megapixels: float) -> "gradio.Blocks":
-    """Opens the page, and returns. Raises OSError if the port is taken, ValueError for IPv6."""
+def serve(predictor: Predictor, host: str, port: int, max_megapixels: float) -> "gradio.Blocks":
+    """Starts to serve the page. Raises OSError if the port is taken, ValueError for IPv6."""
     import gradio as gr
     from starlette.middleware import Middleware
 
@@ -174,7 +164,7 @@ def serve(predictor: Any, host: str, port: int, max_megapixels: float) -> "gradi
         prevent_thread_lock=True,
         footer_links=[],
         app_kwargs={"middleware": [Middleware(OwnHosts, names)]},
-        # Fonts of the reader's machine, for others would be fetched.
+        # System fonts, because others would be loaded from the web.
         theme=gr.themes.Default(primary_hue="blue", font="system-ui", font_mono="monospace"),
         css=CSS,
     )
@@ -182,11 +172,12 @@ def serve(predictor: Any, host: str, port: int, max_megapixels: float) -> "gradi
 
 
 def main(argv: list[str]) -> None:
+    """Serves the page until the process is stopped."""
     try:
         import gradio  # noqa: F401
     except ImportError:
         sys.exit("the demo needs Gradio: pip install 'gradio>=6.31'")
-    startup.prepare()
+    runtime.prepare()
     args = flags.FLAGS
     predictor = load(args.workdir)
     try:
@@ -198,10 +189,14 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.define_path("workdir", "Of a run of dense_jax.main.", required=True)
+    command.define_path(
+        "workdir",
+        "Workdir of a run of dense_jax.main, or a file of dense_jax.export.",
+        required=True,
+    )
     flags.DEFINE_string(
-        "host", "127.0.0.1", "Address to serve at; 0.0.0.0: to other machines, too."
+        "host", "127.0.0.1", "Address to serve at; 0.0.0.0 serves other machines, too."
     )
     flags.DEFINE_integer("port", 7860, "Port to serve at.", lower_bound=0, upper_bound=65535)
-    flags.DEFINE_float("max_megapixels", 25, "Of an image; larger ones are refused.", lower_bound=0)
+    flags.DEFINE_float("max_megapixels", 25, "Larger images are refused.", lower_bound=0)
     command.run(main)

@@ -1,20 +1,20 @@
 """Scores a trained workdir: python -m dense_jax.evaluate --workdir=DIR [--split=test].
 
-Writes evaluation_SPLIT.json and .md, .npz with the name of each image and what was counted of
-it, .zip with the predicted class maps, as PNG files in the classes' colors, and .png with the images
-that score worst. Every valid pixel of the split is counted exactly once, at the labels' own resolution;
+Writes evaluation_SPLIT.json and .md, .npz with the name and the measurements of each image, .zip
+with the predicted class maps, as PNG files in the classes' colors, and .png with the images that
+score worst. Every valid pixel of the split is counted exactly once, at the labels' own resolution;
 ignored pixels count nowhere. A class that is neither in the labels nor predicted has no score (null),
 is named, and is left out of the means.
 
 Region scores, boundary_iou and trimap_mean_iou/PIXELS are of all pixels of the split together;
 boundary_f1, hausdorff95, average_surface_distance, rand_score and information_score are means over
-the images that have them, for a contour or an object belongs to one image. mean_over_images/NAME is
-the mean of what each image's own NAME is.
+the images that have them, because a contour or an object belongs to one image. mean_over_images/NAME
+is the mean of each image's own NAME.
 """
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,26 +24,27 @@ from etils import epath
 from PIL import Image
 
 from dense_jax import command, data, metrics, plots, storage
-from dense_jax.data.tiles import tilings
-from dense_jax.devices import runtime as startup
-from dense_jax.evaluation import class_maps as predictions
-from dense_jax.evaluation import per_image, scoring
-from dense_jax.metrics import aggregation as tallies
-from dense_jax.metrics import boundary
-from dense_jax.metrics.aggregation import BOUNDARY, FOREGROUND, MEANS, OBJECTS, REGION
+from dense_jax.data import tiles
+from dense_jax.devices import runtime
+from dense_jax.evaluation import class_maps, per_image, scoring, tables
+from dense_jax.metrics import aggregation
 from dense_jax.program import jit_eval_step
-from dense_jax.trained import load
-from dense_jax.workdir import files as workdir
+from dense_jax.trained import Trained, load
+from dense_jax.workdir import files
 
 _LOG = logging.getLogger("dense_jax")
 NUM_DRAWN = 6  # of the worst images
-SPELLINGS = {
-    "dice": "Dice",
-    "mean_dice": "mean Dice",
-    "boundary_f1": "boundary F1",
-    "hausdorff95": "Hausdorff 95",
-    "rand_score": "Rand score",
-}
+# Flags that `evaluate` takes as they are.
+OPTIONS = (
+    "split",
+    "checkpoint",
+    "batch_size",
+    "tile_size",
+    "margin",
+    "boundaries",
+    "foreground",
+    "root",
+)
 
 
 def evaluate(
@@ -61,123 +62,57 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores one split with one checkpoint; writes and returns evaluation_SPLIT.json.
 
-    What is None is as in the run: its eval_split, and eval.batch_size in tiles per step,
-    eval.tile_size and eval.margin in pixels. The scores do not depend on the batch size.
+    Options that are None are those of the run: its eval_split, and eval.batch_size in tiles per
+    step, eval.tile_size and eval.margin in pixels. The scores do not depend on the batch size.
 
     boundaries: whether to measure boundaries, which needs whole class maps on the host.
     foreground: classes to be scored as one against all others, and whose connected components are
       told apart by the Rand and information scores.
-    root: the folder of the data, where they are no longer in the run's data.root, or are others.
+    root: the folder of the data, if the run's data.root is gone or other data is to be scored.
     output: the folder that the files go to; by default the workdir.
     """
-    loaded = load(directory, checkpoint)
-    config = loaded.config
+    run = load(directory, checkpoint)
+    config = run.config
     split = split or config.data.eval_split
     path = epath.Path(output or directory) / f"evaluation_{split}.json"
     _check_writable(path.parent)
-    if root is None and not epath.Path(config.data.root).is_dir():
-        raise ValueError(f"{config.data.root} is gone: pass --root=FOLDER, where the data are now")
-    moved = root is not None
-    root = workdir.absolute(config.data.root if root is None else root)
-    source = data.open_dataset(config.data.name, root, split)
-    facts = {"class_names": source.class_names, "num_channels": source.num_channels}
-    if not moved:  # other files may store the same in another way
-        facts |= {"values": source.values, "value_range": source.value_range}
-    for field, there in storage.to_json(facts).items():
-        if there != loaded.dataset[field]:
-            raise ValueError(
-                f"{root or config.data.name} has {field} {there}, but the run was "
-                f"trained with {loaded.dataset[field]}"
-            )
-    with contextlib.suppress(ValueError):  # what is damaged may be replaced
-        before = workdir.read_json(path) if path.exists() else {}
-        if before.get("dataset_fingerprint", source.fingerprint) != source.fingerprint:
-            _LOG.warning("%s was of other data, %s, and is replaced", path, before.get("root"))
+    root, source = _open(run, root, split)
+    _warn_of_other_data(path, source)
     if unknown := sorted(set(foreground) - set(source.class_names)):
         raise ValueError(
             f"foreground has no classes {unknown}; there are: {', '.join(source.class_names)}"
         )
     foreground = list(dict.fromkeys(foreground))  # a class named twice is counted once
-    classes = [source.class_names.index(name) for name in foreground]
-    tiles = tilings(
+    tilings = tiles.tilings(
         source,
-        loaded.dataset["image_size"],
+        run.dataset["image_size"],
         tile_size or config.eval.tile_size,
         config.eval.margin if margin is None else margin,
-        loaded.run.context,
+        run.program.context,
     )
-    eval_step = jit_eval_step(loaded.run, loaded.mesh)
-    with contextlib.ExitStack() as stack:
-        pool = per_image.Pool(source.num_classes, classes) if boundaries else None
-        write = None
-        if pool:
-            stack.callback(pool.close)
-        if jax.process_index() == 0:
-            written = predictions.writing(
-                path.with_suffix(".zip"), source.names, plots.palette_of(source)
-            )
-            write = stack.enter_context(written)
-
-        def receive(i: int, prediction: np.ndarray, label: np.ndarray) -> None:
-            if pool:
-                pool.submit(i, prediction, label)
-            if write:
-                write(i, prediction)
-
-        matrices = scoring.score(
-            eval_step,
-            loaded.variables,
-            tiles,
-            mesh=loaded.mesh,
-            receive=receive if pool or write else None,
-            batch_size=config.eval.batch_size if batch_size is None else batch_size,
-            workers=config.data.workers,
-        )
-        counted = {"confusion_matrices": matrices} | (pool.results() if pool else {})
-        if jax.process_index() == 0:
-            path.unlink(missing_ok=True)  # written last: where it is, all files are
-    of_images = tallies.tally(counted, classes)
-    scores, low, high = (
-        metrics.named_scores(each, source.class_names)
-        for each in (
-            tallies.score(tallies.total(of_images)),
-            *metrics.bootstrap(of_images, tallies.score),
-        )
-    )
-    true, guessed = matrices.any(axis=2), matrices.any(axis=1)  # [n, c]: shown by the image
-    nowhere = ~np.any(true | guessed, axis=0)
+    classes = [source.class_names.index(name) for name in foreground]
+    batch_size = batch_size or config.eval.batch_size
+    measured = _measure(run, tilings, path, classes, boundaries=boundaries, batch_size=batch_size)
+    matrices = measured["confusion_matrices"]
     evaluation = {
         "dataset": config.data.name,
         "root": root,
         "dataset_fingerprint": source.fingerprint,
         "split": split,
-        "step": loaded.step,
+        "step": run.step,
         "num_images": len(source),
         "num_pixels": matrices.sum(dtype=np.int64).item(),
         "resolution": "the labels' own",
         "metric_convention": metrics.CONVENTION,
-        "tile_size": [each.tile_size for each in tiles],
-        "margin": [each.margin for each in tiles],
+        "tile_size": [tiling.tile_size for tiling in tilings],
+        "margin": [tiling.margin for tiling in tilings],
         "class_names": source.class_names,
-        "classes_without_score": [source.class_names[c] for c in np.flatnonzero(nowhere)],
         "foreground": foreground,
-        **scores,
-        "intervals_are": "95 %, over images, by 1000 bootstrap resamples",
-        "intervals": {name: (low[name], high[name]) for name in low},
-        "num_images_missed": np.sum(true & ~guessed, axis=0),
-        "num_images_invented": np.sum(guessed & ~true, axis=0),
+        **_scores(measured, source.class_names, classes),
         "confusion_matrix": matrices.sum(axis=0, dtype=np.int64),
     }
     if jax.process_index() == 0:
-        path.with_suffix(".md").write_text(markdown(evaluation))
-        of_each = metrics.mean_iou_of_each(matrices)
-        worst = np.argsort(of_each)[:NUM_DRAWN].tolist()  # without a score: last
-        picture = predictions.draw(path.with_suffix(".zip"), source, worst, of_each)
-        with path.with_suffix(".png").open("wb") as file:
-            Image.fromarray(picture).save(file, "PNG")
-        with path.with_suffix(".npz").open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, names=np.array(source.names), **counted)
-        storage.write_json(path, evaluation)
+        _write(path, source, evaluation, measured)
     return evaluation
 
 
@@ -193,136 +128,141 @@ def _check_writable(folder: epath.Path) -> None:
         ) from error
 
 
-def markdown(evaluation: Mapping[str, Any]) -> str:
-    """Tables of the means and of each class."""
+def _open(run: Trained, root: str | None, split: str) -> tuple[str, Any]:
+    """Opens the split; returns its folder and the source. Raises ValueError if it does not fit."""
+    config = run.config.data
+    if root is None and not epath.Path(config.root).is_dir():
+        raise ValueError(f"{config.root} is gone: pass --root=FOLDER, where the data is now")
+    folder = files.absolute(config.root if root is None else root)
+    source = data.open_dataset(config.name, folder, split)
+    facts = {"class_names": source.class_names, "num_channels": source.num_channels}
+    if root is None:  # other files may store the same in another way
+        facts |= {"values": source.values, "value_range": source.value_range}
+    for field, value in storage.to_json(facts).items():
+        if value != run.dataset[field]:
+            raise ValueError(
+                f"{folder or config.name} has {field} {value}, but the run was trained with "
+                f"{run.dataset[field]}"
+            )
+    return folder, source
 
-    def value(name: str, number: float) -> str:
-        if np.isnan(number):
-            return "no score"
-        in_pixels = "hausdorff95" in name or "distance" in name
-        return f"{number:.2f}" if in_pixels else f"{100 * number:.2f}"
 
-    def cell(name: str) -> str:
-        number = evaluation.get(f"eval/{name}")
-        if number is None:
-            return ""
-        ends = [value(name, end) for end in evaluation["intervals"][f"eval/{name}"]]
-        interval = "" if np.isnan(number) or "no score" in ends else f" ({' to '.join(ends)})"
-        return value(name, number) + interval
+def _warn_of_other_data(path: epath.Path, source: Any) -> None:
+    """Warns if the evaluation replaces one of other data."""
+    with contextlib.suppress(ValueError):  # a damaged file may be replaced
+        before = files.read_json(path) if path.exists() else {}
+        if before.get("dataset_fingerprint", source.fingerprint) != source.fingerprint:
+            _LOG.warning("%s was of other data, %s, and is replaced", path, before.get("root"))
 
-    def table(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
-        cells = [["", *columns], ["---", *["---:"] * len(columns)]]
-        cells += [[" ".join(name.replace("|", "\\|").split()), *row] for name, row in rows.items()]
-        return [*(f"| {' | '.join(row)} |" for row in cells), ""]
 
-    def words(*names: str) -> list[str]:
-        return [SPELLINGS.get(name, name).replace("_", " ").replace("iou", "IoU") for name in names]
+def _measure(
+    run: Trained,
+    tilings: Sequence[tiles.Tiles],
+    path: epath.Path,
+    foreground: Sequence[int],
+    *,
+    boundaries: bool,
+    batch_size: int,
+) -> dict[str, np.ndarray]:
+    """Predicts the split and writes the class maps.
 
-    classes = evaluation["class_names"]
-    measured = [name for name in BOUNDARY if f"eval/mean_{name}" in evaluation]
-    about = (
-        f"{evaluation['num_images']} images, {evaluation['num_pixels']:,} valid pixels, at the "
-        "labels' own resolution, in percent, with 95 % intervals over images (bootstrap). Ignored "
-        "pixels count nowhere. The mean over images is of each image's own score, another measure."
+    Returns confusion_matrices [n, c, c] and, with boundaries, the stacked results of
+    `per_image.measure`.
+    """
+    source = tilings[0].source
+    receivers: list[Callable[..., object]] = []
+    with contextlib.ExitStack() as stack:
+        pool = per_image.Pool(source.num_classes, foreground) if boundaries else None
+        if pool:
+            stack.callback(pool.close)
+            receivers.append(pool.submit)
+        if jax.process_index() == 0:
+            add = stack.enter_context(
+                class_maps.writing(path.with_suffix(".zip"), source.names, plots.palette_of(source))
+            )
+            receivers.append(lambda i, prediction, label: add(i, prediction))
+
+        matrices = scoring.score(
+            jit_eval_step(run.program, run.mesh),
+            run.variables,
+            tilings,
+            mesh=run.mesh,
+            receive=(lambda *image: [f(*image) for f in receivers]) if receivers else None,
+            batch_size=batch_size,
+            workers=run.config.data.workers,
+        )
+        measured = {"confusion_matrices": matrices} | (pool.results() if pool else {})
+        if jax.process_index() == 0:
+            path.unlink(missing_ok=True)  # written last: if it exists, all files do
+    return measured
+
+
+def _scores(
+    measured: Mapping[str, np.ndarray], class_names: Sequence[str], foreground: Sequence[int]
+) -> dict[str, Any]:
+    """Returns the scores by path, their intervals, and the classes that images or the split lack."""
+    statistics = aggregation.image_statistics(measured, foreground)
+    scores, low, high = (
+        metrics.named_scores(scores, class_names)
+        for scores in (
+            aggregation.score(aggregation.add_up(statistics)),
+            *aggregation.bootstrap(statistics),
+        )
     )
-    name = f"{evaluation['dataset']} {evaluation['root']}".rstrip()
-    lines = [f"# {name}, {evaluation['split']}, step {evaluation['step']}", "", about]
-    if without := evaluation["classes_without_score"]:
-        lines += ["", f"In no label and never predicted, so in no mean: {', '.join(without)}."]
-    lines.append("")
-    lines += table(
-        words(*MEANS),
-        {
-            "all pixels": [cell(name) for name in MEANS],
-            "mean over images": [cell(f"mean_over_images/{name}") for name in MEANS],
-        },
-    )
-    lines += table(words(*REGION), {c: [cell(f"{name}/{c}") for name in REGION] for c in classes})
-    if measured:
-        missed, invented = evaluation["num_images_missed"], evaluation["num_images_invented"]
-        about = (
-            "Boundaries: F1 within 0.75 % of the diagonal, IoU of the rims of 2 % of it; 95th "
-            "percentile and mean of the distances in pixels. F1 and distances are means over the "
-            "images that show the class on either side; where one side alone does (missed: in the "
-            "label; invented: in the prediction), F1 is 0 and the distances are the diagonal. IoU is "
-            "of all images' rims together."
-        )
-        lines += [about, ""]
-        lines += table(
-            [*words(*measured), "images missed", "invented"],
-            {
-                "mean": [*(cell(f"mean_{name}") for name in measured), "", ""],
-                **{
-                    c: [*(cell(f"{name}/{c}") for name in measured), str(m), str(i)]
-                    for c, m, i in zip(classes, missed, invented, strict=True)
-                },
-            },
-        )
-        bf = cell("mean_over_images/mean_boundary_f1")
-        lines += [
-            f"Boundary F1, the mean over images of the label's classes (SegNet's BF): {bf}",
-            "",
-        ]
-        lines += table(
-            [f"{width} px" for width in boundary.BAND_WIDTHS],
-            {
-                "mean IoU this close to the label's boundaries": [
-                    cell(f"trimap_mean_iou/{width}") for width in boundary.BAND_WIDTHS
-                ]
-            },
-        )
-    if evaluation["foreground"]:
-        objects = [name for name in OBJECTS if f"eval/{name}" in evaluation]
-        about = (
-            f"Foreground: {', '.join(evaluation['foreground'])}, against all others. Its connected "
-            "components are the objects of the Rand and information scores, in images that have any."
-        )
-        lines += [about, ""]
-        lines += table(
-            words(*FOREGROUND, *objects),
-            {
-                "all pixels": [
-                    *(cell(f"foreground_{name}") for name in FOREGROUND),
-                    *[""] * len(objects),
-                ],
-                "mean over images": [
-                    *(cell(f"mean_over_images/foreground_{name}") for name in FOREGROUND),
-                    *map(cell, objects),
-                ],
-            },
-        )
-    return "\n".join(lines)
+    matrices = measured["confusion_matrices"]
+    true, guessed = matrices.any(axis=2), matrices.any(axis=1)  # [n, c]: does the image show it?
+    somewhere = np.any(true | guessed, axis=0)
+    return {
+        "classes_without_score": [
+            name for name, shown in zip(class_names, somewhere, strict=True) if not shown
+        ],
+        **scores,
+        "intervals_are": "95 %, over images, by 1000 bootstrap resamples",
+        "intervals": {name: (low[name], high[name]) for name in low},
+        "num_images_missed": np.sum(true & ~guessed, axis=0),
+        "num_images_invented": np.sum(guessed & ~true, axis=0),
+    }
+
+
+def _write(
+    path: epath.Path,
+    source: Any,
+    evaluation: Mapping[str, Any],
+    measured: Mapping[str, np.ndarray],
+) -> None:
+    """Writes all files but the class maps; the JSON file last."""
+    path.with_suffix(".md").write_text(tables.to_markdown(evaluation))
+    scores = metrics.image_mean_ious(measured["confusion_matrices"])
+    worst = np.argsort(scores)[:NUM_DRAWN].tolist()  # images without a score come last
+    picture = class_maps.draw(path.with_suffix(".zip"), source, worst, scores)
+    with path.with_suffix(".png").open("wb") as file:
+        Image.fromarray(picture).save(file, "PNG")
+    with path.with_suffix(".npz").open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, names=np.array(source.names), **measured)
+    storage.write_json(path, evaluation)
 
 
 def main(argv: list[str]) -> None:
-    """Evaluates, every seed where there are several, and prints the tables."""
-    startup.prepare()
+    """Evaluates the run, or every seed of it, and prints the tables."""
+    runtime.prepare()
     args = flags.FLAGS
-    for path in workdir.runs(args.workdir):
-        evaluation = evaluate(
-            str(path),
-            args.split,
-            args.checkpoint,
-            batch_size=args.batch_size,
-            tile_size=args.tile_size,
-            margin=args.margin,
-            boundaries=args.boundaries,
-            foreground=args.foreground,
-            root=args.root,
-            output=args.output and str(epath.Path(args.output) / path.relative_to(args.workdir)),
-        )
-        print(markdown(evaluation))
+    options = {name: getattr(args, name) for name in OPTIONS}
+    for path in files.runs(args.workdir):
+        output = args.output and str(epath.Path(args.output) / path.relative_to(args.workdir))
+        print(tables.to_markdown(evaluate(str(path), output=output, **options)))
 
 
 if __name__ == "__main__":
-    command.define_folder("workdir", "Of a run of dense_jax.main.", required=True)
+    command.define_folder("workdir", "Workdir of a run of dense_jax.main.", required=True)
     command.define_folder("root", "Folder of the data; by default the run's data.root.")
     command.define_folder("output", "Folder that the files go to; by default the workdir.")
-    flags.DEFINE_string("split", None, "Which to score; by default the run's eval_split.")
+    flags.DEFINE_string("split", None, "The split to score; by default the run's eval_split.")
     flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
     flags.DEFINE_integer("batch_size", None, "Tiles per step; by default the run's.", lower_bound=1)
     command.define_size("tile_size", None, "HEIGHT,WIDTH in pixels; by default the run's.")
-    flags.DEFINE_integer("margin", None, "Context in pixels; by default the run's.", lower_bound=0)
+    flags.DEFINE_integer(
+        "margin", None, "Overlap of tiles in pixels; by default the run's.", lower_bound=0
+    )
     flags.DEFINE_bool("boundaries", True, "Whether to measure boundaries, too.")
-    flags.DEFINE_list("foreground", [], "CLASS,... to score as one, and as objects, too.")
+    flags.DEFINE_list("foreground", [], "CLASS,... to score as one class, and as objects, too.")
     command.run(main)

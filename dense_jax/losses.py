@@ -1,12 +1,13 @@
 """Losses of semantic segmentation, called as `LOSSES[name](logits, labels, **options)`.
 
-Pure functions. logits are floats [b, h, w, c] before the softmax, labels integers [b, h, w] in
-[0, c), c <= 255; the result is one float32 number over the whole batch, under `jit` the global one.
+They are pure functions. logits are floats [b, h, w, c] before the softmax, labels integers [b, h, w]
+in [0, c), c <= 255. The result is one float32 number over the whole batch; under `jit`, over the
+global batch.
 
 A pixel labeled IGNORE_LABEL, or anything else outside [0, c), is ignored: it has no value and no
 gradient, even where its logits are NaN. If no pixel is valid, loss and gradient are 0. Sums are
 float32 under float16 and bfloat16 logits, float64 under float64. `class_weights` are c numbers, not
-negative. What does not fit (shapes, types, options) is a ValueError while tracing.
+negative. Shapes, types and options that do not fit raise ValueError while tracing.
 
 In the formulas p is the softmax probability, t the one-hot label, and sums run over valid pixels.
 """
@@ -20,7 +21,7 @@ from jaxtyping import Array, Bool, Float
 
 from dense_jax.labels import IGNORE_LABEL
 
-Number = float | int  # the type checker of the tests does not take 1 for a float
+Number = float | int  # the tests' type checker does not accept 1 as a float
 Weights = Sequence[Number] | ArrayLike | None
 
 
@@ -33,16 +34,16 @@ def cross_entropy(
     label_smoothing: Number = 0.0,
     top_k_fraction: Number = 1.0,
 ) -> Float[Array, ""]:
-    """Weighted mean of the negative log-likelihood, in nats per pixel.
+    """Returns the weighted mean of the negative log-likelihood, in nats per pixel.
 
     sum_i v_i l_i / sum_i v_i w[y_i], where v are the pixel weights [b, h, w], w the class weights,
     e the label smoothing, and l_i = -sum_c w[c] ((1 - e) t[i, c] + e / c) log p[i, c]. That is
     PyTorch's convention: smoothing spreads e over all classes, each with its own weight.
 
     With `top_k_fraction` < 1 both sums run over only the hardest pixels of the batch: that fraction
-    of the valid ones, rounded up, with the largest v l (Wu et al. 2016, "Bridging category-level
-    and instance-level semantic image segmentation", section 3.2); pixels that tie with the last one
-    are kept too.
+    of the valid pixels, rounded up, with the largest v l (Wu et al. 2016, "Bridging category-level
+    and instance-level semantic image segmentation", section 3.2). Pixels that tie with the last of
+    them are kept too.
     """
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be in [0, 1], not {label_smoothing}")
@@ -60,12 +61,12 @@ def cross_entropy(
     pixel_weights = jnp.where(valid, jnp.asarray(pixel_weights, logits.dtype), 0)  # [b, h, w]
 
     weighted = class_weights * jax.nn.log_softmax(logits)
-    # Selected, not multiplied: that would be a float32 one-hot in memory.
+    # Select, do not multiply: a product needs a float32 one-hot in memory.
     nll = -(1 - label_smoothing) * jnp.sum(weighted, axis=-1, where=target)
     if label_smoothing:
         nll -= label_smoothing * jnp.mean(weighted, axis=-1)
     loss = pixel_weights * nll  # [b, h, w], in nats
-    # A label that is ignored reads any weight: its pixel has none.
+    # An ignored label reads some class's weight, but its pixel weight is 0.
     weights = pixel_weights * jnp.take(jnp.ravel(class_weights), labels, mode="clip")  # [b, h, w]
     if top_k_fraction < 1:
         hardest_first = jnp.sort(
@@ -80,9 +81,9 @@ def cross_entropy(
 def focal(
     logits: ArrayLike, labels: ArrayLike, *, gamma: Number = 2.0, class_weights: Weights = None
 ) -> Float[Array, ""]:
-    """Cross-entropy that fades out on pixels already right, in nats per pixel.
+    """Returns cross-entropy that fades out on pixels that are already right, in nats per pixel.
 
-    sum w[y] (1 - p[y])^gamma (-log p[y]) / sum w[y], over the softmax, not one sigmoid per class;
+    sum w[y] (1 - p[y])^gamma (-log p[y]) / sum w[y], with a softmax, not one sigmoid per class.
     gamma = 0 is `cross_entropy` (Lin et al. 2017, "Focal loss for dense object detection",
     section 3.2; their alpha is `class_weights`).
     """
@@ -108,20 +109,20 @@ def tversky(
     squared: bool = False,
     include_background: bool = True,
 ) -> Float[Array, ""]:
-    """Mean over classes of (1 - Tversky index)^gamma, in [0, 1].
+    """Returns the mean over classes of (1 - Tversky index)^gamma, in [0, 1].
 
     index = (tp + smooth) / (tp + alpha fp + beta fn + smooth), with, in pixels, tp = sum p t,
     fp = sum p (1 - t), fn = sum (1 - p) t; with `squared`, fp = sum p^2 (1 - t) and
-    fn = sum (1 - p)^2 t. alpha prices false positives, beta misses (Salehi et al. 2017, "Tversky
-    loss function", section 2.2). gamma is the exponent itself: the focal Tversky loss of Abraham
-    and Khan 2019 writes it 1 / gamma, with 4 / 3.
+    fn = sum (1 - p)^2 t. alpha weighs false positives, beta misses (Salehi et al. 2017, "Tversky
+    loss function", section 2.2). gamma is the exponent itself: Abraham and Khan 2019 write the
+    exponent of their focal Tversky loss as 1 / gamma, with gamma = 4 / 3.
 
     per: "batch" sums over all pixels of the batch; "image" scores each (image, class) by itself and
       averages over all those pairs, leaving out images without a valid pixel.
-    absent: what to do with a class that has no valid pixel in the labels of the batch (or image).
-      "skip" leaves it out of the mean; "zero" lets it count with loss 0; "one" takes the formula
-      as it stands, which is 1 for any false positive if smooth = 0.
-    class_weights: the mean is sum w l / sum w over what counts.
+    absent: how a class counts that has no valid pixel in the labels of the batch (or image). "skip"
+      leaves it out of the mean; "zero" lets it count with loss 0; "one" applies the formula, which
+      is 1 for any false positive if smooth = 0.
+    class_weights: the mean is sum w l / sum w over the classes that count.
     include_background: whether class 0 counts.
     """
     _check_choice("per", per, "batch", "image")
@@ -139,8 +140,8 @@ def tversky(
     ones = jnp.ones_like(probs)
     true_positive = count(probs, target)
     missed = alpha * count(error, valid[..., None] & ~target) + beta * count(error, target)
-    # 1 - index in one fraction: exact near 0. The floor, in pixels, is far below any prediction
-    # that matters; it makes 0 / 0 a 0 and keeps 1 / x^2, in the gradient, a finite float32.
+    # 1 - index as one fraction is exact near 0. The floor, in pixels, is far below any prediction
+    # that matters. It turns 0 / 0 into 0 and keeps 1 / x^2, in the gradient, finite in float32.
     loss = missed / jnp.maximum(true_positive + missed + smooth, 1e-12)
     loss = _power(loss, gamma)  # [b or 1, c]
 
@@ -165,11 +166,11 @@ def soft_dice(
     squared: bool = False,
     include_background: bool = True,
 ) -> Float[Array, ""]:
-    """One minus the soft Dice coefficient, averaged over classes, in [0, 1].
+    """Returns one minus the soft Dice coefficient, averaged over classes, in [0, 1].
 
     dice = (2 sum p t + smooth) / (sum p + sum t + smooth), with `squared` sum p^2 for sum p
-    (Milletari et al. 2016, "V-Net", section 3). Options as in `tversky`: Dice is its case
-    alpha = beta = 1/2.
+    (Milletari et al. 2016, "V-Net", section 3). This is `tversky`, which explains the
+    options, with alpha = beta = 1/2.
     """
     return tversky(
         logits,
@@ -196,11 +197,11 @@ def soft_jaccard(
     squared: bool = False,
     include_background: bool = True,
 ) -> Float[Array, ""]:
-    """One minus the soft Jaccard index (IoU), averaged over classes, in [0, 1].
+    """Returns one minus the soft Jaccard index (IoU), averaged over classes, in [0, 1].
 
     jaccard = (sum p t + smooth) / (sum p + sum t - sum p t + smooth), with `squared` sum p^2 for
     sum p (Rahman and Wang 2016, "Optimizing intersection-over-union in deep neural networks").
-    Options as in `tversky`: Jaccard is its case alpha = beta = 1.
+    This is `tversky`, which explains the options, with alpha = beta = 1.
     """
     return tversky(
         logits,
@@ -231,7 +232,7 @@ def dice_ce(
     squared: bool = False,
     include_background: bool = True,
 ) -> Float[Array, ""]:
-    """ce_weight * cross_entropy + dice_weight * soft_dice; class weights go to both.
+    """Returns ce_weight * cross_entropy + dice_weight * soft_dice; class weights go to both.
 
     Pixel weights and label smoothing go to the cross-entropy, the other options to the Dice loss
     (the sum of Isensee et al. 2018, "nnU-Net", up to their constant -1).
@@ -259,10 +260,10 @@ def dice_ce(
 def lovasz_softmax(
     logits: ArrayLike, labels: ArrayLike, *, class_weights: Weights = None, per: str = "batch"
 ) -> Float[Array, ""]:
-    """Convex surrogate of one minus IoU, averaged over the classes present, in [0, 1].
+    """Returns a convex surrogate of one minus IoU, averaged over the classes present, in [0, 1].
 
-    For each class sum_i e_i (J_i - J_(i-1)), with e = |t - p| sorted downwards and J_i the Jaccard
-    loss of being wrong on exactly the first i pixels (Berman et al. 2018, "The Lovász-softmax
+    For each class sum_i e_i (J_i - J_(i-1)), with e = |t - p| in descending order and J_i the Jaccard
+    loss if exactly the first i pixels are wrong (Berman et al. 2018, "The Lovász-softmax
     loss", section 3). per="batch" sorts all pixels of the batch together; per="image" is the mean,
     over images with a valid pixel, of each image's loss (their `per_image`).
     """
@@ -270,7 +271,7 @@ def lovasz_softmax(
     logits, target, valid = _prepare(logits, labels)
     probs = jax.nn.softmax(logits)
     error = jnp.where(target, 1 - probs, probs)
-    # Below every valid error: ignored pixels come last, where J no longer changes.
+    # Lower than every valid error, so that ignored pixels come last, where J no longer changes.
     error = jnp.where(valid[..., None], error, -1)
 
     def flat(x: Array) -> Array:  # [b, h, w, c] -> [b or 1, c, pixels]
@@ -280,13 +281,32 @@ def lovasz_softmax(
     size = jnp.sum(hit, axis=-1, keepdims=True)
     intersection = size - jnp.cumsum(hit, axis=-1)
     union = (size + jnp.cumsum(~hit, axis=-1)).astype(error.dtype)
-    # J_i - J_(i-1) written out: the difference itself would lose its digits in a large image.
+    # J_i - J_(i-1) in closed form: the difference itself would lose its digits in a large image.
     step = jnp.where(hit, 1 / union, intersection / (union * jnp.maximum(union - 1, 1)))
     loss = jnp.sum(-negated * step, axis=-1)  # [b or 1, c]; 0 for an absent class
 
     weights = jnp.where(size[..., 0] > 0, _class_weights(class_weights, logits)[0, 0], 0)
     per_image = _ratio(jnp.sum(weights * loss, axis=1), jnp.sum(weights, axis=1))
     return _ratio(jnp.sum(per_image), jnp.sum(jnp.any(weights > 0, axis=1)))
+
+
+def with_border_weights(
+    loss: Callable[..., Float[Array, ""]], class_weights: Weights
+) -> Callable[..., Float[Array, ""]]:
+    """Returns loss(logits, labels, border), in which a pixel weighs w[y] + border.
+
+    That is formula 2 of Ronneberger et al. 2015 ("U-Net", section 3), whose second term is border
+    [b, h, w], the field of `data.targets`. A loss multiplies the class weights w by its pixel weights
+    v, so v = 1 + border / w[y]. A class of weight 0 keeps it.
+    """
+
+    def weighted_loss(logits: Array, labels: Array, border: Array) -> Float[Array, ""]:
+        weights = jnp.ravel(_class_weights(class_weights, logits))
+        # An ignored label reads some class's weight, but its pixel weight is 0.
+        weights = jnp.take(weights, labels, mode="clip")
+        return loss(logits, labels, pixel_weights=1 + _ratio(border, weights))
+
+    return weighted_loss
 
 
 LOSSES: dict[str, Callable[..., Float[Array, ""]]] = {
@@ -300,29 +320,10 @@ LOSSES: dict[str, Callable[..., Float[Array, ""]]] = {
 }
 
 
-def with_border(
-    loss: Callable[..., Float[Array, ""]], class_weights: Weights
-) -> Callable[..., Float[Array, ""]]:
-    """Returns loss(logits, labels, border), in which a pixel weighs w[y] + border.
-
-    These are the weights of Ronneberger et al. 2015 ("U-Net", section 3, formula 2), border
-    [b, h, w] being their second term. A loss multiplies the class weights w with its pixel weights
-    v, so v = 1 + border / w[y]; a class of weight 0 keeps it.
-    """
-
-    def bordered_loss(logits: Array, labels: Array, border: Array) -> Float[Array, ""]:
-        weights = jnp.ravel(_class_weights(class_weights, logits))
-        # A label that is ignored reads any weight, and its pixel then has none.
-        weights = jnp.take(weights, labels, mode="clip")
-        return loss(logits, labels, pixel_weights=1 + _ratio(border, weights))
-
-    return bordered_loss
-
-
 def _prepare(
     logits: ArrayLike, labels: ArrayLike
 ) -> tuple[Float[Array, "b h w c"], Bool[Array, "b h w c"], Bool[Array, "b h w"]]:
-    """Checks the input; returns logits (0 where ignored), one-hot target, and the valid pixels."""
+    """Checks the input; returns logits (0 where ignored), the one-hot target, and the valid pixels."""
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     if logits.ndim != 4 or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"logits must be floats [b, h, w, c], not {logits.dtype} {logits.shape}")
@@ -339,7 +340,7 @@ def _prepare(
     labels = labels.astype(jnp.int32)
     valid = (labels >= 0) & (labels < num_classes)
     target = labels[..., None] == jax.lax.broadcasted_iota(jnp.int32, logits.shape, 3)
-    # Before any arithmetic: the gradient of what is selected away later would be 0 * NaN = NaN.
+    # Before any arithmetic: selecting later would leave 0 * NaN = NaN in the gradient.
     logits = jnp.where(valid[..., None], logits, 0)
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), target, valid
 
@@ -360,12 +361,12 @@ def _check_choice(name: str, value: object, *choices: str) -> None:
 
 
 def _ratio(numerator: Array, denominator: Array) -> Array:
-    """numerator / denominator; 0, in value and gradient, where the denominator is 0."""
+    """Returns numerator / denominator; 0, in value and gradient, where the denominator is 0."""
     some = denominator > 0
     return jnp.where(some, numerator, 0) / jnp.where(some, denominator, 1)
 
 
 def _power(base: Float[Array, "*d"], exponent: Number) -> Float[Array, "*d"]:
-    """base ** exponent for base >= 0, with gradient 0 at 0, where an exponent < 1 has infinity."""
+    """Returns base ** exponent for base >= 0; the gradient at 0 is 0, even for exponents < 1."""
     some = base > 0
     return jnp.where(some, jnp.where(some, base, 1) ** exponent, 0)

@@ -4,25 +4,20 @@ The same command on the same workdir resumes. Exit status: 0 finished, 75 interr
 """
 
 from absl import flags
-from ml_collections import config_flags
 
 from dense_jax import command, train
-from dense_jax.command import parse_flags
-from dense_jax.devices import distributed
-from dense_jax.devices import runtime as startup
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file.", lock_config=True)
-_WORKDIR = command.define_folder("workdir", "Where checkpoints and metrics go.", required=True)
-distributed.define_flags()
+from dense_jax.devices import distributed, runtime
 
 
 def main(argv: list[str]) -> None:
     """Starts or resumes the run."""
     distributed.initialize()
-    startup.prepare()
-    train.train(_CONFIG.value, _WORKDIR.value)
+    runtime.prepare()
+    train.train(flags.FLAGS.config, flags.FLAGS.workdir)
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    command.run(main, flags_parser=parse_flags)
+    command.define_config()
+    command.define_folder("workdir", "Where checkpoints and metrics go.", required=True)
+    distributed.define_flags()
+    command.run(main, flags_parser=command.parse_flags)

@@ -3,12 +3,12 @@
 python -m dense_jax.predict --workdir=DIR --images='GLOB' --output=OUT
 
 Writes OUT/NAME.png, the class ids as palette indices at the image's own size, OUT/NAME_overlay.png
-and, once, OUT/legend.png, the classes' colors; where asked for, OUT/NAME_probabilities.npz or .tif, the classes'
-probabilities as float16 [h, w, k], and OUT/NAME_uncertainty.png, their entropy in gray. Of a file of
-several pages, each is an image called NAME_page000, NAME_page001, ...
+and, once, OUT/legend.png, the classes' colors. Flags add OUT/NAME_probabilities.npy or .tif, the
+probabilities as float16 [h, w, num_classes], and OUT/NAME_uncertainty.png, their entropy in gray. If
+a file has several pages, each page is an image called NAME_page000, NAME_page001, ...
 
-Images are read, computed and written by rows of tiles: memory does not depend on their heights.
-Of an image that cannot be read or written, no result is left; the others are done, and the exit
+Images are read, computed and written by rows of tiles, so that memory does not depend on their
+heights. An image that cannot be read or written leaves no result. The others are done, and the exit
 status is 1. A full disk ends the command.
 """
 
@@ -16,7 +16,7 @@ import itertools
 import os
 import sys
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,14 @@ import numpy as np
 import PIL.Image
 from absl import flags
 
-from dense_jax import command, plots
-from dense_jax.devices import runtime as startup
-from dense_jax.inference import image_files, tta
-from dense_jax.inference import threads as background
-from dense_jax.inference import writers as results
-from dense_jax.inference.predictor import Predictor, Strip, entropy, load
-from dense_jax.inference.stitching import Failure
+from dense_jax import command, plots, storage
+from dense_jax.devices import runtime
+from dense_jax.inference import image_files, threads, tta, writers
+from dense_jax.inference.predictor import Predictor, entropy, load
+from dense_jax.inference.stitching import Failure, Strip
 
 NUM_LANES = 4  # threads that compress results
-# Beside classes and overlay, of probabilities [n, m, num_classes].
+# The results that are made of probabilities [n, m, num_classes].
 MAPS = {"probabilities": lambda block: block.astype(np.float16), "uncertainty": entropy}
 
 
@@ -49,18 +47,18 @@ def predict(
     probabilities: str | None = None,
     uncertainty: bool = False,
     max_megapixels: float = 1000,
-    **using: Any,
+    **options: Any,
 ) -> list[str]:
-    """Segments images; returns what was wrong with those left out.
+    """Segments images; returns the problems of those that were left out.
 
-    images: one or several of what `image_files` understands.
-    opacity: of the classes' colors over the image, 0 to 1.
-    probabilities: "npz", "tif" or None.
-    max_megapixels: of an image; a larger one is left out.
-    using: as of `Predictor.using`.
+    images: a file, folder or glob, or several; see `image_files`.
+    opacity: that of the classes' colors over the image, from 0 to 1.
+    probabilities: "npy", "tif" or None.
+    max_megapixels: larger images are left out.
+    options: see `Predictor.using`.
 
-    Raises ValueError, before anything is written, if an argument stands for no file, if two images
-    would have the same result, or if a result is there already and may not be overwritten.
+    Raises ValueError, before anything is written, if `images` names no file, if two images would have
+    the same result, or if a result exists and may not be overwritten.
     """
     output = Path(output)
     if output.exists() and not output.is_dir():
@@ -71,130 +69,121 @@ def predict(
         endings["probabilities"] = f"_probabilities.{probabilities}"
     if uncertainty:
         endings["uncertainty"] = "_uncertainty.png"
-    found, problems = image_files.headers(paths, 1e6 * max_megapixels)
+    readable, problems = image_files.headers(paths, 1e6 * max_megapixels)
+    results = [output / (image.name + ending) for image in readable for ending in endings.values()]
     legend = output / "legend.png"
-    _check(
-        [output / (image.name + end) for image in found for end in endings.values()],
-        legend,
-        overwrite,
-        {os.path.realpath(path) for path in paths},
-    )
-    predictor = load(directory, checkpoint).using(**using)
+    _check(results, legend, overwrite, {os.path.realpath(path) for path in paths})
+    predictor = load(directory, checkpoint).using(**options)
     output.mkdir(parents=True, exist_ok=True)
     if overwrite or not legend.exists():
-        colors = plots.colors_of(predictor.class_names, predictor.palette)
-        with results.naming(legend):
-            PIL.Image.fromarray(plots.legend(colors)).save(legend)
-    if found:
-        problems += _write(predictor, found, output, endings, opacity)
+        picture = plots.legend(plots.colors_of(predictor.class_names, predictor.palette))
+        with storage.atomic(legend) as file:
+            PIL.Image.fromarray(picture).save(file, "PNG")
+    if readable:
+        problems += _segment(predictor, readable, output, endings, opacity)
     return problems
 
 
-def _check(paths: Sequence[Path], legend: Path, overwrite: bool, images: Collection[str]) -> None:
-    counts = Counter([*paths, legend])  # which may be there from an earlier call
-    if twice := sorted(path.name for path, count in counts.items() if count > 1):
-        raise ValueError(f"several images would be written to {twice}: rename them")
-    there = [path for path in paths if os.path.exists(path)]  # False where a name is too long
-    if folders := [path for path in there if path.is_dir()]:
-        raise ValueError(f"{folders[0]} is a folder, where a result would be: move it away")
-    if images_too := [path for path in there if os.path.realpath(path) in images]:
-        raise ValueError(f"{images_too[0]} is one of --images: pass another --output")
-    if there and not overwrite:
-        raise ValueError(f"{there[0]} exists ({len(there)} results do): pass --overwrite")
+def _check(results: Sequence[Path], legend: Path, overwrite: bool, images: Collection[str]) -> None:
+    """Raises ValueError if results collide, or would replace what they must not."""
+    counts = Counter([*results, legend])
+    if repeated := sorted(path.name for path, count in counts.items() if count > 1):
+        raise ValueError(f"several images would be written to {repeated}: rename them")
+    existing = [path for path in results if os.path.exists(path)]  # no error for too long a name
+    for path in existing:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder, where a result would be: move it away")
+        if os.path.realpath(path) in images:
+            raise ValueError(f"{path} is one of --images: pass another --output")
+    if existing and not overwrite:
+        raise ValueError(f"{existing[0]} exists ({len(existing)} results do): pass --overwrite")
 
 
-def _write(
+def _segment(
     predictor: Predictor,
     images: Sequence[image_files.Image],
     output: Path,
     endings: Mapping[str, str],
     opacity: float,
 ) -> list[str]:
-    """Segments images and writes the results; returns what was wrong with those left out."""
+    """Segments images and writes the results; returns the problems of those that were left out."""
     source = image_files.ImageFiles(images, predictor.num_channels, predictor.value_range)
-
-    def file_of(kind: str, path: Path, size: tuple[int, int]) -> results.Rows:
-        if kind == "probabilities":
-            array = results.Npz if path.suffix == ".npz" else results.Tiff
-            return array(path, (*size, len(predictor.class_names)))
-        palette = predictor.palette if kind == "classes" else None
-        return results.Png(path, size, rgb=kind == "overlay", palette=palette)
-
-    def write(kind: str, file: Any, strip: Strip, height: int) -> None:
-        if strip.start == 0:
-            file.start()
-        if kind == "overlay":
-            rows = max(1, 2**20 // strip.image.shape[1])  # of its mixture, a channel takes 8 bytes
-            for y in range(0, len(strip.image), rows):
-                image, classes = (x[y : y + rows] for x in (strip.image, strip.maps["classes"]))
-                file.write(plots.overlay(image, classes, predictor.palette, opacity))
-        else:
-            file.write(strip.maps[kind])
-        if strip.stop == height:
-            file.finish()
-
-    def close(written: results.Together, calls: Sequence[Future]) -> None:
-        for call in calls:
-            call.result()
-        written.end()
-        unfinished.discard(written)
-        if written.problem:
-            problems.append(written.problem)
-
     maps = {kind: make for kind, make in MAPS.items() if kind in endings}
     problems: list[str] = []
-    lanes = itertools.count()
-    files: list[tuple[int, str, results.Rows]] = []  # of the image at hand
-    calls: list[Future] = []  # of its latest strip
-    written = results.Together([])
-    unfinished: set[results.Together] = set()  # of this and earlier ones
+    unfinished: set[writers.Together] = set()
+
+    def end(results: writers.Together, calls: Iterable[Future]) -> None:
+        for call in calls:
+            call.result()
+        results.end()
+        unfinished.discard(results)
+        if results.problem:
+            problems.append(results.problem)
+
+    next_lane = itertools.count().__next__
+    strips = predictor.segment(source, maps)
     try:
-        with background.lanes(NUM_LANES) as submit:
-            for strip in predictor.segment(source, maps):
-                image = images[strip.index]
-                if not files:
-                    files = [
-                        (next(lanes), kind, file_of(kind, output / (image.name + end), image.size))
-                        for kind, end in endings.items()
-                    ]
-                    calls = []
-                    written = results.Together([file for *_, file in files])
-                    unfinished.add(written)
-                if isinstance(strip, Failure):
-                    written.problem = str(strip.problem)
-                else:
+        with threads.lanes(NUM_LANES) as submit:
+            for index, image_strips in itertools.groupby(strips, lambda strip: strip.index):
+                files = _files(predictor, images[index], output, endings)
+                lanes = {kind: next_lane() for kind in files}
+                results = writers.Together(files)
+                unfinished.add(results)
+                calls: list[Future] = []  # those of the latest strip, the last ones of their lanes
+                for strip in image_strips:
+                    if isinstance(strip, Failure):
+                        results.problem = str(strip.problem)
+                        continue
                     calls = [
-                        submit(lane, written.attempt, file, write, kind, file, strip, image.size[0])
-                        for lane, kind, file in files
+                        submit(lane, results.write, kind, _rows(kind, strip, predictor, opacity))
+                        for kind, lane in lanes.items()
                     ]
-                if isinstance(strip, Failure) or strip.stop == image.size[0]:
-                    submit(next(lanes), close, written, calls)
-                    files = []
+                submit(next_lane(), end, results, calls)
     finally:
-        for each in unfinished:
-            each.remove()
+        for results in unfinished:
+            results.remove()
     return problems
 
 
+def _files(
+    predictor: Predictor, image: image_files.Image, output: Path, endings: Mapping[str, str]
+) -> dict[str, writers.Rows]:
+    """Returns the files for the results of an image."""
+    files: dict[str, writers.Rows] = {}
+    for kind, ending in endings.items():
+        path = output / (image.name + ending)
+        if kind == "probabilities":
+            files[kind] = writers.Array(path, (*image.size, len(predictor.class_names)))
+        else:
+            palette = predictor.palette if kind == "classes" else None
+            files[kind] = writers.Png(path, image.size, rgb=kind == "overlay", palette=palette)
+    return files
+
+
+def _rows(kind: str, strip: Strip, predictor: Predictor, opacity: float) -> Iterator[np.ndarray]:
+    """Yields what a strip adds to a file."""
+    if kind != "overlay":
+        yield strip.maps[kind]
+        return
+    image, classes = strip.maps["image"], strip.maps["classes"]
+    num_rows = max(1, 2**20 // image.shape[1])  # each value takes 8 bytes while colors are mixed
+    for y in range(0, len(image), num_rows):
+        part = slice(y, y + num_rows)
+        yield plots.overlay(image[part], classes[part], predictor.palette, opacity)
+
+
 def main(argv: list[str]) -> None:
-    """Predicts and says what could not be read."""
-    startup.prepare()
+    """Predicts, and reports what was left out."""
+    runtime.prepare()
     args = flags.FLAGS
+    names = ("overwrite", "opacity", "probabilities", "uncertainty", "max_megapixels")
+    names += ("tile_size", "margin", "batch_size", "blend", "augment")
     problems = predict(
         args.workdir,
         list(map(os.path.expanduser, args.images)),
         args.output,
         args.checkpoint,
-        overwrite=args.overwrite,
-        opacity=args.opacity,
-        probabilities=args.probabilities,
-        uncertainty=args.uncertainty,
-        max_megapixels=args.max_megapixels,
-        tile_size=args.tile_size,
-        margin=args.margin,
-        batch_size=args.batch_size,
-        blend=args.blend,
-        augment=args.augment,
+        **{name: getattr(args, name) for name in names},
     )
     print(f"results are in {args.output}")
     if problems:
@@ -203,26 +192,28 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     command.define_path(
-        "workdir", "Of a run of dense_jax.main, or a file of dense_jax.export.", required=True
+        "workdir",
+        "Workdir of a run of dense_jax.main, or a file of dense_jax.export.",
+        required=True,
     )
     flags.DEFINE_list(
         "images",
         None,
         "Files, folders and globs, separated by commas; quote globs, and put double quotes around "
-        "what has a comma in it.",
+        "a name with a comma in it.",
         required=True,
     )
     command.define_folder("output", "Folder for the results.", required=True)
     flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
-    flags.DEFINE_bool("overwrite", False, "Replace results that are there already.")
+    flags.DEFINE_bool("overwrite", False, "Replace existing results.")
     flags.DEFINE_float(
-        "opacity", plots.OPACITY, "Of the colors in the overlay.", lower_bound=0, upper_bound=1
+        "opacity", plots.OPACITY, "Opacity of the overlay's colors.", lower_bound=0, upper_bound=1
     )
-    flags.DEFINE_enum("probabilities", None, ["npz", "tif"], "Write the classes' probabilities.")
+    flags.DEFINE_enum("probabilities", None, ["npy", "tif"], "Write the classes' probabilities.")
     flags.DEFINE_bool("uncertainty", False, "Write the entropy of the probabilities.")
     flags.DEFINE_bool("blend", False, "Let tiles overlap by their margins, and blend them there.")
     flags.DEFINE_list(
-        "augment", [], f"Predict changed copies, too: {', '.join(tta.AUGMENTATIONS)}."
+        "augment", [], f"Average over changed copies of each image: {', '.join(tta.AUGMENTATIONS)}."
     )
     flags.DEFINE_integer("batch_size", None, "Tiles per step; by default the run's.", lower_bound=1)
     command.define_size("tile_size", None, "HEIGHT,WIDTH in pixels; by default the run's.")

@@ -1,209 +1,172 @@
-"""From a config to the functions of its run, compiled and placed.
+"""A config's network as pure functions: from an image to logits, classes and counts.
 
-`assemble` makes the pure functions of `steps` from model, loss, augmentation and optimizer;
-`jit_train_step` and `jit_eval_step` place them on a mesh.
+`assemble` builds the model and binds the steps to it. The steps take one example;
+`mesh.map_examples` runs them over batches. The steps that train are in `training.steps`.
 """
 
+import fractions
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import optax
+import jax.numpy as jnp
+from flax import linen as nn
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
-from dense_jax import losses, metrics, models
+from dense_jax import metrics, models
 from dense_jax.devices import cpu, mesh
 from dense_jax.models.encoders import ENCODERS
 from dense_jax.models.normalization import NORMALIZATIONS
-from dense_jax.training import device_cache, optim, steps
-from dense_jax.training.augment import make_augment
+
+Variables = Mapping[str, Any]
 
 
-class Run(NamedTuple):
-    """The pure functions of a config; see `steps`."""
+class Program(NamedTuple):
+    """The network of a config.
 
-    init: Callable[..., steps.TrainState]  # init(key, encoder=None)
-    train_step: Callable
-    logits_step: Callable
-    predict_step: Callable
-    eval_step: Callable
-    schedule: optax.Schedule
-    context: int  # pixels around what a tile predicts that all but train_step need
+    model: returns the logits of the whole image, whose border it mirrors.
+    inner_model: takes the outer `model.context` pixels of an image as context, and returns logits of
+      the rest. The same as `model` unless convolutions are unpadded.
+    normalize: from an image's values to the network's input.
+    logits_step: (variables, image [h, w, c]) -> float32 logits [h, w, num_classes].
+    predict_step: (variables, image [h, w, c]) -> the class of each pixel, uint8 [h, w].
+    eval_step: (variables, example) -> (counts, maps); see `eval_step`.
+    context: pixels around what a tile predicts that the three steps need.
+    """
 
-    def shapes(self) -> steps.TrainState:
-        """The training state as jax.ShapeDtypeStructs."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+    model: nn.Module
+    inner_model: nn.Module
+    normalize: Callable[[Array], Array]
+    logits_step: Callable[[Variables, Array], Array]
+    predict_step: Callable[[Variables, Array], Array]
+    eval_step: Callable[[Variables, Mapping[str, Array]], tuple[dict[str, Array], Array]]
+    context: int
+
+    def variables(self, num_channels: int) -> Variables:
+        """Returns the shapes of the model's variables, as jax.ShapeDtypeStructs."""
+        return jax.eval_shape(
+            functools.partial(self.init, num_channels=num_channels), jax.random.key(0)
+        )
+
+    def init(self, key: Array, *, num_channels: int) -> Variables:
+        """Returns random variables of the model."""
+        image = self.normalize(jnp.zeros((1, 64, 64, num_channels), jnp.uint8))
+        return self.model.init(key, image, train=False)
 
 
-def assemble(
-    config: ConfigDict,
-    num_classes: int,
-    num_channels: int,
-    class_weights: Sequence[float] | None = None,
-) -> Run:
-    """Makes a config's model, optimizer, loss and augmentation, and the steps of them.
+def assemble(config: ConfigDict, num_classes: int) -> Program:
+    """Builds a config's model and binds the steps to it.
 
-    class_weights: the numbers that loss_options.class_weights stands for; only training needs them.
+    Raises ValueError, naming the field, if no model can be made of config.model.
     """
     model = models.build(config.model, num_classes)
-    schedule = optim.make_schedule(
-        config.optimizer.schedule,
-        config.optimizer.learning_rate,
-        warmup_steps=config.optimizer.warmup_steps,
-        num_steps=config.num_steps,
-    )
-    tx = optim.make_optimizer(
-        config.optimizer.name,
-        schedule,
-        momentum=config.optimizer.momentum,
-        weight_decay=config.optimizer.weight_decay,
-        grad_clip_norm=config.optimizer.grad_clip_norm,
-        encoder_lr_multiplier=config.optimizer.encoder_lr_multiplier,
-        freeze_encoder=config.model.freeze_encoder,
-    )
-    options = models.given(config.loss_options.to_dict() | {"class_weights": class_weights})
-    loss_fn = functools.partial(losses.LOSSES[config.loss], **options)
-    if "border" in config and config.border.weight > 0:  # older runs have no such field
-        loss_fn = losses.with_border(loss_fn, class_weights)
     normalize = NORMALIZATIONS[normalization(config.model)]
     resolution = config.data.resolution
-    augment = make_augment(
-        config.data.crop_size,
-        context=model.context,
-        resolution=resolution,
-        **config.augment.to_dict(),
-    )
     # Unpadded convolutions get real context around what they predict. At another resolution it may
-    # not be a whole number of pixels: there, the tile's outermost predictions come from mirrored
+    # not be a whole number of pixels. The outermost predictions of a tile are then made from mirrored
     # context, and are not used.
-    inner = model.clone(has_context=True)
-    logits_step = cpu.fast(
-        steps.make_logits_step(
-            inner if resolution == 1.0 else model, normalize, resolution=resolution
+    inner_model = model.clone(has_context=True)
+    logits = cpu.fast(
+        functools.partial(
+            logits_step,
+            model=inner_model if resolution == 1.0 else model,
+            normalize=normalize,
+            resolution=resolution,
         )
     )
-    predict_step = steps.make_predict_step(logits_step)
-
-    def confusion(predictions, labels):
-        return metrics.confusion_matrix(predictions, labels, num_classes)
-
-    return Run(
-        init=functools.partial(
-            steps.init_state,
-            model,
-            tx,
-            normalize=normalize,
-            num_channels=num_channels,
-            with_ema=config.ema_decay > 0,
-        ),
-        train_step=cpu.fast(
-            steps.make_train_step(
-                inner,
-                tx,
-                loss_fn,
-                augment,
-                normalize,
-                ema_decay=config.ema_decay,
-                num_microbatches=config.num_microbatches,
-            )
-        ),
-        logits_step=logits_step,
-        predict_step=predict_step,
-        eval_step=steps.make_eval_step(predict_step, confusion),
-        schedule=schedule,
+    predict = functools.partial(predict_step, logits_step=logits)
+    return Program(
+        model,
+        inner_model,
+        normalize,
+        logits_step=logits,
+        predict_step=predict,
+        eval_step=functools.partial(eval_step, predict_step=predict, num_classes=num_classes),
         context=math.ceil(model.context / resolution),
     )
 
 
 def normalization(model: ConfigDict) -> str:
-    """The name of what config.model is normalized by: as it says, or as its weights need it."""
-    of_weights = ENCODERS[model.encoder].normalization if model.pretrained else "unit"
-    return model.normalization or of_weights
+    """Returns the name of a model's normalization: the config's, or the one its weights need."""
+    weights = ENCODERS[model.encoder].normalization if model.pretrained else "unit"
+    return model.normalization or weights
 
 
-def state_placement(config: ConfigDict, shapes: steps.TrainState, devices: Mesh) -> Any:
-    """The sharding of each array of one seed's training state: a TrainState of them.
+def logits_step(
+    variables: Variables,
+    image: UInt8[Array, "h w c"],
+    *,
+    model: nn.Module,
+    normalize: Callable[[Array], Array],
+    resolution: float = 1.0,
+) -> Float[Array, "h w num_classes"]:
+    """Returns the logits of one image, at its own resolution.
 
-    devices: a mesh without replicas.
+    resolution: the network sees the image resized by this factor, to whole pixels (halves up), and
+      its logits are resized back.
+
+    A model that returns logits of the middle alone leaves a border, in which they are 0 and mean
+    nothing.
     """
-    placement = jax.tree.map(lambda _: mesh.replicated(devices), shapes)
-    if config.optimizer.sharded:
-        placement = placement.replace(opt_state=mesh.spread(shapes.opt_state, devices))
-    return placement
+    h, w, _ = image.shape
+    if resolution != 1.0:  # before normalization, as in training
+        p, q = fractions.Fraction(resolution).limit_denominator(1000).as_integer_ratio()
+        size = [jax.core.max_dim(1, (2 * n * p + q) // (2 * q)) for n in (h, w)]
+        image = _resize(image.astype(jnp.float32), size)
+    logits = jnp.asarray(model.apply(variables, normalize(image)[None], train=False))[0]
+    if resolution != 1.0:
+        logits = _resize(logits, (h, w))
+    border = [((n - m) // 2,) * 2 for n, m in zip((h, w), logits.shape[:2], strict=True)]
+    return jnp.pad(logits, [*border, (0, 0)])
 
 
-def jit_train_step(run: Run, devices: Mesh, placement: Any) -> Any:
-    """Returns the compiled train_step(state, batch, key, resident) -> (state, metrics).
+def predict_step(
+    variables: Variables, image: UInt8[Array, "h w c"], *, logits_step: Callable
+) -> UInt8[Array, "h w"]:
+    """Returns the most probable class of each pixel of one image."""
+    return jnp.argmax(logits_step(variables, image), axis=-1).astype(jnp.uint8)
 
-    devices: of all seeds, a replica each; state, key and metrics are as of `mesh.stack`.
-    placement: as of `state_placement`. The state is donated.
-    batch: of all seeds, one after the other, split over the devices.
-    resident: as of `device_cache.load`, each device's own copy; {} where batches hold images.
+
+def eval_step(
+    variables: Variables, example: Mapping[str, Array], *, predict_step: Callable, num_classes: int
+) -> tuple[dict[str, Array], UInt8[Array, "h w 2"]]:
+    """Returns the confusion matrix of one example, and its maps.
+
+    The first result is {"index": the example's, "counts": [num_classes, num_classes]}, both for the
+    host. The second one has the predicted classes and the label, side by side so that they stay
+    together.
     """
-
-    def train_step(state, batch, key, resident):
-        return run.train_step(state, device_cache.gather(resident, batch), key)
-
-    replicated = mesh.replicated(devices)
-    states = mesh.stacked(placement, devices)
-    keys = mesh.stacked(replicated, devices)
-    return jax.jit(
-        mesh.side_by_side(train_step, devices),
-        in_shardings=(states, mesh.sharded(devices), keys, replicated),
-        out_shardings=(states, replicated),
-        donate_argnums=0,
-    )
+    classes = predict_step(variables, example["image"])
+    counts = metrics.confusion_matrix(classes, example["label"], num_classes)
+    maps = jnp.stack([classes, example["label"].astype(jnp.uint8)], axis=-1)
+    return {"index": example["index"], "counts": counts}, maps
 
 
-def step_shapes(
-    run: Run, batch: Mapping[str, jax.ShapeDtypeStruct], devices: Mesh, placement: Any
-) -> tuple[Any, Any, Any]:
-    """The state, batch and key that `jit_train_step` takes, as they will be placed.
+def jit_eval_step(program: Program, devices: Mesh) -> Any:
+    """Compiles eval_step(variables, batch) for batches that are split over the devices.
 
-    batch: of one seed.
+    The results of all examples go to every device, and so to every host; see `scoring.score`.
     """
-    key = jax.eval_shape(jax.random.key, 0)
-    return (
-        mesh.stacked_shapes(placed(run.shapes(), placement), devices),
-        mesh.sharded_shapes(batch, devices),
-        mesh.stacked_shapes(placed(key, mesh.replicated(mesh.make_mesh())), devices),
-    )
-
-
-def jit_eval_step(run: Run, devices: Mesh) -> Any:
-    """Returns the compiled eval_step(variables, batch) -> (counted, maps).
-
-    The results of all examples go to every device, and so to every host: see `scoring.score`.
-    """
-    mapped = mesh.map_examples(run.eval_step, devices)
+    mapped = mesh.map_examples(program.eval_step, devices)
     return jax.jit(mapped, out_shardings=mesh.replicated(devices))
 
 
-def batch_shapes(
-    config: ConfigDict, canvas: Sequence[int], num_channels: int
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """The global training batch, as of `pipeline.train_batches` without the names."""
-    b = config.batch_size
-    shapes = {
-        "image": jax.ShapeDtypeStruct((b, *canvas, num_channels), "uint8"),
-        "label": jax.ShapeDtypeStruct((b, *canvas), "uint8"),
-        "size": jax.ShapeDtypeStruct((b, 2), "int32"),
-        "index": jax.ShapeDtypeStruct((b,), "uint32"),
-    }
-    if config.border.weight > 0:
-        shapes["border"] = jax.ShapeDtypeStruct((b, *canvas), "float32")
-    return shapes
+def _resize(image: Float[Array, "h w c"], size: Sequence[Any]) -> Float[Array, "H W c"]:
+    """Bilinear interpolation with half-pixel centers and clamped edges.
 
-
-def placed(shapes: Any, shardings: Any) -> Any:
-    """Shapes with their shardings, of which one may stand for all of a subtree."""
-
-    def place(sharding, part):
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part
-        )
-
-    return jax.tree.map(place, shardings, shapes)
+    Equal to jax.image.resize(antialias=False), but the weights are computed from integers, so that
+    they are bitwise the same where sizes are symbolic (jax.export).
+    """
+    products = ("hwc,Hh->Hwc", "hwc,Ww->hWc")
+    for product, old, new in zip(products, image.shape[:2], size, strict=True):
+        # Pixel centers, in units of 1 / (2 * new) of an old pixel, from the first old center.
+        old_centers = 2 * new * jnp.arange(old)[None]
+        new_centers = ((2 * jnp.arange(new) + 1) * old - new)[:, None]
+        distances = jnp.abs(jnp.clip(new_centers, 0, 2 * new * (old - 1)) - old_centers)
+        weights = jnp.maximum(0, 2 * new - distances).astype(jnp.float32) / jnp.float32(2 * new)
+        image = jnp.einsum(product, image, weights, precision="highest")
+    return image

@@ -1,14 +1,23 @@
-"""The nearest valid name, where an unknown one was given."""
+"""The nearest valid names for an unknown one, and short lists of names."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 
-def suggestion(name: str, valid: Iterable[str], spelled: Mapping[str, str] | None = None) -> str:
+def suggestion(
+    name: str, valid: Iterable[str], spelled: Mapping[str, str] | None = None, *, most: int = 1
+) -> str:
     """Returns "; did you mean 'NAME'?" with the valid name nearest to `name`, or "".
 
-    spelled: what to say for each valid name, if not the name itself.
+    spelled: how to spell each valid name, if not as it is.
+    most: the largest number of names to suggest.
     """
-    near = difflib.get_close_matches(name, list(valid), 1)
-    said = [spelled[each] if spelled else each for each in near]
-    return f"; did you mean {said[0]!r}?" if said else ""
+    near = difflib.get_close_matches(name, list(valid), most)
+    names = [repr(spelled[word] if spelled else word) for word in near]
+    return f"; did you mean {' or '.join(names)}?" if names else ""
+
+
+def some(names: Sequence[str], limit: int = 5) -> str:
+    """Returns the first names, and how many more there are: "a, b, c and 2 more"."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -21,15 +21,15 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 from flax import linen as nn
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from dense_jax import command, models
-from dense_jax.config import check_devices
 from dense_jax.devices import cost, mesh, runtime
 from dense_jax.models.decoders import DECODERS
 from dense_jax.models.encoders import ENCODERS
 from dense_jax.models.upsampling import UPSAMPLERS, Upsampler
-from dense_jax.program import assemble, batch_shapes, jit_train_step, state_placement, step_shapes
+from dense_jax.program import assemble
+from dense_jax.training import task
 
 
 class Layer(NamedTuple):
@@ -123,14 +123,12 @@ def training_cost(config: ConfigDict, num_classes: int, num_channels: int) -> di
 
     Raises ValueError if the devices cannot share seeds and batch evenly.
     """
-    check_devices(config)
-    program = assemble(config, num_classes, num_channels)
+    mesh.check_shares(config.num_seeds, config.batch_size, config.num_microbatches)
+    fields = task.target_fields(config)
+    training = task.bind(config, assemble(config, num_classes), num_channels, fields=fields)
     canvas = config.data.canvas_size or config.data.crop_size
-    batch = batch_shapes(config, canvas, num_channels)
-    placement = state_placement(config, program.shapes(), mesh.make_mesh())
-    devices = mesh.make_mesh(config.num_seeds)
-    step = jit_train_step(program, devices, placement)
-    compiled = step.lower(*step_shapes(program, batch, devices, placement), {}).compile()
+    placed = task.place(config, training, task.batch_shapes(config, canvas, num_channels, fields))
+    compiled = placed.train_step.lower(*placed.arguments, {}).compile()
     return cost.memory(compiled) | {"flops": int(compiled.cost_analysis()["flops"])}
 
 
@@ -203,10 +201,9 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "Experiment file.", lock_config=True)
+    command.define_config()
     flags.DEFINE_integer("num_classes", 21, "Channels of the logits.", lower_bound=1)
     flags.DEFINE_integer("channels", 3, "Of the image.", lower_bound=1)
     command.define_size("size", "224,224", "HEIGHT,WIDTH of the image, pixels.")
     flags.DEFINE_bool("crossings", False, "Print what goes together instead.")
-    flags.mark_flag_as_required("config")
     command.run(main, flags_parser=command.parse_flags)

@@ -1,4 +1,4 @@
-"""A workdir's trained network."""
+"""The trained network of a workdir."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -8,44 +8,47 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dense_jax.devices import mesh
-from dense_jax.program import Run, assemble, placed
-from dense_jax.workdir import checkpoint
-from dense_jax.workdir import files as workdir
+from dense_jax.program import Program, Variables, assemble
+from dense_jax.workdir import files
+from dense_jax.workdir.checkpoint import Checkpoints
 
 
-class Loaded(NamedTuple):
-    """A trained run."""
+class Trained(NamedTuple):
+    """A network with its weights."""
 
     config: ConfigDict
     dataset: Mapping[str, Any]  # dataset.json
-    run: Run
+    program: Program
     step: int
-    variables: Any
+    variables: Variables  # on every device of the mesh
     mesh: Mesh
 
 
-def load(directory: str, which: str) -> Loaded:
-    """Restores a run's model.
+def load(directory: epath.PathLike, which: str) -> Trained:
+    """Restores a run's network; the optimizer's state is not read.
 
-    which: "best" (by eval/mean_iou), "latest", or a step. Raises ValueError if there is no such
-    checkpoint, listing those there are.
+    which: "best" (by eval/mean_iou), "latest", or a step.
+
+    Raises ValueError, listing the checkpoints, if there is no such checkpoint.
     """
     path = epath.Path(directory).resolve()
-    config = ConfigDict(workdir.read(path, "config.json"))
-    dataset = workdir.read(path, "dataset.json")
-    run = assemble(config, len(dataset["class_names"]), dataset["num_channels"])
-    saved = {
-        name: checkpoint.Checkpoints(path / "checkpoints" / name) for name in ("best", "latest")
-    }
-    named = {name: max(each.steps) for name, each in saved.items() if each.steps}
-    wanted = named.get(which) if which in saved else int(which) if which.isdigit() else None
-    holder = next((each for each in saved.values() if wanted in each.steps), None)
-    if wanted is None or holder is None:
-        steps_there = sorted({step for each in saved.values() for step in each.steps})
+    config = ConfigDict(files.read(path, "config.json"))
+    dataset = files.read(path, "dataset.json")
+    program = assemble(config, len(dataset["class_names"]))
+    saved = {name: Checkpoints(path / "checkpoints" / name) for name in ("best", "latest")}
+    newest = {name: max(checkpoints.steps, default=None) for name, checkpoints in saved.items()}
+    step = newest[which] if which in saved else int(which) if which.isdigit() else None
+    holder = next(
+        (checkpoints for checkpoints in saved.values() if step in checkpoints.steps), None
+    )
+    if step is None or holder is None:
+        steps = sorted({step for checkpoints in saved.values() for step in checkpoints.steps})
         raise ValueError(
             f"no checkpoint {which!r} in {path / 'checkpoints'}: it must be best, latest or one of "
-            f"the steps {steps_there}"
+            f"the steps {steps}"
         )
     devices = mesh.make_mesh()
-    state = holder.restore(wanted, placed(run.shapes(), mesh.replicated(devices)))
-    return Loaded(config, dataset, run, wanted, state.variables(), devices)
+    variables = program.variables(dataset["num_channels"])
+    shapes = mesh.placed({"batch_stats": {}, **variables}, mesh.replicated(devices))
+    state = holder.restore(step, {"ema": shapes} if config.ema_decay else shapes)
+    return Trained(config, dataset, program, step, state.get("ema", state), devices)

@@ -1,8 +1,42 @@
-"""The ablation to begin with: that of `ablation_grid`, under a short name.
+"""Upsampling x skips x loss, three seeds each: 72 runs, on the synthetic dataset.
 
-python -m dense_jax.sweep --config=experiments/ablation.py --workdir=runs/ablation
+python -m dense_jax.sweep --config=experiments/ablation.py --workdir=runs/ablation --jobs=2 \
+    --evaluate=test
+
+Each run is small; `--config=experiments/ablation.py:full` trains wider networks for longer. On your
+own images: --config.data.name=folder --config.data.root=ROOT, and as many --config.num_steps as
+they need.
 """
 
-from experiments.ablation_grid import get_config, get_sweep
+from dense_jax import sweep
+from dense_jax.experiments import base
 
-__all__ = ["get_config", "get_sweep"]
+SEEDS = (0, 1, 2)
+
+
+def get_config(size: str = "reduced"):
+    """size: "reduced", for two CPU cores, or "full"."""
+    if size not in ("reduced", "full"):
+        raise ValueError(f"the size {size!r} must be reduced or full")
+    config = base.get_config()
+    config.data.cache = "host"
+    if size == "full":
+        config.num_steps = 2000
+        config.optimizer.warmup_steps = 100
+        config.update(eval_every=200, checkpoint_every=200)
+    else:
+        config.model.widths = (8, 16, 32, 64)
+        config.update(eval_every=50, checkpoint_every=300)  # often enough for a learning curve
+    return config
+
+
+def get_sweep():
+    """All runs of a seed come before those of the next, so that there is a table early."""
+    return sweep.grid(
+        **{
+            "seed": SEEDS,
+            "model.upsampling": ["bilinear", "max_unpool", "transposed_conv", "pixel_shuffle"],
+            "model.skips": [(), (4,), (4, 2, 1)],
+            "loss": ["cross_entropy", "soft_dice"],
+        }
+    )

@@ -2,17 +2,17 @@
 
 python -m dense_jax.sweep --config=experiments/ablation_loss.py --workdir=runs/loss
 
-Sizes and other datasets are as in `ablation_grid`.
+For sizes and other datasets, see `ablation`.
 """
 
 from dense_jax import sweep
-from experiments.ablation_grid import SEEDS, get_config
+from dense_jax.experiments.ablation import SEEDS, get_config
 
 __all__ = ["get_config", "get_sweep"]
 
 
 def get_sweep():
-    """Each loss with equal class weights and with those by median frequency."""
+    """Each loss comes with equal class weights and with median frequency balancing."""
     losses = ["cross_entropy", "soft_dice", "dice_ce", "focal"]
     return [
         run | balancing

@@ -2,11 +2,11 @@
 
 python -m dense_jax.sweep --config=experiments/ablation_upsampling.py --workdir=runs/upsampling
 
-Sizes and other datasets are as in `ablation_grid`.
+For sizes and other datasets, see `ablation`.
 """
 
 from dense_jax import sweep
-from experiments.ablation_grid import SEEDS, get_config
+from dense_jax.experiments.ablation import SEEDS, get_config
 
 __all__ = ["get_config", "get_sweep"]
 
@@ -17,7 +17,7 @@ METHODS = (
 
 
 def get_sweep():
-    """Without skips, what the upsampling cannot place is lost."""
+    """Without skips, the upsampling alone must find where things are."""
     return sweep.grid(
         **{"seed": SEEDS, "model.upsampling": METHODS, "model.skips": [(4, 2, 1), ()]}
     )

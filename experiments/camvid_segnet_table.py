@@ -3,9 +3,9 @@
 python -m dense_jax.sweep --config=experiments/camvid_segnet_table.py --workdir=runs/segnet \
     --config.data.root=CAMVID --evaluate=test
 
-Badrinarayanan, Kendall and Cipolla 2017, arXiv 1511.00561, sections 3.2 to 3.4. All have the encoder
-and the recipe of `segnet_basic`, and depart from the paper as that does. The paper's parameters, and
-ours for 11 classes, in millions:
+Badrinarayanan, Kendall and Cipolla 2017, arXiv 1511.00561, sections 3.2 to 3.4. All variants have
+the encoder and the recipe of `segnet_basic`, and its departures from the paper. The paper's
+parameters, and ours for 11 classes, in millions:
 
     Bilinear-Interpolation              0.625  0.613
     SegNet-Basic                        1.425  1.416
@@ -16,18 +16,19 @@ ours for 11 classes, in millions:
     FCN-Basic-NoDimReduction            1.625  1.662
     FCN-Basic-NoAddition-NoDimReduction 1.625  1.662
 
-What the paper leaves open is chosen here: Bilinear-Interpolation is that of the scores at the
-deepest stride, without encoder features. FCN-Basic scores every stride's features with a 1x1
-convolution, which is its reduction to as many channels as classes, and sums them between transposed
-convolutions of 8x8 that start as bilinear interpolation and have a bias; no other convolution and no
-norm follows. Without reduction, these have 64 channels, and the only scores are the last.
+We choose what the paper leaves open. Bilinear-Interpolation upsamples the scores of the deepest
+stride, without encoder features. FCN-Basic scores every stride's features with a 1x1 convolution,
+which reduces them to as many channels as classes. It sums the scores between 8x8 transposed
+convolutions that start as bilinear interpolation and have a bias; no other convolution and no norm
+follows. Without reduction, these have 64 channels, and only the last convolution computes scores.
 
-The full size was not run yet. `--config=experiments/camvid_segnet_table.py:reduced` is what two CPU
-cores can do, about 4 minutes a run: half the resolution, 16 channels, and a learning rate that falls.
+The default size is for two CPU cores, about 4 minutes a run: half the resolution, 16 channels, and
+a learning rate that falls. `--config=experiments/camvid_segnet_table.py:full` is the paper's size,
+which was not run yet.
 """
 
 from dense_jax import sweep
-from experiments import segnet_basic
+from dense_jax.experiments import segnet_basic
 
 UNPOOLING = {"model.upsampling": "max_unpool", "model.decoder_relu": False}
 DECONVOLUTION = {
@@ -55,8 +56,10 @@ BALANCING = (
 )
 
 
-def get_config(size: str = "full"):
-    """size: "full", or "reduced". What only some variants have is unset."""
+def get_config(size: str = "reduced"):
+    """Leaves unset what only some variants have. size: "reduced", for two CPU cores, or "full"."""
+    if size not in ("reduced", "full"):
+        raise ValueError(f"the size {size!r} must be reduced or full")
     config = segnet_basic.get_config()
     config.model.decoder_relu = None
     if size == "reduced":
@@ -65,17 +68,13 @@ def get_config(size: str = "full"):
         config.model.widths = (16, 16, 16, 16)
         config.data.resolution = 0.5
         config.data.crop_size = (180, 240)
-        config.optimizer.schedule = "cosine"  # at a constant rate, so short a run ends anywhere
-        config.eval_every = 250
-        config.checkpoint_every = 250
-        config.log_every = 10
-    elif size != "full":
-        raise ValueError(f"the size {size!r} must be full or reduced")
+        config.optimizer.schedule = "cosine"  # a constant rate needs longer runs
+        config.update(eval_every=250, checkpoint_every=250, log_every=10)
     return config
 
 
 def get_sweep():
-    """In the order of the paper's table; all with one seed before the next."""
+    """Rows are in the order of the paper's table. All runs of a seed come before the next seed."""
     return [
         {"label": label} | fields | balancing | seed
         for seed in sweep.grid(seed=range(3))

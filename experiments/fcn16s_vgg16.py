@@ -3,11 +3,11 @@
 python -m dense_jax.main --config=experiments/fcn16s_vgg16.py --config.data.root=ROOT \
     --config.model.pretrained=hf://timm/vgg16.tv_in1k/model.safetensors --workdir=runs/fcn16s
 
-The paper starts it from a trained FCN-32s and learns 100 times slower; here it starts from the
-ImageNet weights, with the recipe and the departures of fcn32s_vgg16.py.
+The paper starts from a trained FCN-32s and learns 100 times slower. We start from the ImageNet
+weights, with the recipe and the departures of fcn32s_vgg16.py.
 """
 
-from experiments import fcn32s_vgg16
+from dense_jax.experiments import fcn32s_vgg16
 
 
 def get_config():

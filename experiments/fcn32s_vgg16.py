@@ -7,19 +7,20 @@ The paper's recipe (section 4.3): ImageNet weights; batches of 20 images; SGD wi
 rate of 1e-4, momentum 0.9, weight decay 5e-4 (not of biases, which learn twice as fast); dropout
 0.5; scores that start at 0; bilinear upsampling; whole images without augmentation.
 
-Ours departs from it so: batches of 16 and crops of 480 x 480, to fill any number of devices; random
-flips; biases learn as fast as weights; torchvision's weights and input instead of Caffe's; fc6 is
-padded by 3 pixels and the image mirrored up to a multiple of 32, where Caffe pads the image by 100
-and crops, so that scores and pixels are aligned by construction.
+Our departures: batches of 16 and crops of 480 x 480, to fill any number of devices; random flips;
+biases learn as fast as weights; torchvision's weights and input instead of Caffe's; fc6 is padded by
+3 pixels and the image mirrored up to a multiple of 32, where Caffe pads the image by 100 and crops,
+so that scores and pixels are aligned by construction.
 """
 
-from experiments import base
+from dense_jax.experiments import base
 
 
 def get_config():
-    """All upsampling is fixed, as in the authors' later models.
+    """Fixes all upsampling to bilinear interpolation, as in the authors' later models.
 
-    The paper's first ones learned it from there, but for the last: upsampling_options.learn.
+    In the first ones it only starts there and, except for the last one, is learned:
+    upsampling_options.learn.
     """
     config = base.get_config()
     config.num_steps = 10_000
@@ -41,7 +42,5 @@ def get_config():
     config.optimizer.warmup_steps = 0
     config.optimizer.weight_decay = 5e-4
     config.optimizer.grad_clip_norm = 0.0
-    config.eval_every = 1000
-    config.checkpoint_every = 1000
-    config.log_every = 50
+    config.update(eval_every=1000, checkpoint_every=1000, log_every=50)
     return config

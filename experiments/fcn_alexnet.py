@@ -3,11 +3,11 @@
 python -m dense_jax.main --config=experiments/fcn_alexnet.py --config.data.root=ROOT \
     --config.model.pretrained=ALEXNET.safetensors --workdir=runs/fcn_alexnet
 
-The recipe and the departures of fcn32s_vgg16.py, but for the paper's learning rate, 1e-3. AlexNet
-is torchvision's: one tower, 64 to 384 channels, no local response normalization.
+It has the recipe and the departures of fcn32s_vgg16.py, except for the paper's learning rate, 1e-3.
+AlexNet is torchvision's: one tower, 64 to 384 channels, no local response normalization.
 """
 
-from experiments import fcn32s_vgg16
+from dense_jax.experiments import fcn32s_vgg16
 
 
 def get_config():

@@ -3,11 +3,11 @@
 python -m dense_jax.main --config=experiments/fcn_ce.py --workdir=runs/fcn_ce
 """
 
-from experiments import base
+from dense_jax.experiments import base
 
 
 def get_config():
-    """Bilinear upsampling, as the original initializes it (arXiv 1411.4038, section 3.3)."""
+    """Upsamples bilinearly, which is how the original starts (arXiv 1411.4038, section 3.3)."""
     config = base.get_config()
     config.model.name = "fcn"
     config.model.upsampling = "bilinear"

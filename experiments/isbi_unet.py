@@ -4,14 +4,14 @@ python -m dense_jax.main --config=experiments/isbi_unet.py --config.data.root=IS
     --workdir=runs/isbi_unet
 Expect: mean IoU 0.77 on val after 400 steps, about 10 minutes on 2 CPU cores.
 
-Narrower than the paper's network, with batch norm and no border weights.
+The network is narrower than the paper's, with batch norm and without border weights.
 """
 
-from experiments import base
+from dense_jax.experiments import base
 
 
 def get_config():
-    """Flips in both directions: a section has no up."""
+    """Flips in both directions, because a section has no up."""
     config = base.get_config()
     config.num_steps = 400
     config.batch_size = 4

@@ -8,16 +8,16 @@ channels, batch norm, ReLU and max-pooling; four times unpooling by the switches
 and batch norm, without ReLU; a 1x1 classifier. Its recipe: He initialization, SGD with a fixed
 learning rate of 0.1, momentum 0.9, batches of 12 whole images, weight decay 5e-4, 10,000 steps.
 
-Ours departs from it so: the loss is the mean over pixels, not their sum; its gradient is clipped;
-random flips; no bias in front of a norm; the best checkpoint is that of the best mean IoU on val,
-not of the best pixel accuracy. This is the row without class balancing of the paper's table 1.
+Our departures: the loss is the mean over pixels, not their sum; its gradient is clipped; random
+flips; no bias before a norm; the best checkpoint has the best mean IoU on val, not the best pixel
+accuracy. This is the row without class balancing of the paper's table 1.
 """
 
-from experiments import base
+from dense_jax.experiments import base
 
 
 def get_config():
-    """Whole images of CamVid at 360 x 480."""
+    """Trains on whole images of CamVid at 360 x 480."""
     config = base.get_config()
     config.num_steps = 10_000
     config.batch_size = 12
@@ -37,7 +37,5 @@ def get_config():
     config.optimizer.schedule = "constant"
     config.optimizer.warmup_steps = 0
     config.optimizer.weight_decay = 5e-4
-    config.eval_every = 1000
-    config.checkpoint_every = 1000
-    config.log_every = 50
+    config.update(eval_every=1000, checkpoint_every=1000, log_every=50)
     return config

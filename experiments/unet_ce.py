@@ -3,9 +3,9 @@
 python -m dense_jax.main --config=experiments/unet_ce.py --workdir=runs/unet_ce
 """
 
-from experiments import base
+from dense_jax.experiments import base
 
 
 def get_config():
-    """`base` is this experiment; `unet_dice` differs from it in the loss alone."""
+    """Returns `base` as it is. `unet_dice` differs in the loss alone."""
     return base.get_config()

@@ -10,25 +10,25 @@ the classes and raise the borders between cells, He initialization, dropout at t
 contracting path; random shifts, rotations and gray values, and elastic deformations by 10 pixels'
 standard deviation on a 3 x 3 grid (sections 3 and 3.1).
 
-Ours departs from it so: border weights are for the membrane alone, not inside the cells; the
-gradient is clipped, and the learning rate warms up; the loss is the weighted mean over pixels, not
-the sum. The paper leaves out how classes are balanced, the learning rate, the dropout probability,
-the number of steps, and how far it rotates and changes gray values: here by inverse frequency,
-1e-3, 0.5, 20,000, in all directions, and brightness and contrast by up to a fifth. On several
-devices, raise batch_size to a multiple of their number. On data with other classes, name its
-objects in border.classes.
+Our departures: border weights are for the membrane alone, not inside the cells; the gradient is
+clipped, and the learning rate warms up; the loss is the weighted mean over pixels, not the sum. The
+paper leaves out how classes are balanced, the learning rate, the dropout probability, the number of
+steps, and how far it rotates and changes gray values. We use inverse frequency, 1e-3, 0.5, 20,000,
+all directions, and brightness and contrast by up to a fifth. On several devices, raise batch_size to
+a multiple of their number. On data with other classes, name its objects in border.classes.
 """
 
-from experiments import base
+from dense_jax.experiments import base
 
 
 def get_config():
-    """crop_size is that of the labels: the network sees 572 x 572 pixels."""
+    """crop_size is the size of the labels: the network sees 572 x 572 pixels."""
     config = base.get_config()
     config.num_steps = 20_000
     config.batch_size = 1
     config.loss_options.class_weights = "inverse_frequency"
     config.border.weight = 10.0
+    config.border.sigma = 5.0
     config.border.classes = ("interior",)
     config.model.widths = (64, 128, 256, 512, 1024)
     config.model.norm = "none"
@@ -50,7 +50,5 @@ def get_config():
     config.optimizer.weight_decay = 0.0
     config.eval.tile_size = (572, 572)
     config.eval.batch_size = 1
-    config.eval_every = 1000
-    config.checkpoint_every = 1000
-    config.log_every = 50
+    config.update(eval_every=1000, checkpoint_every=1000, log_every=50)
     return config

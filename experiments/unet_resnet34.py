@@ -3,14 +3,15 @@
 python -m dense_jax.main --config=experiments/unet_resnet34.py --config.data.root=ROOT \
     --config.model.pretrained=hf://timm/resnet34.tv_in1k/model.safetensors --workdir=runs/resnet34
 
-No single paper's recipe: the decoder is close to that of segmentation_models.pytorch (nearest
-upsampling, concatenated skips at strides 2 to 16, two 3x3 convolutions with 256, 128, 64, 32 and
-16 channels), but projects before it concatenates; the training is AdamW with a cosine schedule on
-cross-entropy + soft Dice. With few images, try --config.optimizer.encoder_lr_multiplier=0.1 or
---config.model.freeze_encoder.
+This is no single paper's recipe. The decoder is close to that of segmentation_models.pytorch
+(nearest upsampling, concatenated skips at strides 2 to 16, two 3x3 convolutions with 256, 128, 64,
+32 and 16 channels), but projects before it concatenates. The training is AdamW with a cosine
+schedule on cross-entropy + soft Dice. With few images, try --config.optimizer.encoder_lr_multiplier=0.1 or
+--config.model.freeze_encoder. If a few images are much larger than the others, set data.canvas_size:
+of each image, a random window of this size is kept, which saves memory.
 """
 
-from experiments import base
+from dense_jax.experiments import base
 
 
 def get_config():
@@ -27,7 +28,5 @@ def get_config():
     config.optimizer.learning_rate = 5e-4
     config.optimizer.warmup_steps = 500
     config.optimizer.weight_decay = 1e-2
-    config.eval_every = 1000
-    config.checkpoint_every = 1000
-    config.log_every = 50
+    config.update(eval_every=1000, checkpoint_every=1000, log_every=50)
     return config

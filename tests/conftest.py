@@ -35,6 +35,31 @@ def mesh_of(num_devices: int) -> jax.sharding.Mesh:
     return jax.make_mesh((1, num_devices), ("replica", "data"), axis_types=(auto, auto))
 
 
+@pytest.fixture(scope="session")
+def shared_programs():
+    """Trainings of equal configs share their traced and compiled programs, in this process."""
+    from dense_jax.devices import mesh
+    from dense_jax.training import task
+
+    def shared(function, programs):
+        def call(config, *args, **options):
+            alike = config.copy_and_resolve_references()
+            alike.update({"seed": 0, "data": {"root": ""}})
+            devices = [device.id for device in mesh.make_mesh().devices.flat]
+            key = function.__name__, alike.to_json(), repr((args, options, devices))
+            if key not in programs:
+                programs[key] = function(config, *args, **options)
+            return programs[key]
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        programs: dict = {}
+        for name in ("assemble", "bind", "place"):
+            patch.setattr(task, name, shared(getattr(task, name), programs))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _private_cache(tmp_path_factory, monkeypatch):
     """Tests never read or write the user's cache."""

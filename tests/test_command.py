@@ -1,15 +1,12 @@
 """A user's mistake ends every command with one line that names it; flags mean what they say."""
 
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 from absl import flags
-from ml_collections import config_flags
 
 from dense_jax import command
+from tests import forked
 from tests.conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "dense_jax"
@@ -18,106 +15,79 @@ COMPUTING = {"main", "evaluate", "predict", "export", "demo", "memory"}
 
 
 def test_every_command_is_run_alike():
-    names = COMPUTING | {"sweep", "__main__", "summary", "doctor", "prepare"}
+    names = COMPUTING | {"__main__", "summary", "doctor", "prepare"}
     assert {path.stem for path in COMMANDS} == names
     for path in PACKAGE.rglob("*.py"):
         assert "app.run(" not in path.read_text() or path.stem == "command", path
     for path in COMMANDS:
-        assert ("startup.prepare()" in path.read_text()) == (path.stem in COMPUTING), path
+        prepares = re.search(r"(startup|runtime)\.prepare\(\)", path.read_text())
+        assert bool(prepares) == (path.stem in COMPUTING), path
 
 
-def run(statement, *arguments, folder=REPOSITORY, **environment):
-    """Runs a command whose main is one statement."""
-    code = (
-        "import os; from absl import flags; from dense_jax import command\n"
-        "command.define_folder('output', 'Results.')\n"
-        f"def main(argv): {statement}\n"
-        "command.run(main)"
+PROGRAM = """
+from absl import flags
+from dense_jax import command
+command.define_folder('output', 'Results.')
+def main(argv): %s
+command.run(main)
+"""
+FULL = "raise OSError(28, 'No space left on device')"
+ENDS = {  # (statement of main, arguments) -> exit status, stdout, pattern of stderr
+    ("raise ValueError('seed=-1')", ""): (1, "", "error: seed=-1\n"),
+    ("raise FloatingPointError('step 3')", ""): (1, "", "error: step 3\n"),
+    ("open('nowhere/a')", "--output=masks"): (1, "", r"error: \[Errno 2\] .*: 'nowhere/a'\n"),
+    (FULL, "--output=masks"): (1, "", "error: .* device; the command writes to --output=masks\n"),
+    ("raise OSError('cannot save')", "--output=masks"): (1, "", "error: cannot save\n"),
+    # Who mends the program sees where it was.
+    ("raise ValueError('x')", "--verbosity=1"): (1, "", r"(?s).*Traceback.*in main.*"),
+    ("raise RuntimeError('x')", ""): (1, "", r"(?s).*Traceback.*in main.*"),
+    ("print(1)", "a.png b.png"): (
+        *(1, ""),
+        r"error: unexpected arguments: a.png b.png \(flags are --NAME=VALUE; quote globs\)\n",
+    ),
+    ("print(1)", "output=x"): (1, "", "error: unexpected .* did you mean 'output'.*\n"),
+    ("print(1)", "--outptu=x"): (1, "", "error: .* flag 'outptu'. Did you mean: output.*\n"),
+    ("print(1)", "--output="): (1, "", "error: .*--output=: must not be empty\n"),
+    ("print(1)", f"--output={__file__}"): (1, "", "error: .*command.py: is a file, not a folder\n"),
+    # The shell expands "~" in some places only.
+    ("print(flags.FLAGS.output)", "--output=~/masks"): (0, "/home/me/masks\n", ""),
+    # The terminal cannot show all letters.
+    (r"print('stra\xdfe')", ""): (0, "stra\\xdfe\n", ""),
+}
+
+
+@pytest.fixture(scope="module")
+def ended():
+    commands = {key: ["-c", PROGRAM % key[0], *key[1].split()] for key in ENDS}
+    return forked.run_all(
+        commands, "dense_jax.command", HOME="/home/me", PYTHONIOENCODING="ascii:strict"
     )
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | environment,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
 
 
-@pytest.mark.parametrize(
-    ("statement", "message"),
-    [
-        ("raise ValueError('seed=-1')", "seed=-1"),
-        ("raise FloatingPointError('step 3')", "step 3"),
-        ("open('nowhere/a')", "[Errno 2] No such file or directory: 'nowhere/a'"),
-        (
-            "raise OSError(28, 'No space left on device')",
-            "[Errno 28] No space left on device; the command writes to --output=masks",
-        ),
-        ("raise OSError('cannot save')", "cannot save"),
-    ],
-)
-def test_a_mistake_is_one_line_and_exit_status_1(statement, message):
-    done = run(statement, "--output=masks")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"error: {message}\n"
+@pytest.mark.parametrize("key", ENDS, ids=" ".join)
+def test_a_command_ends_with_one_line_and_its_exit_status(key, ended):
+    code, out, err = ENDS[key]
+    assert (ended[key].code, ended[key].out) == (code, out)
+    assert re.fullmatch(err, ended[key].err)
 
 
-@pytest.mark.parametrize(
-    ("statement", "arguments"),
-    [("raise ValueError('x')", ["--verbosity=1"]), ("raise RuntimeError('x')", [])],
-)
-def test_who_mends_the_program_sees_where_it_was(statement, arguments):
-    done = run(statement, *arguments)
-    assert done.returncode == 1
-    assert "Traceback" in done.stderr and "in main" in done.stderr
+BAD_VALUES = {
+    "evaluate": "--batch_size=0",
+    "predict": "--margin=-1 --tile_size=4,4",
+    "predict ": "--tile_size=big,big",
+    "data.doctor": "--picture=pic",
+}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["a.png", "b.png"], r"unexpected arguments: a.png b.png \(flags are --NAME=VALUE; quote"),
-        (["output=x"], "unexpected arguments: output=x .* did you mean 'output'"),
-        (["--outptu=x"], "Unknown command line flag 'outptu'. Did you mean: output"),
-        (["--output="], "--output=: must not be empty"),
-        ([f"--output={__file__}"], "test_command.py: is a file, not a folder"),
-    ],
-)
-def test_a_bad_flag_is_one_line(arguments, message):
-    done = run("print('never')", *arguments)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(f"error: .*{message}.*\n", done.stderr)
-
-
-def test_the_homes_sign_is_expanded_where_the_shell_left_it():
-    done = run("print(flags.FLAGS.output)", "--output=~/masks", HOME="/home/me")
-    assert done.stdout == "/home/me/masks\n"
-
-
-def test_what_the_terminal_cannot_show_is_printed_nevertheless():
-    done = run(r"print('stra\xdfe')", PYTHONIOENCODING="ascii")
-    assert (done.returncode, done.stdout) == (0, "stra\\xdfe\n")
-
-
-@pytest.mark.parametrize(
-    ("module", "flag"),
-    [
-        ("evaluate", "--batch_size=0"),
-        ("predict", "--margin=-1"),
-        ("predict", "--tile_size=big,big"),
-        ("data.doctor", "--picture=pic"),
-    ],
-)
-def test_a_value_that_no_command_can_use_is_a_bad_flag(module, flag):
-    done = subprocess.run(
-        [sys.executable, "-m", f"dense_jax.{module}", flag],
-        cwd=REPOSITORY,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert f"flag {flag}: " in done.stderr and "Traceback" not in done.stderr
+def test_a_value_that_no_command_can_use_is_a_bad_flag():
+    commands = {
+        module: [f"dense_jax.{module.strip()}", *words.split()]
+        for module, words in BAD_VALUES.items()
+    }
+    ends = forked.run_all(commands, "dense_jax.trained", "dense_jax.evaluation.scoring")
+    for module, end in ends.items():
+        assert end.code == 1
+        assert f"flag {BAD_VALUES[module].split()[0]}: " in end.err and "Traceback" not in end.err
 
 
 @pytest.mark.parametrize("words", ["10", "", "8,8,8", "0,8", "-8,8", "8,x"])
@@ -125,6 +95,21 @@ def test_a_size_is_two_positive_numbers(words):
     assert command._Size().parse("8,16") == (8, 16)
     with pytest.raises(ValueError, match="must be HEIGHT,WIDTH in pixels"):
         command._Size().parse(words)
+
+
+def test_an_experiment_is_a_file_or_a_name_of_ours(tmp_path, monkeypatch):
+    ours = REPOSITORY / "experiments" / "unet_ce.py"
+    monkeypatch.chdir(REPOSITORY)
+    assert command.experiment_file("experiments/unet_ce.py") == "experiments/unet_ce.py"
+    assert ours.samefile(command.experiment_file("unet_ce"))
+    monkeypatch.chdir(tmp_path)
+    assert ours.samefile(command.experiment_file("unet_ce:size"))
+    (tmp_path / "unet_ce.py").touch()
+    assert command.experiment_file("unet_ce.py") == "unet_ce.py"
+    with pytest.raises(ValueError, match="did you mean 'unet_ce'"):
+        command.experiment_file("experiments/unet_cee.py")
+    with pytest.raises(ValueError, match=r"did you mean 'unet_dice' or 'unet_ce\.py' or"):
+        command.experiment_file("unet_ice.py")
 
 
 MISTYPED = """
@@ -143,13 +128,9 @@ def get_config():
         ("", "", r"unet_cee.py has no get_config\(\)"),
         ("def get_config(): return 1", "", "must return a ConfigDict, got 1"),
         ("def get_config(): raise ValueError('small or large')", "", "small or large"),
+        (MISTYPED, "", "get_config.* of .*unet_cee.py: .*'num_steps'"),
         (
-            MISTYPED,
-            "",
-            "get_config.* of .*unet_cee.py: .*'num_steps'",
-        ),
-        (
-            "from experiments.base import get_config",
+            "from dense_jax.experiments.base import get_config",
             "--config.model.widhts=(1,)",
             "--config.model.widhts: no such field. Valid there: .*; did you mean 'widths'",
         ),
@@ -172,17 +153,14 @@ def parsed(monkeypatch):
 
     def parse(*arguments):
         values = flags.FlagValues()
-        argv = ["command", "--config=experiments/unet_ce.py", *arguments]
-        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+        flags.DEFINE_string("config", None, "", flag_values=values)
         monkeypatch.setattr(flags, "FLAGS", values)
-        monkeypatch.chdir(REPOSITORY)
-        command.parse_flags(argv)
+        command.parse_flags(["command", "--config=unet_ce", *arguments])
         return values.config
 
     return parse
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 def test_the_last_of_several_flags_wins_for_every_field(parsed):
     config = parsed(
         *("--config.model.widths=(4, 8)", "--config.seed=1", "--config.model.skips=(4, 2)"),
@@ -193,7 +171,6 @@ def test_the_last_of_several_flags_wins_for_every_field(parsed):
     assert config.border.classes == ("nucleus",)
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 def test_paths_of_the_config_may_begin_at_home(parsed, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     config = parsed("--config.data.root=~/images", "--config.model.pretrained=~/vgg16.npz")

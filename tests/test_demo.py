@@ -1,9 +1,10 @@
-"""The demo's page shows what the predictor says of the file, and predicts once for each."""
+"""The demo's page shows the predicted classes of a file, and predicts once for each file."""
 
 import contextlib
 import http.client
 import io
 import multiprocessing
+import re
 import socket
 import sys
 import time
@@ -20,7 +21,7 @@ LIMIT = 0.001  # megapixels
 
 
 class Predictor:
-    """Class 1 where the red channel is bright, else 0; counts its calls."""
+    """Predicts class 1 where the red channel is bright and 0 elsewhere; counts its calls."""
 
     class_names, palette = NAMES, plots.default_palette(3)
     num_channels, value_range = 3, None
@@ -34,19 +35,21 @@ class Predictor:
 
 
 def write(path, height, width, num_bright):
-    """An image whose first pixels are bright, and its labels."""
+    """Writes an image whose first pixels are bright; returns its labels."""
     pixels = np.zeros(height * width, np.uint8)
     pixels[:num_bright] = 255
     Image.fromarray(pixels.reshape(height, width)).save(path)
     return (pixels > 0).astype(np.uint8).reshape(height, width)
 
 
-def test_areas_are_of_every_class_and_the_largest_come_first():
-    labels = np.array([[1, 1, 1], [3, 0, 0]], np.uint8)
-    assert demo.areas(labels, 5) == [(1, 3), (0, 2), (3, 1), (2, 0), (4, 0)]
+def test_the_table_has_every_class_and_the_largest_area_first():
+    colors = {name: (0, 0, 0) for name in "abcde"}
+    text = demo.table(np.array([[1, 1, 1], [3, 0, 0]], np.uint8), colors)
+    rows = re.findall(r"<td>(\w)</td><td>(\d)</td>", text)
+    assert rows == [("b", "3"), ("a", "2"), ("d", "1"), ("c", "0"), ("e", "0")]
 
 
-def test_the_table_tells_each_class_and_names_are_only_names():
+def test_the_names_in_the_table_are_no_markup():
     colors = plots.colors_of(NAMES, plots.default_palette(3))
     text = demo.table(np.array([[1, 1, 1], [0, 1, 1]], np.uint8), colors)
     assert text.index("&lt;b&gt;road&lt;/b&gt;") < text.index("sky") < text.index("never")
@@ -81,7 +84,7 @@ def test_without_gradio_the_command_says_how_to_get_it(monkeypatch):
 
 
 def serve(calls, port, address):
-    """In a process of its own, where the warnings of Gradio are no errors."""
+    """Serves from a process of its own, where warnings of Gradio are no errors."""
     page = demo.serve(Predictor(calls), "127.0.0.1", port, LIMIT)
     address.put(page.local_url)
     page.block_thread()
@@ -89,7 +92,7 @@ def serve(calls, port, address):
 
 @pytest.fixture(scope="module")
 def served():
-    """How often the predictor was called, and the address of the page."""
+    """The number of calls of the predictor, and the address of the page."""
     pytest.importorskip("gradio")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -121,12 +124,12 @@ def test_only_requests_to_this_machines_names_are_served(served, host, status):
 
 
 def wait(condition):
-    """What the condition returns once it is true."""
+    """Waits until the condition is true; returns its value."""
     last = time.monotonic() + 30
-    while not (found := condition()):
+    while not (value := condition()):
         assert time.monotonic() < last, "waited for too long"
         time.sleep(0.05)
-    return found
+    return value
 
 
 @pytest.fixture
@@ -134,13 +137,13 @@ def opened(browser, served):
     browser.get(served[1])
     wait(lambda: browser.find_elements("css selector", "input[type=file]"))
     yield browser
-    asked = "return performance.getEntriesByType('resource').map(each => each.name)"
+    asked = "return performance.getEntriesByType('resource').map(entry => entry.name)"
     local = (served[1], "data:", "blob:")
     assert all(name.startswith(local) for name in browser.execute_script(asked))
 
 
 def shown(browser):
-    """The pixels of the picture, [h, w, 3]; 0 where there is none yet."""
+    """Returns the pixels of the picture, [h, w, 3]; one black pixel if there is none yet."""
     height, width, pixels = browser.execute_script(
         """
         const image = document.querySelector("#picture img"), canvas = document.createElement("canvas");

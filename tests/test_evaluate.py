@@ -1,5 +1,6 @@
 """Evaluation counts each valid pixel exactly once, however the split is cut into batches."""
 
+import functools
 import json
 import math
 import shutil
@@ -12,11 +13,14 @@ from PIL import Image
 from dense_jax import data, evaluate, load, metrics, predict, train
 from dense_jax.data.tiles import tilings
 from dense_jax.devices import mesh
-from dense_jax.evaluation import class_maps as predictions
-from dense_jax.evaluation import per_image, scoring
+from dense_jax.evaluation import class_maps, per_image, scoring, tables
 from dense_jax.labels import IGNORE_LABEL
-from dense_jax.metrics import aggregation as tallies
+from dense_jax.metrics import Metric, aggregation
+from dense_jax.report import tables as report_tables
+from dense_jax.report.rows import build
 from experiments import base
+
+SMALL = {"tile_size": (8, 10), "margin": 2}
 
 
 @pytest.fixture(scope="module")
@@ -34,33 +38,53 @@ def run(tmp_path_factory, tiny_folder):
     return path
 
 
+@pytest.fixture(scope="module")
+def evaluated(run, tmp_path_factory):
+    """A function that evaluates the test split, once for the same options, in a folder of its own.
+
+    Returns the evaluation and the path of its JSON file.
+    """
+
+    @functools.cache
+    def evaluate_once(**options):
+        output = tmp_path_factory.mktemp("evaluated")
+        options = {"foreground": ("bright", "bright")} | options
+        evaluation = evaluate.evaluate(str(run), "test", output=str(output), **options)
+        return evaluation, output / "evaluation_test.json"
+
+    return evaluate_once
+
+
+@pytest.fixture(scope="module")
+def source(tiny_folder):
+    return data.open_dataset("folder", str(tiny_folder), "test")
+
+
 def counts_of(evaluation):
     return np.array(evaluation["confusion_matrix"])
 
 
 # 17. segmentation_models.pytorch#207, #226, DABNet#8: mean IoU depends on the batch size
-@pytest.mark.parametrize("tile_size", [(64, 64), (8, 10)], ids=str)
-def test_the_matrix_holds_every_valid_pixel_for_every_batch_size(run, tiny_folder, tile_size):
-    evaluations = [
-        evaluate.evaluate(
-            str(run), "test", batch_size=b, tile_size=tile_size, margin=2, boundaries=False
-        )
-        for b in (1, 5, 8)
-    ]
-    source = data.open_dataset("folder", str(tiny_folder), "test")
+@pytest.mark.parametrize(
+    ("tiles", "batch_sizes"), [({}, [1]), (SMALL, [1, 5])], ids=["whole", "small"]
+)
+def test_the_matrix_holds_every_valid_pixel_for_every_batch_size(
+    evaluated, source, tiles, batch_sizes
+):
+    options = [{}, *({"batch_size": b, "boundaries": False} for b in batch_sizes)]
+    matrices = [counts_of(evaluated(**tiles, **more)[0]) for more in options]
     labels = np.concatenate([source[i]["label"].ravel() for i in range(len(source))])
-    for evaluation in evaluations:
-        np.testing.assert_array_equal(counts_of(evaluation), counts_of(evaluations[0]))
-        np.testing.assert_array_equal(
-            counts_of(evaluation).sum(axis=1), np.bincount(labels, minlength=256)[:2]
-        )
-        assert evaluation["num_pixels"] == np.sum(labels != IGNORE_LABEL)
+    for matrix in matrices:
+        np.testing.assert_array_equal(matrix, matrices[0])
+        np.testing.assert_array_equal(matrix.sum(axis=1), np.bincount(labels, minlength=256)[:2])
+    assert evaluated(**tiles)[0]["num_pixels"] == np.sum(labels != IGNORE_LABEL)
 
 
-def test_predict_writes_the_labels_that_evaluate_counts(run, tiny_folder, tmp_path):
+def test_predict_writes_the_labels_that_evaluate_counts(
+    run, evaluated, source, tiny_folder, tmp_path
+):
     problems = predict.predict(str(run), str(tiny_folder / "images/test/*.png"), tmp_path / "out")
     assert problems == []
-    source = data.open_dataset("folder", str(tiny_folder), "test")
     total, measured = 0, []
     for i in range(len(source)):
         example = source[i]
@@ -71,53 +95,48 @@ def test_predict_writes_the_labels_that_evaluate_counts(run, tiny_folder, tmp_pa
         measured.append(per_image.measure(classes, example["label"], 2, [1]))
         with Image.open(tmp_path / "out" / f"{example['name']}_overlay.png") as overlay:
             assert (overlay.height, overlay.width) == example["label"].shape
-    evaluation = evaluate.evaluate(str(run), "test", foreground=["bright", "bright"])
+    evaluation, path = evaluated()
     assert evaluation["eval/foreground_iou"] == evaluation["eval/iou/bright"]
     np.testing.assert_array_equal(total, counts_of(evaluation))
-    with np.load(run / "evaluation_test.npz") as kept:
+    with np.load(path.with_suffix(".npz")) as kept:
         for name, expected in measured[0].items():
             assert kept[name].shape == (len(source), *expected.shape)
             np.testing.assert_array_equal(kept[name], [image[name] for image in measured])
 
 
-@pytest.mark.parametrize("tiles", [{}, {"tile_size": (16, 10), "margin": 2}], ids=str)
-def test_an_image_alone_has_the_class_map_that_it_has_in_its_split(run, tiny_folder, tiles):
-    evaluate.evaluate(str(run), "test", boundaries=False, **tiles)
-    source = data.open_dataset("folder", str(tiny_folder), "test")
-    maps = predictions.read(run / "evaluation_test.zip", range(len(source)))
+@pytest.mark.parametrize("tiles", [{}, SMALL], ids=["whole", "small"])
+def test_an_image_alone_has_the_class_map_that_it_has_in_its_split(run, evaluated, source, tiles):
+    _, path = evaluated(**tiles)
+    maps = class_maps.read(path.with_suffix(".zip"), range(len(source)))
     predictor = load(run).using(**tiles)
     for example, classes in zip(source, maps, strict=True):
         np.testing.assert_array_equal(predictor(example["image"]), classes)
 
 
-@pytest.mark.parametrize("boundaries", [False, True])
-def test_the_class_maps_that_were_scored_are_kept(run, tiny_folder, boundaries):
-    evaluation = evaluate.evaluate(
-        str(run), "test", tile_size=(8, 10), margin=2, boundaries=boundaries
-    )
-    source = data.open_dataset("folder", str(tiny_folder), "test")
-    with np.load(run / "evaluation_test.npz") as kept:
+@pytest.mark.parametrize("options", [{}, {"batch_size": 1, "boundaries": False}], ids=len)
+def test_the_class_maps_that_were_scored_are_kept(evaluated, source, options):
+    evaluation, path = evaluated(**SMALL, **options)
+    with np.load(path.with_suffix(".npz")) as kept:
         assert tuple(kept["names"]) == source.names
-    maps = predictions.read(run / "evaluation_test.zip", range(len(source)))
+    maps = class_maps.read(path.with_suffix(".zip"), range(len(source)))
     counts = [
         metrics.confusion_matrix(classes, example["label"], 2)
         for classes, example in zip(maps, source, strict=True)
     ]
     np.testing.assert_array_equal(np.sum(counts, axis=0), counts_of(evaluation))
-    assert not list(run.glob("*.tmp"))
+    assert not list(path.parent.glob("*.tmp"))
 
 
-def test_the_worst_images_are_drawn_worst_first(run, tiny_folder):
-    evaluate.evaluate(str(run), "test", boundaries=False)
-    source = data.open_dataset("folder", str(tiny_folder), "test")
-    with np.load(run / "evaluation_test.npz") as kept:
-        scores = metrics.mean_iou_of_each(kept["confusion_matrices"])
-    with Image.open(run / "evaluation_test.png") as picture:
+def test_the_worst_images_are_drawn_worst_first(evaluated, source):
+    _, path = evaluated()
+    with np.load(path.with_suffix(".npz")) as kept:
+        scores = metrics.image_mean_ious(kept["confusion_matrices"])
+    with Image.open(path.with_suffix(".png")) as picture:
         whole = np.asarray(picture)
     worst_first = np.argsort(scores).tolist()
 
     def drawn(numbers):
-        return predictions.draw(run / "evaluation_test.zip", source, numbers, scores)
+        return class_maps.draw(path.with_suffix(".zip"), source, numbers, scores)
 
     np.testing.assert_array_equal(drawn(worst_first), whole)
     worst, best = drawn(worst_first[:1]), drawn(worst_first[-1:])
@@ -130,25 +149,25 @@ def test_class_maps_of_images_with_any_name_are_kept(tmp_path):
     names = ["../../a/b", "\n", "a" * 500, "\udcff", "", "same", "same"]
     palette = np.arange(6, dtype=np.uint8).reshape(2, 3)
     maps = [np.full((3, 4), i % 2, np.uint8) for i in range(len(names))]
-    with predictions.writing(tmp_path / "kept.zip", names, palette) as write:
+    with class_maps.writing(tmp_path / "kept.zip", names, palette) as write:
         for i in reversed(range(len(names))):
             write(i, maps[i])
         assert not (tmp_path / "kept.zip").exists()
     with zipfile.ZipFile(tmp_path / "kept.zip") as archive:
         archive.extractall(tmp_path / "extracted")
     assert len(list((tmp_path / "extracted").iterdir())) == len(names)
-    found = predictions.read(tmp_path / "kept.zip", [2, 0, 1])
-    np.testing.assert_array_equal(found, [maps[2], maps[0], maps[1]])
+    read = class_maps.read(tmp_path / "kept.zip", [2, 0, 1])
+    np.testing.assert_array_equal(read, [maps[2], maps[0], maps[1]])
     with Image.open(tmp_path / "extracted" / "00006_same.png") as picture:
         assert picture.convert("RGB").getpixel((0, 0)) == tuple(palette[0])
 
 
-def test_the_files_hold_the_same_numbers(run, tiny_folder):
-    evaluation = evaluate.evaluate(str(run), "val", "latest")
-    written = json.loads((run / "evaluation_val.json").read_text())
+def test_the_files_hold_the_same_numbers(evaluated):
+    evaluation, path = evaluated()
+    written = json.loads(path.read_text())
     assert written["eval/mean_iou"] == evaluation["eval/mean_iou"]
     assert written["step"] == 1
-    text = (run / "evaluation_val.md").read_text()
+    text = path.with_suffix(".md").read_text()
     assert f"{100 * evaluation['eval/mean_iou']:.2f}" in text
     assert "| dark |" in text and "| bright |" in text
     for name in ("iou/dark", "dice/dark", "accuracy/dark", "boundary_f1/dark", "mean_boundary_f1"):
@@ -158,54 +177,111 @@ def test_the_files_hold_the_same_numbers(run, tiny_folder):
 
 
 # 18. MMSegmentation#2594, #3464: is a score per image, or of the whole split?
-def test_the_matrix_of_each_image_is_kept(run, tiny_folder):
-    """From which any score can be made later: here, the mean over images of the mean IoU."""
-    for tile_size in ((64, 64), (8, 10)):
-        evaluation = evaluate.evaluate(
-            str(run), "test", tile_size=tile_size, margin=2, boundaries=False
-        )
-        with np.load(run / "evaluation_test.npz") as kept:
-            matrices = kept["confusion_matrices"]
-        np.testing.assert_array_equal(matrices.sum(axis=0), counts_of(evaluation))
-        source = data.open_dataset("folder", str(tiny_folder), "test")
-        for i, matrix in enumerate(matrices):
-            truth = np.bincount(source[i]["label"].ravel(), minlength=256)[:2]
-            np.testing.assert_array_equal(matrix.sum(axis=1), truth)
-        of_images = [metrics.summarize(matrix)["mean_iou"] for matrix in matrices]
-        assert evaluation["eval/mean_over_images/mean_iou"] == pytest.approx(np.mean(of_images))
+@pytest.mark.parametrize("tiles", [{}, SMALL], ids=["whole", "small"])
+def test_the_matrix_of_each_image_is_kept(evaluated, source, tiles):
+    """Any score can be made from it later: here, the mean over images of the mean IoU."""
+    evaluation, path = evaluated(**tiles)
+    with np.load(path.with_suffix(".npz")) as kept:
+        matrices = kept["confusion_matrices"]
+    np.testing.assert_array_equal(matrices.sum(axis=0), counts_of(evaluation))
+    for i, matrix in enumerate(matrices):
+        truth = np.bincount(source[i]["label"].ravel(), minlength=256)[:2]
+        np.testing.assert_array_equal(matrix.sum(axis=1), truth)
+    scores = [metrics.summarize(matrix)["mean_iou"] for matrix in matrices]
+    assert evaluation["eval/mean_over_images/mean_iou"] == pytest.approx(np.mean(scores))
 
 
-def test_training_holds_the_sum_of_the_matrices_alone(tiny_folder):
+class InThisProcess:
+    """A per_image.Pool without processes, which would not know a metric registered here."""
+
+    def __init__(self, *options):
+        self.options, self.measured = options, {}
+
+    def submit(self, i, prediction, label):
+        self.measured[i] = per_image.measure(prediction, label, *self.options)
+
+    def results(self):
+        images = [self.measured[i] for i in sorted(self.measured)]
+        return {name: np.stack([image[name] for image in images]) for name in images[0]}
+
+    def close(self):
+        pass
+
+
+def kappa(n):
+    by_chance = n.true @ n.predicted / n.total**2
+    return (n.hit.sum() / n.total - by_chance) / (1 - by_chance)
+
+
+def surface_error(maps):
+    """One minus the normalized surface distance at 2 pixels."""
+    return maps.per_class(lambda forth, back: np.mean(np.concatenate([forth, back]) > 2))
+
+
+def test_a_metric_that_is_declared_is_computed_and_shown_everywhere(run, monkeypatch, tmp_path):
+    for metric in (
+        Metric("kappa", "Cohen's kappa", kappa, per_class=False),
+        Metric("surface_error", "surface error", surface_error, "boundary", higher_is_better=False),
+    ):
+        monkeypatch.setitem(metrics.METRICS, metric.name, metric)
+    monkeypatch.setattr(per_image, "Pool", InThisProcess)
+    evaluation = evaluate.evaluate(str(run), "test", output=str(tmp_path / "scores"))
+    path = tmp_path / "scores" / "evaluation_test.json"
+    written = json.loads(path.read_text())
+    matrix = counts_of(evaluation)
+    chance = matrix.sum(axis=0) @ matrix.sum(axis=1) / matrix.sum() ** 2
+    expected = (np.trace(matrix) / matrix.sum() - chance) / (1 - chance)
+    assert written["eval/kappa"] == pytest.approx(expected)
+    for name in ("kappa", "mean_over_images/kappa", "mean_surface_error", "surface_error/dark"):
+        low, high = written["intervals"][f"eval/{name}"]
+        assert low <= written[f"eval/{name}"] <= high
+    text = path.with_suffix(".md").read_text()
+    assert "| Cohen's kappa |" in text and "| surface error |" in text
+    assert f" {100 * written['eval/kappa']:.2f} (" in text
+
+    for loss, score in (("a", 0.25), ("b", 0.5)):
+        folder = shutil.copytree(run, tmp_path / "runs" / loss)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"loss": loss}))
+        changed = written | {"eval/kappa": score, "eval/mean_surface_error": score}
+        (folder / "evaluation_test.json").write_text(json.dumps(changed))
+    head, *body = report_tables.score_table(build(tmp_path / "runs", split="test"))
+    bold = {}
+    for label in ("Cohen's kappa", "mean surface error"):
+        (k,) = (k for k, cell in enumerate(head) if cell.text == label)
+        bold[label] = [line[k].text for line in body if line[k].is_bold]
+    assert bold == {"Cohen's kappa": ["0.500"], "mean surface error": ["0.250"]}
+
+
+def test_training_holds_the_sum_of_the_matrices_alone(source):
     """In int64: large splits have more pixels than int32 can count."""
 
     def eval_step(_, batch):
         counts = np.full((len(batch["index"]), 2, 2), 2**31 - 1, np.int32)
         return {"index": batch["index"], "counts": counts}, None
 
-    source = data.open_dataset("folder", str(tiny_folder), "test")
     options = {"mesh": mesh.make_mesh(), "batch_size": 4, "workers": 0}
     tiles = tilings(source, (14, 16), (32, 32), 0)
-    of_each = scoring.score(eval_step, None, tiles, **options)
+    matrices = scoring.score(eval_step, None, tiles, **options)
     total = scoring.score(eval_step, None, tiles, per_image=False, **options)
-    assert len(tiles) == 2 and of_each.shape == (5, 2, 2)
+    assert len(tiles) == 2 and matrices.shape == (5, 2, 2)
     assert total.shape == (2, 2) and total.dtype == np.int64
-    np.testing.assert_array_equal(total, of_each.sum(axis=0, dtype=np.int64))
+    np.testing.assert_array_equal(total, matrices.sum(axis=0, dtype=np.int64))
 
 
 # 19. pytorch-lightning#3097, tensorflow#12294: a class that is nowhere scores 0
 # 21. MONAI#7504: a class without a score is reported as 0
 def test_a_class_without_score_is_null_and_named():
-    counted = {"confusion_matrices": np.array([[[5, 0], [0, 0]]] * 2)}
     prediction, label = np.zeros((2, 3, 3), int)
-    measured = per_image.measure(prediction, label, 2)
-    counted |= {name: np.stack([each, each]) for name, each in measured.items()}
+    image = per_image.measure(prediction, label, 2) | {"confusion_matrices": [[5, 0], [0, 0]]}
+    measured = {name: np.stack([value, value]) for name, value in image.items()}
     names = ["a\n", "b|c"]
-    of_images = tallies.tally(counted)
-    scores = metrics.named_scores(tallies.score(tallies.total(of_images)), names)
+    sums = aggregation.add_up(aggregation.image_statistics(measured))
+    scores = metrics.named_scores(aggregation.score(sums), names)
     assert scores["eval/mean_iou"] == 1.0 and scores["eval/mean_boundary_f1"] == 1.0
-    for metric in ("iou", "dice", "accuracy", *tallies.BOUNDARY):
+    for metric in ("iou", "dice", "accuracy", "boundary_f1", "boundary_iou", "hausdorff95"):
         assert math.isnan(scores[f"eval/{metric}/b|c"])
-    text = evaluate.markdown(
+    text = tables.to_markdown(
         {
             "dataset": "x",
             "root": "",
@@ -238,7 +314,7 @@ def test_what_no_image_shows_and_what_one_side_alone_shows(run, monkeypatch):
         monkeypatch.setattr(
             evaluate.scoring, "score", lambda *_, m=matrices, **__: np.array(m, np.int32)
         )
-        monkeypatch.setattr(evaluate.predictions, "draw", lambda *_: np.zeros((1, 1, 3), np.uint8))
+        monkeypatch.setattr(evaluate.class_maps, "draw", lambda *_: np.zeros((1, 1, 3), np.uint8))
         evaluate.evaluate(str(run), "val", boundaries=False)
         written = json.loads((run / "evaluation_val.json").read_text())
         assert written["classes_without_score"] == without
@@ -304,25 +380,24 @@ def test_labels_that_mean_something_else_now_are_refused(run, tmp_path):
         evaluate.evaluate(str(moved), "test")
 
 
-def test_other_data_in_place_of_the_run_s_are_said(run, tiny_folder, tmp_path, caplog):
-    output = str(tmp_path / "out")
-    root = shutil.copytree(tiny_folder, tmp_path / "data")
-    evaluate.evaluate(str(run), "val", boundaries=False, output=output)
-    evaluate.evaluate(str(run), "val", boundaries=False, output=output, root=str(root))
+def test_other_data_in_place_of_the_run_s_are_said(run, evaluated, tiny_folder, tmp_path, caplog):
+    output, root = tmp_path / "out", shutil.copytree(tiny_folder, tmp_path / "data")
+    shutil.copytree(evaluated()[1].parent, output)
+    options = {"boundaries": False, "output": str(output), "root": str(root)}
+    evaluate.evaluate(str(run), "test", **options)
     assert "was of other data" not in caplog.text
-    (root / "images" / "val" / "0.png").rename(root / "images" / "val" / "9.png")
-    (root / "labels" / "val" / "0.png").rename(root / "labels" / "val" / "9.png")
-    evaluate.evaluate(str(run), "val", boundaries=False, output=output, root=str(root))
+    for kind in ("images", "labels"):
+        (root / kind / "test" / "0.png").rename(root / kind / "test" / "9.png")
+    evaluate.evaluate(str(run), "test", **options)
     assert f"was of other data, {root}, and is replaced" in caplog.text
 
 
-def test_the_json_file_is_there_when_all_is(run, tmp_path, monkeypatch):
+def test_the_json_file_is_there_when_all_is(run, evaluated, tmp_path, monkeypatch):
     def die(*_, **__):
         raise KeyboardInterrupt
 
-    output = str(tmp_path)
-    evaluate.evaluate(str(run), "val", boundaries=False, output=output)
+    output = shutil.copytree(evaluated()[1].parent, tmp_path / "out")
     monkeypatch.setattr(np, "savez_compressed", die)
     with pytest.raises(KeyboardInterrupt):
-        evaluate.evaluate(str(run), "val", boundaries=False, output=output)
-    assert not (tmp_path / "evaluation_val.json").exists()
+        evaluate.evaluate(str(run), "test", boundaries=False, output=str(output))
+    assert not (output / "evaluation_test.json").exists()

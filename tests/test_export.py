@@ -1,4 +1,4 @@
-"""An exported file gives what the network in its workdir does, to the last bit, and needs no Flax."""
+"""An exported file predicts bitwise what the network in its workdir does, and needs no Flax."""
 
 import functools
 import json
@@ -23,7 +23,7 @@ from dense_jax.inference import exported
 from dense_jax.models.encoders import ENCODERS
 from dense_jax.models.upsampling import UPSAMPLERS
 from dense_jax.program import assemble
-from dense_jax.workdir import files as workdir
+from dense_jax.workdir import files
 from experiments import base
 from tests.conftest import REPOSITORY
 
@@ -40,17 +40,18 @@ def _unchecked_shapes():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny_folder):
-    """A workdir trained for one step, whose tiles are smaller than its images."""
-    path = tmp_path_factory.mktemp("run")
+def run(tmp_path_factory):
+    """A workdir trained for one step, whose tiles are smaller than its images.
+
+    It has the path, and there will be the file, that docs/export.md speaks of.
+    """
+    path = tmp_path_factory.mktemp("documented") / "runs" / "unet_dice"
     config = base.get_config()
     config.num_steps = 1
     config.batch_size = 4
     config.model.widths = (2, 3)
-    config.data.name = "folder"
-    config.data.root = str(tiny_folder)
     config.data.crop_size = (8, 8)
-    config.eval.tile_size = (16, 12)
+    config.eval.tile_size = (32, 40)
     config.eval.margin = 2
     config.eval.num_pictures = 0
     train.train(config, str(path))
@@ -58,23 +59,23 @@ def run(tmp_path_factory, tiny_folder):
 
 
 @pytest.fixture(scope="module")
-def file(run, tmp_path_factory):
-    path = tmp_path_factory.mktemp("file") / "model.zip"
+def file(run):
+    path = run.parents[1] / "unet_dice.zip"
     export.export(str(run), path)
     return path
 
 
 def assembled(**fields):
-    """A config's run and random weights of its model."""
+    """The program of a config, and random weights of its model."""
     config = base.get_config()
     config.model.widths = (2, 3)
     with config.ignore_type():
         config.update_from_flattened_dict(fields)
     if config.model.encoder != "plain":
         config.model.width_multiplier = 1 / 64
-    made = assemble(config, NUM_CLASSES, 3)
-    shapes = traverse_util.flatten_dict(made.shapes().variables(), sep="/")
-    # Positive, for there are variances.
+    made = assemble(config, NUM_CLASSES)
+    shapes = traverse_util.flatten_dict(made.variables(3), sep="/")
+    # Positive, because there are variances.
     return made, {
         name: RNG.uniform(0.1, 0.5, x.shape).astype(x.dtype) for name, x in shapes.items()
     }
@@ -88,8 +89,9 @@ def images(*shape):
     "fields",
     [
         *({"model.upsampling": name} for name in UPSAMPLERS),
-        *({"model.encoder": name} for name in ENCODERS if name != "plain"),
-        *({"model.name": "fcn", "model.encoder": name} for name in ENCODERS),
+        # resnet34 has the blocks of resnet18.
+        *({"model.encoder": name} for name in ENCODERS if name not in ("plain", "resnet34")),
+        *({"model.name": "fcn", "model.encoder": name} for name in ("plain", "alexnet")),
         {"model.norm": "group", "model.fusion": "add", "model.decoder_conv": "depthwise"},
         {"model.bottleneck": False},
     ],
@@ -101,26 +103,30 @@ def test_every_part_exports_for_any_number_and_size_of_images(fields):
     assert str(logits) == f"float32[b,h,w,{NUM_CLASSES}]"
 
 
+# Sizes: beyond the context that a network without padding needs.
+SMALLEST, LONG = (1, 1), (7, 34)
+
+
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "sizes"),
     [
-        {"model.norm": "group"},
-        {"model.dtype": "bfloat16", "model.upsampling": "max_unpool"},
-        {"data.resolution": 0.6, "model.upsampling": "bilinear"},
-        {"data.resolution": 1.5, "model.padding": "VALID"},
-        {"model.padding": "VALID"},
-        {"model.name": "fcn", "model.encoder": "alexnet"},
-        {"model.encoder": "resnet18", "model.normalization": "imagenet"},
+        ({"model.norm": "group"}, [SMALLEST, LONG]),
+        ({"model.dtype": "bfloat16", "model.upsampling": "max_unpool"}, [LONG]),
+        ({"data.resolution": 0.6, "model.upsampling": "bilinear"}, [SMALLEST]),
+        ({"data.resolution": 1.5, "model.padding": "VALID"}, [LONG]),
+        ({"model.padding": "VALID"}, [SMALLEST, LONG]),
+        ({"model.name": "fcn", "model.encoder": "alexnet"}, [LONG]),
+        ({"model.encoder": "resnet18", "model.normalization": "imagenet"}, [LONG]),
     ],
     ids=str,
 )
-def test_the_program_is_the_network_to_the_last_bit(fields):
+def test_the_program_is_the_network_to_the_last_bit(fields, sizes):
     made, weights = assembled(**fields)
     variables = traverse_util.unflatten_dict(weights, sep="/")
     program = jax.export.deserialize(bytearray(export.trace(made, weights, 3).serialize()))
     live, reread = jax.jit(made.logits_step), jax.jit(program.call)
     least = 2 * made.context
-    for height, width in ((1, 1), (7, 34)):
+    for height, width in sizes:
         two = images(2, least + height, least + width, 3)
         for image, logits in zip(two, reread(weights, two), strict=True):
             expected = np.asarray(live(variables, image))
@@ -134,32 +140,35 @@ def test_weights_are_no_part_of_the_program():
     assert len(export.trace(made, weights, 3).serialize()) < size_of_weights / 10
 
 
-@pytest.mark.parametrize("size", [(1, 1), (16, 12), (23, 41)], ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (32, 40), (70, 81)], ids=str)
 def test_a_file_predicts_what_its_workdir_does(run, file, size):
-    of_run, of_file = load(run), load(file)
-    image = images(*size, 1)
-    np.testing.assert_array_equal(of_file(image), of_run(image))
-    assert of_file.class_names == of_run.class_names == ("dark", "bright")
-    np.testing.assert_array_equal(of_file.palette, of_run.palette)
-    for field in ("num_channels", "value_range", "tile_size", "margin", "context", "batch_size"):
-        assert getattr(of_file, field) == getattr(of_run, field)
-    assert load(file, "1").class_names == of_run.class_names
-    with pytest.raises(ValueError, match=r"'latest' in .*model.zip: it was exported at step 1"):
+    from_run, from_file = load(run), load(file)
+    image = images(*size, 3)
+    np.testing.assert_array_equal(from_file(image), from_run(image))
+    np.testing.assert_array_equal(from_file.palette, from_run.palette)
+    for field in (
+        *("class_names", "num_channels", "value_range", "image_size"),
+        *("tile_size", "margin", "context", "batch_size"),
+    ):
+        assert getattr(from_file, field) == getattr(from_run, field)
+
+
+def test_a_file_has_one_checkpoint(run, file):
+    assert load(file, "1").class_names == load(run).class_names
+    with pytest.raises(ValueError, match=r"'latest' in .*unet_dice.zip: it was exported at step 1"):
         load(file, "latest")
 
 
-def test_predict_takes_a_file(run, file, tiny_folder, tmp_path):
-    pattern = str(tiny_folder / "images/test/*.png")
+def test_predict_takes_a_file(run, file, tmp_path):
+    Image.fromarray(images(20, 30, 3)).save(tmp_path / "a.png")
     for path, output in ((run, "run"), (file, "file")):
-        assert predict.predict(str(path), pattern, tmp_path / output) == []
-    names = [path.name for path in (tmp_path / "run").iterdir()]
-    assert len(names) == 11  # and the legend
-    for name in names:
+        assert predict.predict(str(path), str(tmp_path / "a.png"), tmp_path / output) == []
+    for name in ("a.png", "a_overlay.png", "legend.png"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "file" / name).read_bytes()
 
 
 def run_without(modules, code, folder):
-    """Runs Python where these modules cannot be imported, and gives the labels it saves."""
+    """Runs Python where these modules cannot be imported; returns the labels that it saves."""
     code = f"import sys; sys.modules |= dict.fromkeys({modules!r})\n{code}\nnp.save('labels.npy', labels)"
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True)
@@ -167,46 +176,35 @@ def run_without(modules, code, folder):
 
 
 def test_loading_needs_neither_flax_nor_the_models_code(file, run, tmp_path):
-    image = images(9, 31, 1)
+    image = images(9, 31, 3)
     np.save(tmp_path / "image.npy", image)
     code = f"""
 import numpy as np
 from dense_jax import load
 labels = load({str(file)!r})(np.load("image.npy"))
 """
-    ours = [
-        f"dense_jax.{room}" for room in ("models", "run", "train", "steps", "losses", "normalize")
-    ]
+    ours = [f"dense_jax.{room}" for room in ("models", "program", "trained", "training", "losses")]
     labels = run_without(["flax", "optax", "orbax", *ours], code, tmp_path)
     np.testing.assert_array_equal(labels, load(run)(image))
 
 
 @pytest.fixture(scope="module")
-def documented(tmp_path_factory):
-    """A folder with what docs/export.md speaks of, and its blocks of Python."""
-    folder = tmp_path_factory.mktemp("documented")
-    config = base.get_config()
-    config.num_steps = 1
-    config.model.widths = (2, 3)
-    config.data.crop_size = (8, 8)
-    config.eval.num_pictures = 0
-    path = folder / "runs" / "unet_dice"
-    train.train(config, str(path))
-    export.export(str(path), folder / "unet_dice.zip")
-    Image.fromarray(images(64, 64, 3)).save(folder / "photo.jpg")  # smaller than the run's images
+def documented(file):
+    """The folder with what docs/export.md speaks of, and its blocks of Python."""
+    Image.fromarray(images(64, 64, 3)).save(file.parent / "photo.jpg")
     page = (REPOSITORY / "docs" / "export.md").read_text()
-    return folder, re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    return file.parent, re.findall(r"```python\n(.*?)```", page, re.DOTALL)
 
 
-def test_the_documented_code_runs_without_this_package(documented):
+def test_the_documented_code_runs_without_this_package(documented, run):
     folder, (_, code, _) = documented
     labels = run_without(["flax", "dense_jax"], code, folder)
     image = np.array(Image.open(folder / "photo.jpg"))
-    predictor = load(folder / "runs/unet_dice").using(tile_size=image.shape[:2], margin=0)
+    predictor = load(run).using(tile_size=image.shape[:2], margin=0)
     np.testing.assert_array_equal(labels, predictor(image))
 
 
-def test_the_documented_conversion_gives_the_same_labels(documented):
+def test_the_documented_conversion_gives_the_same_labels(documented, run):
     pytest.importorskip("jax2onnx")
     folder, (_, _, code) = documented
     code += """
@@ -219,7 +217,7 @@ labels = logits.argmax(axis=-1)
 """
     labels = run_without([], code, folder)
     image = np.array(Image.open(folder / "photo.jpg"))
-    predictor = load(folder / "runs/unet_dice").using(tile_size=image.shape[:2], margin=0)
+    predictor = load(run).using(tile_size=image.shape[:2], margin=0)
     np.testing.assert_array_equal(labels, predictor(image))
 
 
@@ -227,14 +225,16 @@ def test_the_file_says_what_it_is(run, file):
     with zipfile.ZipFile(file) as archive:
         about = json.loads(archive.read("model.json"))
         assert all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
-    assert about["dataset"] == workdir.read(run, "dataset.json")
-    assert about["config"] == workdir.read(run, "config.json")
+    assert about["dataset"] == files.read(run, "dataset.json")
+    assert about["config"] == files.read(run, "config.json")
     assert about["trained_with"]["versions"]["jax"] == about["exported_with"]["versions"]["jax"]
     assert (about["step"], about["normalization"], about["context"]) == (1, "unit", 0)
-    assert about["license"].startswith("not stated") and "folder" in about["license"]
+    assert about["license"].startswith("not stated") and "synthetic" in about["license"]
 
 
-def test_nothing_is_overwritten_unless_told(run, tmp_path, monkeypatch):
+def test_nothing_is_overwritten_unless_told(run, file, tmp_path, monkeypatch):
+    program = jax.export.deserialize(bytearray(members_of(file)["program.bin"]))
+    monkeypatch.setattr(export, "trace", lambda *_: program)
     path = tmp_path / "new" / "model.zip"
     about = export.export(str(run), path, license="CC0")
     assert about["license"] == "CC0"
@@ -264,7 +264,7 @@ def test_a_folder_of_seeds_is_refused_by_name(run, tmp_path):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_file_that_cannot_be_written_is_said_before_the_workdir_is_read(tmp_path, overwrite):
+def test_an_output_that_is_a_folder_is_refused_before_the_workdir_is_read(tmp_path, overwrite):
     with pytest.raises(ValueError, match="is a folder: pass a file as --output"):
         export.export("no workdir", tmp_path, overwrite=overwrite)
 
@@ -275,7 +275,7 @@ def members_of(file):
 
 
 def rewritten(file, path, compression=zipfile.ZIP_STORED, /, **members):
-    """A copy of an exported file with other members, by the first part of their names, or without."""
+    """A copy of an exported file in which members are replaced, or left out where None is given."""
     with zipfile.ZipFile(path, "w", compression) as archive:
         for name, content in members_of(file).items():
             if (content := members.get(name.partition(".")[0], content)) is not None:
@@ -291,7 +291,7 @@ def changed(file, field, value):
     return json.dumps(about)
 
 
-def test_what_is_no_exported_file_is_said(file, tmp_path):
+def test_a_file_that_is_damaged_newer_or_missing_is_refused(file, tmp_path):
     whole = file.read_bytes()
     flipped = bytearray(whole)
     flipped[whole.index(b"params/") + 2000] ^= 1
@@ -310,7 +310,7 @@ def test_what_is_no_exported_file_is_said(file, tmp_path):
 @pytest.mark.parametrize(
     "content", [None, b"", b"garbage" * 50, bytes(1000), b"[" * 100_000, b"[]", b"null", b"{}"]
 )
-def test_every_member_that_is_damaged_is_said(file, tmp_path, member, content):
+def test_every_damaged_member_is_refused(file, tmp_path, member, content):
     path = rewritten(file, tmp_path / "bad.zip", **{member: content})
     with pytest.raises(ValueError, match=r"^[^\n]*bad.zip (is damaged|was written by jax)[^\n]*$"):
         exported.read(path)
@@ -328,6 +328,7 @@ def test_every_member_that_is_damaged_is_said(file, tmp_path, member, content):
             [None, [], [[0, 0, 0]], [[0, 0]] * 2, [[0, 0, -1]] * 2, [[0.5] * 3] * 2],
         ),
         ("dataset.num_channels", [0, 2, None, "1", 1.0]),
+        ("dataset.image_size", [None, [8], [0, 8], "ab"]),
         ("dataset.value_range", [5, [1, 1], ["a", "b"], [0, math.nan], [0, math.inf]]),
         ("context", [-1, None, 0.5]),
         ("tile_size", [None, 8, [8], [0, 8], [8, 8, 8], "ab"]),
@@ -338,14 +339,14 @@ def test_every_member_that_is_damaged_is_said(file, tmp_path, member, content):
         ("program_sha256", [None, "0" * 64]),
     ],
 )
-def test_every_field_that_cannot_be_is_said(file, tmp_path, field, values):
+def test_every_impossible_field_is_refused(file, tmp_path, field, values):
     for value in values:
         path = rewritten(file, tmp_path / "bad.zip", model=changed(file, field, value))
         with pytest.raises(ValueError, match=r"bad.zip is damaged, or no file of dense_jax.export"):
             exported.read(path)
 
 
-def test_weights_that_are_not_the_programs_are_said(file, tmp_path):
+def test_weights_that_are_not_those_of_the_program_are_refused(file, tmp_path):
     weights = safetensors.load(members_of(file)["weights.safetensors"])
     name = "params/decoder/head/bias"
     others = {k: x for k, x in weights.items() if k != name}

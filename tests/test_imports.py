@@ -22,7 +22,7 @@ FLOORS = (
     ("program *", "config *", "workdir"),
     ("models", "losses", "metrics", "data", "devices"),
     ("command", "plots"),
-    ("labels", "storage", "spelling"),
+    ("labels", "storage", "spelling", "geometry"),
 )
 # Rooms and modules that start without jax, flax and optax.
 NEVER_JAX = (
@@ -35,6 +35,7 @@ NEVER_JAX = (
     "labels",
     "storage",
     "spelling",
+    "geometry",
 )
 NEVER_JAX_FILES = (
     *("metrics/boundary", "metrics/instances", "evaluation/per_image", "evaluation/class_maps"),
@@ -65,7 +66,7 @@ HEIGHT = {room: -i for i, floor in enumerate(ROOMS) for room in floor}
 
 def test_every_room_has_a_floor():
     there = {path.stem for path in (REPOSITORY / "dense_jax").iterdir()}
-    assert set(HEIGHT) == there - {"__pycache__", "__init__"}
+    assert set(HEIGHT) == there - {"__pycache__", "__init__", "experiments"}
 
 
 @pytest.mark.parametrize("path", files("dense_jax"), ids=lambda path: path.stem)

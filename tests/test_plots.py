@@ -90,7 +90,7 @@ DEUTERANOPIA = [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234
 
 @pytest.mark.parametrize(
     "num_classes, apart, apart_blind_to_green",
-    [(2, 80, 80), (8, 25, 17), (21, 23, 17), (40, 16, 15), (150, 7, 5), (255, 5, 2)],
+    [(2, 80, 80), (8, 25, 17), (21, 23, 17), (40, 16, 15), (255, 5, 2)],
 )
 def test_default_colors_are_apart_from_each_other_and_from_ignored_pixels(
     num_classes, apart, apart_blind_to_green
@@ -119,13 +119,14 @@ def count(picture, color):
     return int((picture == color).all(axis=-1).sum())
 
 
-@pytest.mark.parametrize("num_classes", [1, 7, 150, 255])
+@pytest.mark.parametrize("num_classes", [1, 7, 255])
 @pytest.mark.parametrize("width", [1, 480, 2000])
 def test_a_legend_has_a_square_of_each_color_and_keeps_to_the_width(num_classes, width):
-    colors = [[9, i, 99] for i in range(num_classes)]
-    legend = plots.legend({f"class {i}": c for i, c in enumerate(colors)}, width)
-    assert len({count(legend, color) for color in colors}) == 1 and count(legend, colors[0]) > 99
-    assert legend.shape[1] <= max(width, 120)  # a column of its own needs so much
+    legend = plots.legend({f"class {i}": [9, i, 99] for i in range(num_classes)}, width)
+    squares = legend[(legend[..., 0] == 9) & (legend[..., 2] == 99)]
+    counts = np.bincount(squares[:, 1], minlength=num_classes)
+    assert len(counts) == num_classes and len(set(counts)) == 1 and counts[0] > 99
+    assert legend.shape[1] <= max(width, 120)  # the width that a single column needs
 
 
 def test_every_name_in_a_legend_is_drawn_and_long_ones_are_cut():

@@ -1,4 +1,4 @@
-"""The command: which files it takes, what it writes, and what it does about broken ones."""
+"""The command: the files it takes, the results it writes, and what it does about broken files."""
 
 import json
 import os
@@ -31,6 +31,7 @@ def network(monkeypatch):
         "palette": PALETTE,
         "num_channels": 3,
         "image_size": (20, 30),
+        "value_range": None,
     }
     predictor = Predictor(
         logits_step, {}, dataset, tile_size=(16, 16), margin=2, context=0, batch_size=4
@@ -41,7 +42,7 @@ def network(monkeypatch):
 
 @pytest.fixture
 def small(monkeypatch):
-    """Every image is a large one, read by strips of a few rows."""
+    """Every image counts as large, and is read by strips of a few rows."""
     monkeypatch.setattr(strips, "WHOLE", 0)
     monkeypatch.setattr(strips, "STRIP", 100)
 
@@ -61,7 +62,7 @@ def read(path):
 
 
 def names(folder):
-    """The files in a folder, but for the legend."""
+    """The files in a folder except the legend."""
     return sorted(
         path.name for path in folder.iterdir() if path.is_file() and path.name != "legend.png"
     )
@@ -74,7 +75,7 @@ def test_all_that_can_be_written(request, network, tmp_path, large):
     images = {"ä b": pixels_of(45, 37), "c": pixels_of(1, 1)}
     for name, pixels in images.items():
         save(tmp_path / f"{name}.png", pixels)
-    for kind in ("npz", "tif"):
+    for kind in ("npy", "tif"):
         out = tmp_path / kind
         problems = predict.predict(
             *("", str(tmp_path), out), opacity=0.3, probabilities=kind, uncertainty=True
@@ -91,8 +92,8 @@ def test_all_that_can_be_written(request, network, tmp_path, large):
             np.testing.assert_array_equal(read(out / f"{name}_overlay.png"), overlay)
             np.testing.assert_array_equal(read(out / f"{name}_uncertainty.png"), entropy(p))
             path = out / f"{name}_probabilities.{kind}"
-            kept = np.load(path)["probabilities"] if kind == "npz" else tifffile.imread(path)
-            np.testing.assert_array_equal(kept.reshape(p.shape), p.astype(np.float16))
+            written = np.load(path) if kind == "npy" else tifffile.imread(path)
+            np.testing.assert_array_equal(written.reshape(p.shape), p.astype(np.float16))
 
 
 def test_files_folders_and_globs_each_file_once_and_no_results(tmp_path):
@@ -169,7 +170,7 @@ def test_a_page_that_is_left_out_does_not_stop_the_others(tmp_path):
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_broken_files_are_said_and_leave_nothing_behind(request, tmp_path, large):
+def test_broken_files_are_reported_and_leave_nothing_behind(request, tmp_path, large):
     if large:
         request.getfixturevalue("small")
     save(tmp_path / "good.png", pixels_of(90, 30))
@@ -250,7 +251,7 @@ def test_links_to_one_file_are_images_of_their_own(tmp_path):
     assert names(tmp_path / "out") == ["a.png", "a_overlay.png", "b.png", "b_overlay.png"]
 
 
-@pytest.mark.parametrize("kind", ["npz", "tif"])
+@pytest.mark.parametrize("kind", ["npy", "tif"])
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a file on a full disk")
 def test_a_full_disk_ends_all_at_once_and_leaves_whole_images(tmp_path, kind):
     for name in "abc":
@@ -263,7 +264,7 @@ def test_a_full_disk_ends_all_at_once_and_leaves_whole_images(tmp_path, kind):
     whole = [
         name + end
         for name in "ac"
-        if (out / f"{name}.png").exists()  # as far as they had come
+        if (out / f"{name}.png").exists()  # those that were complete by then
         for end in (".png", "_overlay.png", f"_probabilities.{kind}")
     ]
     assert names(out) == whole

@@ -1,6 +1,5 @@
 """The README's commands run as they are written, on small models and few steps."""
 
-import os
 import re
 import shlex
 import subprocess
@@ -11,8 +10,11 @@ from PIL import Image
 
 from dense_jax import summary
 from experiments import base
+from tests import forked
 from tests.conftest import REPOSITORY
 
+# What the commands import.
+PRELOAD = ("dense_jax.train", "dense_jax.inference.predictor", "dense_jax.report.rows")
 SMALL = [
     *("--config.num_steps=2", "--config.model.widths=(2,2,2,2)"),
     *("--config.data.crop_size=(16,16)", "--config.eval.num_pictures=1"),
@@ -36,18 +38,8 @@ def folder(tmp_path_factory):
 
 def test_the_readme_has_every_command():
     modules = {command[0] for command in commands()}
-    names = (
-        "main",
-        "evaluate",
-        "predict",
-        "demo",
-        "export",
-        "sweep",
-        "report",
-        "data.doctor",
-        "data.prepare",
-    )
-    names += ("summary",)
+    names = ("main", "evaluate", "predict", "demo", "export", "sweep", "report", "summary")
+    names += ("data.doctor", "data.prepare")
     assert modules == {f"dense_jax.{name}" for name in names}
 
 
@@ -64,11 +56,21 @@ def test_the_table_of_scaling_is_what_its_program_prints():
 
 
 # Downloads are for a person to start.
-@pytest.mark.parametrize(
-    "command", [c for c in commands() if "oxford_iiit_pet" not in " ".join(c)], ids=" ".join
-)
-def test_commands_run_as_written(command, folder, tiny_folder):
-    """In the README's order: later ones use what earlier ones made."""
+RUN = [command for command in commands() if "oxford_iiit_pet" not in " ".join(command)]
+
+
+@pytest.fixture(scope="module")
+def ends(folder, tiny_folder):
+    """Runs the commands in the README's order: later ones use what earlier ones made."""
+    run = {" ".join(command): adapted(command, folder, tiny_folder) for command in RUN}
+    seeds = {name: run.pop(name) for name in list(run) if "num_seeds=4" in name}
+    return forked.run_all(seeds, *PRELOAD, JAX_NUM_CPU_DEVICES="4") | forked.run_all(
+        run, *PRELOAD, JAX_NUM_CPU_DEVICES="1"
+    )
+
+
+def adapted(command, folder, tiny_folder):
+    """Returns the command with the folders of this test, small models and few steps."""
     module, *arguments = [
         re.sub(r"\bROOT\b", str(tiny_folder), argument)
         .replace("=runs/", f"={folder}/runs/")
@@ -78,21 +80,19 @@ def test_commands_run_as_written(command, folder, tiny_folder):
         .replace("=RECORDS", f"={folder}/records")
         for argument in command
     ]
-    if module == "dense_jax.main":
+    if module in ("dense_jax.main", "dense_jax.memory"):
         arguments += SMALL
     if module == "dense_jax.sweep":
         arguments.append("--list")  # 36 runs
     if module == "dense_jax.demo":
         arguments.append("--only_check_args")  # it would go on until it is stopped
     if module == "dense_jax.report":
-        # Of what was trained here, on more than one dataset.
+        # The runs trained here are on more than one dataset.
         arguments = [f"--workdir={folder}/runs", "--mixed"]
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=REPOSITORY,
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": "4" if "--config.num_seeds=4" in command else "1"},
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    return [module, *arguments]
+
+
+@pytest.mark.parametrize("command", RUN, ids=" ".join)
+def test_commands_run_as_written(command, ends):
+    end = ends[" ".join(command)]
+    assert end.code == 0, end.err[-3000:]

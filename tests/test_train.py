@@ -18,16 +18,19 @@ import pytest
 from etils import epath
 
 from dense_jax import data, evaluate, train
+from dense_jax.command import PREEMPTED
 from dense_jax.data import balance, pipeline
 from dense_jax.devices import mesh
 from dense_jax.models import pretrained
 from dense_jax.models.encoders import ENCODERS
 from dense_jax.program import assemble
 from dense_jax.trained import load
-from dense_jax.workdir import checkpoint
-from dense_jax.workdir import files as workdir
+from dense_jax.training import ensemble
+from dense_jax.workdir import checkpoint, files
 from experiments import base
 from tests.conftest import REPOSITORY, mesh_of
+
+pytestmark = pytest.mark.usefixtures("shared_programs")
 
 NUM_STEPS = 6
 
@@ -37,7 +40,7 @@ def make_config(tiny_folder):
     config.num_steps = NUM_STEPS
     config.batch_size = 4
     config.ema_decay = 0.5
-    config.model.widths = (2, 3)
+    config.model.widths, config.model.convs_per_level = (2, 3), 1
     config.model.dropout = 0.3
     config.data.name = "folder"
     config.data.root = str(tiny_folder)
@@ -113,7 +116,7 @@ def test_a_run_writes_what_it_promises(finished):
     cost = json.loads((finished / "cost.json").read_text())
     assert cost.keys() == {"flops_per_image", "images_per_second", "peak_bytes"}
     assert min(cost.values()) > 0
-    records = workdir.read_records(finished / "metrics.jsonl")
+    records = files.read_records(finished / "metrics.jsonl")
     trained = [record["step"] for record in records if "train/loss" in record]
     evaluated = {record["step"]: record for record in records if "eval/mean_iou" in record}
     assert trained == list(range(1, NUM_STEPS + 1))
@@ -174,7 +177,7 @@ def test_killed_in_the_evaluation_and_started_again_ends_bitwise_the_same(
     config, finished, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(train.scoring, "score", lambda *args, **kwargs: kill())
+        patch.setattr(ensemble.scoring, "score", lambda *args, **kwargs: kill())
         with pytest.raises(Killed):
             train.train(config, str(tmp_path))
     train.train(config, str(tmp_path))
@@ -188,7 +191,7 @@ def test_a_signal_saves_and_exits_for_a_restart(config, finished, tmp_path, monk
         interrupt(patch, 2, lambda: os.kill(os.getpid(), number))
         with pytest.raises(SystemExit) as stopped:
             train.train(config, str(tmp_path))
-    assert stopped.value.code == train.PREEMPTED
+    assert stopped.value.code == PREEMPTED
     assert checkpoint.Checkpoints(tmp_path / "checkpoints" / "latest").steps[-1] == 3
     assert signal.getsignal(number) is before
     train.train(config, str(tmp_path))
@@ -360,7 +363,7 @@ def test_one_device_gives_the_numbers_of_four(config, finished, tmp_path, monkey
             saved(tmp_path)[kind],
             saved(finished)[kind],
         )
-    ours, theirs = (workdir.read_records(path / "metrics.jsonl") for path in (tmp_path, finished))
+    ours, theirs = (files.read_records(path / "metrics.jsonl") for path in (tmp_path, finished))
     for a, b in zip(ours, theirs, strict=True):
         assert a.keys() == b.keys()
         np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=1e-3, atol=1e-5)
@@ -389,7 +392,7 @@ def test_a_checkpoint_that_is_not_there_is_named_with_those_that_are(finished, w
 
 
 def test_operational_fields_exist(config):
-    assert set(workdir.OPERATIONAL) <= workdir.flatten(config.to_dict()).keys()
+    assert set(files.OPERATIONAL) <= files.flatten(config.to_dict()).keys()
 
 
 def test_pretrained_weights_are_where_a_frozen_encoder_ends(config, tmp_path):
@@ -397,13 +400,14 @@ def test_pretrained_weights_are_where_a_frozen_encoder_ends(config, tmp_path):
     config.num_steps = config.eval_every = 2
     config.model.name, config.model.skips = "fcn", ()
     config.model.encoder, config.model.width_multiplier = "vgg16", 1 / 64
+    config.model.convs_per_level = None
     config.model.pretrained = str(tmp_path / "vgg16.npz")
     config.model.freeze_encoder, config.model.dropout = True, 0.0
     with pytest.raises(ValueError, match="there is no such file"):
         train.train(config, str(tmp_path / "run"))
     assert not (tmp_path / "run" / "config.json").exists()
 
-    shapes = assemble(config, num_classes=2, num_channels=1).shapes().variables()
+    shapes = assemble(config, num_classes=2).variables(1)
     assert shapes["params"]["encoder"]["conv1_1"]["conv"]["kernel"].shape[2] == 3  # gray as RGB
     rng = np.random.default_rng(0)
     tensors = {}
@@ -437,9 +441,9 @@ def test_unpadded_convolutions_train_and_score_every_pixel(config, tmp_path):
     config.eval.tile_size = (24, 20)  # columns are cut, rows fit
     train.train(config, str(tmp_path))
     loaded = load(str(tmp_path), "latest")
-    assert loaded.run.context == 8  # widths of 2 levels: 4 + 4 at the bottom
+    assert loaded.program.context == 4  # widths of 2 levels: 2 + 2 at the bottom
     config.data.resolution = 0.6
-    assert assemble(config, num_classes=2, num_channels=1).context == 14  # of the files' pixels
+    assert assemble(config, num_classes=2).context == 7  # of the files' pixels
     evaluation = evaluate.evaluate(str(tmp_path), "test")
     source = data.open_dataset("folder", config.data.root, "test")
     valid = sum(np.count_nonzero(source[i]["label"] != 255) for i in range(len(source)))
@@ -451,7 +455,7 @@ def test_unpadded_convolutions_train_and_score_every_pixel(config, tmp_path):
 
 def test_class_weights_by_name_are_those_of_the_training_labels(config, finished, tmp_path):
     def first_loss(path):
-        return workdir.read_records(path / "metrics.jsonl")[0]["train/loss"]
+        return files.read_records(path / "metrics.jsonl")[0]["train/loss"]
 
     source = data.open_dataset("folder", config.data.root, "train")
     weights = balance.class_weights("median_frequency", source)
@@ -476,11 +480,3 @@ def test_border_weights_from_instance_files(config, tiny_folder, tmp_path):
     config.data.root = str(root)
     train.train(config, str(tmp_path / "run"))
     assert load(str(tmp_path / "run"), "latest").step == 1
-
-
-def test_runs_from_before_some_fields_are_still_loaded(finished, tmp_path):
-    path = shutil.copytree(finished, tmp_path / "old")
-    config = workdir.read(path, "config.json")
-    del config["border"], config["num_microbatches"]
-    workdir.write_json(path / "config.json", config)
-    assert load(str(path), "latest").step == NUM_STEPS

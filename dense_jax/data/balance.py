@@ -1,41 +1,40 @@
-"""Class weights against imbalance: `loss_options.class_weights` by name.
+"""Class weights against imbalance, by name: `loss_options.class_weights`.
 
-Those of METHODS are computed from the labels of the training split, those of PUBLISHED are a
+The weights of METHODS are computed from the labels of the training split. Those of PUBLISHED are a
 paper's, for its dataset alone.
 """
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
 from dense_jax import storage
-from dense_jax.data import Source, verify
+from dense_jax.data import verify
+from dense_jax.data.source import Source
 
 Counts = Int64[np.ndarray, "n c"]  # pixels of each class in each image
 Weights = Float64[np.ndarray, " c"]
 
 
 def median_frequency(counts: Counts) -> Weights:
-    """median(f) / f, with f the class's pixels over the valid pixels of the images that show it.
+    """median(f) / f, where f is a class's share of the valid pixels of the images that show it.
 
-    Eigen and Fergus 2015 (arXiv 1411.4734), as in SegNet; the median is over the
-    classes seen. 0 for a class without a pixel.
+    Eigen and Fergus 2015 (arXiv 1411.4734), as in SegNet. The median is over the classes that have
+    pixels; a class without a pixel gets 0.
     """
     shown_in = counts.sum(axis=1) @ (counts > 0)  # [c], pixels
     return _relative(counts.sum(axis=0), shown_in, np.median)
 
 
 def inverse_frequency(counts: Counts) -> Weights:
-    """n / (k n_c): all n valid pixels over the class's own, times the number k of classes seen.
+    """n / (k n_c), for n valid pixels, n_c of them of the class, and k classes that have pixels.
 
-    Every class then weighs the same in the sum over all pixels. 0 for a class without a pixel.
+    Every class then has the same weight in the sum over all pixels; one without a pixel gets 0.
     """
-    return _relative(
-        counts.sum(axis=0), np.full(counts.shape[1], counts.sum()), lambda f: 1 / f.size
-    )
+    num_valid = np.full(counts.shape[1], counts.sum())
+    return _relative(counts.sum(axis=0), num_valid, lambda f: 1 / f.size)
 
 
 METHODS: dict[str, Callable[[Counts], Weights]] = {
@@ -43,8 +42,8 @@ METHODS: dict[str, Callable[[Counts], Weights]] = {
     "inverse_frequency": inverse_frequency,
 }
 PUBLISHED: dict[str, tuple[float, ...]] = {
-    # SegNet's, for the 11 classes of CamVid (its tutorial's prototxt). They are median frequencies,
-    # but not of the labels as released: there sign symbols get 3.8, not 9.6.
+    # SegNet's weights for the 11 classes of CamVid (from its tutorial's prototxt). They are median
+    # frequencies, except that sign symbols have 9.6, and 3.8 in the labels as released.
     "segnet_camvid": (
         *(0.2595, 0.1826, 4.5640, 0.1417, 0.9051, 0.3826),
         *(9.6446, 1.8418, 0.6823, 6.2478, 7.3614),
@@ -53,9 +52,9 @@ PUBLISHED: dict[str, tuple[float, ...]] = {
 
 
 def class_weights(name: str, source: Source) -> tuple[float, ...]:
-    """One weight per class of the source, by a name in METHODS or PUBLISHED.
+    """Returns one weight per class of a source, by a name in METHODS or PUBLISHED.
 
-    Raises ValueError if a published set is for another number of classes.
+    Raises ValueError if published weights are for another number of classes.
     """
     if name in METHODS:
         return tuple(METHODS[name](class_counts(source)).tolist())
@@ -69,9 +68,9 @@ def class_weights(name: str, source: Source) -> tuple[float, ...]:
 
 
 def class_counts(source: Source) -> Counts:
-    """Pixels of each class in each image; kept in the user's cache folder, by fingerprint.
+    """Counts the pixels of each class in each image. Raises ValueError, listing bad examples.
 
-    Raises ValueError, listing them, if examples are bad.
+    The counts of data that comes from files are kept in the user's cache folder.
     """
     if source.fingerprint is None:
         return _count(source)
@@ -79,32 +78,30 @@ def class_counts(source: Source) -> Counts:
     with contextlib.suppress(OSError, ValueError):
         return np.load(cache)
     counts = _count(source)
-    # Where the cache cannot be written, pixels are counted again next time.
-    with contextlib.suppress(OSError), storage.atomic(cache) as file:
+    with contextlib.suppress(OSError), storage.atomic(cache) as file:  # a cache is optional
         np.save(file, counts)
     return counts
 
 
 def _count(source: Source) -> Counts:
-    def of_example(example: dict[str, Any]) -> np.ndarray:
-        return np.bincount(example["label"].ravel(), minlength=256)[: source.num_classes]
-
-    counts, errors = verify.scan(source, of_example)
+    counts, errors = verify.scan(
+        source, lambda example: np.bincount(example["label"].ravel(), minlength=256)
+    )
     verify.refuse(errors, len(source))
-    return np.stack(counts).astype(np.int64)
+    return np.stack(counts)[:, : source.num_classes].astype(np.int64)
 
 
 def _relative(
-    pixels: np.ndarray, out_of: np.ndarray, reference: Callable[[np.ndarray], float]
+    pixels: np.ndarray, total: np.ndarray, reference: Callable[[np.ndarray], float]
 ) -> Weights:
-    """reference(f) / f for f = pixels / out_of where there are pixels, else 0.
+    """Returns reference(f) / f for f = pixels / total where there are pixels, and 0 elsewhere.
 
-    Raises ValueError if there are none.
+    Raises ValueError if there are no pixels at all.
     """
     seen = pixels > 0
     if not seen.any():
         raise ValueError("class weights need labels, and no pixel of the split has any")
-    frequency = pixels[seen] / out_of[seen]
+    frequency = pixels[seen] / total[seen]
     weights = np.zeros(len(pixels))
     weights[seen] = reference(frequency) / frequency
     return weights

@@ -1,6 +1,5 @@
 """Decoded examples in this host's memory."""
 
-import mmap
 import os
 import pathlib
 import threading
@@ -8,24 +7,28 @@ import weakref
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int32
 
-from dense_jax.data import Source, verify
-from dense_jax.data.borders import Bordered
+from dense_jax.data import verify
+from dense_jax.data.source import Examples
 
 
-class Cached:
-    """A source decoded once, into memory that worker processes share; its labels are uint8.
+class Cached(Examples):
+    """A source that is decoded once, into memory that worker processes share; labels are uint8.
 
-    The memory is a file without a name, which a pickled copy finds through the process that made
-    it. It is given back with the last object or process that uses it, however that ends.
+    The memory is a file without a name (memfd), which a pickled copy opens through /proc of the
+    process that made it. Shared memory under /dev/shm has a limit, 64 MB in many containers, and a
+    temporary file needs as much disk and is left behind when the process is killed. This one has no
+    limit of its own and is freed with the last process that uses it, however that ends.
 
-    Raises ValueError if the memory is not there, or with a list of the examples that are bad.
+    Raises ValueError if there is not enough memory, or with a list of the examples that are bad.
     """
 
-    def __init__(self, source: Source | Bordered):
-        bytes_per_pixel = source.num_channels + 1 + 4 * isinstance(source, Bordered)
+    def __init__(self, source: Examples):
+        extra = sum(np.dtype(field.dtype).itemsize for field in source.fields)
         num_pixels = source.sizes.prod(axis=1, dtype=np.int64).sum()
-        check_memory(int(bytes_per_pixel * num_pixels), free_memory(), f"{len(source)} examples")
+        needed = int(num_pixels * (source.num_channels + 1 + extra))
+        check_memory(needed, free_memory(), f"{len(source)} examples")
         file = os.fdopen(os.memfd_create("dense_jax"), "wb")
         weakref.finalize(self, file.close)
         lock = threading.Lock()
@@ -39,21 +42,25 @@ class Cached:
         entries, errors = verify.visit(keep, len(source), "decoding")
         verify.refuse(errors, len(source))
         file.flush()
-        self.__setstate__((f"/proc/{os.getpid()}/fd/{file.fileno()}", entries, source.sizes))
+        path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
+        self.__setstate__((path, entries, source.sizes, source.num_channels, source.fields))
 
     def __getstate__(self):
-        return self._path, self._entries, self.sizes
+        return self._path, self._entries, self._sizes, self.num_channels, self.fields
 
     def __setstate__(self, state):
-        self._path, self._entries, self.sizes = state
-        with open(self._path, "rb") as file:
-            self._memory = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        self._path, self._entries, self._sizes, self.num_channels, self.fields = state
+        self._memory = np.memmap(self._path, np.uint8, "r")
+
+    @property
+    def sizes(self) -> Int32[np.ndarray, "n 2"]:
+        return self._sizes
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """Arrays are views of the memory, read-only."""
+        """Returns an example. Its arrays are views of the memory, read-only."""
         return {
             name: np.ndarray(buffer=self._memory, **entry) if isinstance(entry, dict) else entry
             for name, entry in self._entries[i].items()
@@ -61,22 +68,22 @@ class Cached:
 
 
 def _append(value: Any, file) -> Any:
-    """Writes an array and returns where it is; anything else is small and stays as it is."""
+    """Writes an array and returns its place. Any other value is small, and is returned itself."""
     if not isinstance(value, np.ndarray):
         return value
-    where = {"shape": value.shape, "dtype": value.dtype, "offset": file.tell()}
+    place = {"shape": value.shape, "dtype": value.dtype, "offset": file.tell()}
     file.write(np.ascontiguousarray(value))
-    return where
+    return place
 
 
 def free_memory() -> float:
-    """The bytes of this host's memory that are free, or could be."""
+    """Returns the bytes of this host's memory that are free or can be freed."""
     lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
     return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
 
 
 def check_memory(needed: int, free: float, what: str) -> None:
-    """Raises ValueError if the bytes needed are more than those free."""
+    """Raises ValueError if more bytes are needed than are free."""
     if needed > free:
         raise ValueError(
             f"data.cache needs {needed / 1e9:.2f} GB of memory for {what}, but only "

@@ -1,19 +1,19 @@
-"""Public datasets as they are downloaded: one entry of CATALOG each.
+"""Public datasets as they are downloaded: each is one entry of CATALOG.
 
 An entry says what the raw label values mean and where the files lie below the root. The colors are
-the datasets' own. Where labels of a split are not public, it is not there.
+the datasets' own. Splits whose labels are not public are left out.
 """
 
 from dense_jax.data.files import Classes, FilesDataset, Layout, Stacks
 
 
 def _colors(text: str) -> tuple[tuple[int, ...], ...]:
-    """Colors written as rrggbb."""
+    """Parses colors that are written as rrggbb."""
     return tuple(tuple(bytes.fromhex(color)) for color in text.split())
 
 
 def _voc_color(i: int) -> tuple[int, ...]:
-    """Three bits of the class become the highest bits of red, green and blue, and so on down."""
+    """Returns the color of class i: its lowest three bits are the highest of red, green and blue etc."""
     return tuple(
         sum((i >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)) for channel in range(3)
     )
@@ -57,8 +57,8 @@ _ADE_COLORS = """
 """
 
 CATALOG = {
-    # Brostow et al. 2009, in the version of 360 x 480 pixels and 11 classes that SegNet's authors
-    # put into their tutorial. The colors are of that tutorial too.
+    # Brostow et al. 2009, in the version with 360 x 480 pixels and 11 classes of the tutorial by
+    # SegNet's authors. The colors are from that tutorial, too.
     "camvid": FilesDataset(
         classes=Classes(
             names=(
@@ -104,8 +104,8 @@ CATALOG = {
             ),
         ),
     ),
-    # ISBI 2012 EM challenge, Cardona et al. 2010. The labels of its own test volume are not public:
-    # the last 6 of the 30 sections are held out, in one piece, since neighbors look alike.
+    # ISBI 2012 EM challenge, Cardona et al. 2010. The labels of its test volume are not public, so
+    # the last 6 of the 30 sections are held out: in one piece, because neighbors look alike.
     "isbi2012": FilesDataset(
         classes=Classes(names=("membrane", "interior"), values=(0, 255)),
         layouts=(
@@ -118,12 +118,12 @@ CATALOG = {
         ),
         num_channels=1,
     ),
-    # Pinggera et al. 2016: the free road and what lies or stands on it.
+    # Pinggera et al. 2016: the free road and the obstacles on it.
     "lost_and_found": FilesDataset(
         classes=Classes(
             names=("free", "obstacle"),
             values=(1, (*range(2, 31), 32, 35, *range(40, 44))),
-            # Background, and the flat things that are no hazard: a pole, posts, timber, a wheel cap.
+            # The background, and flat things that are no hazard: a pole, posts, timber, a wheel cap.
             ignored_values=(0, 31, 33, 34, 36, 37, 38, 39),
             palette=_colors("804080 00008e"),
         ),
@@ -135,9 +135,9 @@ CATALOG = {
             ),
         ),
     ),
-    # Everingham et al., and the Semantic Boundaries Dataset of Hariharan et al. 2011, which labels
-    # more of its images. A split is a list of names: also any that is put beside the others, such as
-    # FCN's seg11valid.txt.
+    # Everingham et al., and the Semantic Boundaries Dataset of Hariharan et al. 2011, which has labels
+    # for more of its images. Every list of names is a split, also one that is added, such as FCN's
+    # seg11valid.txt.
     "pascal_voc": FilesDataset(
         classes=Classes(
             names=(

@@ -1,7 +1,7 @@
-"""Image and label files to arrays; every error is a ValueError that names the file.
+"""Turns image and label files into arrays. Every error is a ValueError that names the file.
 
-`file` is an open binary file, `where` is what messages call it, `page` is which image of a stack of
-several to read: None where the file must hold one.
+Arguments that the functions share: `file` is an open binary file, `where` is its name in messages,
+and `page` is the number of an image in a stack. Without a page the file must hold one image.
 """
 
 import contextlib
@@ -13,15 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import cv2
 import numpy as np
 from jaxtyping import Int32, Shaped, UInt8
-from PIL import (
-    ExifTags,
-    Image,
-    ImageFile,
-    ImageMode,
-    ImageOps,
-    PngImagePlugin,
-    UnidentifiedImageError,
-)
+from PIL import ExifTags, Image, ImageFile, ImageMode, PngImagePlugin, UnidentifiedImageError
 
 from dense_jax.labels import IGNORE_LABEL
 
@@ -30,28 +22,44 @@ if TYPE_CHECKING:
 
 BinaryFile = io.BytesIO | io.BufferedReader
 Range = Sequence[int | float]  # the values that become 0 and 255
-MAX_BYTES = 2**33  # of an image that is decoded at once
+MAX_BYTES = 2**33  # the largest image that is decoded at once
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how TIFF and BigTIFF files start
 
-_GRAY_MODES = ("1", "L", "LA")
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")  # that Pillow may open
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_GRAY_MODES = ("1", "L", "LA")
 _UNDECLARED = -1
 
 Image.MAX_IMAGE_PIXELS = None  # MAX_BYTES takes the place of Pillow's limit
 
 
-class Opened(NamedTuple):
+class _Opened(NamedTuple):
     """An image whose header has been read."""
 
-    shape: tuple[int, int, int]  # height, width and channels
-    itemsize: int  # bytes of a value
-    decode: Callable[[], Shaped[np.ndarray, "h w c"]]  # of whatever type is stored
+    stored: tuple[int, int, int]  # height, width and channels as they are in the file
+    itemsize: int  # bytes per value
+    decode: Callable[[], np.ndarray]  # returns the stored pixels, of the stored type
+    orientation: int = 1  # one of EXIF's eight
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The height, width and channels of the upright image."""
+        h, w, c = self.stored
+        return (w, h, c) if self.orientation >= 5 else (h, w, c)
+
+    def pixels(self) -> Shaped[np.ndarray, "h w c"]:
+        """Decodes the image, turned and mirrored as its orientation says."""
+        pixels, orientation = self.decode().reshape(self.stored), self.orientation
+        if orientation >= 5:
+            pixels, orientation = pixels.swapaxes(0, 1), orientation - 4
+        rows = -1 if orientation in (3, 4) else 1
+        columns = -1 if orientation in (2, 3) else 1
+        return np.ascontiguousarray(pixels[::rows, ::columns])
 
 
 def image_header(
     file: BinaryFile, where: str, page: int | None = None, max_pixels: float = math.inf
 ) -> tuple[int, int, int]:
-    """Height and width in pixels and the number of channels of an image, without decoding it."""
+    """Returns an image's height and width in pixels and its number of channels; decodes nothing."""
     with reading(where):
         h, w, c = _open(file, page).shape
     if h * w > max_pixels:
@@ -63,14 +71,11 @@ def image_header(
 
 
 def pages(file: BinaryFile, where: str) -> Sequence[int | None]:
-    """The pages of a TIFF file that are images, not masks or smaller copies of one.
-
-    [None] for any other file.
-    """
+    """Returns the pages of a TIFF file that are images, and [None] for any other file."""
     with reading(where):
         if _start(file) not in TIFF:
             return [None]
-        numbers = _images_of(_open_tiff(file))
+        numbers = _image_pages(_open_tiff(file))
         file.seek(0)
         return numbers
 
@@ -83,23 +88,24 @@ def read_image(
     page: int | None = None,
     value_range: Range | None = None,
 ) -> UInt8[np.ndarray, "h w c"]:
-    """Decodes an image, as its EXIF data say it stands; alpha is dropped, except in TIFF files.
+    """Decodes an image and turns it upright. Alpha is dropped, except in TIFF files.
 
-    Gray images become RGB, and RGB images gray, where `num_channels` is 3 or 1.
+    Gray images become RGB if `num_channels` is 3, and RGB images become gray if it is 1.
 
-    value_range: of an image that is not of 8 bits; beyond it, values are clipped.
+    value_range: the values that become 0 and 255 in an image that does not have 8 bits; values
+      outside are clipped.
     """
     with reading(where):
-        opened = (None if page else _open_webp(file)) or _open(file, page)
+        opened = _open(file, page)
     check_channels(opened.shape[2], where, num_channels)
     with reading(where):
         _check_bytes(math.prod(opened.shape) * opened.itemsize)
-        pixels = opened.decode()
+        pixels = opened.pixels()
     return to_channels(pixels, where, num_channels, value_range)
 
 
 def check_channels(c: int, where: str, num_channels: int) -> None:
-    """Raises ValueError where `to_channels` cannot make `num_channels` of c."""
+    """Raises ValueError if `to_channels` cannot make `num_channels` channels of c."""
     if c != num_channels and {c, num_channels} != {1, 3}:
         raise ValueError(f"{where}: has {c} channels, but {num_channels} are needed")
 
@@ -118,7 +124,7 @@ def to_channels(
     num_channels: int,
     value_range: Range | None = None,
 ) -> UInt8[np.ndarray, "h w c"]:
-    """What is stored, or some of its rows, as `read_image` returns it."""
+    """Converts stored pixels, or some rows of them, to what `read_image` returns."""
     c = pixels.shape[2]
     if pixels.dtype != np.uint8:
         pixels = _to_bytes(pixels, where, value_range)
@@ -131,37 +137,24 @@ def to_channels(
 
 @contextlib.contextmanager
 def reading(where: str) -> Iterator[None]:
-    """Turns whatever a decoder raises into a ValueError that names the file."""
+    """Turns anything that a decoder raises into a ValueError that names the file."""
     try:
         yield
     except UnidentifiedImageError as error:
         raise ValueError(
             f"{where}: not a readable image (none of {', '.join(_FORMATS)} and NumPy)"
         ) from error
-    except Exception as error:  # on broken bytes decoders raise nearly anything
+    except Exception as error:  # on broken bytes, decoders raise nearly anything
         raise ValueError(f"{where}: not a readable image ({error})") from error
 
 
-def _start(file: BinaryFile, num_bytes: int = 4) -> bytes:
-    start = file.read(num_bytes)
+def _start(file: BinaryFile) -> bytes:
+    start = file.read(4)
     file.seek(0)
     return start
 
 
-def _open_webp(file: BinaryFile) -> Opened | None:
-    """A WebP file that holds nothing but pixels: no second frame and no EXIF data.
-
-    Pillow would make an animation of one frame of it, which takes much longer. None for other files.
-    """
-    start = _start(file, 16)
-    if start[:4] != b"RIFF" or start[8:] not in (b"WEBPVP8 ", b"WEBPVP8L"):
-        return None
-    pixels = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_COLOR_RGB)
-    file.seek(0)
-    return None if pixels is None else Opened(pixels.shape, 1, lambda: pixels)
-
-
-def _open(file: BinaryFile, page: int | None) -> Opened:
+def _open(file: BinaryFile, page: int | None) -> _Opened:
     start = _start(file)
     if start == b"\x93NUM":
         return _open_numpy(file)
@@ -169,8 +162,8 @@ def _open(file: BinaryFile, page: int | None) -> Opened:
         return _open_picture(file, page)
     tiff = _open_tiff(file)
     if page is None:
-        numbers = _images_of(tiff)
-        _check_pages(len(numbers), page)
+        numbers = _image_pages(tiff)
+        _check_single(len(numbers))
         page = numbers[0]
     tags = tiff.pages[page].aspage()
     if tags.photometric > 2 or tags.bitspersample < 8:  # palettes, CMYK, YCbCr, masks and the like
@@ -179,7 +172,15 @@ def _open(file: BinaryFile, page: int | None) -> Opened:
     return _open_tiff_page(tags)
 
 
-def _open_numpy(file: BinaryFile) -> Opened:
+def _check_single(num_pages: int) -> None:
+    if num_pages > 1:
+        raise ValueError(
+            f"holds {num_pages} pages; save each as a file of its own or, if they are channels, "
+            "all as one .npy array [h, w, c]"
+        )
+
+
+def _open_numpy(file: BinaryFile) -> _Opened:
     is_first = np.lib.format.read_magic(file) == (1, 0)
     read_header = "read_array_header_1_0" if is_first else "read_array_header_2_0"
     shape, _, dtype = getattr(np.lib.format, read_header)(file)
@@ -187,7 +188,7 @@ def _open_numpy(file: BinaryFile) -> Opened:
     h, w, c = shape if len(shape) == 3 else (*shape, 1) if len(shape) == 2 else (0, 0, 0)
     if 0 in (h, w, c) or dtype.kind not in "buif":
         raise ValueError(f"an array must hold numbers [h, w] or [h, w, c], not {dtype} {shape}")
-    return Opened((h, w, c), dtype.itemsize, lambda: np.load(file).reshape(h, w, c))
+    return _Opened((h, w, c), dtype.itemsize, lambda: np.load(file))
 
 
 def _open_tiff(file: BinaryFile) -> "tifffile.TiffFile":
@@ -196,82 +197,65 @@ def _open_tiff(file: BinaryFile) -> "tifffile.TiffFile":
     return tifffile.TiffFile(file)
 
 
-def _images_of(tiff: "tifffile.TiffFile") -> list[int]:
-    """The pages that are neither masks nor smaller copies; all, if none is an image of its own."""
-    there = [page.aspage() for page in tiff.pages]
-    images = [k for k, page in enumerate(there) if not (page.is_reduced or page.is_mask)]
-    return images or list(range(len(there)))
+def _image_pages(tiff: "tifffile.TiffFile") -> list[int]:
+    """Returns the pages that are neither masks nor smaller copies, or all if there are none."""
+    pages = [page.aspage() for page in tiff.pages]
+    images = [k for k, page in enumerate(pages) if not (page.is_reduced or page.is_mask)]
+    return images or list(range(len(pages)))
 
 
-def _open_tiff_page(tags: "tifffile.TiffPage") -> Opened:
-    """A page of gray, RGB or any other channels, of 8 bits or more.
+def _open_tiff_page(tags: "tifffile.TiffPage") -> _Opened:
+    """Opens a page of gray, RGB or any other channels that have 8 bits or more.
 
-    A channel tagged as alpha counts like any other: GDAL tags the fourth one so, whatever it is.
+    A channel that is tagged as alpha is kept: GDAL tags the fourth channel so, whatever it holds.
     """
-    h, w, c = tags.imagelength, tags.imagewidth, tags.samplesperpixel
-    orientation = _known(tags.tags.valueof("Orientation"))
+    c, dtype = tags.samplesperpixel, tags.dtype
     is_white_0 = tags.tags.valueof("PhotometricInterpretation") == 0
-    dtype = tags.dtype
     if dtype is None:
-        raise ValueError(f"{tags.bitspersample} bits per value are not read; save it with 8 or 16")
+        raise ValueError(
+            f"{tags.bitspersample} bits per value cannot be read; save it with 8 or 16"
+        )
     if is_white_0 and dtype.kind != "u":
         raise ValueError(f"0 is white, which has no meaning for {dtype}; save it with 0 black")
 
     def decode() -> np.ndarray:
         pixels = tags.asarray()
-        pixels = (np.moveaxis(pixels, 0, -1) if tags.axes == "SYX" else pixels).reshape(h, w, c)
+        pixels = np.moveaxis(pixels, 0, -1) if tags.axes == "SYX" else np.atleast_3d(pixels)
         if is_white_0:
             pixels[..., : c - len(tags.extrasamples)] ^= dtype.type(2**tags.bitspersample - 1)
-        return _upright(pixels, orientation)
+        return pixels
 
-    shape = (w, h, c) if orientation >= 5 else (h, w, c)
-    return Opened(shape, dtype.itemsize, decode)
-
-
-def _upright(pixels: Shaped[np.ndarray, "_ _ c"], orientation: int) -> np.ndarray:
-    """Turns and mirrors an image that is stored in one of EXIF's orientations."""
-    if orientation >= 5:
-        pixels, orientation = pixels.swapaxes(0, 1), orientation - 4
-    rows = -1 if orientation in (3, 4) else 1
-    columns = -1 if orientation in (2, 3) else 1
-    return np.ascontiguousarray(pixels[::rows, ::columns])
+    stored = tags.imagelength, tags.imagewidth, c
+    orientation = _orientation(tags.tags.valueof("Orientation"))
+    return _Opened(stored, dtype.itemsize, decode, orientation)
 
 
-def _known(orientation: Any) -> int:
-    """One of EXIF's eight; the first, as it stands, for anything else."""
-    return orientation if orientation in range(1, 9) else 1
+def _orientation(value: Any) -> int:
+    """Returns one of EXIF's eight orientations: 1, as the image is stored, for any other value."""
+    return value if value in range(1, 9) else 1
 
 
-def _open_picture(file: BinaryFile, page: int | None) -> Opened:
+def _open_picture(file: BinaryFile, page: int | None) -> _Opened:
+    """Opens whatever Pillow reads: 8 bits of gray or RGB, or more bits of gray."""
     image = _open_pillow(file, page)
     is_png = isinstance(image, PngImagePlugin.PngImageFile)
     if is_png and image.mode[0] != "I" and ";16" in str(image.tile[0]):
-        raise ValueError("of its 16 bits per channel Pillow reads 8; save it as .tif or .npy")
+        raise ValueError("Pillow reads only 8 of its 16 bits per channel; save it as .tif or .npy")
     mode = "L" if image.mode in _GRAY_MODES else "RGB"
-    if image.mode[0] in "IF":
-        mode = None  # more than 8 bits of gray
-    w, h = image.size
-    if _orientation(image) >= 5:
-        w, h = h, w
-    c = 3 if mode == "RGB" else 1
-    itemsize = np.dtype(ImageMode.getmode(mode or image.mode).typestr).itemsize
-    return Opened((h, w, c), itemsize, lambda: _decode_picture(image, mode).reshape(h, w, c))
+    if image.mode[0] in "IF":  # more than 8 bits of gray
+        mode = image.mode
+    orientation = 1
+    if image.format in ("JPEG", "MPO", "WEBP"):  # Pillow turns a TIFF; a PNG may say it at its end
+        orientation = _orientation(image.getexif().get(ExifTags.Base.Orientation))
 
+    def decode() -> np.ndarray:
+        is_transparent = image.mode == "P" and "transparency" in image.info
+        opaque = image.convert("RGBA") if is_transparent else image  # directly to RGB, Pillow warns
+        return np.asarray(opaque if opaque.mode == mode else opaque.convert(mode))
 
-def _decode_picture(image: Image.Image, mode: str | None) -> np.ndarray:
-    """The pixels in a mode, or None for those that are there."""
-    if _orientation(image) > 1:
-        image = ImageOps.exif_transpose(image)
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # straight to RGB, Pillow warns
-    return np.asarray(image if mode in (None, image.mode) else image.convert(mode))
-
-
-def _orientation(image: Image.Image) -> int:
-    """As EXIF numbers them, 5 to 8 on its side; of TIFF files Pillow sees to it itself."""
-    if image.format not in ("JPEG", "MPO", "WEBP"):  # others may hold it behind the pixels
-        return 1
-    return _known(image.getexif().get(ExifTags.Base.Orientation))
+    stored = image.height, image.width, 3 if mode == "RGB" else 1
+    itemsize = np.dtype(ImageMode.getmode(mode).typestr).itemsize
+    return _Opened(stored, itemsize, decode, orientation)
 
 
 def _open_pillow(file: BinaryFile, page: int | None) -> ImageFile.ImageFile:
@@ -279,16 +263,8 @@ def _open_pillow(file: BinaryFile, page: int | None) -> ImageFile.ImageFile:
     if page is not None:
         image.seek(page)
     elif image.format != "MPO":  # a camera's JPEG, with previews after the image
-        _check_pages(getattr(image, "n_frames", 1), page)
+        _check_single(getattr(image, "n_frames", 1))
     return image
-
-
-def _check_pages(num_pages: int, page: int | None) -> None:
-    if num_pages > 1 and page is None:
-        raise ValueError(
-            f"holds {num_pages} pages; save each as a file of its own or, if they are channels, "
-            "all as one .npy array [h, w, c]"
-        )
 
 
 def _to_bytes(
@@ -303,8 +279,8 @@ def _to_bytes(
         )
     if value_range is None:
         raise ValueError(
-            f"{where}: holds {pixels.dtype} values from {low} to {high}, not 8 bits; say in "
-            'dataset.json which become 0 and 255, for all images: "range": [LOW, HIGH]'
+            f"{where}: holds {pixels.dtype} values from {low} to {high}, not 8 bits; write into "
+            'dataset.json which values become 0 and 255 in all images: "range": [LOW, HIGH]'
         )
     low, high = value_range
     scaled = (pixels.astype(np.float64) - low) * (255 / (high - low))
@@ -314,7 +290,10 @@ def _to_bytes(
 def label_table(
     values: Sequence[int | Sequence[int]], ignored_values: Sequence[int]
 ) -> Int32[np.ndarray, "65536"]:
-    """The lookup table raw value -> class, for `values[i]` the raw value or values of class i."""
+    """Returns the lookup table from raw values to classes.
+
+    values: values[i] is the raw value, or the raw values, of class i.
+    """
     table = np.full(2**16, _UNDECLARED, np.int32)
     table[list(ignored_values)] = IGNORE_LABEL
     for i, raw in enumerate(values):
@@ -325,10 +304,10 @@ def label_table(
 def read_label(
     file: BinaryFile, where: str, table: Int32[np.ndarray, "65536"], page: int | None = None
 ) -> Int32[np.ndarray, "h w"]:
-    """Decodes a label file to classes by `label_table`.
+    """Decodes a label file to classes by a `label_table`.
 
-    It holds gray values or palette indices, or is one of the MATLAB files of the Semantic
-    Boundaries Dataset.
+    The file holds gray values or palette indices, or is a MATLAB file of the Semantic Boundaries
+    Dataset.
     """
     hint = ""
     with reading(where):
@@ -354,7 +333,7 @@ def read_label(
 
 
 def _hint_of_bits(image: ImageFile.ImageFile) -> str:
-    """Says what Pillow makes of gray values of less than 8 bits."""
+    """Says how Pillow reads gray values that have less than 8 bits."""
     if image.mode == "1":
         return ". This file has 1 bit per pixel: black is 0 and white is 1"
     for bits, step in ((2, 85), (4, 17)):
@@ -381,7 +360,7 @@ def _undeclared(raw: np.ndarray, table: np.ndarray) -> str:
 
 
 def check_same_size(image: np.ndarray, label: np.ndarray, where: str) -> None:
-    """Raises if an image [h, w, c] and its label [h, w] differ in height or width."""
+    """Raises ValueError if an image [h, w, c] and its label [h, w] differ in height or width."""
     if image.shape[:2] != label.shape:
         turned = image.shape[:2] == label.shape[::-1]
         raise ValueError(

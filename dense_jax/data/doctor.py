@@ -1,21 +1,20 @@
-"""Says what is in a dataset and what is wrong with it, before you train.
+"""Reports what a dataset contains and what is wrong with it, before a training.
 
     python -m dense_jax.data.doctor --name=folder --root=PATH [--json] [--picture=FILE.png]
 
-Opens every example of every split. Exits with 1 if there are errors: examples that cannot be read,
-images that are in two splits, classes that only other splits than `train` show. Warnings leave
-the exit status alone: they may be as you want it. `--picture` draws some examples of each split
-with their labels laid over them.
+It opens every example of every split. The exit status is 1 if there are errors: examples that cannot
+be read, images that are in two splits, classes that are missing from `train` alone. Warnings do not
+change the exit status, because what they report may be intended. `--picture` draws some examples of
+each split with their labels laid over them.
 """
 
 import contextlib
-import dataclasses
 import itertools
 import json
 import pathlib
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
@@ -24,14 +23,15 @@ from PIL import Image
 
 from dense_jax import command, data, plots
 from dense_jax.data import balance, checks, verify
-from dense_jax.data.files import some
 from dense_jax.data.folder import Folder
 from dense_jax.labels import IGNORE_LABEL
+from dense_jax.spelling import some
+
+Report = dict[str, Any]  # of one split
 
 
-@dataclasses.dataclass(frozen=True)
-class _Seen:
-    """What is kept of an example."""
+class _Facts(NamedTuple):
+    """The facts about an example that are counted and compared."""
 
     name: str
     size: tuple[int, int]  # height and width in pixels
@@ -41,68 +41,62 @@ class _Seen:
     looks_interpolated: bool
 
 
-def examine(name: str, root: str) -> dict[str, Any]:
-    """{split: what is in it}, `train` first; `errors` and `warnings` list what is wrong.
+def examine(name: str, root: str) -> dict[str, Report]:
+    """Returns {split: report}, `train` first. `errors` and `warnings` list what is wrong.
 
     An image that is in two splits is reported in the later one.
     """
     try:
         splits = sorted(data.DATASETS[name].splits(root), key=lambda split: split != "train")
+        if not splits:
+            raise ValueError(f"{root}: no splits")
     except (ValueError, OSError) as error:
         return {"": {"errors": [str(error)], "warnings": []}}
-    if not splits:
-        return {"": {"errors": [f"{root}: no splits"], "warnings": []}}
-    report: dict[str, Any] = {}
-    seen: dict[str, list[_Seen]] = {}
-    for split in splits:
-        report[split], seen[split] = _examine_split(name, root, split)
+    examined = {split: _examine_split(name, root, split) for split in splits}
     for first, second in itertools.combinations(splits, 2):
-        if seen[first] and seen[second]:
-            _compare(first, seen[first], second, seen[second], report[second])
-    if "train" in report:
-        _miss_in_train(report)
-    return report
+        if examined[first][1] and examined[second][1]:
+            _compare(first, examined[first][1], second, *examined[second])
+    reports = {split: report for split, (report, _) in examined.items()}
+    if "train" in reports:
+        _compare_classes(reports)
+    return reports
 
 
-def _examine_split(name: str, root: str, split: str) -> tuple[dict[str, Any], list[_Seen]]:
+def _examine_split(name: str, root: str, split: str) -> tuple[Report, list[_Facts]]:
     try:
         source = data.open_dataset(name, root, split)
         num_channels = source.num_channels
     except (ValueError, OSError) as error:
         return {"errors": [str(error)], "warnings": []}, []
-    seen, errors = verify.scan(source, _see)
-    per_image = np.array([one.counts for one in seen], np.int64).reshape(-1, IGNORE_LABEL + 1)
-    counts = per_image.sum(axis=0)
-    per_image = per_image[:, : source.num_classes]
-    sizes = np.array([one.size for one in seen])
+    facts, errors = verify.scan(source, _facts)
+    counts = np.array([example.counts for example in facts], np.int64).reshape(-1, IGNORE_LABEL + 1)
+    class_counts = counts[:, : source.num_classes]
+    sizes = np.array([example.size for example in facts])
 
     def by_class(numbers: np.ndarray) -> dict[str, int]:
         return dict(zip(source.class_names, numbers.tolist(), strict=True))
 
-    pixels = by_class(counts[: source.num_classes])
-    missing = [missing for missing, count in pixels.items() if not count]
-    interpolated = [one.name for one in seen if one.looks_interpolated]
-    warnings = []
-    if isinstance(source, Folder) and (others := source.not_taken):
-        warnings.append(f"images are read from one folder alone{others}")
-    if missing:
-        warnings.append(f"never seen: {', '.join(missing)}")
-    if interpolated:
-        warnings.append(
-            f"{len(interpolated)} labels have borders that run through other classes, as if they "
-            "had been resized by interpolation or saved as JPEG (resize labels by nearest "
-            f"neighbor): {some(interpolated)}"
-        )
-    found = {
+    pixels = by_class(class_counts.sum(axis=0))
+    missing = [name for name, count in pixels.items() if not count]
+    interpolated = [example.name for example in facts if example.looks_interpolated]
+    not_read = source.not_read if isinstance(source, Folder) else ""
+    warnings = {
+        f"images are read from a single folder{not_read}": not_read,
+        f"never seen: {', '.join(missing)}": missing,
+        f"{len(interpolated)} labels have borders that run through other classes, as if they had been "
+        "resized by interpolation or saved as JPEG (resize labels by nearest neighbor): "
+        f"{some(interpolated)}": interpolated,
+    }
+    report = {
         "num_examples": len(source),
         "num_channels": num_channels,
-        "min_size": sizes.min(axis=0).tolist() if seen else None,  # height, width
-        "max_size": sizes.max(axis=0).tolist() if seen else None,
+        "min_size": sizes.min(axis=0).tolist() if facts else None,  # height, width
+        "max_size": sizes.max(axis=0).tolist() if facts else None,
         "pixels": pixels,
-        "images": by_class(np.count_nonzero(per_image, axis=0)),  # that show the class
-        "ignored_pixels": int(counts[IGNORE_LABEL]),
+        "images": by_class(np.count_nonzero(class_counts, axis=0)),  # that show the class
+        "ignored_pixels": int(counts[:, IGNORE_LABEL].sum()),
         "class_weights": {
-            method: compute(per_image).tolist()
+            method: compute(class_counts).tolist()
             for method, compute in balance.METHODS.items()
             if any(pixels.values())
         },
@@ -111,14 +105,14 @@ def _examine_split(name: str, root: str, split: str) -> tuple[dict[str, Any], li
         "duplicates": [],  # [SPLIT/NAME, NAME here]
         "near_duplicates": [],
         "errors": errors,
-        "warnings": warnings,
+        "warnings": [warning for warning, is_due in warnings.items() if is_due],
     }
-    return found, seen
+    return report, facts
 
 
-def _see(example: dict[str, Any]) -> _Seen:
+def _facts(example: dict[str, Any]) -> _Facts:
     image, label = example["image"], example["label"]
-    return _Seen(
+    return _Facts(
         name=example["name"],
         size=label.shape,
         counts=np.bincount(label.ravel(), minlength=IGNORE_LABEL + 1),
@@ -129,88 +123,87 @@ def _see(example: dict[str, Any]) -> _Seen:
 
 
 def _compare(
-    first: str, there: list[_Seen], second: str, here: list[_Seen], found: dict[str, Any]
+    first: str, first_facts: list[_Facts], second: str, report: Report, facts: list[_Facts]
 ) -> None:
-    """Adds to what was found in the split `second` the images that `first` has too."""
-    names = {one.digest: one.name for one in there}
-    hashes = np.array([one.difference_hash for one in there])
+    """Adds to the report of the split `second` the images that `first` has too."""
+    names = {example.digest: example.name for example in first_facts}
+    hashes = np.array([example.difference_hash for example in first_facts])
     equal, near = [], []
-    for one in here:
-        bits_apart = np.bitwise_count(hashes ^ one.difference_hash)
-        flat = np.bitwise_count(one.difference_hash) <= checks.NEAR_BITS  # all such look the same
-        if one.digest in names:
-            equal.append([f"{first}/{names[one.digest]}", one.name])
-        elif bits_apart.min() <= checks.NEAR_BITS and not flat:
-            near.append([f"{first}/{there[bits_apart.argmin()].name}", one.name])
-    found["duplicates"] += equal
-    found["near_duplicates"] += near
+    for example in facts:
+        bits_apart = np.bitwise_count(hashes ^ example.difference_hash)
+        # All images without structure look the same.
+        is_flat = np.bitwise_count(example.difference_hash) <= checks.NEAR_BITS
+        if example.digest in names:
+            equal.append([f"{first}/{names[example.digest]}", example.name])
+        elif bits_apart.min() <= checks.NEAR_BITS and not is_flat:
+            near.append([f"{first}/{first_facts[bits_apart.argmin()].name}", example.name])
+    report["duplicates"] += equal
+    report["near_duplicates"] += near
     if equal:
         pairs = some([f"{second}/{name} = {other}" for other, name in equal])
-        found["errors"].insert(0, f"{len(equal)} images are in {first} too, to the pixel: {pairs}")
+        report["errors"].insert(0, f"{len(equal)} images are in {first} too, to the pixel: {pairs}")
     if near:
         pairs = some([f"{second}/{name} ~ {other}" for other, name in near])
-        found["warnings"].append(f"{len(near)} images look like one of {first}: {pairs}")
+        report["warnings"].append(f"{len(near)} images look like one of {first}: {pairs}")
 
 
-def _miss_in_train(report: dict[str, Any]) -> None:
-    """Adds the errors that a class is in other splits only, and that train shows none at all."""
-    train = report["train"]
-    for missing in train.get("missing_classes", []):
-        others = [split for split, found in report.items() if found.get("pixels", {}).get(missing)]
-        if others:
+def _compare_classes(reports: dict[str, Report]) -> None:
+    """Adds an error for each class that is in other splits but not in train, and for no class."""
+    train = reports["train"]
+    for name in train.get("missing_classes", []):
+        splits = [split for split, report in reports.items() if report.get("pixels", {}).get(name)]
+        if splits:
             train["errors"].insert(
-                0, f"class {missing!r} is in {', '.join(others)}, but not in train to be learnt"
+                0,
+                f"class {name!r} is in {', '.join(splits)}, but not in train, so it cannot be learned",
             )
     if train.get("min_size") and not any(train["pixels"].values()):
-        train["errors"].insert(0, "every pixel of every label is ignored: nothing can be learnt")
+        train["errors"].insert(0, "every pixel of every label is ignored: nothing can be learned")
 
 
-def as_text(report: dict[str, Any]) -> str:
-    """The report of `examine` for a terminal."""
+def as_text(reports: dict[str, Report]) -> str:
+    """Returns the reports of `examine` for a terminal."""
     lines = []
-    for split, found in report.items():
-        if "pixels" in found:
-            ends = filter(None, (found["min_size"], found["max_size"]))
-            sizes = " to ".join(dict.fromkeys(f"{height} x {width}" for height, width in ends))
-            lines.append(
-                f"{split}: {found['num_examples']} examples, channels: {found['num_channels']}, "
-                f"height x width: {sizes or 'unknown'}"
-            )
-            lines += _table(found)
-        else:
-            lines.append(f"{split}:")
-        lines += [f"  error: {error}" for error in found["errors"][:10]]
-        if len(found["errors"]) > 10:
-            lines.append(f"  and {len(found['errors']) - 10} errors more; --json lists them all")
-        lines += [f"  warning: {warning}" for warning in found["warnings"]]
-        lines.append("")
+    for split, report in reports.items():
+        errors, warnings = report["errors"], report["warnings"]
+        lines += _table(split, report) if "pixels" in report else [f"{split}:"]
+        lines += [f"  error: {error}" for error in errors[:10]]
+        if len(errors) > 10:
+            lines.append(f"  and {len(errors) - 10} errors more; --json lists them all")
+        lines += [*(f"  warning: {warning}" for warning in warnings), ""]
     num_errors, num_warnings = (
-        sum(len(found[kind]) for found in report.values()) for kind in ("errors", "warnings")
+        sum(len(report[kind]) for report in reports.values()) for kind in ("errors", "warnings")
     )
     return "\n".join([*lines, f"{num_errors} errors, {num_warnings} warnings"])
 
 
-def _table(found: dict[str, Any]) -> list[str]:
-    """A row per class: its pixels, the images that show it, its weights."""
-    weights = found["class_weights"]
-    total = max(1, sum(found["pixels"].values()) + found["ignored_pixels"])
-    width = max(len("(ignored)"), *map(len, found["pixels"]))
-
-    def row(name: str, pixels: int) -> str:
-        return f"  {name:{width}} {pixels:>13} {100 * pixels / total:7.3f} %"
-
-    lines = [f"  {'class':{width}} {'pixels':>13} {'':9} {'images':>8}"]
-    lines[0] += "".join(f"  {method:>17}" for method in weights)
-    for k, (name, pixels) in enumerate(found["pixels"].items()):
-        columns = "".join(f"  {of_class[k]:17.4f}" for of_class in weights.values())
-        lines.append(f"{row(name, pixels)} {found['images'][name]:>8}{columns}")
-    return [*lines, row("(ignored)", found["ignored_pixels"])]
+def _table(split: str, report: Report) -> list[str]:
+    """Returns a headline and a row per class: its pixels, the images that show it, its weights."""
+    extremes = filter(None, (report["min_size"], report["max_size"]))
+    sizes = " to ".join(dict.fromkeys(f"{height} x {width}" for height, width in extremes))
+    pixels = report["pixels"] | {"(ignored)": report["ignored_pixels"]}
+    total = max(1, sum(pixels.values()))
+    width = max(map(len, pixels))
+    weights = report["class_weights"]
+    head = f"{split}: {report['num_examples']} examples, channels: {report['num_channels']}"
+    columns = f"  {'class':{width}} {'pixels':>13} {'':9} {'images':>8}"
+    lines = [
+        f"{head}, height x width: {sizes or 'unknown'}",
+        columns + "".join(f"  {method:>17}" for method in weights),
+    ]
+    for k, (name, count) in enumerate(pixels.items()):
+        line = f"  {name:{width}} {count:>13} {100 * count / total:7.3f} %"
+        if name in report["images"]:
+            line += f" {report['images'][name]:>8}"
+            line += "".join(f"  {class_weights[k]:17.4f}" for class_weights in weights.values())
+        lines.append(line)
+    return lines
 
 
 def draw(name: str, root: str, splits: Iterable[str], path: str) -> None:
     """Writes a picture: a row of examples per split, spread evenly, under their labels' colors.
 
-    What cannot be read is left out; `examine` has said why.
+    Examples that cannot be read are left out, because `examine` reports them.
     """
     rows, colors = [], {}
     for split in splits:
@@ -234,7 +227,7 @@ def draw(name: str, root: str, splits: Iterable[str], path: str) -> None:
 
 
 def is_picture(path: str | None) -> bool:
-    """Whether pictures can be written to a file of this name; None is no file."""
+    """Returns whether Pillow can write a file of this name. None, no file at all, is fine too."""
     endings = Image.registered_extensions()
     return path is None or endings.get(pathlib.Path(path).suffix.lower()) in Image.SAVE
 
@@ -243,11 +236,11 @@ def main(argv: list[str]) -> None:
     name, root = flags.FLAGS.name, flags.FLAGS.root or ""
     if not root and not name.startswith("synthetic"):
         raise ValueError(f"--root is missing: the folder of {name!r}")
-    report = examine(name, root)
-    print(json.dumps(report, indent=1) if flags.FLAGS.json else as_text(report))
+    reports = examine(name, root)
+    print(json.dumps(reports, indent=1) if flags.FLAGS.json else as_text(reports))
     if flags.FLAGS.picture:
-        draw(name, root, report, flags.FLAGS.picture)
-    sys.exit(any(found["errors"] for found in report.values()))
+        draw(name, root, reports, flags.FLAGS.picture)
+    sys.exit(any(report["errors"] for report in reports.values()))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Datasets whose images and labels are files: where these lie and what the labels mean.
+"""Datasets whose images and labels are files: where the files lie and what labels mean.
 
-Such a dataset is a `FilesDataset`: its `Classes`, and each `Layout` that its files may have.
+Such a dataset is a `FilesDataset`: its `Classes`, and every `Layout` that its files may have.
 """
 
 import dataclasses
 import functools
 import hashlib
+import json
 import os
 import pathlib
 import unicodedata
@@ -13,90 +14,95 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int32, UInt8
 
 from dense_jax.data import decode
+from dense_jax.data.source import Source
+from dense_jax.spelling import some
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".npy")
 Root = str | os.PathLike[str]
+Paths = dict[str, pathlib.Path]  # by NAME
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classes:
-    """What the raw values of labels mean; any other value is an error."""
+    """The classes and the raw values of labels. Any other raw value is an error."""
 
     names: tuple[str, ...]
     values: tuple[int | tuple[int, ...], ...]  # values[i]: the raw value or values of class i
     ignored_values: tuple[int, ...] = ()
     palette: tuple[tuple[int, ...], ...] | None = None  # RGB of each class
 
+    def colors(self) -> UInt8[np.ndarray, "c 3"] | None:
+        """Returns the palette as an array."""
+        return None if self.palette is None else np.array(self.palette, np.uint8)
+
 
 class Item(NamedTuple):
-    """An example that is still in its files."""
+    """The files of an example."""
 
     name: str
     image: pathlib.Path
     label: pathlib.Path
-    page: int | None = None  # of both files, where they are stacks
+    page: int | None = None  # of both files, if they are stacks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Images and labels in folders: their paths below the root, with SPLIT and NAME in them.
+    """Images and labels in folders: patterns of paths below the root, with SPLIT and NAME.
 
-    An image and its label have the same NAME; NAME.* is an image of any format, and * any folder.
+    An image and its label have the same NAME. NAME.* is an image of any format; a folder * is any
+    folder.
     """
 
     images: str
     labels: str
-    folders: Mapping[str, str] = dataclasses.field(default_factory=dict)  # split: what SPLIT is
-    lists: str = ""  # or the files that list the NAMEs of each split, one a line
+    folders: Mapping[str, str] = dataclasses.field(default_factory=dict)  # split: its SPLIT
+    lists: str = ""  # instead of folders: files that list the NAMEs of each split, one per line
 
     def splits(self, root: pathlib.Path) -> tuple[str, ...]:
-        """The splits there are."""
+        """Returns the splits that exist below a root."""
         if self.lists:
             lists = root.glob(self.lists.replace("SPLIT", "[!.]*"))
             return tuple(sorted(path.stem for path in lists))
-        above = root / self.images.partition("SPLIT")[0]
-        return tuple(split for split, name in self.folders.items() if (above / name).is_dir())
+        parent = root / self.images.partition("SPLIT")[0]
+        return tuple(split for split, name in self.folders.items() if (parent / name).is_dir())
 
     def items(self, root: pathlib.Path, split: str) -> list[Item]:
-        """The examples of a split, sorted by name; anything odd about its files is a ValueError."""
+        """Returns the examples of a split, sorted by name. Raises ValueError if files are missing."""
         images = self.files(root, self.images, split)
         labels = self.files(root, self.labels, split)
+        image_path, label_path = (self.path(root, p, split) for p in (self.images, self.labels))
         if not images:
-            path = self._path(root, self.lists or self.images, split)
-            folder, endings = self.folder(root, self.images, split), _endings(self.images)
-            raise ValueError(f"{path}: no images{not_taken(folder, endings)}")
-        check_partners(images, labels, "label", self._path(root, self.labels, split))
-        check_partners(labels, images, "image", self._path(root, self.images, split))
+            path = self.path(root, self.lists, split) if self.lists else image_path
+            others = not_read(image_path.parent, _endings(self.images))
+            raise ValueError(f"{path}: no images{others}")
+        check_partners(images, labels, "label", label_path)
+        check_partners(labels, images, "image", image_path)
         return [Item(name, images[name], labels[name]) for name in sorted(images)]
 
-    def folder(self, root: pathlib.Path, pattern: str, split: str) -> pathlib.Path:
-        """Where the files of a split lie; * stands for any folder."""
-        return self._path(root, pattern, split).parent
-
-    def files(self, root: pathlib.Path, pattern: str, split: str) -> dict[str, pathlib.Path]:
-        """The files of a split by NAME; hidden files and other endings are passed over."""
-        folder = self.folder(root, pattern, split)
+    def files(self, root: pathlib.Path, pattern: str, split: str) -> Paths:
+        """Returns the files of a split by NAME. Hidden files and other endings are left out."""
+        folder = self.path(root, pattern, split).parent
         folders = [folder]
         if folder.name == "*":
             folders = [f for f in sorted(folder.parent.glob("*/")) if not is_hidden(f.name)]
         files = _by_name(folders, _endings(pattern))
         if not self.lists:
             return files
-        path = self._path(root, self.lists, split)
-        listed = read_list(path)
-        for name, line in listed.items():
+        path = self.path(root, self.lists, split)
+        names = read_list(path)
+        for name, line in names.items():
             if name not in files:
                 missing = folder / pattern.rpartition("/")[2].replace("NAME", name)
-                hint = "; names are listed without their ending" * name.lower().endswith(
-                    IMAGE_ENDINGS
-                )
+                has_ending = name.lower().endswith(IMAGE_ENDINGS)
+                hint = "; names are listed without their ending" if has_ending else ""
                 raise ValueError(f"{path}, line {line}: there is no {missing}{hint}")
-        return {name: files[name] for name in listed}
+        return {name: files[name] for name in names}
 
-    def _path(self, root: pathlib.Path, pattern: str, split: str) -> pathlib.Path:
+    def path(self, root: pathlib.Path, pattern: str, split: str) -> pathlib.Path:
+        """Returns the path that a pattern stands for in a split."""
         return root / pattern.replace("SPLIT", self.folders.get(split, split))
 
 
@@ -109,11 +115,11 @@ class Stacks:
     pages: Mapping[str, range]  # of each split
 
     def splits(self, root: pathlib.Path) -> tuple[str, ...]:
-        """The splits there are."""
+        """Returns the splits that exist below a root."""
         return tuple(self.pages) if (root / self.images).is_file() else ()
 
     def items(self, root: pathlib.Path, split: str) -> list[Item]:
-        """The examples of a split, in order."""
+        """Returns the examples of a split, in order."""
         return [
             Item(f"page_{page:03d}", root / self.images, root / self.labels, page)
             for page in self.pages[split]
@@ -122,10 +128,10 @@ class Stacks:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FilesDataset:
-    """A public dataset, as it is downloaded; call it to open a split."""
+    """A public dataset as it is downloaded. Call it to open a split."""
 
     classes: Classes
-    layouts: tuple[Layout | Stacks, ...]  # the first that has a split is where it is read from
+    layouts: tuple[Layout | Stacks, ...]  # a split is read from the first layout that has it
     num_channels: int = 3
 
     def __call__(self, root: Root, split: str) -> "Files":
@@ -136,16 +142,16 @@ class FilesDataset:
         raise ValueError(f"{root}: no split {split!r}; there are: {', '.join(self.splits(root))}")
 
     def splits(self, root: Root) -> tuple[str, ...]:
-        """The splits there are."""
+        """Returns the splits that exist below a root. Raises ValueError if there are none."""
         root = pathlib.Path(root)
-        found = [split for layout in self.layouts for split in layout.splits(root)]
-        if not found:
+        splits = [split for layout in self.layouts for split in layout.splits(root)]
+        if not splits:
             expected = " or ".join(layout.images for layout in self.layouts)
             raise ValueError(f"{root}: holds no images as {expected}")
-        return tuple(dict.fromkeys(found))
+        return tuple(dict.fromkeys(splits))
 
 
-class Files:
+class Files(Source):
     """One split of a dataset of image and label files.
 
     value_range: see `decode.read_image`.
@@ -164,43 +170,38 @@ class Files:
         self._classes = classes
         self._table = decode.label_table(classes.values, classes.ignored_values)
         self.class_names = classes.names
-        self.num_classes = len(classes.names)
         self.num_channels = num_channels
         self.values = classes.values
         self.value_range = value_range
-        self.palette = None if classes.palette is None else np.array(classes.palette, np.uint8)
+        self.palette = classes.colors()
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         name, image_path, label_path, page = self._items[i]
-        where = "" if page is None else f", page {page}"
+        of_page = "" if page is None else f", page {page}"
+        where = f"{image_path}{of_page}"
         with image_path.open("rb") as file:
             image = decode.read_image(
-                file,
-                f"{image_path}{where}",
-                self.num_channels,
-                page=page,
-                value_range=self.value_range,
+                file, where, self.num_channels, page=page, value_range=self.value_range
             )
         with label_path.open("rb") as file:
-            label = decode.read_label(file, f"{label_path}{where}", self._table, page)
-        decode.check_same_size(image, label, f"{image_path}{where}")
+            label = decode.read_label(file, f"{label_path}{of_page}", self._table, page)
+        decode.check_same_size(image, label, where)
         return {"image": image, "label": label, "name": name}
 
-    @property
+    @functools.cached_property
     def names(self) -> tuple[str, ...]:
         return tuple(item.name for item in self._items)
 
     @functools.cached_property
     def sizes(self) -> Int32[np.ndarray, "n 2"]:
-        """Height and width of each image, in pixels; reads headers only."""
+        """Height and width of each image, in pixels. Reads headers only."""
         return np.array([header(item.image, item.page)[:2] for item in self._items], np.int32)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """As of `fingerprint`, also of what values mean."""
         paths = (path for item in self._items for path in self._paths(item))
         files = {_composed(path.relative_to(self._root).as_posix()): path for path in paths}
         meaning = dataclasses.replace(self._classes, palette=None)  # colors change no number
@@ -211,10 +212,10 @@ class Files:
 
 
 def fingerprint(about: str, files: Mapping[str, pathlib.Path]) -> str:
-    """Hex digest of a text and of each file's name, size and end.
+    """Returns the hex digest of a text and of each file's name, size and last 4096 bytes.
 
-    Neither of folders nor of times, so that a copy on another machine has the same. A PNG ends with
-    a checksum of all its pixels; of what is not compressed, a change before the end is not seen.
+    Folders and times do not count, so that a copy on another machine has the same fingerprint. A PNG
+    ends with a checksum of its pixels. In an uncompressed file, earlier changes are not noticed.
     """
     digest = hashlib.sha256(about.encode())
     for name, path in files.items():
@@ -226,13 +227,26 @@ def fingerprint(about: str, files: Mapping[str, pathlib.Path]) -> str:
 
 
 def header(path: pathlib.Path, page: int | None = None) -> tuple[int, int, int]:
-    """An image file's height and width in pixels and its number of channels."""
+    """Returns an image file's height and width in pixels and its number of channels."""
     with path.open("rb") as file:
         return decode.image_header(file, str(path), page)
 
 
+def read_json(path: pathlib.Path, hint: str, **options: Any) -> Any:
+    """Reads a JSON file. Raises ValueError if there is none, with a hint how to get it, or if it is bad.
+
+    options: see `json.loads`.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; {hint}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"), **options)
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+
+
 def read_list(path: pathlib.Path) -> dict[str, int]:
-    """The names in a file, one on each line, and the lines they are on."""
+    """Reads a file of names, one per line. Returns {name: number of its line}."""
     lines: dict[str, int] = {}
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     for number, line in enumerate(text.splitlines(), start=1):
@@ -243,38 +257,31 @@ def read_list(path: pathlib.Path) -> dict[str, int]:
     return lines
 
 
-def check_partners(
-    files: Mapping[str, pathlib.Path],
-    partners: Mapping[str, pathlib.Path],
-    kind: str,
-    pattern: pathlib.Path,
-) -> None:
-    """Raises ValueError where a file has no partner. kind, pattern: what partners are, and where."""
+def check_partners(files: Paths, partners: Paths, kind: str, pattern: pathlib.Path) -> None:
+    """Raises ValueError if a file has no partner.
+
+    kind, pattern: what the partners are called in the message, and their paths with NAME.
+    """
     if alone := [path.name for name, path in files.items() if name not in partners]:
         raise ValueError(
             f"no {kind} in {pattern.parent} for {len(alone)} files: {some(alone)}"
-            f"{not_taken(pattern.parent, _endings(pattern.name))}"
+            f"{not_read(pattern.parent, _endings(pattern.name))}"
         )
 
 
-def some(names: Sequence[str]) -> str:
-    """The first five."""
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-
-
 def is_hidden(name: str) -> bool:
-    """Whether a name is a system's own: .ipynb_checkpoints, @eaDir, lost+found and the like."""
+    """Returns whether a name belongs to a system: .ipynb_checkpoints, @eaDir, lost+found etc."""
     return name.startswith((".", "@", "#", "$", "__")) or name == "lost+found"
 
 
-def not_taken(folder: pathlib.Path, endings: Sequence[str] = IMAGE_ENDINGS) -> str:
-    """The end of a message: what else lies in a folder that there may be."""
+def not_read(folder: pathlib.Path, endings: Sequence[str] = IMAGE_ENDINGS) -> str:
+    """Returns the end of a message: what else lies in a folder, or "" if there is nothing else."""
     others = [
         entry.name + "/" * entry.is_dir()
         for entry in (_entries(folder) if folder.is_dir() else [])
         if not is_hidden(entry.name) and _ending(entry, endings) is None
     ]
-    return f"; {some(others)} there are not taken, only {', '.join(endings)}" if others else ""
+    return f"; not read: {some(others)} (only {', '.join(endings)})" if others else ""
 
 
 def _entries(folder: pathlib.Path) -> list[os.DirEntry[str]]:
@@ -288,20 +295,20 @@ def _endings(pattern: str) -> tuple[str, ...]:
 
 
 def _ending(entry: os.DirEntry[str], endings: Sequence[str]) -> str | None:
-    """The ending of a file's name; None of a folder, a hidden file or another ending."""
+    """Returns the ending of a file's name, or None for folders, hidden files and other endings."""
     if entry.name.startswith(".") or entry.is_dir():
         return None
     return next((e for e in endings if entry.name.lower().endswith(e.lower())), None)
 
 
 def _composed(name: str) -> str:
-    """A name as it is compared: macOS stores an umlaut as a letter and its dots."""
+    """Returns a name in the form that is compared: macOS stores an umlaut as a letter and dots."""
     return unicodedata.normalize("NFC", name)
 
 
-def _by_name(folders: Iterable[pathlib.Path], endings: tuple[str, ...]) -> dict[str, pathlib.Path]:
-    """The files of folders by what their names hold before one of the endings."""
-    files: dict[str, pathlib.Path] = {}
+def _by_name(folders: Iterable[pathlib.Path], endings: tuple[str, ...]) -> Paths:
+    """Returns the files of folders by their names without the ending."""
+    files: Paths = {}
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder")

@@ -1,23 +1,21 @@
-"""Stores a dataset as array_record, which training reads as it is.
+"""Stores a dataset as array_record files, which training reads without decoding image formats.
 
     python -m dense_jax.data.prepare --name=oxford_iiit_pet --root=DIR
     python -m dense_jax.data.prepare --name=NAME --root=DIR --output=RECORDS [--max_side=PIXELS]
 
-The first downloads a TFDS dataset to DIR. It needs the network, and where TFDS itself uses
-TensorFlow to write a dataset, as for oxford_iiit_pet, this step, and only this step, needs it too:
-run it in an environment of its own (`pip install tensorflow tensorflow-datasets array-record
-importlib_resources`), on any machine, and copy DIR.
+The first command downloads a TFDS dataset to DIR. It needs the network. For some datasets, such as
+oxford_iiit_pet, TFDS needs TensorFlow to write them. Then run this command in an environment of its
+own (`pip install tensorflow tensorflow-datasets array-record importlib_resources`), on any machine,
+and copy DIR. No other command needs TensorFlow.
 
-The second copies any dataset, if need be after the first, to one that is opened by
-`--config.data.name=records --config.data.root=RECORDS`: the same examples, bit for bit, or, with
-`--max_side`, the larger ones shrunk until their longer side has so many pixels. Interrupted and
-started again, it goes on with the split that it was at.
+The second command copies any dataset to RECORDS (a TFDS dataset after it is downloaded), which
+`--config.data.name=records --config.data.root=RECORDS` opens. The examples are the same, bit for bit.
+With `--max_side`, larger examples are shrunk until their longer side has that many pixels. If the
+command is interrupted, start it again: it continues with the split that it was writing.
 """
 
 import contextlib
-import json
 import pathlib
-from collections.abc import Iterator
 from concurrent import futures
 from typing import Any
 
@@ -27,7 +25,7 @@ from absl import flags
 from array_record.python import array_record_module
 from PIL import Image
 
-from dense_jax import command, data
+from dense_jax import command, data, storage
 from dense_jax.data import records
 from dense_jax.data.tfds import TFDS_DATASETS
 
@@ -35,7 +33,7 @@ _NUM_AT_ONCE = 64  # examples in memory, however large the dataset
 
 
 def prepare(name: str, root: str) -> None:
-    """Prepares one TFDS dataset; an OSError says what was missing."""
+    """Downloads and prepares a TFDS dataset. Raises OSError if the network or a package is missing."""
     import tensorflow_datasets as tfds
 
     dataset = TFDS_DATASETS[name]
@@ -56,10 +54,10 @@ def prepare(name: str, root: str) -> None:
 
 
 def copy(name: str, root: str, output: str, max_side: int | None = None) -> None:
-    """Writes every split of a dataset to `output` as records; keeps splits that are there already.
+    """Writes every split of a dataset to `output` as records. Splits that exist are kept.
 
-    max_side: of the longer side, in pixels; larger examples are shrunk to it. Raises ValueError if
-    an example is bad, or `output` holds anything else.
+    max_side: the longest side, in pixels; larger examples are shrunk to it. Raises ValueError if
+      an example is bad, or if `output` holds anything else.
     """
     sources = {
         split: data.open_dataset(name, root, split) for split in data.DATASETS[name].splits(root)
@@ -70,8 +68,11 @@ def copy(name: str, root: str, output: str, max_side: int | None = None) -> None
     for split, source in sources.items():
         path = records.path_of(output, split)
         if not path.exists():
-            with _complete(path) as unfinished:
-                _write(source, unfinished, split, max_side)
+            # Not storage.atomic: the writer opens the path itself, and starting again must overwrite
+            # what an interrupted command left, which may be large.
+            unfinished = path.with_name(f"{path.name}.unfinished")
+            _write(source, unfinished, split, max_side)
+            unfinished.replace(path)
     print(f"{output} is ready: --config.data.name=records --config.data.root={output}")
 
 
@@ -88,7 +89,7 @@ def _description(
         "splits": {
             split: {
                 "num_examples": len(source),
-                "has_instances": data.has_instances(source),
+                "has_instances": source.has_instances,
                 "fingerprint": source.fingerprint,
             }
             for split, source in sources.items()
@@ -97,7 +98,7 @@ def _description(
 
 
 def _claim(output: pathlib.Path, description: dict[str, Any]) -> None:
-    """Writes dataset.json to an empty folder; raises where anything but the same dataset is."""
+    """Writes dataset.json to an empty folder. Raises ValueError if another dataset is there."""
     output.mkdir(parents=True, exist_ok=True)
     path = output / "dataset.json"
     if path.exists():
@@ -106,29 +107,20 @@ def _claim(output: pathlib.Path, description: dict[str, Any]) -> None:
                 f"{output} holds another dataset, or this one as it was before its files or "
                 "max_side changed; remove it or choose another output"
             )
-    elif any(path.suffix != ".unfinished" for path in output.iterdir()):
+    elif any(path.suffix != ".tmp" for path in output.iterdir()):
         raise ValueError(f"{output} holds files of something else; choose another output")
     else:
-        with _complete(path) as unfinished:
-            unfinished.write_text(json.dumps(description, indent=1), encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _complete(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Where to write the file, which gets its name when it is complete."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    yield unfinished
-    unfinished.replace(path)
+        storage.write_json(path, description)
 
 
 def _write(source: data.Source, path: pathlib.Path, split: str, max_side: int | None) -> None:
     def pack(i: int) -> bytes:
         example = source[i]
-        if data.has_instances(source):
+        if source.has_instances:
             example["instances"] = source.instances(i)
         return records.pack(shrink(example, max_side) if max_side else example)
 
-    # One record per chunk: reading any one decodes no others.
+    # One record per chunk, so that reading a record decodes no others.
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
     with (
         contextlib.closing(writer),
@@ -143,9 +135,9 @@ def _write(source: data.Source, path: pathlib.Path, split: str, max_side: int | 
 
 
 def shrink(example: dict[str, Any], max_side: int) -> dict[str, Any]:
-    """Makes the longer side `max_side` pixels where it is longer.
+    """Shrinks an example whose longer side has more than `max_side` pixels to that many.
 
-    Images bilinearly with antialiasing, labels and instances by the nearest pixel.
+    Images are resampled bilinearly with antialiasing, labels and instances by the nearest pixel.
     """
     height, width = example["label"].shape
     longer = max(height, width)
@@ -153,7 +145,7 @@ def shrink(example: dict[str, Any], max_side: int) -> dict[str, Any]:
         return example
     size = [max(1, round(length * max_side / longer)) for length in (height, width)]
     rows, columns = (
-        (2 * np.arange(new) + 1) * old // (2 * new)  # the pixel at each new one's center
+        (2 * np.arange(new) + 1) * old // (2 * new)  # the old pixel at the center of each new pixel
         for new, old in zip(size, (height, width), strict=True)
     )
     shrunk = dict(example)
@@ -182,7 +174,11 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_enum("name", None, list(data.DATASETS), "Dataset.", required=True)
-    command.define_folder("root", "Its folder; of TFDS, the data_dir.", required=True)
-    command.define_folder("output", "Where the records go.")
-    flags.DEFINE_integer("max_side", None, "Shrink to it, in pixels.", lower_bound=1)
+    command.define_folder(
+        "root", "The folder that holds its files; for TFDS, the data_dir.", required=True
+    )
+    command.define_folder("output", "The folder to write the records to.")
+    flags.DEFINE_integer(
+        "max_side", None, "The longest side of the copies, in pixels.", lower_bound=1
+    )
     command.run(main)

@@ -1,16 +1,15 @@
 """A dataset that `python -m dense_jax.data.prepare --output=ROOT` has written.
 
     ROOT/dataset.json            what the dataset consists of and was made from
-    ROOT/SPLIT.array_record      its examples, for random access
+    ROOT/SPLIT.array_record      the examples of a split, for random access
 
-A record is a msgpack map: `name`; `size`, height and width in pixels; `image` and `label`, and
-where there are any `instances`, as PNG files. Labels hold classes, 255 = ignored. An image of
-neither 1 nor 3 channels is kept as a gray one, a pixel's channels side by side.
+A record is a msgpack map: `name`; `size`, the height and width in pixels; `image`, `label` and, if
+the split has them, `instances`, as PNG files. Labels hold classes, 255 is ignored. An image with
+neither 1 nor 3 channels is stored as a gray one, the channels of a pixel side by side.
 """
 
 import functools
 import io
-import json
 import os
 import pathlib
 from typing import Any
@@ -22,10 +21,11 @@ from jaxtyping import Int32
 from PIL import Image
 
 from dense_jax.data import files
+from dense_jax.data.source import Source
 
 
 def pack(example: dict[str, Any]) -> bytes:
-    """The record of an example, without loss."""
+    """Returns the record of an example, without loss."""
     image, label = example["image"], example["label"]
     height, width = label.shape
     record = {
@@ -40,14 +40,9 @@ def pack(example: dict[str, Any]) -> bytes:
 
 
 def describe(root: str | os.PathLike[str]) -> dict[str, Any]:
-    """dataset.json of a prepared dataset."""
+    """Returns dataset.json of a prepared dataset."""
     path = pathlib.Path(root) / "dataset.json"
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; data.prepare --output={root} writes it")
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    description = files.read_json(path, f"data.prepare --output={root} writes it")
     if not isinstance(description, dict) or "prepared_from" not in description:
         raise ValueError(
             f"{path}: not written by data.prepare (a folder of images is --name=folder)"
@@ -56,34 +51,31 @@ def describe(root: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def path_of(root: str | os.PathLike[str], split: str) -> pathlib.Path:
-    """The file of a split."""
+    """Returns the path of a split's examples."""
     return pathlib.Path(root) / f"{split}.array_record"
 
 
-class Records:
-    """One split of a prepared dataset; the module's docstring has the layout."""
+class Records(Source):
+    """One split of a prepared dataset; see the docstring of the module."""
 
     def __init__(self, root: str | os.PathLike[str], split: str):
         description = describe(root)
         if split not in (splits := description["splits"]):
             raise ValueError(f"{root}: no split {split!r}; there are: {', '.join(splits)}")
         self._path = path_of(root, split)
-        self._again = f"remove it and run again what prepared {root}"
+        self._way_out = f"remove it and run again what prepared {root}"
         if not self._path.is_file():
             raise ValueError(f"{self._path}: no such file; run again what prepared {root}")
         try:
             self._records = array_record_data_source.ArrayRecordDataSource(str(self._path))
         except Exception as error:  # the reader raises nearly anything on broken files
-            raise ValueError(f"{self._path}: cannot be read ({error}); {self._again}") from error
-        self.class_names: tuple[str, ...] = tuple(description["classes"])
-        self.num_classes = len(self.class_names)
-        self.num_channels: int = description["num_channels"]
-        self.values = None
-        self.value_range = description["value_range"]  # which these images have gone through
-        self.palette = None
+            raise ValueError(f"{self._path}: cannot be read ({error}); {self._way_out}") from error
+        self.class_names = tuple(description["classes"])
+        self.num_channels = description["num_channels"]
+        self.value_range = description["value_range"]  # already applied to these images
         if description["palette"]:
             self.palette = np.array(description["palette"], np.uint8)
-        self.has_instances: bool = splits[split]["has_instances"]
+        self.has_instances = splits[split]["has_instances"]
 
     @staticmethod
     def splits(root: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -99,7 +91,6 @@ class Records:
         return {"image": image, "label": label, "name": record["name"]}
 
     def instances(self, i: int) -> Int32[np.ndarray, "h w"]:
-        """The object that each pixel belongs to, 0 = none; only where there are any."""
         return _from_png(self._record(i)["instances"]).astype(np.int32)
 
     def _record(self, i: int) -> dict[str, Any]:
@@ -107,24 +98,22 @@ class Records:
             raise IndexError(f"example {i} of {len(self)}")
         try:
             return msgpack.unpackb(self._records[i])
-        except Exception as error:  # as above
+        except Exception as error:  # the reader raises nearly anything on broken files
             raise ValueError(
-                f"{self._path}, record {i}: cannot be read ({error}); {self._again}"
+                f"{self._path}, record {i}: cannot be read ({error}); {self._way_out}"
             ) from error
 
     @functools.cached_property
     def sizes(self) -> Int32[np.ndarray, "n 2"]:
-        """Height and width of each image, in pixels; reads every record but decodes none."""
+        """Height and width of each image, in pixels. Reads every record but decodes no image."""
         return np.array([self._record(i)["size"] for i in range(len(self))], np.int32)
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
-        """The name of each example; reads every record but decodes none."""
         return tuple(self._record(i)["name"] for i in range(len(self)))
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """As of `files.fingerprint`, also of dataset.json."""
         about = (self._path.parent / "dataset.json").read_text()
         return files.fingerprint(about, {self._path.name: self._path})
 

@@ -1,8 +1,8 @@
-"""Images of any size, from the top down, a strip of rows at a time.
+"""Reads images of any size from the top down, a strip of rows at a time.
 
-The pixels are those of `decode.read_image`, and images that are not large are read by it. What it
-would decode otherwise than libvips does (CMYK, say) is read whole by it, too, whatever its size.
-Interlaced PNG and progressive JPEG files are decoded whole by nature.
+The pixels are those of `decode.read_image`, which also reads every image that is not large. libvips
+reads the strips of large ones. What the two would decode differently (CMYK, say) is read whole by
+`decode`, whatever its size. Interlaced PNG and progressive JPEG files are decoded whole by nature.
 """
 
 import pathlib
@@ -14,9 +14,13 @@ from jaxtyping import Shaped, UInt8
 
 from dense_jax.data import decode
 
-WHOLE = 2**25  # pixels up to which an image is read at once
-STRIP = 2**22  # pixels of a strip, about
-_COMPRESSIONS = (1, 5, 7, 8, 32773, 32946)  # none, LZW, JPEG, Deflate, PackBits; of TIFF
+WHOLE = 2**25  # the largest image that is read at once, in pixels
+STRIP = 2**22  # the size of a strip, in pixels, about
+
+_Rows = Callable[[int, int], Shaped[np.ndarray, "_ w c"]]  # (start, stop) -> the rows between them
+# libvips' names. Images of any other kind are left to `decode`.
+_LOADERS = ("jpeg", "png", "tiff")
+_INTERPRETATIONS = ("b-w", "srgb", "grey16", "rgb16", "multiband")
 _DTYPES = {
     "uchar": np.uint8,
     "char": np.int8,
@@ -27,6 +31,7 @@ _DTYPES = {
     "float": np.float32,
     "double": np.float64,
 }
+_TIFF_COMPRESSIONS = (1, 5, 7, 8, 32773, 32946)  # none, LZW, JPEG, Deflate, PackBits
 
 
 def strips(
@@ -36,51 +41,51 @@ def strips(
     page: int | None = None,
     value_range: decode.Range | None = None,
 ) -> Iterator[UInt8[np.ndarray, "_ w c"]]:
-    """The rows of an image, in order. Raises ValueError, naming the file, where it is broken.
+    """Yields the rows of an image, in order. The arguments are those of `decode.read_image`.
 
-    The arguments are those of `decode.read_image`.
+    Raises ValueError, naming the file, when it comes to a part that is broken.
     """
     where = describe(path, page)
     with path.open("rb") as file:
         shape = decode.image_header(file, where, page)
         decode.check_channels(shape[2], where, num_channels)
         file.seek(0)
-        by_rows = None
+        rows = None
         if shape[0] * shape[1] > WHOLE:
             with decode.reading(where):
-                by_rows = _by_rows(path, page, shape)
-        if by_rows is None:
+                rows = _numpy_rows(path, shape) or _vips_rows(path, page, shape)
+        if rows is None:
             yield decode.read_image(file, where, num_channels, page=page, value_range=value_range)
             return
     height = max(1, STRIP // shape[1])
     for start in range(0, shape[0], height):
         with decode.reading(where):
-            pixels = by_rows(start, min(start + height, shape[0]))
+            pixels = rows(start, min(start + height, shape[0]))
         yield decode.to_channels(pixels, where, num_channels, value_range)
 
 
 def describe(path: pathlib.Path, page: int | None) -> str:
-    """What messages call a page of a file."""
+    """Returns the name of a file, or of a page of it, in messages."""
     return str(path) if page is None else f"{path}, page {page}"
 
 
-def _by_rows(
-    path: pathlib.Path, page: int | None, shape: tuple[int, int, int]
-) -> Callable[[int, int], Shaped[np.ndarray, "_ w c"]] | None:
-    """A function of the first row and the one behind the last, or None if there is none."""
+def _numpy_rows(path: pathlib.Path, shape: tuple[int, int, int]) -> _Rows | None:
+    with path.open("rb") as file:
+        if file.read(4) != b"\x93NUM":
+            return None
+    # The file is mapped anew for every strip, so that rows that were read leave the memory.
+    return lambda start, stop: np.array(np.load(path, mmap_mode="r").reshape(shape)[start:stop])
+
+
+def _vips_rows(path: pathlib.Path, page: int | None, shape: tuple[int, int, int]) -> _Rows | None:
     h, w, c = shape
     with path.open("rb", buffering=0) as file:
-        start = file.read(4)
-        if start == b"\x93NUM":
-            # Mapped anew for every strip, so that what was read does not stay in memory.
-            return lambda start, stop: np.array(
-                np.load(path, mmap_mode="r").reshape(shape)[start:stop]
-            )
+        is_tiff = file.read(4) in decode.TIFF
+        if is_tiff and not _is_plain_tiff(path, page):
+            return None
         file.seek(0)
-        image = _open_vips(file.fileno(), page, is_tiff=start in decode.TIFF)
+        image = _open_vips(file.fileno(), page, is_tiff)
     if image is None or (image.height, image.width) != (h, w) or image.bands < c:
-        return None
-    if image.get("vips-loader").startswith("tiff") and not _is_plain_tiff(path, page):
         return None
     import pyvips
 
@@ -94,11 +99,11 @@ def _by_rows(
 
 
 def _open_vips(descriptor: int, page: int | None, is_tiff: bool) -> Any:
-    """The image as it is to stand, or None where libvips and `decode` may differ."""
+    """Opens an image with libvips, upright. Returns None where it may differ from `decode`."""
     import pyvips  # few images are so large
 
-    pyvips.cache_set_max(0)  # it would keep images, and rows of them that were read
-    # Tiles that it cannot decode become black without an error, unless warnings are errors.
+    pyvips.cache_set_max(0)  # otherwise images, and rows that were read, stay in memory
+    # A tile of a TIFF that cannot be decoded becomes black without an error, only with a warning.
     options: dict[str, Any] = {"fail_on": "warning" if is_tiff else "error"}
     if page is not None:
         options["page"] = page
@@ -114,15 +119,15 @@ def _open_vips(descriptor: int, page: int | None, is_tiff: bool) -> Any:
             image = opened("random").autorot()  # through a temporary file, which has all rows
     except pyvips.Error:
         return None
-    usual = ("b-w", "srgb", "gray16", "rgb16", "multiband")
-    agreed = loader.startswith(("jpeg", "png", "tiff")) and image.interpretation in usual
-    return image if agreed and image.format in _DTYPES else None
+    is_known = loader.startswith(_LOADERS) and image.interpretation in _INTERPRETATIONS
+    return image if is_known and image.format in _DTYPES else None
 
 
 def _is_plain_tiff(path: pathlib.Path, page: int | None) -> bool:
-    """Whether it is stored upright, pixel by pixel, 0 is not white, and libvips can decode it all.
+    """Returns whether libvips decodes all of a TIFF file, as `decode` does.
 
-    Raises EOFError if the file is cut.
+    It must be stored upright and pixel by pixel, and 0 must not be white. Raises EOFError if the
+    file ends too early.
     """
     import tifffile
 
@@ -131,11 +136,11 @@ def _is_plain_tiff(path: pathlib.Path, page: int | None) -> bool:
         ends = map(int.__add__, tags.dataoffsets, tags.databytecounts)
         if max(ends) > path.stat().st_size:  # libtiff may take what is missing for black
             raise EOFError("it ends before its pixels do")
-        upright = tags.tags.valueof("Orientation", 1) == 1
-        by_pixel = upright and tags.planarconfig == 1 and tags.photometric != 0
         return (
-            by_pixel
-            and tags.compression in _COMPRESSIONS
+            tags.tags.valueof("Orientation", 1) == 1
+            and tags.planarconfig == 1
+            and tags.photometric != 0
+            and tags.compression in _TIFF_COMPRESSIONS
             and tags.bitspersample in (1, 8, 16, 32, 64)
-            and all(tags.databytecounts)  # no tile left out as empty
+            and all(tags.databytecounts)  # no tile is left out as empty
         )

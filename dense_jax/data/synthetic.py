@@ -1,9 +1,9 @@
-"""Scenes made in memory: textured shapes over textured background.
+"""Scenes made in memory: textured shapes over a textured background.
 
-Made so that the choices under study show: `thread` is 2 to 3 pixels wide and boundaries are
-crisp, which needs skip connections; `speck` is less than 1 % of the pixels, which tells losses
-apart; brightness varies over the image and between objects, so that no class can be told by the
-value of one pixel.
+The choices under study make a difference here. Threads are 2 to 3 pixels wide and boundaries are
+crisp, which needs skip connections. Specks are less than 1 % of the pixels, which tells losses
+apart. Brightness varies over the image and between objects, so that the value of a single pixel does
+not tell its class.
 """
 
 import math
@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
+
+from dense_jax.data.source import Source
 
 CLASSES = ("background", "disk", "square", "ring", "thread", "speck")
 NUM_EXAMPLES = {"train": 256, "val": 64, "test": 64}
@@ -21,10 +23,10 @@ _TINTS = np.array(
 )
 
 
-class Synthetic:
-    """One split; example i is a function of (split, i, size, num_channels) alone.
+class Synthetic(Source):
+    """One split. Example i is a function of (split, i, size, num_channels) alone.
 
-    `root` is not used. `size` is height and width in pixels.
+    `root` is not used. `size` is the height and width in pixels.
     """
 
     def __init__(
@@ -42,12 +44,7 @@ class Synthetic:
         self._size = size
         self._num_examples = NUM_EXAMPLES[split] if num_examples is None else num_examples
         self.class_names = CLASSES
-        self.num_classes = len(CLASSES)
         self.num_channels = num_channels
-        self.palette = None
-        self.values = None
-        self.value_range = None
-        self.fingerprint = None
 
     @staticmethod
     def splits(root: object) -> tuple[str, ...]:
@@ -62,10 +59,7 @@ class Synthetic:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(map(self._name, range(len(self))))
-
-    def _name(self, i: int) -> str:
-        return f"{self._split}_{i:05d}"
+        return tuple(f"{self._split}_{i:05d}" for i in range(len(self)))
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         if not 0 <= i < len(self):
@@ -79,19 +73,19 @@ class Synthetic:
         return {
             "image": np.ascontiguousarray(image),
             "label": label,
-            "name": self._name(i),
+            "name": f"{self._split}_{i:05d}",
         }
 
 
 class SyntheticGray(Synthetic):
-    """The same scenes without color."""
+    """Synthetic scenes without color."""
 
     def __init__(self, root: object, split: str):
         super().__init__(root, split, num_channels=1)
 
 
 def _scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """An image, float32 [3, h, w] around 0..255, and its label, int32 [h, w]."""
+    """Returns an image, float32 [3, h, w] around 0..255, and its label, int32 [h, w]."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     label = np.zeros((height, width), np.int32)
     value = np.zeros((3, height, width), np.float32)  # relative to the scene's brightness
@@ -107,7 +101,7 @@ def _scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarra
         return max(1, round(rng.integers(low, high + 1) * height * width / _UNIT_AREA))
 
     def place() -> tuple[np.ndarray, np.ndarray]:
-        """Coordinates around a random center, turned by a random angle, in pixels."""
+        """Returns coordinates around a random center, turned by a random angle, in pixels."""
         dx, dy = x - rng.uniform(0, width), y - rng.uniform(0, height)
         angle = rng.uniform(0, math.pi)
         cos, sin = math.cos(angle), math.sin(angle)
@@ -143,7 +137,7 @@ def _scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarra
 def _wave(
     rng: np.random.Generator, x: np.ndarray, y: np.ndarray, *, wavelength: float, amplitude: float
 ) -> np.ndarray:
-    """A plane wave of random direction and phase; `wavelength` in pixels."""
+    """Returns a plane wave of random direction and phase. `wavelength` is in pixels."""
     direction, phase = rng.uniform(0, 2 * math.pi, 2).tolist()
     distance = x * math.cos(direction) + y * math.sin(direction)
     return amplitude * np.sin(distance * (2 * math.pi / wavelength) + phase)

@@ -1,8 +1,7 @@
 """TensorFlow Datasets, read without TensorFlow.
 
 Reads what `python -m dense_jax.data.prepare` (or TFDS itself) has prepared as array_record under
-`root`, the `data_dir` of TFDS. Each dataset is one entry of `TFDS_DATASETS`: what TFDS calls it and
-its features, what the raw label values mean, and which part of which TFDS split is our split.
+`root`, the `data_dir` of TFDS. Each dataset is an entry of `TFDS_DATASETS`.
 """
 
 import dataclasses
@@ -17,22 +16,20 @@ import numpy as np
 from jaxtyping import Int32
 
 from dense_jax.data import decode, files
+from dense_jax.data.source import Source
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TfdsDataset:
-    """A dataset of the TFDS catalog; call it to open a split."""
+    """A dataset of the TFDS catalog. Call it to open a split."""
 
     tfds_name: str
     image_key: str
     label_key: str
     name_key: str
     num_channels: int
-    class_names: tuple[str, ...]
-    values: tuple[int, ...]  # values[i] is the raw label value of class i
-    ignored_values: tuple[int, ...] = ()
-    palette: tuple[tuple[int, ...], ...] | None = None  # RGB of each class
-    tfds_splits: Mapping[str, str]  # our split: TFDS's
+    classes: files.Classes
+    tfds_splits: Mapping[str, str]  # our split: the part of a TFDS split
 
     def __call__(self, root: str | os.PathLike[str], split: str) -> "TfdsSource":
         return TfdsSource(self, root, split)
@@ -48,20 +45,22 @@ TFDS_DATASETS = {
         label_key="segmentation_mask",
         name_key="file_name",
         num_channels=3,
-        class_names=("pet", "background", "border"),
-        values=(1, 2, 3),
-        palette=((230, 159, 0), (0, 0, 0), (86, 180, 233)),  # the background is black
+        classes=files.Classes(
+            names=("pet", "background", "border"),
+            values=(1, 2, 3),
+            palette=((230, 159, 0), (0, 0, 0), (86, 180, 233)),  # the background is black
+        ),
         # TFDS has no validation split: the last tenth of its train is held out.
         tfds_splits={"train": "train[:90%]", "val": "train[90%:]", "test": "test"},
     ),
 }
 
 
-class TfdsSource:
+class TfdsSource(Source):
     """One split of a prepared dataset."""
 
     def __init__(self, dataset: TfdsDataset, root: str | os.PathLike[str], split: str):
-        import tensorflow_datasets as tfds  # here, because other datasets need not wait for it
+        import tensorflow_datasets as tfds  # here, because it takes long and few datasets need it
 
         if split not in dataset.tfds_splits:
             raise ValueError(f"no split {split!r}; there are: {', '.join(dataset.tfds_splits)}")
@@ -71,9 +70,9 @@ class TfdsSource:
             raise ValueError(f"{builder.data_dir}: not prepared; run\n  {command}")
         formats = builder.info.available_file_formats()
         if tfds.core.FileFormat.ARRAY_RECORD not in formats:
-            found = ", ".join(sorted(format.value for format in formats))
+            names = ", ".join(sorted(format.value for format in formats))
             raise ValueError(
-                f"{builder.data_dir}: prepared as {found}, but reading it without TensorFlow "
+                f"{builder.data_dir}: prepared as {names}, but reading it without TensorFlow "
                 f"needs array_record; remove it or choose another root, then run\n  {command}"
             )
         skip = tfds.decode.SkipDecoding()
@@ -86,13 +85,11 @@ class TfdsSource:
         self._dataset = dataset
         self._split = dataset.tfds_splits[split]
         self._where = f"{self._folder}, {self._split}"
-        self._table = decode.label_table(dataset.values, dataset.ignored_values)
-        self.class_names = dataset.class_names
-        self.num_classes = len(dataset.class_names)
+        classes = dataset.classes
+        self._table = decode.label_table(classes.values, classes.ignored_values)
+        self.class_names = classes.names
         self.num_channels = dataset.num_channels
-        self.palette = None if dataset.palette is None else np.array(dataset.palette, np.uint8)
-        self.values = None
-        self.value_range = None
+        self.palette = classes.colors()
 
     def __len__(self) -> int:
         return len(self._records)
@@ -108,7 +105,7 @@ class TfdsSource:
         return {"image": image, "label": label, "name": name}
 
     def _record(self, i: int) -> tuple[dict[str, Any], str]:
-        """The i-th record, its images still encoded, and its name."""
+        """Returns a record, its images still encoded, and its name."""
         if not 0 <= i < len(self):
             raise IndexError(f"example {i} of {len(self)}")
         try:
@@ -119,7 +116,7 @@ class TfdsSource:
 
     @functools.cached_property
     def sizes(self) -> Int32[np.ndarray, "n 2"]:
-        """Height and width of each image, in pixels; reads every record but decodes none."""
+        """Height and width of each image, in pixels. Reads every record but decodes no image."""
         sizes = []
         for i in range(len(self)):
             record, name = self._record(i)
@@ -129,11 +126,9 @@ class TfdsSource:
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
-        """The name of each example; reads every record but decodes none."""
         return tuple(self._record(i)[1] for i in range(len(self)))
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """As of `files.fingerprint`, also of the split."""
-        prepared = {path.name: path for path in sorted(self._folder.iterdir()) if path.is_file()}
-        return files.fingerprint(self._split, prepared)
+        paths = {path.name: path for path in sorted(self._folder.iterdir()) if path.is_file()}
+        return files.fingerprint(self._split, paths)

@@ -8,62 +8,54 @@ from typing import Any, TypeVar
 import tqdm
 
 from dense_jax import storage
-from dense_jax.data import Source, has_instances
-from dense_jax.data.files import some
+from dense_jax.data.source import Source
 from dense_jax.labels import IGNORE_LABEL
+from dense_jax.spelling import some
 
 T = TypeVar("T")
 
 
-def verify(source: Source, *, progress: bool = True) -> None:
-    """Raises one ValueError that lists what is wrong with the examples of a source, or with all.
+def verify(source: Source) -> None:
+    """Raises one ValueError that lists what is wrong with a source.
 
-    A source found good is remembered by its fingerprint, in the user's cache folder, and passes
-    at once the next time. Data that does not come from files has nothing to verify.
+    A source without errors is remembered by its fingerprint, in the user's cache folder, and is not
+    opened again the next time. Data that does not come from files is not verified.
     """
     if source.fingerprint is None:
         return
     mark = storage.cache_folder() / "verified" / source.fingerprint
     if mark.exists():
         return
-    labeled, errors = scan(source, _is_labeled, progress=progress)
+    is_labeled, errors = scan(source, lambda example: (example["label"] != IGNORE_LABEL).any())
     refuse(errors, len(source))
-    if not any(labeled):
+    if not any(is_labeled):
         raise ValueError(
             f"every pixel of all {len(source)} labels ({some(source.names)}) is ignored: nothing can "
-            "be learnt from them or scored; see which values the dataset ignores"
+            "be learned from them or scored; check which values the dataset ignores"
         )
-    with contextlib.suppress(OSError):  # a cache that cannot be written: verified again next time
+    with contextlib.suppress(OSError):  # without a cache, it is verified again the next time
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
 
 
-def _is_labeled(example: dict[str, Any]) -> bool:
-    return bool((example["label"] != IGNORE_LABEL).any())
-
-
-def scan(
-    source: Source, function: Callable[[dict[str, Any]], T], *, progress: bool = True
-) -> tuple[list[T], list[str]]:
-    """`function` of each good example, in order, and the messages of the bad ones.
-
-    Reads in threads; the progress bar shows on a terminal only.
-    """
+def scan(source: Source, function: Callable[[dict[str, Any]], T]) -> tuple[list[T], list[str]]:
+    """Returns function(example) for each good example, and the errors of the bad ones; see `visit`."""
 
     def read(i: int) -> T:
-        if has_instances(source):
+        if source.has_instances:
             source.instances(i)
         return function(source[i])
 
-    return visit(read, len(source), "verifying", progress=progress)
+    return visit(read, len(source), "verifying")
 
 
 def visit(
-    function: Callable[[int], T], num_examples: int, description: str, *, progress: bool = True
+    function: Callable[[int], T], num_examples: int, description: str
 ) -> tuple[list[T], list[str]]:
-    """`function` of each number below `num_examples`, in order, and the messages where it raised.
+    """Calls function(i) for each i below `num_examples`, in threads.
 
-    Calls it in threads; the progress bar shows on a terminal only.
+    Returns the results in order, without those calls that raised ValueError or OSError, and the
+    messages of these. The progress bar is shown on a terminal only.
     """
 
     def attempt(i: int) -> tuple[list[T], list[str]]:
@@ -73,20 +65,19 @@ def visit(
             return [], [str(error)]
 
     results, errors = [], []
-    with futures.ThreadPoolExecutor() as pool:
-        # The bar is off (True), or decides by itself whether this is a terminal (None).
-        disable = None if progress else True
-        visited = pool.map(attempt, range(num_examples))
-        for result, error in tqdm.tqdm(
-            visited, total=num_examples, desc=description, disable=disable
-        ):
+    with (
+        futures.ThreadPoolExecutor() as pool,
+        tqdm.tqdm(total=num_examples, desc=description, disable=None) as bar,
+    ):
+        for result, error in pool.map(attempt, range(num_examples)):
             results += result
             errors += error
+            bar.update()
     return results, errors
 
 
 def refuse(errors: list[str], num_examples: int) -> None:
-    """Raises ValueError with the first errors of a scan, if there are any."""
+    """Raises a ValueError with the first ten errors, if there are any."""
     if errors:
         listed = "\n  ".join(errors[:10])
         more = "\n  ..." if len(errors) > 10 else ""

@@ -1,4 +1,4 @@
-"""What worker processes have in common. Never uses jax."""
+"""The tie between a worker process and the process that started it. Never uses jax."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -7,7 +7,7 @@ import threading
 
 
 def end_with_parent() -> None:
-    """Ends this process with the one that started it, however that ends."""
+    """Makes this process end when the process that started it ends, in whatever way."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

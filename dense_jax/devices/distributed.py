@@ -1,6 +1,6 @@
 """Several processes as one run: how they find each other, agree, and fail together.
 
-Shared by the commands that train. Never uses jax before joining: `sweep` only passes the flags on.
+Uses jax only after joining, because `sweep` passes the flags on without it.
 """
 
 import contextlib
@@ -19,39 +19,41 @@ from typing import Any
 from absl import flags
 from etils import epath  # like pathlib, also for gs://
 
-TIMEOUT = 60  # seconds, after which the others stop when one is gone
-START_TIMEOUT = 600  # seconds, for which the first waits for the last: each host installs first
-GRACE = 3  # seconds, in which a process may fail with words of its own when another has
+TIMEOUT = 60  # seconds after which the others stop when a process is gone
+START_TIMEOUT = 600  # seconds for which the first process waits for the last: hosts install first
+GRACE = 3  # seconds in which a process may end with its own error after another has failed
 _EXPLICIT = ("coordinator", "num_processes", "process_id")
-_FAILURE = "dense_jax/failure"  # what the first process to fail says to the others
-_FOREVER = 10**9  # milliseconds: JAX ends a process that waits for a dead one
+_FAILURE = "dense_jax/failure"  # key of the message of the first process that fails
+_FOREVER = 10**9  # milliseconds; JAX ends a process that waits for a dead one
 _exchanges = itertools.count()  # the same in all processes
 
 
 def define_flags() -> None:
-    """Defines the flags; parsing them fails with one line where they do not fit together."""
+    """Defines the flags; parsing refuses a set of them that is incomplete."""
     flags.DEFINE_bool(
-        "multihost", False, "One of several processes, found by themselves: TPU, SLURM, Kubernetes."
+        "multihost", False, "Join the other processes that TPU, SLURM or Kubernetes name."
     )
-    flags.DEFINE_string("coordinator", None, "One of several: HOST:PORT where process 0 listens.")
-    flags.DEFINE_integer("num_processes", None, "With --coordinator: of how many.")
-    flags.DEFINE_integer("process_id", None, "With --coordinator: which, counted from 0.")
+    flags.DEFINE_string(
+        "coordinator", None, "Join other processes: HOST:PORT where process 0 listens."
+    )
+    flags.DEFINE_integer("num_processes", None, "With --coordinator: the number of processes.")
+    flags.DEFINE_integer("process_id", None, "With --coordinator: the number of this one, from 0.")
     flags.register_multi_flags_validator(_EXPLICIT, _check)
 
 
 def given() -> list[str]:
-    """These flags as they were given, for another command."""
+    """Returns these flags as they were given, for another command."""
     names = ("multihost", *_EXPLICIT)
     return [flags.FLAGS[name].serialize() for name in names if flags.FLAGS[name].present]
 
 
 def initialize() -> None:
-    """Joins the other processes, if the flags tell of any; before any other use of jax.
+    """Joins the other processes, if the flags name any. Call it before any other use of jax.
 
-    Raises ValueError where the coordinator's address cannot be used, and exits when not all have
-    joined within START_TIMEOUT. From then on, when a process dies or can no longer be reached, JAX
-    aborts the others (SIGABRT) about TIMEOUT later at the latest, also those that wait for it in the
-    middle of a step. Where a process raises an error, `together` is faster and says it.
+    Raises ValueError if the coordinator's address cannot be used, and exits if not all processes
+    have joined within START_TIMEOUT. From then on, when a process dies or can no longer be reached,
+    JAX aborts the others (SIGABRT) after TIMEOUT at the latest, even in the middle of a step. When a
+    process raises an error, `together` ends the others faster, with the error's message.
     """
     args = flags.FLAGS
     if not args.multihost and args.coordinator is None:
@@ -60,12 +62,12 @@ def initialize() -> None:
         _check_address(args.coordinator, args.process_id)
     import jax
 
-    # JAX would abort, with a dump: at its own timeout, and where the first is the first to go.
+    # JAX itself would abort with a dump. Process 0 waits longer, so that the others give up first.
     patience = START_TIMEOUT + (TIMEOUT if args.process_id == 0 else 0)
     timer = threading.Timer(patience, _give_up, [patience])
     timer.daemon = True
     timer.start()
-    # JAX waits where Python does not see Ctrl-C.
+    # While JAX waits, Python does not see Ctrl-C.
     handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
     jax.distributed.initialize(
         args.coordinator,
@@ -74,44 +76,44 @@ def initialize() -> None:
         cluster_detection_method="deactivate" if args.coordinator else None,
         initialization_timeout=patience + TIMEOUT,
         heartbeat_timeout_seconds=TIMEOUT,
-        shutdown_timeout_seconds=TIMEOUT,  # for which one that failed waits for the others
+        shutdown_timeout_seconds=TIMEOUT,  # a failed process waits so long for the others
     )
     signal.signal(signal.SIGINT, handler)
     timer.cancel()
 
 
 def agree(facts: Callable[[], Mapping[str, Any]]) -> None:
-    """Raises ValueError, with the same words on all processes, unless all have the same facts.
+    """Raises ValueError, with the same message on all processes, unless their facts are equal.
 
-    facts: returns JSON values by what a user knows them as. Not called in a single process.
+    facts: returns JSON values by their names for a user. It is not called in a single process.
     """
     if _joined() and (different := differences(_exchange(facts()))):
         raise ValueError(f"the processes must be alike, but differ in {'; '.join(different)}")
 
 
-def differences(everyone: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Each fact that is not the same everywhere, with the first process that differs from 0."""
-    names = dict.fromkeys(name for facts in everyone for name in facts)
+def differences(all_facts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns a line for each fact that differs, with the first process that differs from 0."""
+    names = dict.fromkeys(name for facts in all_facts for name in facts)
     lines = []
     for name in names:
-        values = [json.dumps(facts.get(name)) for facts in everyone]
+        values = [json.dumps(facts.get(name)) for facts in all_facts]
         if other := next((k for k, value in enumerate(values) if value != values[0]), 0):
             lines.append(f"{name}: {values[0]} in process 0, {values[other]} in process {other}")
     return lines
 
 
 def check_shared(folder: epath.PathLike) -> None:
-    """Raises ValueError, on all processes, unless the folder is the same for all; makes it."""
+    """Makes a folder. Raises ValueError, on all processes, unless it is the same for all."""
     jax = _joined()
     if jax is None:
         return
     path = epath.Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    # A new name: no file system can remember it as missing.
+    # The name is new: no file system can remember that it was missing.
     mark = path / _exchange(f".shared-{uuid.uuid4().hex}")[0]
     if jax.process_id == 0:
         mark.touch()
-    _exchange(None)  # it is there
+    _exchange(None)  # the mark exists
     seen = _exchange(mark.exists())
     if jax.process_id == 0:
         mark.unlink()
@@ -124,7 +126,7 @@ def check_shared(folder: epath.PathLike) -> None:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Ends all processes, with one line each, when one raises an error within. Also a decorator."""
+    """Ends all processes, with one line each, when one raises an error inside. Also a decorator."""
     jax = _joined()
     if jax is None:
         yield
@@ -141,13 +143,13 @@ def together() -> Iterator[None]:
     def leave(message: str) -> None:
         print(f"error: {message}", file=sys.stderr, flush=True)
         try:
-            jax.shutdown()  # the one that failed waits there for this one
+            jax.shutdown()  # the process that failed waits there for this one
         finally:
-            os._exit(1)  # whatever the main thread waits for will never come
+            os._exit(1)  # the main thread may wait for what never comes
 
     def watch() -> None:
         while not done.wait(0.5):
-            # All may fail at the same time, and each has something of its own to say.
+            # All may fail at the same time, each with its own error.
             if (message := failure()) and not done.wait(GRACE):
                 leave(message)
 
@@ -159,8 +161,8 @@ def together() -> Iterator[None]:
         done.set()
         watcher.join()
         if isinstance(error, RuntimeError) and (message := failure()):
-            leave(message)  # JAX says only that the other is gone
-        with contextlib.suppress(RuntimeError):  # another was first, or nobody can be told
+            leave(message)  # JAX says only that the other process is gone
+        with contextlib.suppress(RuntimeError):  # another process was first, or none can be told
             what = str(error) if isinstance(error, ValueError | OSError) else repr(error)
             client.key_value_set(_FAILURE, f"process {jax.process_id}: {what}")
         raise
@@ -170,20 +172,20 @@ def together() -> Iterator[None]:
 
 
 def _exchange(value: Any) -> list[Any]:
-    """Returns what each process gave, a JSON value, in the order of their numbers; waits for all.
+    """Returns the JSON values that all processes gave, in the order of their numbers.
 
-    Uses no device, so that it works before any compilation and with devices that do not match.
+    Uses no device, so it works before any compilation, and with devices that do not match.
     """
     jax, key = _joined(), f"dense_jax/exchange/{next(_exchanges)}"
     jax.client.key_value_set(f"{key}/{jax.process_id}", json.dumps(value))
     keys = (f"{key}/{k}" for k in range(jax.num_processes))
-    return [json.loads(jax.client.blocking_key_value_get(each, _FOREVER)) for each in keys]
+    return [json.loads(jax.client.blocking_key_value_get(name, _FOREVER)) for name in keys]
 
 
 def _joined() -> Any:
-    """Returns JAX's record of the processes, or None where there is one only.
+    """Returns JAX's record of the processes, or None where there is a single one.
 
-    It has `client`, whose keys and values all processes share; JAX has no public name for it.
+    Its `client` has keys and values that all processes share. JAX has no public name for it.
     """
     from jax._src import distributed
 
@@ -194,9 +196,9 @@ def _give_up(seconds: int) -> None:
     args = flags.FLAGS
     expected = f"all {args.num_processes} processes" if args.num_processes else "all processes"
     print(
-        f"error: after {seconds} s, not {expected} have joined. Start each of them, with the same "
-        "--coordinator and --num_processes and a --process_id of its own, and see why those that "
-        "are gone ended",
+        f"error: after {seconds} s, not {expected} have joined. Start each process with the same "
+        "--coordinator and --num_processes and its own --process_id, and look at the logs of those "
+        "that ended",
         file=sys.stderr,
         flush=True,
     )
@@ -204,13 +206,13 @@ def _give_up(seconds: int) -> None:
 
 
 def _check_address(coordinator: str, process_id: int) -> None:
-    """Raises ValueError where JAX would crash, or wait in silence."""
+    """Raises ValueError for an address with which JAX would crash, or wait in silence."""
     host, _, port = coordinator.rpartition(":")
     try:
         socket.getaddrinfo(host.strip("[]"), int(port))
     except (OSError, UnicodeError) as error:
         raise ValueError(
-            f"--coordinator={coordinator}: no host {host!r} is known: {error}"
+            f"--coordinator={coordinator}: the host {host!r} is not known: {error}"
         ) from error
     if process_id:
         return
@@ -226,7 +228,7 @@ def _check_address(coordinator: str, process_id: int) -> None:
 
 
 def _check(values: Mapping[str, Any]) -> bool:
-    """Raises flags.ValidationError unless the explicit flags are a process, or not there."""
+    """Raises flags.ValidationError unless all explicit flags are set and valid, or none is."""
     missing = [f"--{name}" for name in _EXPLICIT if values[name] is None]
     if len(missing) == len(_EXPLICIT):
         return True

@@ -1,4 +1,4 @@
-"""The setup of every command that computes: log lines, compiled programs, memory and devices."""
+"""The runtime setup of the commands: log lines, compiled programs, memory and devices."""
 
 import contextlib
 import ctypes
@@ -17,7 +17,7 @@ IN_LITTLE_MEMORY = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 
 
 def prepare() -> None:
-    """Called by the commands that compute, before they use a device."""
+    """Sets up a command that computes. Call it before JAX is asked for its devices."""
     show_own_lines()
     keep_programs()
     keep_memory()
@@ -25,13 +25,13 @@ def prepare() -> None:
 
 
 def show_own_lines() -> None:
-    """Called by the commands: our lines from INFO on, those of libraries from WARNING on."""
-    absl.logging.set_verbosity(absl.logging.WARNING)  # orbax tells too much
+    """Shows our log lines from INFO on, and those of libraries from WARNING on."""
+    absl.logging.set_verbosity(absl.logging.WARNING)  # orbax logs much
     logging.getLogger("dense_jax").setLevel(logging.INFO)
 
 
 def check_devices() -> None:
-    """Raises ValueError if JAX_PLATFORMS names what JAX cannot use here."""
+    """Raises ValueError if JAX_PLATFORMS names a platform that JAX cannot use here."""
     wanted = jax.config.values["jax_platforms"]
     try:
         jax.devices()
@@ -39,37 +39,37 @@ def check_devices() -> None:
         if not wanted:
             raise
         jax.config.update("jax_platforms", None)
-        there = sorted({"cpu", jax.default_backend()})
+        platforms = sorted({"cpu", jax.default_backend()})
         raise ValueError(
             f"JAX_PLATFORMS={wanted} cannot be used: {str(error) or 'its plug-in is missing'}. Here "
-            f"JAX has: {', '.join(there)}. Unset JAX_PLATFORMS, or install what it names"
+            f"JAX has: {', '.join(platforms)}. Unset JAX_PLATFORMS, or install what it names"
         ) from error
 
 
 def keep_programs() -> None:
-    """Called by the commands: what XLA compiles is kept in the user's cache folder.
+    """Keeps compiled programs in the user's cache folder, so that the next start is faster.
 
-    JAX keeps what took longer than jax_persistent_cache_min_compile_time_secs. A folder that the
-    user has set (JAX_COMPILATION_CACHE_DIR) is left alone, and so is JAX_ENABLE_COMPILATION_CACHE.
+    JAX keeps programs that took longer than jax_persistent_cache_min_compile_time_secs. A folder
+    that the user has set (JAX_COMPILATION_CACHE_DIR) wins.
     """
     if jax.config.values["jax_compilation_cache_dir"] is None:
         folder = storage.cache_folder() / "programs"
-        with contextlib.suppress(OSError):  # it cannot be made: compiled again next time
+        with contextlib.suppress(OSError):  # a folder that cannot be made: compiled again next time
             folder.mkdir(parents=True, exist_ok=True)
             jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def keep_memory() -> None:
-    """Called by the commands: where only a CPU can compute, freed memory stays for the next step.
+    """Keeps freed memory for the next step, where only a CPU can compute.
 
-    XLA:CPU allocates the temporaries of each step anew. Of so much at once, glibc asks the operating
-    system, and gives it back: every page of it faults in every step, which was a sixth of the
-    time of the default network's. Without its mmap it needs a single arena, as others cannot grow;
-    with an accelerator, decoding threads are better off with their own.
+    XLA:CPU allocates the temporaries of each step anew. glibc serves blocks this large with mmap and
+    returns them to the operating system, so every page faults again in every step: a sixth of the
+    step time of the default network. We turn mmap off. That requires a single malloc arena, because
+    other arenas cannot grow. With an accelerator we change nothing, because decoding threads profit
+    from arenas of their own.
 
-    And XLA:CPU is to start operations in an order that needs little memory: its usual one does all
-    that it can at once, and a training step has up to 1.7 times the temporaries. XLA_FLAGS that the
-    user has set come after this, and win. Too late once JAX has asked for its devices.
+    We also select XLA:CPU's memory-saving scheduler. The default scheduler runs everything it can at
+    once and needs up to 1.7 times the temporary memory. XLA_FLAGS set by the user take precedence.
     """
     # jax.default_backend() would start threads, with arenas of their own.
     if any(importlib.util.find_spec(plugin) for plugin in ("jax_plugins", "libtpu")):
@@ -85,5 +85,5 @@ def keep_memory() -> None:
 
 
 def seconds_of_process() -> float:
-    """Returns the seconds since the package was imported, the first thing that a command does."""
+    """Returns the seconds since a command imported the package, its first action."""
     return time.perf_counter() - dense_jax.IMPORTED

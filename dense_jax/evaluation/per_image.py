@@ -14,39 +14,44 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from dense_jax.data import workers as processes
+from dense_jax import metrics
+from dense_jax.data import workers
 from dense_jax.labels import IGNORE_LABEL, components
 from dense_jax.metrics import boundary
-from dense_jax.metrics import instances as objects
 
-PERIOD = 16  # pixels: of every upsampling by a power of two up to this
+PERIOD = 16  # pixels: a multiple of the period of every upsampling by a power of two up to this
 
 
 def measure(
     prediction: np.ndarray, label: np.ndarray, num_classes: int, foreground: Sequence[int] = ()
 ) -> dict[str, np.ndarray]:
-    """Of class maps [h, w]: what `boundary.statistics` and `phase_errors` return and, with foreground
-    classes, the Rand and information scores of their connected components, [].
+    """Returns the boundary metrics of two class maps [h, w], `trimap_iou` and `phase_errors`.
+
+    With foreground classes, also the object metrics. Objects are the connected components of all
+    foreground classes together.
     """
-    measured = boundary.statistics(prediction, label, num_classes)
+    maps = boundary.MapPair(prediction, label, num_classes)
+    measured = {metric.name: metric.function(maps) for metric in metrics.of_kind("boundary")}
+    measured["trimap_iou"] = boundary.trimap_iou(maps)
     measured["phase_errors"] = phase_errors(prediction, label)
     if foreground:
         valid = label != IGNORE_LABEL
-        truth, guess = (  # of all foreground classes together
+        truth, guess = (
             components((np.isin(classes, foreground) & valid).astype(np.uint8), [1])
             for classes in (label, prediction)
         )
-        for score in (objects.rand_score, objects.information_score):
-            measured[score.__name__] = np.array(score(guess, truth))
+        for metric in metrics.of_kind("object"):
+            measured[metric.name] = np.array(metric.function(guess, truth))
     return measured
 
 
 def phase_errors(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Wrong and valid pixels at each (y mod PERIOD, x mod PERIOD), int64 [PERIOD, PERIOD, 2].
+    """Counts wrong and valid pixels by (y mod PERIOD, x mod PERIOD): int64 [PERIOD, PERIOD, 2].
 
     Upsampling that treats pixels unequally by where they lie in a cell of its stride errs more at
     some phases than at others (Odena et al. 2016, "Deconvolution and checkerboard artifacts").
-    Phases are the image's: the network's own where the image fits into one tile and is not resized.
+    Phases are the image's. They are the network's own where the image fits into one tile and is not
+    resized.
     """
     valid = label != IGNORE_LABEL
     counts = np.stack([valid & (prediction != label), valid], axis=-1)
@@ -62,31 +67,32 @@ class Pool:
     def __init__(self, num_classes: int, foreground: Sequence[int] = ()):
         num_processes = len(os.sched_getaffinity(0))
         self._pool = futures.ProcessPoolExecutor(
-            num_processes,
-            multiprocessing.get_context("spawn"),
-            initializer=_start_worker,
+            num_processes, multiprocessing.get_context("spawn"), initializer=_start_worker
         )
-        self._room = threading.Semaphore(8 * num_processes)  # a large split does not fit in memory
+        # Bounds the class maps that wait: those of a large split do not fit into memory.
+        self._room = threading.Semaphore(8 * num_processes)
         self._pending: dict[futures.Future, int] = {}
         self._options = num_classes, tuple(foreground)
-        for _ in range(num_processes):  # each starts one, now: that takes as long as many images
+        for _ in range(
+            num_processes
+        ):  # starts the processes now: that takes as long as many images
             self._submit(os.getpid)
 
     def submit(self, i: int, prediction: np.ndarray, label: np.ndarray) -> None:
-        """Takes image i's class maps, [h, w]; waits while too many are unfinished."""
+        """Takes image i's class maps [h, w]; waits while too many are unfinished."""
         self._room.acquire()
         future = self._submit(measure, prediction, label, *self._options)
         future.add_done_callback(lambda _: self._room.release())
         self._pending[future] = i
 
     def _submit(self, function: Callable[..., Any], *args: Any) -> futures.Future:
-        # The processes are not to import this one's main module, and all of JAX with it.
+        # Keeps the processes from importing this process's main module, and all of JAX with it.
         main = sys.modules["__main__"]
         with mock.patch.multiple(main, create=True, __spec__=None, __file__=None):
             return self._pool.submit(function, *args)
 
     def results(self) -> dict[str, np.ndarray]:
-        """Waits for all; what `measure` returned, stacked over images."""
+        """Waits for all images; returns the results of `measure`, stacked over images."""
         done = futures.as_completed(self._pending)
         bar = tqdm(done, "boundaries", len(self._pending), unit="image", leave=False, disable=None)
         measured = {self._pending[future]: future.result() for future in bar}
@@ -100,13 +106,14 @@ class Pool:
 
 
 def _start_worker() -> None:
-    """Ends with the evaluating process, however that ends; a Ctrl-C is for that one alone.
+    """Prepares a process, which ends with the evaluating process, however that ends.
 
-    Where the network runs on the same processors, it goes first: it waits for many threads at once,
-    so that even a process of little priority would slow it down.
+    Runs at idle priority: the network needs all cores at once, so any competing process would slow
+    it down.
     """
-    # Not SIGTERM: by it the pool ends its processes once one of them has died.
+    # A Ctrl-C is for the evaluating process alone. SIGTERM must still end this process: the pool
+    # sends it once another process has died.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    processes.end_with_parent()
+    workers.end_with_parent()
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     cv2.setNumThreads(1)

@@ -1,10 +1,10 @@
-"""Exported models: what `dense_jax.export` writes and `load` reads, without Flax or our models.
+"""Exported models: `dense_jax.export` writes them, and `read` needs neither Flax nor our models.
 
 One zip archive, not compressed, of
-  model.json           what the model is; see `export.describe`
-  program.bin          jax.export's serialized StableHLO, of (weights, image uint8 [b, h, w, c]) ->
+  model.json           a description of the model; see `export.describe`
+  program.bin          StableHLO serialized by jax.export: (weights, image uint8 [b, h, w, c]) ->
                        logits float32 [b, h, w, num_classes], for any b, h and w
-  weights.safetensors  the weights, by their path: "params/encoder/..."
+  weights.safetensors  the weights, named by their paths: "params/encoder/..."
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import json
 import math
 import operator
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -23,16 +23,18 @@ from etils import epath
 from jax import export
 from safetensors import numpy as safetensors
 
+from dense_jax.inference.tta import LogitsStep
+
 FORMAT = "dense_jax model"
-VERSION = 1  # of the format: one more with every change that older readers cannot read
+VERSION = 1  # of the format; a change that older readers cannot read increases it
 
 
-def _whole(least: int, most: int = 2**31 - 1) -> Callable[[Any], bool]:
+def _integer(least: int, most: int = 2**31 - 1) -> Callable[[Any], bool]:
     return lambda value: type(value) is int and least <= value <= most
 
 
 def _list(is_item: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
-    """Whether a value is a list of so many items; with no length, of any number but 0."""
+    """Returns a test for lists of `length` items; by default of any number but 0."""
     return lambda value: (
         isinstance(value, list)
         and (len(value) == length if length else len(value) > 0)
@@ -40,39 +42,47 @@ def _list(is_item: Callable[[Any], bool], length: int | None = None) -> Callable
     )
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
 def _is_range(value: Any) -> bool:
-    are_two = _list(lambda x: type(x) in (int, float), 2)(value)
-    return are_two and -math.inf < value[0] < value[1] < math.inf
+    are_two_numbers = _list(lambda x: type(x) in (int, float), 2)(value)
+    return value is None or (are_two_numbers and -math.inf < value[0] < value[1] < math.inf)
 
 
-# The fields of model.json that callers rely on, by dotted path, and a test of each value. All other
+# The fields of model.json that programs rely on, by dotted path, and a test of each value. All other
 # fields are for people.
 _FIELDS: dict[str, Callable[[Any], bool]] = {
-    "format_version": _whole(1, VERSION),
-    "dataset.class_names": _list(lambda name: isinstance(name, str)),
-    "dataset.palette": _list(_list(_whole(0, 255), 3)),
-    "dataset.num_channels": _whole(1),
-    "dataset.value_range": lambda value: value is None or _is_range(value),
-    "context": _whole(0),
-    "tile_size": _list(_whole(1), 2),
-    "margin": _whole(0),
-    "batch_size": _whole(1, 2**16),  # so many tiles are in memory at once
-    "step": _whole(0),
-    "program_sha256": lambda digest: isinstance(digest, str),
-    "exported_with.versions.jax": lambda version: isinstance(version, str),
+    "format_version": _integer(1, VERSION),
+    "dataset.class_names": _list(_is_text),
+    "dataset.palette": _list(_list(_integer(0, 255), 3)),
+    "dataset.num_channels": _integer(1),
+    "dataset.value_range": _is_range,
+    "dataset.image_size": _list(_integer(1), 2),
+    "context": _integer(0),
+    "tile_size": _list(_integer(1), 2),
+    "margin": _integer(0),
+    "batch_size": _integer(1, 2**16),  # so many tiles are in memory at once
+    "step": _integer(0),
+    "program_sha256": _is_text,
+    "exported_with.versions.jax": _is_text,
 }
 
 
 class Exported(NamedTuple):
-    """What is in the file."""
+    """The content of a file. about: model.json."""
 
-    about: Mapping[str, Any]  # model.json
-    logits_step: Callable  # as of `steps.make_logits_step`
+    about: Mapping[str, Any]
+    logits_step: LogitsStep
     variables: dict[str, Any]
 
 
 def read(path: epath.PathLike) -> Exported:
-    """Reads an exported model. Raises ValueError if the file is none, of a newer format, or damaged."""
+    """Reads an exported model.
+
+    Raises ValueError if the file is something else, is damaged, or has a newer format.
+    """
     path = epath.Path(path)
     if not path.exists():
         raise ValueError(
@@ -83,8 +93,8 @@ def read(path: epath.PathLike) -> Exported:
         with _explaining(damaged):
             archive = zipfile.ZipFile(file)
             about = json.loads(_member(archive, "model.json"))
-            if (there := _field(about, "format")) != FORMAT:
-                raise ValueError(f"its format is {there!r}")
+            if (name := _field(about, "format")) != FORMAT:
+                raise ValueError(f"its format is {name!r}")
             version = _field(about, "format_version")
         if type(version) is int and version > VERSION:
             raise ValueError(
@@ -94,12 +104,12 @@ def read(path: epath.PathLike) -> Exported:
         with _explaining(damaged):
             _check_fields(about)
             serialized = _member(archive, "program.bin")
-            # JAX may crash on another one.
+            # JAX may crash on a program that is damaged.
             if hashlib.sha256(serialized).hexdigest() != about["program_sha256"]:
                 raise ValueError("its program.bin is not the one that was exported")
             weights = safetensors.load(_member(archive, "weights.safetensors"))
-    by = about["exported_with"]["versions"]["jax"]
-    with _explaining(f"{path} was written by jax {by}, and this jax cannot read it"):
+    version = about["exported_with"]["versions"]["jax"]
+    with _explaining(f"{path} was written by jax {version}, and this jax cannot read it"):
         program = export.deserialize(bytearray(serialized))
     with _explaining(damaged):
         _check_program(program, about, weights)
@@ -109,16 +119,16 @@ def read(path: epath.PathLike) -> Exported:
 
 
 @contextlib.contextmanager
-def _explaining(what: str) -> Iterator[None]:
-    """Makes a ValueError of whatever is raised: on broken bytes, readers raise nearly anything."""
+def _explaining(message: str) -> Generator[None]:
+    """Turns any error into a ValueError: readers raise nearly anything on broken bytes."""
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{what}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{message}: {' '.join(str(error).split())}") from error
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """A member as it stands: one that is compressed could be of any size."""
+    """Returns a member, which must not be compressed: it could then have any size."""
     if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"its {name} is compressed")
     return archive.read(name)
@@ -132,7 +142,7 @@ def _field(about: Any, name: str) -> Any:
 
 
 def _check_fields(about: Any) -> None:
-    """Raises ValueError if a field is missing or has a value that cannot be."""
+    """Raises ValueError if a field is missing or has an impossible value."""
     for name, is_valid in _FIELDS.items():
         if not is_valid(value := _field(about, name)):
             raise ValueError(f"{name} in its model.json is {value!r}")
@@ -143,14 +153,14 @@ def _check_fields(about: Any) -> None:
 def _check_program(
     program: export.Exported, about: Mapping[str, Any], weights: Mapping[str, np.ndarray]
 ) -> None:
-    """Raises ValueError if the program takes other weights or images, or gives other logits."""
-    (taken, _), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
-    there, expected = (
+    """Raises ValueError if the program takes other weights or images, or returns other logits."""
+    (needed, _), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
+    shapes, needed_shapes = (
         {name: (array.shape, array.dtype) for name, array in arrays.items()}
-        for arrays in (weights, taken)
+        for arrays in (weights, needed)
     )
-    names = sorted(there.keys() | expected.keys())
-    if wrong := [name for name in names if there.get(name) != expected.get(name)]:
+    names = sorted(shapes.keys() | needed_shapes.keys())
+    if wrong := [name for name in names if shapes.get(name) != needed_shapes.get(name)]:
         raise ValueError(f"its weights are not those of its program: {', '.join(wrong[:3])}")
     if wrong := [name for name in names if not np.isfinite(weights[name]).all()]:
         raise ValueError(f"its weights are not finite: {', '.join(wrong[:3])}")
@@ -158,4 +168,4 @@ def _check_program(
     image = jax.ShapeDtypeStruct((1, length, length, dataset["num_channels"]), np.uint8)
     shape = (1, length, length, len(dataset["class_names"]))
     if (logits := jax.eval_shape(program.call, weights, image)).shape != shape:
-        raise ValueError(f"its program gives logits {logits.shape}, not {shape}")
+        raise ValueError(f"its program returns logits {logits.shape}, not {shape}")

@@ -1,12 +1,13 @@
-"""A trained network, ready for images of any size: predictor = load(PATH); predictor(image).
+"""A trained network for images of any size: predictor = load(PATH); predictor(image).
 
-From the workdir of a run, or from a file of `dense_jax.export`. It knows its classes' names and
-colors, and cuts images that are larger than a tile into tiles, as evaluation does.
+The network comes from a run's workdir or from a file of `dense_jax.export`. Images are cut into
+tiles as in evaluation.
 """
 
-import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,35 +18,26 @@ from tqdm import tqdm
 
 from dense_jax.data.tiles import Tiles, tilings
 from dense_jax.devices import mesh
+from dense_jax.devices.late import OneLate
 from dense_jax.inference import exported, tta
-from dense_jax.inference import threads as background
-from dense_jax.inference.stitching import Failure, Mosaic, Piece, cut
+from dense_jax.inference.stitching import Failure, Images, Stitcher, Strip, Tile, cut
+from dense_jax.inference.threads import ahead
 
-
-class Strip(NamedTuple):
-    """Rows `start` to `stop` of image `index`, and their maps [n, w, ...] by name.
-
-    maps["classes"]: uint8 [n, w].
-    """
-
-    index: int
-    start: int
-    stop: int
-    image: UInt8[np.ndarray, "n w c"]
-    maps: dict[str, np.ndarray]
+# Makes a map [n, m, ...] of the probabilities, float32 [n, m, num_classes], of a part of an image.
+MakeMap = Callable[[np.ndarray], np.ndarray]
 
 
 class Predictor:
-    """predictor(image) -> classes; see `load`.
+    """Returns the classes of an image: predictor(image); see `load`.
 
-    class_names, palette (uint8 [num_classes, 3], RGB), num_channels: of the training data.
-    value_range: what becomes 0 and 255 in images that are not of 8 bits, or None.
-    image_size: the largest height and width of the run's images, in pixels; see `tilings`.
+    class_names, palette (uint8 [num_classes, 3], RGB), num_channels: those of the training data.
+    value_range: the values that become 0 and 255 in images of more than 8 bits, or None.
+    image_size: the largest height and width of the training images, in pixels; see `tilings`.
     """
 
     def __init__(
         self,
-        logits_step: Callable,
+        logits_step: tta.LogitsStep,
         variables: Any,
         dataset: Mapping[str, Any],
         *,
@@ -53,193 +45,169 @@ class Predictor:
         margin: int,
         context: int,
         batch_size: int,
+        blend: bool = False,
+        augment: Sequence[str] = (),
     ):
-        """logits_step: as of `steps.make_logits_step`; dataset: as in dataset.json; the others: as of
-        `tilings`, and tiles per step.
+        """Takes a network, what dataset.json says, and the options of `using`.
+
+        context: pixels around a tile that a network without padding needs; see `tilings`.
         """
         self.class_names: tuple[str, ...] = tuple(dataset["class_names"])
         self.palette = np.array(dataset["palette"], np.uint8)
         self.num_channels: int = dataset["num_channels"]
-        self.value_range = dataset.get("value_range")  # older runs have none
+        self.value_range = dataset["value_range"]
         self.image_size = tuple(dataset["image_size"])
         self.tile_size, self.margin, self.context = tuple(tile_size), margin, context
-        self.batch_size = batch_size
-        self.blend = False
-        self.augment: tuple[str, ...] = ()
-        self.mesh = mesh.make_mesh()
-        self._logits_step = logits_step
-        self._variables = variables
-        self._steps = self._make_steps()
-
-    def using(
-        self,
-        *,
-        tile_size: Sequence[int] | None = None,
-        margin: int | None = None,
-        batch_size: int | None = None,
-        blend: bool | None = None,
-        augment: Sequence[str] | None = None,
-    ) -> "Predictor":
-        """The same network, used in another way. What is None stays as it is.
-
-        tile_size, margin: in pixels; see `tilings`. batch_size: tiles per step.
-        blend: whether tiles overlap by their margins and are blended there; see `Mosaic`.
-        augment: names of `tta.AUGMENTATIONS`.
-
-        Raises ValueError naming an argument that cannot be.
-        """
-        other = copy.copy(self)
-        if batch_size is not None and batch_size < 1:
+        self.batch_size, self.blend, self.augment = batch_size, blend, tuple(augment)
+        self._network = logits_step, variables, dataset
+        if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
-        if margin is not None and margin < 0:
+        if margin < 0:
             raise ValueError(f"margin={margin} must be at least 0")
-        if tile_size is not None and not (len(tile_size) == 2 and min(tile_size) > 0):
-            raise ValueError(f"tile_size={tuple(tile_size)} must be a height and a width in pixels")
-        for name, value in (
-            ("tile_size", tile_size and tuple(tile_size)),
-            ("margin", margin),
-            ("batch_size", batch_size),
-            ("blend", blend),
-            ("augment", None if augment is None else tuple(augment)),
-        ):
-            if value is not None:
-                setattr(other, name, value)
-        if other.context and "scales" in other.augment:
+        if len(self.tile_size) != 2 or min(self.tile_size) < 1:
+            raise ValueError(f"tile_size={self.tile_size} must be a height and a width in pixels")
+        if context and "scales" in augment:
             raise ValueError(
                 "a network without padding cannot be augmented by scales: its border would show"
             )
-        other._steps = other._make_steps()
-        return other
+        self._mesh = mesh.make_mesh()
+        self._step = self._make_step(["classes"])
+        self._step_with_probabilities = self._make_step(["classes", "probabilities"])
+
+    def using(self, **options: Any) -> "Predictor":
+        """Returns a predictor with the same network and other options; those that are None stay.
+
+        tile_size, margin: in pixels; see `tilings`.
+        batch_size: the number of tiles per step.
+        blend: whether tiles overlap by their margins and are blended there; see `Stitcher`.
+        augment: names of `tta.AUGMENTATIONS`.
+
+        Raises ValueError naming an option that has no meaning.
+        """
+        names = ("tile_size", "margin", "context", "batch_size", "blend", "augment")
+        present = {name: getattr(self, name) for name in names}
+        wanted = {name: value for name, value in options.items() if value is not None}
+        return Predictor(*self._network, **present | wanted)
+
+    def _make_step(self, names: Sequence[str]) -> Callable:
+        """Returns the compiled step(variables, batch) -> {name: maps}, over all devices."""
+        scores_step = self._network[0]
+        if self.augment:
+            scores_step = tta.make_probabilities_step(scores_step, self.augment)
+
+        def step(variables: Any, example: Mapping[str, Any]) -> dict[str, Any]:
+            scores = scores_step(variables, example["image"])
+            outputs = {"classes": jnp.argmax(scores, axis=-1).astype(jnp.uint8)}
+            if "probabilities" in names:
+                outputs["probabilities"] = scores if self.augment else jax.nn.softmax(scores)
+            return outputs
+
+        return jax.jit(mesh.map_examples(step, self._mesh))
 
     def __call__(self, image: np.ndarray) -> UInt8[np.ndarray, "h w"]:
-        """The class of each pixel of an image, uint8 [h, w, num_channels]; ValueError for others."""
-        return self._of_one(image, "classes")
+        """Returns the class of each pixel of an image, uint8 [h, w, num_channels]."""
+        return self._map(image, "classes", {})
 
     def probabilities(self, image: np.ndarray) -> Float32[np.ndarray, "h w num_classes"]:
-        """The softmax of each pixel of an image, uint8 [h, w, num_channels]; ValueError for others."""
-        return self._of_one(image, "probabilities", probabilities=lambda block: block)
+        """Returns the softmax at each pixel of an image, uint8 [h, w, num_channels]."""
+        return self._map(image, "probabilities", {"probabilities": lambda block: block})
 
-    def _of_one(self, image: np.ndarray, wanted: str, **maps: Callable) -> np.ndarray:
+    def _map(self, image: np.ndarray, name: str, maps: Mapping[str, MakeMap]) -> np.ndarray:
+        """Returns a map of an image. Raises ValueError if it is no image for this network."""
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != self.num_channels:
             raise ValueError(
                 f"an image must be uint8 [height, width, {self.num_channels}], not {image.dtype} "
                 f"{list(image.shape)}"
             )
-        parts = []
-        for strip in self.segment(_One(image), maps):
-            assert isinstance(strip, Strip)  # an array is not broken
-            parts.append(strip.maps[wanted])
-        return np.concatenate(parts)
+        strips = self.segment(_Array(image), maps)
+        # An array is never broken off.
+        return np.concatenate([strip.maps[name] for strip in strips if isinstance(strip, Strip)])
 
     def segment(
-        self, images: Any, maps: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None
+        self, images: Images, maps: Mapping[str, MakeMap] | None = None
     ) -> Iterator[Strip | Failure]:
-        """The images' rows in order, with their maps, as they get ready.
+        """Yields the strips of images with the maps "image", "classes" and those of `maps`.
 
-        One image comes after the other: first those that are cut as the run's own are, then those
-        that are too large for it; see `tilings`.
+        One image comes after the other: first those that are cut as the run's own images are, then
+        those that are too large for that; see `tilings`. An image that turns out to be broken ends
+        with a `Failure`, and the others go on.
 
-        An image that turns out to be broken ends with a `Failure`, and the others go on. Images are
-        read ahead, and computed in equal batches of tiles, by one program for each size of tiles.
-        What is in memory does not depend on their heights.
-
-        images: as of `mosaic.cut`.
-        maps: what to make, beside the classes, of the probabilities, float32 [n, m, num_classes],
-          of a part of an image: arrays [n, m, ...].
+        Images are read ahead. Tiles of one size are computed by one program, in equal batches. The
+        memory that this takes does not depend on the images' heights.
         """
+        maps = dict(maps or {})
+        if self.blend:
+            maps["classes"] = lambda block: block.argmax(axis=-1).astype(np.uint8)
         for tiles in tilings(images, self.image_size, self.tile_size, self.margin, self.context):
-            yield from self._segment(tiles, maps or {})
+            yield from self._segment(images, tiles, maps)
 
     def _segment(
-        self, tiles: Tiles, maps: Mapping[str, Callable[[np.ndarray], np.ndarray]]
+        self, images: Images, tiles: Tiles, maps: Mapping[str, MakeMap]
     ) -> Iterator[Strip | Failure]:
-        images = tiles.source
-        mosaic = Mosaic(tiles, tiles.margin - self.context if self.blend else np.zeros(2, int))
-        step = self._steps[1 if self.blend or maps else 0]
-        row: dict[str, np.ndarray] = {}  # of blocks, from the left on
-        bar = tqdm(total=len(tiles), unit="tile", leave=False, disable=None)
-        with bar:
-            for piece, outputs in self._outputs(step, cut(images, tiles, mosaic)):
-                if isinstance(piece, Failure):
-                    bar.update(tiles.of_image(piece.index).stop - bar.n)
-                    row = {}
-                    yield piece
+        """Yields the strips of the images that are cut into `tiles`."""
+        stitcher = Stitcher(tiles, tiles.margin - self.context if self.blend else (0, 0))
+        step = self._step_with_probabilities if maps else self._step
+        with tqdm(total=len(tiles), unit="tile", leave=False, disable=None) as bar:
+            for tile, outputs in self._outputs(step, cut(images, tiles)):
+                if isinstance(tile, Failure):
+                    bar.update(tiles.of_image(tile.index).stop - bar.n)
+                    stitcher.forget(tile.index)
+                    yield tile
                     continue
                 bar.update()
-                i, rows, columns = mosaic.block(piece.number)
-                block = mosaic.add(piece.number, outputs[-1])
-                if self.blend:
-                    classes = block.argmax(axis=-1).astype(np.uint8)
-                else:
-                    classes = outputs[0][tiles.place(piece.number)[2]]
-                parts = {"classes": classes} | {name: make(block) for name, make in maps.items()}
-                for name, part in parts.items():
-                    if name not in row:
-                        shape = len(part), images.sizes[i][1], *part.shape[2:]
-                        row[name] = np.empty(shape, part.dtype)
-                    row[name][:, columns] = part
-                if piece.rows is not None:
-                    if rows.start < rows.stop:
-                        yield Strip(i, rows.start, rows.stop, piece.rows, row)
-                    row = {}
-
-    def _make_steps(self) -> tuple[Callable, Callable]:
-        """(variables, batch) -> [classes], and -> [classes, probabilities], over all devices."""
-        scores_step = self._logits_step
-        if self.augment:
-            scores_step = tta.make_probabilities_step(scores_step, self.augment)
-
-        def most_likely(scores):
-            return jnp.argmax(scores, axis=-1).astype(jnp.uint8)
-
-        def classes(variables, example):
-            return [most_likely(scores_step(variables, example["image"]))]
-
-        def both(variables, example):
-            scores = scores_step(variables, example["image"])
-            return [most_likely(scores), scores if self.augment else jax.nn.softmax(scores)]
-
-        first, second = (jax.jit(mesh.map_examples(f, self.mesh)) for f in (classes, both))
-        return first, second
+                number = tile.number
+                blocks = {
+                    "image": stitcher.crop(number, tile.image),
+                    "classes": stitcher.crop(number, outputs["classes"]),
+                }
+                if maps:
+                    probabilities = stitcher.blend(number, outputs["probabilities"])
+                    blocks |= {name: make(probabilities) for name, make in maps.items()}
+                if strip := stitcher.add(number, blocks):
+                    yield strip
 
     def _outputs(
-        self, step: Callable, pieces: Iterable[Piece | Failure]
-    ) -> Iterator[tuple[Piece | Failure, list[np.ndarray]]]:
-        """Each piece and the outputs of its tile, a batch late: the device never waits for them."""
-        batch_size = -(-self.batch_size // self.mesh.size) * self.mesh.size
+        self, step: Callable, tiles: Iterator[Tile | Failure]
+    ) -> Iterator[tuple[Tile | Failure, dict[str, np.ndarray]]]:
+        """Yields tiles with their outputs, one batch late; those of a failure are empty."""
+        batch_size = -(-self.batch_size // self._mesh.size) * self._mesh.size
+        ready: deque[tuple[Tile | Failure, dict[str, np.ndarray]]] = deque()
 
-        def computed(batch):
-            tiles = [piece.image for piece in batch if isinstance(piece, Piece)]
-            if not tiles:
-                return batch, []
-            tiles += tiles[-1:] * (batch_size - len(tiles))
-            example = mesh.to_global({"image": np.stack(tiles)}, self.mesh)
-            return batch, step(self._variables, example)
+        def handle(batch: list[Tile], outputs: Mapping[str, jax.Array]) -> None:
+            arrays = {name: np.asarray(array) for name, array in outputs.items()}
+            for k, tile in enumerate(batch):
+                ready.append((tile, {name: array[k] for name, array in arrays.items()}))
 
-        def done(batch, outputs):
-            of_tiles = zip(*map(np.asarray, outputs), strict=True)
-            for piece in batch:
-                yield piece, [] if isinstance(piece, Failure) else list(next(of_tiles))
+        def dispatch(batch: list[Tile]) -> None:
+            images = [tile.image for tile in batch]
+            images += images[-1:] * (batch_size - len(batch))
+            example = mesh.to_global({"image": np.stack(images)}, self._mesh)
+            late.put(batch, step(self._network[1], example))
 
-        batch, pending = [], ([], [])
-        for piece in background.ahead(iter(pieces), 2 * batch_size):
-            batch.append(piece)
-            if sum(isinstance(each, Piece) for each in batch) == batch_size:
-                batch, (before, pending) = [], (pending, computed(batch))
-                yield from done(*before)
-        yield from done(*pending)
-        yield from done(*computed(batch))
+        late = OneLate(handle)
+        batch: list[Tile] = []
+        for tile in ahead(itertools.chain(tiles, [None]), 2 * batch_size):
+            if isinstance(tile, Tile):
+                batch.append(tile)
+            if batch and (len(batch) == batch_size or not isinstance(tile, Tile)):
+                dispatch(batch)
+                batch = []
+            if not isinstance(tile, Tile):  # a failure, or the end: all tiles before it come first
+                late.flush()
+                ready.extend([(tile, {})] if tile else ())
+            while ready:
+                yield ready.popleft()
 
 
 def entropy(probabilities: Float32[np.ndarray, "*shape k"]) -> UInt8[np.ndarray, "*shape"]:
-    """-sum_c p_c log p_c / log k, from 0: one class is certain, to 255: all are equal."""
+    """Returns -255 sum_c p_c log p_c / log k: 0 if one class is certain, 255 if all are equal."""
     logs = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
     parts = np.sum(probabilities * logs, axis=-1) / -np.log(probabilities.shape[-1])
     return (255 * parts).round().clip(0, 255).astype(np.uint8)
 
 
-class _One:
-    """One image, of one strip."""
+class _Array:
+    """One image in memory, as `Images`."""
 
     def __init__(self, image: np.ndarray):
         self._image = image
@@ -250,17 +218,17 @@ class _One:
 
 
 def load(path: epath.PathLike, checkpoint: str = "best") -> Predictor:
-    """The network of a workdir, or of a file that `dense_jax.export` wrote.
+    """Returns the network of a workdir, or of a file that `dense_jax.export` wrote.
 
-    checkpoint: of the workdir's, "best" (by eval/mean_iou), "latest", or a step. Raises ValueError if
-    there is none such; a file has a single one.
+    checkpoint: "best" (by eval/mean_iou), "latest" or a step. Raises ValueError if there is no such
+      checkpoint; a file has one only.
     """
     if epath.Path(path).is_dir():
-        from dense_jax import trained
+        from dense_jax import trained  # needs Flax, which a file does not
 
         loaded = trained.load(str(path), checkpoint)
-        dataset, context, options = loaded.dataset, loaded.run.context, loaded.config.eval
-        logits_step, variables = loaded.run.logits_step, loaded.variables
+        dataset, context, options = loaded.dataset, loaded.program.context, loaded.config.eval
+        logits_step, variables = loaded.program.logits_step, loaded.variables
     else:
         about, logits_step, variables = exported.read(path)
         if checkpoint not in ("best", str(about["step"])):
@@ -273,8 +241,6 @@ def load(path: epath.PathLike, checkpoint: str = "best") -> Predictor:
         logits_step,
         variables,
         dataset,
-        tile_size=options["tile_size"],
-        margin=options["margin"],
         context=context,
-        batch_size=options["batch_size"],
+        **{name: options[name] for name in ("tile_size", "margin", "batch_size")},
     )

@@ -1,153 +1,206 @@
-"""Images from the top down into tiles, and maps of tiles into rows of whole images. Numpy only.
+"""Tiles cut from images that are read from the top down, and maps of tiles stitched to whole rows.
 
-The geometry is that of `Tiles`: cores that partition the image. With an `overlap`, the tiles also
-count that far beyond their cores, and are blended there: a seam is where nothing changes abruptly.
+Evaluation and prediction use the same `Stitcher`. The geometry is that of `Tiles`, whose cores
+partition each image. With `overlap` > 0, each tile also contributes that many pixels beyond its core,
+and overlapping predictions are blended, so that no seams are visible. Numpy only.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from dense_jax.data.tiles import Tiles
+from dense_jax.data.tiles import Place, Tiles
 
 
-class Piece(NamedTuple):
-    """Tile `number`; with the last one of a row of tiles, the image's own rows of its blocks."""
+@runtime_checkable
+class Images(Protocol):
+    """Images that are read a strip of rows at a time. sizes: int [n, 2], in pixels."""
+
+    sizes: np.ndarray
+
+    def strips(self, i: int) -> Iterator[np.ndarray]:
+        """Yields the rows of image i, uint8 [_, w, c], from the top down.
+
+        Raises ValueError or OSError where the file is broken.
+        """
+        ...
+
+
+class Tile(NamedTuple):
+    """A tile's number in its `Tiles`, and its pixels."""
 
     number: int
     image: UInt8[np.ndarray, "th tw c"]
-    rows: UInt8[np.ndarray, "_ w c"] | None
 
 
 class Failure(NamedTuple):
-    """An image that could not be read to its end, by its number, and why."""
+    """The index of an image that could not be read to its end, and the error."""
 
     index: int
     problem: Exception
 
 
-class Mosaic:
-    """Puts the maps of tiles together, in the order of their numbers.
+class Strip(NamedTuple):
+    """The rows `start` to `stop` of image `index`, as maps [stop - start, w, ...] by name."""
 
-    overlap: pixels by which tiles count beyond their cores, at most the margin, on each axis.
+    index: int
+    start: int
+    stop: int
+    maps: dict[str, np.ndarray]
 
-    A pixel that several tiles reach gets sum_k w_k map_k, on each axis with
-    w_k = g_k / sum_j g_j over the tiles that reach it: g_k is a Gaussian around the tile's middle,
-    its standard deviation an eighth of the tile (nnU-Net, Isensee et al. 2021). The sum is made in
-    steps, map += g_k / (g_1 + ... + g_k) (map_k - map): no weight is divided out afterwards, and
-    where all tiles agree, nothing changes by a bit.
+
+class Stitcher:
+    """Stitches the maps of tiles to strips: the rows of images that a row of tiles completes.
+
+    Tiles may come in any order, except with an overlap: then in the order of their numbers.
+
+    overlap: pixels by which tiles contribute beyond their cores, at most the margin, on each axis.
+    whole: whether a strip is a whole image.
+
+    A pixel that several tiles reach gets sum_k w_k map_k, on each axis with w_k = g_k / sum_j g_j
+    over the tiles that reach it. g_k is a Gaussian around the tile's middle with a standard deviation
+    of an eighth of the tile (nnU-Net, Isensee et al. 2021). The sum is computed step by step,
+    map += g_k / (g_1 + ... + g_k) (map_k - map), so that nothing is divided at the end, and a value
+    on which all tiles agree stays bitwise the same.
     """
 
-    def __init__(self, tiles: Tiles, overlap: Sequence[int] | np.ndarray):
-        self._tiles = tiles
+    def __init__(
+        self, tiles: Tiles, overlap: Sequence[int] | np.ndarray = (0, 0), *, whole: bool = False
+    ):
+        self.tiles = tiles
         self.overlap = tuple(map(int, overlap))
+        self._whole = whole
         self._core = tuple(map(int, tiles.core))
-        self._left = self._top = np.empty(0)  # what tiles to come will change, blended so far
+        # Strips under way, by image and first row, each with the number of tiles that it waits for.
+        self._strips: dict[tuple[int, int], tuple[Strip, int]] = {}
+        # Blended so far: what the next tile on the right, and those of the next row, will change.
+        self._left = self._top = np.empty(0)
 
-    def block(self, number: int) -> tuple[int, slice, slice]:
-        """The image of a tile, and the rows and columns that are complete with it, and no earlier."""
-        i, in_image, _ = self._tiles.place(number)
-        rows, columns = (
-            slice(max(0, s.start - o), n if s.stop == n else max(0, s.stop - o))
-            for s, o, n in zip(in_image, self.overlap, self._size(i), strict=True)
-        )
-        return i, rows, columns
+    def block(self, number: int) -> Place:
+        """Returns the place of the pixels that are complete once a tile is added: its block.
 
-    def add(self, number: int, of_tile: np.ndarray) -> np.ndarray:
-        """Takes the map of a tile, [th, tw, k] where tiles are blended; returns that of its block."""
-        i, in_image, in_tile = self._tiles.place(number)
+        The blocks of an image's tiles partition the image, as their cores do.
+        """
+        image, in_image, in_tile = self.tiles.place(number)
+        size = self.tiles.source.sizes[image].tolist()
+        windows = []
+        for s, t, o, n in zip(in_image, in_tile, self.overlap, size, strict=True):
+            start, stop = max(0, s.start - o), n if s.stop == n else max(0, s.stop - o)
+            shift = t.start - s.start
+            windows.append((slice(start, stop), slice(start + shift, stop + shift)))
+        (rows, tile_rows), (columns, tile_columns) = windows
+        return Place(image, (rows, columns), (tile_rows, tile_columns))
+
+    def crop(self, number: int, tile_map: np.ndarray) -> np.ndarray:
+        """Returns the block's part of a map [th, tw, ...] of a tile."""
+        return tile_map[self.block(number).in_tile]
+
+    def blend(self, number: int, tile_map: np.ndarray) -> np.ndarray:
+        """Returns the block of a map [th, tw, k], blended with the earlier tiles that reach it."""
         if self.overlap == (0, 0):
-            return of_tile[in_tile]
-        _, rows, columns = self.block(number)
-        core, reach = self._core, tuple(2 * o for o in self.overlap)
+            return self.crop(number, tile_map)
+        _, in_image, in_tile = self.tiles.place(number)
+        image, (rows, columns), _ = self.block(number)
+        reach = tuple(2 * o for o in self.overlap)
         window = tuple(
             slice(s.start - o, s.start + n + o)
-            for s, o, n in zip(in_tile, self.overlap, core, strict=True)
+            for s, o, n in zip(in_tile, self.overlap, self._core, strict=True)
         )
-        new = np.array(of_tile[window])
+        new = np.array(tile_map[window])
         top, left = (s.start - o for s, o in zip(in_image, self.overlap, strict=True))
-        k = in_image[1].start // core[1]
-        if k:
-            _blend(new[:, : reach[1]], self._left, self.share(1, k)[:, None])
-        self._left = new[:, core[1] :]
+        row, column = (s.start // n for s, n in zip(in_image, self._core, strict=True))
+        if column:
+            _move(new[:, : reach[1]], self._left, self.share(1, column)[:, None])
+        self._left = new[:, self._core[1] :]
         new = new[:, columns.start - left : columns.stop - left]
-        k = in_image[0].start // core[0]
-        if k:
-            _blend(new[: reach[0]], self._top[:, columns], self.share(0, k)[:, None, None])
-        elif in_image[1].start == 0:
-            self._top = np.empty((reach[0], self._size(i)[1], *new.shape[2:]), new.dtype)
-        self._top[:, columns] = new[core[0] :]
+        if row:
+            _move(new[: reach[0]], self._top[:, columns], self.share(0, row)[:, None, None])
+        elif column == 0:
+            width = self.tiles.source.sizes[image, 1]
+            self._top = np.empty((reach[0], width, *new.shape[2:]), new.dtype)
+        self._top[:, columns] = new[self._core[0] :]
         return new[rows.start - top : rows.stop - top]
 
     def share(self, axis: int, k: int) -> Float32[np.ndarray, "reach"]:
-        """g_k / (g_1 + ... + g_k) of the k-th tile, k > 0, on the pixels that earlier ones reach."""
+        """Returns g_k / (g_1 + ... + g_k) of the k-th tile, k > 0, where earlier tiles reach."""
         core, overlap = self._core[axis], self.overlap[axis]
         length = core + 2 * overlap
-        # From the start of this tile, and of the earlier ones that reach so far.
+        # Positions from the start of this tile, and of each earlier tile that reaches so far.
         x = np.arange(2 * overlap) + core * np.arange(min(k, (length - 1) // core) + 1)[:, None]
         gaussian = np.exp(-0.5 * ((x - (length - 1) / 2) / (length / 8)) ** 2) * (x < length)
         return (gaussian[0] / gaussian.sum(axis=0)).astype(np.float32)
 
-    def _size(self, i: int) -> tuple[int, int]:
-        height, width = map(int, self._tiles.source.sizes[i])
-        return height, width
+    def add(self, number: int, maps: Mapping[str, np.ndarray]) -> Strip | None:
+        """Takes the maps of a tile's block; returns the strip that is complete with it, if one is."""
+        index, (rows, columns), _ = self.block(number)
+        height, width = self.tiles.source.sizes[index].tolist()
+        num_rows, num_columns = self.tiles.num_tiles[index].tolist()
+        start, stop = (0, height) if self._whole else (rows.start, rows.stop)
+        strip, missing = self._strips.pop((index, start), (None, num_columns))
+        if strip is None:
+            canvases = {
+                name: np.empty((stop - start, width, *block.shape[2:]), block.dtype)
+                for name, block in maps.items()
+            }
+            strip = Strip(index, start, stop, canvases)
+            missing *= num_rows if self._whole else 1
+        for name, block in maps.items():
+            strip.maps[name][rows.start - start : rows.stop - start, columns] = block
+        if missing > 1:
+            self._strips[index, start] = strip, missing - 1
+            return None
+        return strip if start < stop else None  # a low last core may complete no row
+
+    def forget(self, index: int) -> None:
+        """Drops what has been stitched of an image."""
+        self._strips = {key: value for key, value in self._strips.items() if key[0] != index}
 
 
-def _blend(new: np.ndarray, earlier: np.ndarray, share: np.ndarray) -> None:
+def _move(new: np.ndarray, earlier: np.ndarray, share: np.ndarray) -> None:
+    """Sets new to earlier + share (new - earlier)."""
     new -= earlier
     new *= share
     new += earlier
 
 
-def cut(images: Any, tiles: Tiles, mosaic: Mosaic) -> Iterator[Piece | Failure]:
-    """The tiles of all images that have any, in order; what is broken in an image ends it.
+def cut(images: Images, tiles: Tiles) -> Iterator[Tile | Failure]:
+    """Yields the tiles of all images that have any, in order; a failure ends the tiles of its image.
 
-    images: has `sizes`, int [n, 2], and strips(i), the rows of an image from the top down, as an
-      iterator of uint8 [_, w, c] that raises ValueError where the file is broken. Of its rows, no
-      more are kept than a row of tiles shows.
+    tiles: those of `images`. No more rows of an image are kept than a row of tiles shows.
     """
     for i in np.flatnonzero(tiles.num_tiles.all(axis=1)).tolist():
         try:
-            read = _reader(images.strips(i), int(images.sizes[i][0]))
+            reader = _Reader(images.strips(i), int(images.sizes[i][0]))
             for number in tiles.of_image(i):
                 rows, columns = tiles.shown(number)
-                start, held = read(int(rows.min()), int(rows.max()) + 1)
-                _, of_block, up_to = mosaic.block(number)
-                last = up_to.stop == images.sizes[i][1]
-                yield Piece(
-                    number,
-                    held[(rows - start)[:, None], columns],
-                    held[of_block.start - start : of_block.stop - start] if last else None,
-                )
+                first, pixels = reader.read(int(rows.min()), int(rows.max()) + 1)
+                yield Tile(number, pixels[(rows - first)[:, None], columns])
         except (OSError, ValueError) as problem:
             yield Failure(i, problem)
 
 
-def _reader(
-    strips: Iterator[np.ndarray], height: int
-) -> Callable[[int, int], tuple[int, np.ndarray]]:
-    """Returns read(start, stop) -> the number of the first row that is held, and those rows.
+class _Reader:
+    """Reads the rows of an image of a certain height from its strips."""
 
-    From call to call, neither start nor stop may decrease: rows above start are forgotten.
-    """
-    first, held = 0, next(strips)
+    def __init__(self, strips: Iterator[np.ndarray], height: int):
+        self._strips, self._height = strips, height
+        self._first, self._rows = 0, next(strips)
 
-    def read(start: int, stop: int) -> tuple[int, np.ndarray]:
-        nonlocal first, held
-        if first + len(held) < stop:
-            parts = [held[start - first :]]
-            first, num_rows = start, len(parts[0])
-            while first + num_rows < stop:
-                strip = next(strips, None)
+    def read(self, start: int, stop: int) -> tuple[int, np.ndarray]:
+        """Returns rows that include `start` to `stop`, and the number of the first of them.
+
+        From call to call, neither start nor stop may decrease: rows above start are forgotten.
+        """
+        if self._first + len(self._rows) < stop:
+            parts = [self._rows[start - self._first :]]
+            end = start + len(parts[0])
+            while end < stop:
+                strip = next(self._strips, None)
                 if strip is None:
-                    raise ValueError(
-                        f"ended after {first + num_rows} rows, but {height} were expected"
-                    )
+                    raise ValueError(f"ended after {end} rows, but {self._height} were expected")
                 parts.append(strip)
-                num_rows += len(strip)
-            held = np.concatenate(parts)
-        return first, held
-
-    return read
+                end += len(strip)
+            self._first, self._rows = start, np.concatenate(parts)
+        return self._first, self._rows

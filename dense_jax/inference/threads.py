@@ -1,8 +1,8 @@
-"""Threads that read ahead and write behind, each thing in its order, with bounded memory."""
+"""Threads that read ahead and write behind, each in order, with bounded memory."""
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def ahead(items: Iterator[T], count: int) -> Iterator[T]:
-    """The same items, made by a thread that is up to `count` of them ahead."""
+    """Yields the same items, made by a thread that is up to `count` of them ahead."""
     end = object()
     with ThreadPoolExecutor(1) as pool:
         pending = deque(pool.submit(next, items, end) for _ in range(count))
@@ -23,11 +23,11 @@ def ahead(items: Iterator[T], count: int) -> Iterator[T]:
 
 
 @contextlib.contextmanager
-def lanes(count: int) -> Iterator[Callable[..., Future]]:
-    """Gives submit(lane, call, *args): calls of one lane run one after the other, in order.
+def lanes(count: int) -> Generator[Callable[..., Future]]:
+    """Gives submit(lane, call, *args), which runs the calls of a lane in order, in a thread.
 
-    It waits while too much waits already. What a call raised is raised by a later one, or at the
-    end, which comes when all are done; after an error, those that wait are not begun.
+    It waits while more than 2 * count calls are pending. An error of a call is raised by a later
+    submit or at the end, which waits for all calls. After an error, calls that are pending do not run.
     """
     pools = [ThreadPoolExecutor(1) for _ in range(count)]
     pending: deque[Future] = deque()
@@ -40,8 +40,8 @@ def lanes(count: int) -> Iterator[Callable[..., Future]]:
 
     try:
         yield submit
-        for each in pending:
-            each.result()
+        for future in pending:
+            future.result()
     finally:
         for pool in pools:
             pool.shutdown(cancel_futures=True)

@@ -1,7 +1,8 @@
-"""From what was counted of each image to the scores of a split.
+"""From what was measured of each image to the scores of a split.
 
-All that is kept of an image can be added up: that makes a mean right whatever an image does not
-show, and a bootstrap cheap.
+Each image is reduced to numbers that can be summed: confusion matrices, numerators, denominators. A
+split's score is then a ratio of sums: images that do not show a class drop out, and a bootstrap is
+cheap.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,87 +12,107 @@ import numpy as np
 from dense_jax import metrics
 from dense_jax.metrics import boundary
 
-MEANS = ("mean_iou", "mean_dice", "mean_accuracy", "pixel_accuracy", "frequency_weighted_iou")
-REGION = ("iou", "dice", "accuracy", "precision", "binary_accuracy")
-BOUNDARY = ("boundary_f1", "boundary_iou", "hausdorff95", "average_surface_distance")
-FOREGROUND = ("iou", "dice", "accuracy", "precision")
-OBJECTS = ("rand_score", "information_score")
-
-Tallies = Mapping[str, np.ndarray]
+Statistics = Mapping[str, np.ndarray]
 
 
-def tally(counted: Mapping[str, np.ndarray], foreground: Sequence[int] = ()) -> Tallies:
-    """What `score` needs the sums of, each [n, ...] for n images.
+def image_statistics(measured: Statistics, foreground: Sequence[int] = ()) -> Statistics:
+    """Returns the statistics of n images, each [n, ...], whose sums over images `score` takes.
 
-    confusion_matrices, and of every other score [numerator, denominator]: where it is a mean over
-    images, an image's value and 1, or 0 and 0 if it has none.
+    They are confusion matrices, and for every other score [numerator, denominator]. For a mean over
+    images that is an image's value and 1, or 0 and 0 if it has none.
 
-    counted: confusion_matrices [n, c, c] and, if measured, what `per_image.measure` returns.
-    foreground: classes to score as one against all others.
+    measured: confusion_matrices [n, c, c] and, stacked, what `per_image.measure` returns.
+    foreground: classes to score as one class against all others.
     """
-    matrices = counted["confusion_matrices"]
-    of_images = [metrics.summarize(matrix) for matrix in matrices]
-    tallies = {"confusion_matrices": matrices}
-    for name in MEANS:
-        tallies[f"mean_over_images/{name}"] = _mean_of(
-            np.array([image[name] for image in of_images])
-        )
+    matrices = measured["confusion_matrices"]
+    statistics = {"confusion_matrices": matrices}
+    summaries = [metrics.summarize(matrix) for matrix in matrices]
     if foreground:
-        rows = matrices[:, list(foreground)]
-        hit = rows[:, :, list(foreground)].sum(axis=(1, 2), dtype=np.int64)
-        true = rows.sum(axis=(1, 2), dtype=np.int64)
-        guessed = matrices[:, :, list(foreground)].sum(axis=(1, 2), dtype=np.int64)
-        for name, part, whole in zip(
-            FOREGROUND,
-            (hit, 2 * hit, hit, hit),
-            (true + guessed - hit, true + guessed, true, guessed),
-            strict=True,
-        ):
-            tallies[f"foreground_{name}"] = np.stack([part, whole], axis=-1)
-            tallies[f"mean_over_images/foreground_{name}"] = _mean_of(_ratio(part, whole))
-    for name, values in counted.items():
-        if name in ("boundary_iou", "trimap_iou"):
-            tallies[name] = values
-        elif name in BOUNDARY + OBJECTS:
-            tallies[name] = _mean_of(values)
-    if "boundary_f1" in counted:
-        # BF of SegNet's tables: of each image, the mean over the classes that its label shows.
-        shown = np.where(matrices.any(axis=2), counted["boundary_f1"], np.nan)
-        tallies["mean_over_images/mean_boundary_f1"] = _mean_of(
-            np.array([metrics.mean(image) for image in shown])
-        )
-    return tallies
+        merge = np.zeros((matrices.shape[1], 2), np.int64)
+        merge[:, 0], merge[list(foreground)] = 1, (0, 1)
+        statistics["foreground_matrices"] = pairs = merge.T @ matrices @ merge  # [n, 2, 2]
+        summaries = [s | _foreground(m) for s, m in zip(summaries, pairs, strict=True)]
+    for name, value in summaries[0].items():
+        if isinstance(value, float):
+            values = np.array([summary[name] for summary in summaries])
+            statistics[f"mean_over_images/{name}"] = _as_mean(values)
+    for name, values in measured.items():
+        metric = metrics.METRICS.get(name)
+        if name == "trimap_iou" or (metric and metric.pooled):
+            statistics[name] = values
+        elif metric:
+            statistics[name] = _as_mean(values)
+            if metric.image_mean:
+                shown = np.where(matrices.any(axis=2), values, np.nan)
+                means = np.array([metrics.mean(image) for image in shown])
+                statistics[f"mean_over_images/{metric.score}"] = _as_mean(means)
+    return statistics
 
 
-def total(tallies: Tallies) -> Tallies:
-    """The sums over images; counts in int64."""
+def add_up(statistics: Statistics) -> Statistics:
+    """Returns the sums over images; counts in int64."""
     return {
-        name: each.sum(axis=0, dtype=np.result_type(each, np.int64))
-        for name, each in tallies.items()
+        name: values.sum(axis=0, dtype=np.result_type(values, np.int64))
+        for name, values in statistics.items()
     }
 
 
-def score(totals: Tallies) -> metrics.Scores:
-    """Every score of a split, by name: of `metrics.summarize`, and of each other tally."""
-    scores = metrics.summarize(totals["confusion_matrices"])
-    for name, each in totals.items():
+def score(sums: Statistics) -> metrics.Scores:
+    """Returns every score of a split by name, from its sums over images."""
+    scores = metrics.summarize(sums["confusion_matrices"])
+    for name, total in sums.items():
         if name == "confusion_matrices":
             continue
-        ratio = _ratio(each[..., 0], each[..., 1])
-        if name == "trimap_iou":
+        if name == "foreground_matrices":
+            scores |= _foreground(total)
+            continue
+        with np.errstate(invalid="ignore"):
+            ratio = np.asarray(total[..., 0] / total[..., 1])
+        if name == "trimap_iou":  # a curve over the width of the band, not a column
             for width, iou in zip(boundary.BAND_WIDTHS, ratio, strict=True):
                 scores[f"trimap_mean_iou/{width}"] = metrics.mean(iou)
-        elif name in BOUNDARY:
+        elif ratio.ndim:
             scores |= {f"mean_{name}": metrics.mean(ratio), name: ratio}
         else:
             scores[name] = float(ratio)
     return scores
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):
-        return np.asarray(numerator / denominator)
+def bootstrap(
+    statistics: Statistics, *, num_resamples: int = 1000, seed: int = 0
+) -> tuple[metrics.Scores, metrics.Scores]:
+    """Returns the lower and upper ends of 95 % intervals, over images, of every score.
+
+    n images are drawn with replacement, num_resamples times, and the 2.5th and 97.5th percentiles
+    taken of the scores of their sums (Efron and Tibshirani 1993, "An introduction to the bootstrap",
+    chapter 13). The intervals say how much a score depends on which images were tested, not on the
+    training's randomness. Resamples without the class do not count. NaN if no resample is left, or
+    if there is one image.
+    """
+    n = len(statistics["confusion_matrices"])
+    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=num_resamples)
+    # In float64, for BLAS: sums of counts are exact up to 2^53.
+    sums = {
+        name: (draws @ values.reshape(n, -1).astype(np.float64)).reshape(-1, *values.shape[1:])
+        for name, values in statistics.items()
+    }
+    resamples = [score({name: x[i] for name, x in sums.items()}) for i in range(num_resamples)]
+    low, high = {}, {}
+    for name, first in resamples[0].items():
+        values = np.array([scores[name] for scores in resamples]).reshape(num_resamples, -1)
+        ends = np.full((2, values.shape[1]), np.nan)
+        some = ~np.all(np.isnan(values), axis=0) & (n > 1)
+        ends[:, some] = np.nanpercentile(values[:, some], (2.5, 97.5), axis=0)
+        low[name], high[name] = ends[:, 0].tolist() if isinstance(first, float) else ends
+    return low, high
 
 
-def _mean_of(values: np.ndarray) -> np.ndarray:
+def _foreground(matrix: np.ndarray) -> dict[str, float]:
+    """Returns the per-class region metrics of class 1 of a matrix [2, 2], as foreground_NAME."""
+    summary = metrics.summarize(matrix)
+    names = [metric.name for metric in metrics.of_kind("region") if metric.per_class]
+    return {f"foreground_{name}": float(np.ravel(summary[name])[1]) for name in names}
+
+
+def _as_mean(values: np.ndarray) -> np.ndarray:
     return np.stack([np.nan_to_num(values), ~np.isnan(values)], axis=-1)

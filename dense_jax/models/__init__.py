@@ -7,7 +7,6 @@ float32 logits [b, h, w, num_classes] at the image's resolution.
 
 import functools
 import inspect
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -32,20 +31,6 @@ CHOICES: dict[str, Iterable[str]] = {
     "padding": PADDINGS,
     "decoder_conv": CONVS,
 }
-OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "width_multiplier": ("positive", lambda value: 0 < value < math.inf),
-    "dropout": ("from 0 to below 1", lambda value: 0 <= value < 1),
-    "convs_per_level": ("at least 1", lambda value: value >= 1),
-    "kernel_size": ("odd and positive", lambda value: value > 0 and value % 2 == 1),
-    "score_scales": (
-        "numbers",
-        lambda value: all(isinstance(x, float | int) and math.isfinite(x) for x in value),
-    ),
-    "widths": (
-        "one or more positive numbers of channels",
-        lambda value: value and all(isinstance(width, int) and width > 0 for width in value),
-    ),
-}
 # Fields of config.model that are no option of an encoder or a decoder.
 _OTHERS = {"name", "encoder", "upsampling", "upsampling_options", "skips"}
 _OTHERS |= {"normalization", "pretrained", "freeze_encoder"}
@@ -58,13 +43,15 @@ def build(config: Any, num_classes: int) -> Segmenter:
 
     Raises ValueError, naming the valid values, for fields that do not make a model.
     """
-    set_fields = given(config)
+    set_fields = _set(config)
     for field, valid in CHOICES.items():
         if field in set_fields:
             _check(f"model.{field}", config[field], valid)
-    for field, (what, is_valid) in OPTIONS.items():
-        if field in set_fields and not is_valid(config[field]):
-            raise ValueError(f"model.{field}={config[field]!r} must be {what}")
+    widths = tuple(config.widths)
+    if not widths or not all(isinstance(width, int) and width > 0 for width in widths):
+        raise ValueError(f"model.widths={widths} must be one or more positive numbers of channels")
+    if set_fields.get("kernel_size", 1) % 2 == 0:
+        raise ValueError(f"model.kernel_size={config.kernel_size} must be odd")
     make_encoder, make_decoder = ENCODERS[config.encoder].make, DECODERS[config.name]
     options = {name: value for name, value in set_fields.items() if name not in _OTHERS}
     for name in options.keys() - _ALWAYS_SET - _fields(make_encoder) - _fields(make_decoder):
@@ -72,8 +59,7 @@ def build(config: Any, num_classes: int) -> Segmenter:
             f"model.{name}={options[name]!r}: neither {config.name!r} nor {config.encoder!r} has it; "
             "leave it unset"
         )
-    options["dtype"] = jnp.dtype(config.dtype)
-
+    options |= {"dtype": jnp.dtype(config.dtype), "widths": widths}
     encoder = _make(make_encoder, {**make_decoder.encoder_options} | options)
     if config.freeze_encoder and encoder.dropout:
         raise ValueError(
@@ -94,7 +80,7 @@ def build(config: Any, num_classes: int) -> Segmenter:
 
 def _upsampler(config: Any) -> Callable[..., Upsampler]:
     """Returns a maker of upsamplers with `config.upsampling_options` and `config.dtype`."""
-    make, options = UPSAMPLERS[config.upsampling], given(config.upsampling_options)
+    make, options = UPSAMPLERS[config.upsampling], _set(config.upsampling_options)
     others = {"features", "factor", "dtype", "enlarge", "conv_general_dilated", "parent", "name"}
     valid = sorted(_fields(make) - others)
     for option in options:
@@ -123,6 +109,6 @@ def _check(what: str, value: Any, valid: Iterable[Any]) -> None:
         )
 
 
-def given(options: Any) -> dict[str, Any]:
-    """Returns the options that are set. None stands for a module's own default."""
-    return {name: value for name, value in (options or {}).items() if value is not None}
+def _set(options: Any) -> dict[str, Any]:
+    """Returns the options that are set. None stands for a part's own default."""
+    return {name: value for name, value in options.items() if value is not None}

@@ -10,6 +10,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from dense_jax.geometry import reflect
+
 NORMS = ("batch", "group", "none")
 PADDINGS = ("SAME", "VALID")
 
@@ -67,9 +69,7 @@ def mirrored(
     before: rows that are added above, and columns to the left.
     """
     for axis, length in enumerate(lengths, 1):
-        last = x.shape[axis] - 1
-        positions = jnp.arange(length) - before
-        positions = last - jnp.abs(positions % jnp.maximum(2 * last, 1) - last)
+        positions = reflect(jnp.arange(length) - before, x.shape[axis])
         x = jnp.take(x, positions, axis=axis)
     return x
 

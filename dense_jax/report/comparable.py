@@ -1,129 +1,108 @@
-"""Which runs may share a table: those whose scores were measured alike.
+"""Decides which runs may share a table: those whose scores were measured alike.
 
-How a run was trained may differ, that is what a table is for. What it was scored on, and how, may
-not. `measure` names that; runs are comparable where all they both name is equal, so that what an
-older version did not write down is not held against it.
+How a run was trained may differ: that is what a table is for. What it was scored on, and how, may
+not. `measure` names these facts. Runs are comparable if the facts that they share are equal.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dense_jax.report.reading import Run, mapping
-
-# As evaluation_SPLIT.json has them -> as an error says them.
-OF_EVALUATION = {
-    "split": "evaluation split",
-    "resolution": "resolution",
-    "num_images": "images",
-    "num_pixels": "valid pixels",
-    "class_names": "classes",
-    "metric_convention": "metric convention",
-}
+from dense_jax.report.reading import RunFolder, mapping
+from dense_jax.spelling import some
 
 
-def measure(runs: Sequence[Run], split: str | None) -> None:
-    """Sets what each run's scores were measured on: Run.measured.
+def measure(runs: Sequence[RunFolder], split: str | None) -> None:
+    """Sets what each run's scores were measured on: RunFolder.measured.
 
-    split: whose evaluation they are of; None: they are those of the end of training.
+    split: the split of the evaluations that have the scores; None: the end of training has them.
     """
-    of_runs: list[dict[str, Any]]
-    if split is not None:
-        checkpoints = _checkpoints(runs)
-        of_runs = [
-            {
-                **{name: mapping(run.evaluation).get(key) for key, name in OF_EVALUATION.items()},
-                "evaluated data": _evaluated_data(mapping(run.evaluation)),
-                "checkpoint": checkpoint,
-                # From the command line, these may differ from the config's.
-                f"tiles of config {run.config_hash}": _tiles(mapping(run.evaluation)),
-            }
-            for run, checkpoint in zip(runs, checkpoints, strict=True)
-        ]
-    else:
-        of_runs = [
-            {
-                "evaluation split": run.fields.get("data.eval_split"),
-                "resolution": "the labels' own",
-                "classes": run.dataset.get("class_names"),
-                "metric convention": run.result.get("metric_convention"),
-                "dataset": run.fields.get("data.name"),
-                # The only trace of the files that training left; other splits have another one.
-                f"training data of split {run.fields.get('data.train_split')}": run.training_data,
-                "checkpoint": "final",
-            }
-            for run in runs
-        ]
-    for run, measured in zip(runs, of_runs, strict=True):
-        run.measured = {k: _text(value) for k, value in measured.items() if value is not None}
+    checkpoints = _checkpoints(runs)
+    for run, checkpoint in zip(runs, checkpoints, strict=True):
+        facts = _training_facts(run) if split is None else _evaluation_facts(run, checkpoint)
+        run.measured = {name: _text(fact) for name, fact in facts.items() if fact is not None}
 
 
-def conflicts(runs: Sequence[Run]) -> dict[str, dict[str, list[str]]]:
-    """What keeps runs from being comparable: name -> value -> names of the runs that have it."""
-    found: dict[str, dict[str, list[str]]] = {}
+def _training_facts(run: RunFolder) -> dict[str, Any]:
+    return {
+        "evaluation split": run.fields.get("data.eval_split"),
+        "resolution": "the labels' own",
+        "classes": run.dataset.get("class_names"),
+        "metric convention": run.result.get("metric_convention"),
+        "dataset": run.fields.get("data.name"),
+        # The only trace that training leaves of its files. Other splits have another one.
+        f"training data of split {run.fields.get('data.train_split')}": run.training_data,
+        "checkpoint": "final",
+    }
+
+
+def _evaluation_facts(run: RunFolder, checkpoint: str) -> dict[str, Any]:
+    evaluation = run.evaluation
+    fingerprint, tiles = evaluation.get("dataset_fingerprint"), None
+    if "tile_size" in evaluation:
+        tile, margin = (_text(evaluation.get(key)) for key in ("tile_size", "margin"))
+        tiles = f"{tile} pixels with a margin of {margin}"
+    return {
+        "evaluation split": evaluation.get("split"),
+        "resolution": evaluation.get("resolution"),
+        "images": evaluation.get("num_images"),
+        "valid pixels": evaluation.get("num_pixels"),
+        "classes": evaluation.get("class_names"),
+        "metric convention": evaluation.get("metric_convention"),
+        # Data made in memory has no fingerprint: its name identifies it.
+        "evaluated data": str(fingerprint)[:12] if fingerprint else evaluation.get("dataset"),
+        "checkpoint": checkpoint,
+        # The command line may set other tiles than the config, but the same for one config.
+        f"tiles of config {run.config_hash}": tiles,
+    }
+
+
+def _checkpoints(runs: Sequence[RunFolder]) -> list[str]:
+    """Names the checkpoints that were evaluated: "best" if that holds for all runs, else "final"."""
+
+    def holds(run: RunFolder, kind: str) -> bool:
+        step = mapping(run.result.get(kind)).get("step")
+        return step is not None and step == run.evaluation.get("step")
+
+    kinds = ("best", "final")
+    if common := [kind for kind in kinds if all(holds(run, kind) for run in runs)]:
+        return [common[0]] * len(runs)
+    return [next((k for k in kinds if holds(run, k)), "neither best nor final") for run in runs]
+
+
+def conflicts(runs: Sequence[RunFolder]) -> dict[str, dict[str, list[str]]]:
+    """Returns what keeps runs from being comparable: fact -> value -> names of its runs."""
+    facts: dict[str, dict[str, list[str]]] = {}
     for run in runs:
-        for what, value in run.measured.items():
-            found.setdefault(what, {}).setdefault(value, []).append(run.name)
-    return {what: values for what, values in found.items() if len(values) > 1}
+        for fact, value in run.measured.items():
+            facts.setdefault(fact, {}).setdefault(value, []).append(run.name)
+    return {fact: values for fact, values in facts.items() if len(values) > 1}
 
 
-def refuse(found: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-    """Raises ValueError with what `conflicts` found, if anything."""
-    if not found:
+def refuse(differing: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+    """Raises ValueError with the result of `conflicts`, if there is any."""
+    if not differing:
         return
     lines = []
-    for what, values in found.items():
-        named = [f"{_cut(value)} ({some(names)})" for value, names in values.items()]
-        lines.append(f"  {what}: {'; '.join(named)}")
+    for fact, values in differing.items():
+        named = [
+            f"{value[:117] + '...' if len(value) > 120 else value} ({some(names)})"
+            for value, names in values.items()
+        ]
+        lines.append(f"  {fact}: {'; '.join(named)}")
     raise ValueError(
-        "the runs are not comparable, their scores were not measured alike:\n"
+        "the runs are not comparable, because their scores were not measured alike:\n"
         + "\n".join(lines)
         + "\nReport them from separate folders, or pass --mixed to have all in one table, told apart."
     )
 
 
-def number_groups(runs: Sequence[Run]) -> list[str]:
-    """For each run the number, from "1", of the comparable ones it belongs to; "" if all are."""
-    different = conflicts(runs)
-    kinds = [tuple(run.measured.get(what) for what in different) for run in runs]
-    distinct = list(dict.fromkeys(kinds))
-    return [str(distinct.index(kind) + 1) if different else "" for kind in kinds]
-
-
-def _checkpoints(runs: Sequence[Run]) -> list[str]:
-    """Which checkpoint was evaluated: "best", if that may be said of all runs; else "final"."""
-
-    def is_of(run: Run, kind: str) -> bool:
-        step = mapping(run.result.get(kind)).get("step")
-        return step is not None and step == mapping(run.evaluation).get("step")
-
-    kinds = ("best", "final")
-    if common := [kind for kind in kinds if all(is_of(run, kind) for run in runs)]:
-        return [common[0]] * len(runs)
-    return [next((k for k in kinds if is_of(run, k)), "neither best nor final") for run in runs]
-
-
-def _evaluated_data(evaluation: Mapping[str, Any]) -> str | None:
-    """Data made in memory has no fingerprint: its name says all."""
-    fingerprint = evaluation.get("dataset_fingerprint")
-    return str(fingerprint)[:12] if fingerprint else evaluation.get("dataset")
-
-
-def _tiles(evaluation: Mapping[str, Any]) -> str | None:
-    if "tile_size" not in evaluation:
-        return None
-    tile, margin = (_text(evaluation.get(key)) for key in ("tile_size", "margin"))
-    return f"{tile} pixels with a margin of {margin}"
+def number_groups(runs: Sequence[RunFolder]) -> list[str]:
+    """Returns for each run the number of its group of comparable runs, from "1"; "" if all are."""
+    facts = conflicts(runs)
+    groups = [tuple(run.measured.get(fact) for fact in facts) for run in runs]
+    distinct = list(dict.fromkeys(groups))
+    return [str(distinct.index(group) + 1) if facts else "" for group in groups]
 
 
 def _text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _cut(value: str) -> str:
-    return value if len(value) <= 120 else f"{value[:117]}..."
-
-
-def some(names: Sequence[str]) -> str:
-    """The first three, and how many more there are."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

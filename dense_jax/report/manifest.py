@@ -1,164 +1,148 @@
-"""What the numbers of a report were made of, and what its reader must know besides."""
+"""The origin of a report's numbers, and remarks that its reader needs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from dense_jax.report import comparable
-from dense_jax.report.reading import Run, mapping
-from dense_jax.report.runs import ABSENT, BOUNDARY_METRICS, Row, spelled
+from dense_jax.report.reading import RunFolder, mapping
+from dense_jax.report.rows import ABSENT, Report, Row, spelled
+from dense_jax.spelling import some
 
 VOID_POLICY = (
     "Ignored pixels count nowhere; classes absent from labels and predictions are in no mean."
 )
 
 
-def manifest(fields: Sequence[str], rows: Sequence[Row]) -> dict[str, Any]:
-    """For report.json: of each row its config's hash, commits, data, versions and measurement."""
+def manifest(report: Report) -> dict[str, Any]:
+    """Returns for report.json each row's config hash, commits, data, versions and measurement."""
+    return {"void_policy": VOID_POLICY, "rows": [_row(report, row) for row in report.rows]}
+
+
+def _row(report: Report, row: Row) -> dict[str, Any]:
+    first, versions = row.runs[0], [_versions(run) for run in row.runs]
     return {
-        "void_policy": VOID_POLICY,
-        "rows": [
-            {
-                "fields": dict(zip(fields, row.label, strict=True)),
-                "config_hash": row.runs[0].config_hash,
-                "runs": [run.name for run in row.runs],
-                "num_seeds": len(row.runs),
-                "git_commits": _distinct(_commit(run) for run in row.runs),
-                "dataset": row.runs[0].fields.get("data.name"),
-                "dataset_fingerprint": row.runs[0].dataset.get("fingerprint"),
-                "versions": {
-                    name: _distinct(_versions(run).get(name, ABSENT) for run in row.runs)
-                    for name in dict.fromkeys(name for run in row.runs for name in _versions(run))
-                },
-                "measured": row.runs[0].measured,
-                "classes_without_score": _distinct(c for run in row.runs for c in _unscored(run)),
-            }
-            for row in rows
-        ],
+        "fields": dict(zip(report.fields, row.label, strict=True)),
+        "config_hash": first.config_hash,
+        "runs": [run.name for run in row.runs],
+        "num_seeds": len(row.runs),
+        "git_commits": _distinct(map(_commit, row.runs)),
+        "dataset": first.fields.get("data.name"),
+        "dataset_fingerprint": first.dataset.get("fingerprint"),
+        "versions": {
+            name: _distinct(version.get(name, ABSENT) for version in versions)
+            for name in dict.fromkeys(name for version in versions for name in version)
+        },
+        "measured": first.measured,
+        "classes_without_score": _unscored(row),
     }
 
 
-def manifest_table(
-    fields: Sequence[str], rows: Sequence[Row]
-) -> tuple[list[str], list[list[tuple[str, bool]]]]:
-    """The manifest for a reader: what holds for all rows, in words; and what does not, by row.
-
-    The table is as of `tables.table`.
-    """
-    columns: dict[str, list[str]] = {
-        "config": [row.runs[0].config_hash for row in rows],
-        "seeds": [str(len(row.runs)) for row in rows],
-        "git commit": [", ".join(_distinct(map(_short_commit, row.runs))) for row in rows],
-        "training data": [_training_data(row.runs[0]) for row in rows],
-        "scored on": [_scored_on(row.runs[0]) for row in rows],
-        "classes without score": [
-            ", ".join(_distinct(c for run in row.runs for c in _unscored(run))) or "none"
-            for row in rows
-        ],
-        "versions": ["; ".join(_distinct(map(_version_text, row.runs))) for row in rows],
+def columns(report: Report) -> tuple[list[str], dict[str, list[str]]]:
+    """Returns the manifest for a reader: what holds for all rows, in words; and what differs, by row."""
+    cells = {
+        "config": [row.runs[0].config_hash for row in report.rows],
+        "seeds": [str(len(row.runs)) for row in report.rows],
+        "git commit": [", ".join(_distinct(map(_short_commit, row.runs))) for row in report.rows],
+        "training data": [_training_data(row.runs[0]) for row in report.rows],
+        "scored on": [_measured(row.runs[0]) for row in report.rows],
+        "classes without score": [", ".join(_unscored(row)) or "none" for row in report.rows],
+        "versions": ["; ".join(_distinct(map(_version_text, row.runs))) for row in report.rows],
     }
-    shared = {name: cells[0] for name, cells in columns.items() if len(set(cells)) == 1}
-    differing = {name: cells for name, cells in columns.items() if name not in shared}
-    lines = [VOID_POLICY, *(f"{name}: {cell}" for name, cell in shared.items())]
-    body = [
-        [(cell, False) for cell in (*row.label, *cells)]
-        for row, *cells in zip(rows, *differing.values(), strict=True)
-    ]
-    return lines, [[(name, False) for name in (*fields, *differing)], *body]
+    shared = [f"{name}: {texts[0]}" for name, texts in cells.items() if len(set(texts)) == 1]
+    differing = {name: texts for name, texts in cells.items() if len(set(texts)) > 1}
+    return [VOID_POLICY, *shared], differing
 
 
-def remarks(fields: Sequence[str], rows: Sequence[Row]) -> list[str]:
-    """Sentences on how this table was made; those on its columns are in NOTE."""
-    if not rows:
+def remarks(report: Report) -> list[str]:
+    """Returns sentences on how this table was made; those that hold for every table are in NOTE."""
+    if not report.rows:
         return []
-    runs = [run for row in rows for run in row.runs]
-    said = []
-    if different := comparable.conflicts(runs):
-        kinds = {row.group: row.runs[0] for row in rows}
+    runs = [run for row in report.rows for run in row.runs]
+    sentences = []
+    if facts := comparable.conflicts(runs):
+        groups = {row.group: row.runs[0] for row in report.rows}
         described = [
             f"data {group}: "
-            + ", ".join(f"{what} {run.measured.get(what, 'not known')}" for what in different)
-            for group, run in kinds.items()
+            + ", ".join(f"{fact} {run.measured.get(fact, 'not known')}" for fact in facts)
+            for group, run in groups.items()
         ]
-        said.append(
+        sentences.append(
             "Not comparable (--mixed): scores of rows with different data were not measured alike, "
             "so bold and tests are within one. " + "; ".join(described) + "."
         )
     if runs[0].scores is runs[0].final:
-        said.append("Scores are those of the end of training, on each run's evaluation split.")
+        sentences.append("Scores are those of the end of training, on each run's evaluation split.")
     else:
         checkpoints = _distinct(run.measured["checkpoint"] for run in runs)
-        said.append(
+        sentences.append(
             "Scores are those of dense_jax.evaluate on split "
             f"{runs[0].measured.get('evaluation split', 'unknown')}, with the "
             f"{' or '.join(checkpoints)} checkpoint of each run."
         )
-        if any(path in rows[0].metrics for path in BOUNDARY_METRICS):
-            said.append(
+        if any("boundary" in column.path for column in report.columns):
+            sentences.append(
                 "Boundary F1 is the mean over images of their classes (SegNet's BF), within 0.75 % "
-                "of the diagonal; boundary IoU is of all images' rims together, of 2 % of it."
+                "of the diagonal; boundary IoU is that of all images' rims together, 2 % of the diagonal wide."
             )
-    if len(rows) > 1:
-        (baseline,) = (spelled(fields, row) for row in rows if row.is_baseline)
-        said.append(
+    if len(report.rows) > 1:
+        (baseline,) = (spelled(report.fields, row) for row in report.rows if row.is_baseline)
+        sentences.append(
             f"The baseline is {baseline}. Rows that share fewer than two seeds "
             "with it are not tested. There is no correction for the number of columns."
         )
     commits = _distinct(map(_short_commit, runs))
     if len(commits) > 1:
-        said.append(f"The runs are not of one git commit, but of {', '.join(commits)}.")
+        sentences.append(f"The runs are not of one git commit, but of {', '.join(commits)}.")
     if changed := [run.name for run in runs if _commit(run).endswith("+")]:
-        said.append(
+        sentences.append(
             f"{len(changed)} of {len(runs)} runs were made with changed files (+), so that their "
-            f"commit alone does not give them again: {comparable.some(changed)}."
+            f"commit alone does not reproduce them: {some(changed)}."
         )
-    return said
+    return sentences
 
 
 def _distinct(values: Iterable[str]) -> list[str]:
     return sorted(set(values))
 
 
-def _commit(run: Run) -> str:
+def _commit(run: RunFolder) -> str:
     return str(run.environment.get("git_commit") or "unknown")
 
 
-def _short_commit(run: Run) -> str:
-    """Ten digits, and the mark of changed files."""
+def _short_commit(run: RunFolder) -> str:
+    """Returns ten digits, and the mark of changed files."""
     commit = _commit(run)
     return commit[:10] + ("+" if commit[10:].endswith("+") else "")
 
 
-def _versions(run: Run) -> dict[str, str]:
+def _versions(run: RunFolder) -> dict[str, str]:
     versions = {"python": run.environment.get("python"), **mapping(run.environment.get("versions"))}
     return {name: str(version) for name, version in versions.items() if version}
 
 
-def _version_text(run: Run) -> str:
+def _version_text(run: RunFolder) -> str:
     return ", ".join(f"{name} {version}" for name, version in _versions(run).items()) or "unknown"
 
 
-def _training_data(run: Run) -> str:
+def _training_data(run: RunFolder) -> str:
     name, split = run.fields.get("data.name"), run.fields.get("data.train_split")
-    # Data made in memory has no fingerprint but its name.
+    # The name identifies data made in memory, which has no fingerprint.
     files = "" if run.training_data == name else f", fingerprint {run.training_data}"
     return f"{name}, split {split}{files}"
 
 
-def _scored_on(run: Run) -> str:
-    measured = run.measured
-    parts = [f"split {measured.get('evaluation split', 'unknown')}"]
-    if "images" in measured:
-        parts.append(f"{measured['images']} images of {measured.get('valid pixels')} valid pixels")
-    parts.append(f"at resolution: {measured.get('resolution', 'unknown')}")
-    parts += [f"tiles of {value}" for what, value in measured.items() if what.startswith("tiles")]
-    return ", ".join([*parts, f"{measured['checkpoint']} checkpoint"])
+def _measured(run: RunFolder) -> str:
+    """Returns the facts of comparable.measure, without what names a single config."""
+    facts = (f"{fact.partition(' of ')[0]} {value}" for fact, value in run.measured.items())
+    return ", ".join(facts)
 
 
-def _unscored(run: Run) -> list[str]:
-    """Classes in no label and never predicted."""
+def _unscored(row: Row) -> list[str]:
+    """Returns the classes that are in no label and were never predicted."""
+    scores = [item for run in row.runs for item in run.scores.items()]
     prefix = "eval/iou/"
-    return [
+    return _distinct(
         path.removeprefix(prefix)
-        for path, score in (run.scores or {}).items()
+        for path, score in scores
         if path.startswith(prefix) and score is None
-    ]
+    )

@@ -6,29 +6,24 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from matplotlib import ticker
 
-from dense_jax import storage
-from dense_jax.report.manifest import manifest_table, remarks
-from dense_jax.report.runs import ABSENT, NOTE, Row, visible
-from dense_jax.report.tables import COST_NOTE, cost_table, table
+from dense_jax import plots, storage
+from dense_jax.report import manifest, tables
+from dense_jax.report.rows import ABSENT, NOTE, Report, Row, visible
 
-# Okabe and Ito's colors, for color-blind readers too; after eight rows come dashes.
-COLORS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f"
-DASHES = "none", "7 3", "2 3"
+DASHES = "none", "7 3", "2 3"  # rows beyond the number of colors are dashed
 IOU = "eval/iou/"
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Three to six round numbers; the first is at or below low, the last at or above high."""
-    span = max(high - low, 1e-3)
-    power = 10.0 ** math.floor(math.log10(span / 2))
-    step = next(power * k for k in (1, 2, 5, 10) if span / (power * k) <= 4)
-    first, last = math.floor(low / step + 1e-6), math.ceil(high / step - 1e-6)
-    return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
+    """Returns three to six round numbers; the first is at most low, the last at least high."""
+    locator = ticker.MaxNLocator(4, steps=[1, 2, 5, 10])
+    return [round(float(tick), 10) for tick in locator.tick_values(low, max(high, low + 1e-3))]
 
 
 def curve(row: Row) -> list[tuple[float, float, float, float]]:
-    """(step, mean, lowest, highest) over the seeds, of the steps that all of them have."""
+    """Returns (step, mean, lowest, highest) over the seeds, at the steps that all of them have."""
     runs = [dict(run.curve) for run in row.runs if run.curve]
     steps = sorted(set.intersection(*map(set, runs))) if runs else []
     scores = [[run[step] for run in runs] for step in steps]
@@ -36,9 +31,9 @@ def curve(row: Row) -> list[tuple[float, float, float, float]]:
 
 
 def plot(rows: Sequence[Row]) -> dict[str, Any] | None:
-    """Learning curves in percent of the plot's width and height; None where there are none."""
+    """Returns learning curves in percent of the plot's width and height; None if there are none."""
     curves = {i: points for i, row in enumerate(rows) if (points := curve(row))}
-    points = [point for each in curves.values() for point in each]
+    points = [point for points in curves.values() for point in points]
     if not points:
         return None
     xs = ticks(0.0, max(step for step, *_ in points))
@@ -51,11 +46,11 @@ def plot(rows: Sequence[Row]) -> dict[str, Any] | None:
     drawn = [
         {
             "row": i,
-            "line": [place(step, mean) for step, mean, _, _ in each],
-            "band": [place(step, high) for step, _, _, high in each]
-            + [place(step, low) for step, _, low, _ in reversed(each)],
+            "line": [place(step, mean) for step, mean, _, _ in points],
+            "band": [place(step, high) for step, _, _, high in points]
+            + [place(step, low) for step, _, low, _ in reversed(points)],
         }
-        for i, each in curves.items()
+        for i, points in curves.items()
     ]
     x_ticks = [(place(x, ys[0])[0], f"{x:,.0f}") for x in xs]
     y_ticks = [(place(0.0, y)[1], f"{y:g}") for y in ys]
@@ -63,50 +58,42 @@ def plot(rows: Sequence[Row]) -> dict[str, Any] | None:
 
 
 def bars(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
-    """Of each class, a bar per row: IoU and the ends of its interval in percent."""
-    finals = [run.final or {} for row in rows for run in row.runs]
-    paths = dict.fromkeys(path for final in finals for path in final if path.startswith(IOU))
-    found: dict[str, list[dict[str, Any]]] = {}
-    for path in paths:
-        found[path.removeprefix(IOU)] = of_class = []
-        for i, row in enumerate(rows):
-            mean, half = row.score(path)
-            low, high = np.clip([100 * (mean - half), 100 * (mean + half)], 0, 100)
-            of_class.append(
-                {
-                    "row": i,
-                    "mean": None if math.isnan(mean) else round(100 * mean, 2),
-                    "ends": None if math.isnan(half) else (round(low, 2), round(high, 2)),
-                    "text": ABSENT if math.isnan(mean) else f"{mean:.3f}",
-                }
-            )
-    return found
+    """Returns for each class a bar per row: IoU and the ends of its interval in percent."""
+    paths = dict.fromkeys(path for row in rows for run in row.runs for path in run.final)
+    return {
+        path.removeprefix(IOU): [_bar(i, *row.score(path)) for i, row in enumerate(rows)]
+        for path in paths
+        if path.startswith(IOU)
+    }
+
+
+def _bar(i: int, mean: float, half: float) -> dict[str, Any]:
+    low, high = np.clip([100 * (mean - half), 100 * (mean + half)], 0, 100)
+    return {
+        "row": i,
+        "mean": None if math.isnan(mean) else round(100 * mean, 2),
+        "ends": None if math.isnan(half) else (round(low, 2), round(high, 2)),
+        "text": ABSENT if math.isnan(mean) else f"{mean:.3f}",
+    }
 
 
 def matrices(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Confusion matrices of the evaluated rows, their seeds' pixels together."""
-    found = []
+    """Returns the confusion matrices of the evaluated rows, their seeds' pixels together."""
+    shown = []
     for i, row in enumerate(rows):
-        seeds = [run.evaluation for run in row.runs if run.evaluation]
-        if seeds:
+        if seeds := [run.evaluation for run in row.runs if run.evaluation]:
             counts = np.sum([seed["confusion_matrix"] for seed in seeds], axis=0)
-            label = f"{i + 1}: {', '.join(row.label)}"
-            found.append({"label": label, "classes": seeds[0]["class_names"], "counts": counts})
-    return found
+            label = f"{i + 1}: {row.name}"
+            shown.append({"label": label, "classes": seeds[0]["class_names"], "counts": counts})
+    return shown
 
 
-def to_html(
-    title: str,
-    fields: Sequence[str],
-    rows: Sequence[Row],
-    notes: Sequence[str],
-    gallery: Mapping[str, Any] | None = None,
-) -> str:
-    """The page; jinja2 escapes every name.
+def to_html(title: str, report: Report, gallery: Mapping[str, Any] | None = None) -> str:
+    """Returns the page; jinja2 escapes every name.
 
-    gallery: as of `gallery.build`.
+    gallery: see `gallery.build`.
     """
-    head, *body = table(fields, rows)
+    head, *body = tables.score_table(report)
     page = jinja2.Environment(
         loader=jinja2.PackageLoader("dense_jax", "report"),
         autoescape=True,
@@ -118,17 +105,17 @@ def to_html(
         "title": title,
         "head": head,
         "body": body,
-        "names": len(fields),
+        "names": len(report.fields),
         "note": NOTE,
-        "notes": notes,
-        "about": remarks(fields, rows),
-        "cost": cost_table(fields, rows),
-        "cost_note": COST_NOTE,
-        "manifest": manifest_table(fields, rows) if rows else None,
-        "plot": plot(rows),
-        "bars": bars(rows),
-        "colors": COLORS,
+        "notes": report.notes,
+        "about": manifest.remarks(report),
+        "cost": tables.cost_table(report),
+        "cost_note": tables.COST_NOTE,
+        "manifest": tables.manifest_table(report) if report.rows else None,
+        "plot": plot(report.rows),
+        "bars": bars(report.rows),
+        "colors": plots.LINE_COLORS,
         "dashes": DASHES,
-        "data": storage.to_json({"matrices": matrices(rows), "gallery": gallery}),
+        "data": storage.to_json({"matrices": matrices(report.rows), "gallery": gallery}),
     }
     return page.render(visible(shown))

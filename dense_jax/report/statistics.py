@@ -1,4 +1,4 @@
-"""What a table says of chance: intervals over seeds, and paired tests of one row against another."""
+"""Intervals over seeds, and paired tests of one row against another."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import scipy.stats
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half width: t(0.975, n - 1) * s / sqrt(n), s with n - 1; NaN for n = 1."""
+    """Returns mean and half width: t(0.975, n - 1) * s / sqrt(n), s with n - 1; NaN for n = 1."""
     n = len(values)
     if n < 2:
         return float(np.mean(values)), math.nan
@@ -17,10 +17,10 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def paired_p_value(values: Sequence[float], others: Sequence[float]) -> float:
-    """Two-sided p of the paired t-test: t = mean(d) / (s / sqrt(n)), of the differences d.
+    """Returns the two-sided p of the paired t-test: t = mean(d) / (s / sqrt(n)), d the differences.
 
-    NaN for fewer than two pairs. Where all d are equal, s = 0, p is its limit: 1 for no difference
-    and 0 for any other. (Differences that rounding alone tells apart are equal.)
+    NaN for fewer than two pairs. If all d are equal, s = 0, p is its limit: 1 for no difference and
+    0 for any other. (Differences that only rounding tells apart are equal.)
     """
     if len(values) < 2:
         return math.nan
@@ -32,7 +32,7 @@ def paired_p_value(values: Sequence[float], others: Sequence[float]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values of m tests, corrected so that the chance of any false alarm stays at the level.
+    """Corrects the p-values of m tests, so that the chance of any false alarm stays at the level.
 
     The i-th smallest becomes max over j <= i of min(1, (m - j + 1) p_j) (Holm 1979, "A simple
     sequentially rejective multiple test procedure"). NaN is no test: it stays, and does not count.

@@ -1,20 +1,19 @@
-"""The tables of a report as Markdown, LaTeX (booktabs) and CSV. In each, a name is only a name."""
+"""The tables of a report as Markdown, LaTeX (booktabs) and CSV. Names are escaped in each format."""
 
 import csv
 import io
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from dense_jax.report.manifest import manifest_table, remarks
-from dense_jax.report.runs import ABSENT, METRICS, NOTE, Row, text
+from dense_jax.evaluation.tables import escape, markdown_table
+from dense_jax.report import manifest
+from dense_jax.report.rows import ABSENT, NOTE, Column, Report, Row, text
 
-Table = list[list[tuple[str, bool]]]  # head and body of (text, is it bold)
-
-COSTS = {  # as cost.json has them -> head, what they are divided by, format
+COSTS = {  # key in cost.json -> head, divisor, format
     "flops_per_image": ("GFLOPs per image", 1e9, ",.2f"),
     "images_per_second": ("images/s in training", 1, ",.1f"),
     "peak_bytes": ("peak memory, MiB", 2**20, ",.0f"),
@@ -25,90 +24,124 @@ COST_NOTE = (
 )
 
 
-def table(fields: Sequence[str], rows: Sequence[Row]) -> Table:
-    """The scores; bold is the best of a column, among rows that are comparable."""
-    metrics = rows[0].metrics if rows else METRICS
-    scores = [{metric: row.score(metric) for metric in metrics} for row in rows]
-    lines = [[(name, False) for name in (*fields, *metrics.values(), "seeds")]]
-    for row, own in zip(rows, scores, strict=True):
-        line = [(label, False) for label in row.label]
-        rivals = [of for other, of in zip(rows, scores, strict=True) if other.group == row.group]
-        for metric, (mean, half) in own.items():
-            highest = float(np.fmax.reduce([of[metric][0] for of in rivals], initial=-np.inf))
-            shown = ABSENT if math.isnan(mean) else f"{mean:.3f}"
-            shown += "" if math.isnan(half) else f" ± {half:.3f}"
-            shown += "*" if row.p_value(metric) < 0.05 else ""
-            line.append((shown, len(rivals) > 1 and mean == highest))
-        lines.append([*line, (str(len(row.runs)), False)])
-    return lines
+class Cell(NamedTuple):
+    """A cell of Markdown, LaTeX and the page, and the cells of a CSV file that stand for it."""
+
+    text: str
+    is_bold: bool = False
+    plain: tuple[Any, ...] | None = None  # None: the text
 
 
-def cost_table(fields: Sequence[str], rows: Sequence[Row]) -> Table:
-    """What a run of each row needs. Apart from the scores: timings differ from start to start."""
-    heads = [head for head, _, _ in COSTS.values()]
-    lines = [[(name, False) for name in (*fields, "parameters", *heads, "devices")]]
-    for row in rows:
-        cells = [*row.label, ABSENT if row.parameters is None else f"{row.parameters:,}"]
-        for key, (_, unit, form) in COSTS.items():
+Table = list[list[Cell]]  # the first line is the head
+
+
+def score_table(report: Report) -> Table:
+    """Returns the table of scores; bold is the best of a column, among comparable rows.
+
+    CSV has the mean, the half width of its interval, and the corrected p-value against the baseline.
+    """
+    heads = [
+        Cell(label, plain=(path, f"{path}/half_interval", f"{path}/p_value"))
+        for path, label, _ in report.columns
+    ]
+    table = [[*map(Cell, report.fields), *heads, Cell("seeds", plain=("num_seeds",))]]
+    for row in report.rows:
+        scores = [_score_cell(report, row, column) for column in report.columns]
+        seeds = Cell(str(len(row.runs)), plain=(len(row.runs),))
+        table.append([*map(Cell, row.label), *scores, seeds])
+    return table
+
+
+def _score_cell(report: Report, row: Row, column: Column) -> Cell:
+    (mean, half), p_value = row.score(column.path), row.p_values.get(column.path, math.nan)
+    rivals = [other for other in report.rows if other.group == row.group]
+    means = np.array([other.score(column.path)[0] for other in rivals])
+    best = np.fmax.reduce(means) if column.higher_is_better else np.fmin.reduce(means)
+    shown = ABSENT if math.isnan(mean) else f"{mean:.3f}"
+    shown += "" if math.isnan(half) else f" ± {half:.3f}"
+    shown += "*" if p_value < 0.05 else ""
+    return Cell(shown, len(rivals) > 1 and bool(mean == best), (mean, half, p_value))
+
+
+def cost_table(report: Report) -> Table:
+    """Returns what a run of each row needs.
+
+    It is apart from the scores because timings differ from start to start.
+    """
+    heads = [Cell(head, plain=(key,)) for key, (head, _, _) in COSTS.items()]
+    parameters = Cell("parameters", plain=("num_parameters",))
+    devices = Cell("devices", plain=("devices", "num_seeds"))
+    table = [[*map(Cell, report.fields), parameters, *heads, devices]]
+    for row in report.rows:
+        count = row.parameters
+        parameters = Cell(ABSENT if count is None else f"{count:,}", plain=(count,))
+        costs = []
+        for key, (_, divisor, form) in COSTS.items():
             cost = row.cost(key)
-            cells.append(ABSENT if math.isnan(cost) else f"{cost / unit:{form}}")
-        lines.append([(cell, False) for cell in (*cells, "; ".join(devices(row)) or ABSENT)])
-    return lines
+            shown = ABSENT if math.isnan(cost) else f"{cost / divisor:{form}}"
+            costs.append(Cell(shown, plain=(cost,)))
+        kinds = "; ".join(_devices(row))
+        devices = Cell(kinds or ABSENT, plain=(kinds, len(row.runs)))
+        table.append([*map(Cell, row.label), parameters, *costs, devices])
+    return table
 
 
-def devices(row: Row) -> list[str]:
-    """The kinds that its runs were on, with their number."""
-    kinds = (
+def _devices(row: Row) -> list[str]:
+    """Returns the number and the kind of the devices that the row's runs used."""
+    used = (
         (run.environment.get("num_devices"), run.environment.get("device_kind")) for run in row.runs
     )
-    return sorted({f"{n} x {text(kind)}" if n else text(kind) for n, kind in kinds if kind})
+    return sorted({f"{n} x {text(kind)}" if n else text(kind) for n, kind in used if kind})
 
 
-def markdown(name: str) -> str:
-    """Escapes what GitHub would read as markup; snake_case stays readable."""
-    name = re.sub(r"([\\`*\[\]<>|~&$])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", name)
-    return " ".join(name.split())
+def manifest_table(report: Report) -> tuple[list[str], Table]:
+    """Returns what holds for all rows, in words, and a table of what does not."""
+    shared, differing = manifest.columns(report)
+    table = [[*map(Cell, report.fields), *map(Cell, differing)]]
+    for row, *cells in zip(report.rows, *differing.values(), strict=True):
+        table.append([*map(Cell, row.label), *map(Cell, cells)])
+    return shared, table
 
 
-def markdown_table(table: Table, num_names: int) -> list[str]:
-    """num_names: columns of text, on the left; the others are numbers."""
-    head, *body = [
-        [f"**{markdown(cell)}**" if bold else markdown(cell) for cell, bold in line]
-        for line in table
-    ]
-    rule = ["---"] * num_names + ["---:"] * (len(head) - num_names)
-    return ["| " + " | ".join(line) + " |" for line in (head, rule, *body)]
+def to_markdown(report: Report) -> str:
+    """Returns report.md."""
 
+    def table(lines: Table, num_names: int = len(report.fields)) -> str:
+        shown = [
+            [f"**{escape(cell)}**" if is_bold else escape(cell) for cell, is_bold, _ in line]
+            for line in lines
+        ]
+        return markdown_table(shown, num_names)
 
-def to_markdown(fields: Sequence[str], rows: Sequence[Row], notes: Sequence[str]) -> str:
-    lines = [*markdown_table(table(fields, rows), len(fields)), "", NOTE]
-    lines += [f"\n{markdown(remark)}" for remark in remarks(fields, rows)]
-    if notes:  # bold, so that no name can begin a heading or a list
-        lines += ["", "Not in the table:", "", *(f"- **{markdown(note)}**" for note in notes)]
-    if rows:
-        lines += ["", "## Cost", "", *markdown_table(cost_table(fields, rows), len(fields))]
-        lines += ["", COST_NOTE, "", "## Manifest", ""]
-        shared, differing = manifest_table(fields, rows)
-        lines += [*(f"- {markdown(line)}" for line in shared), ""]
-        lines += markdown_table(differing, len(differing[0]))
-    return "\n".join([*lines, ""])
+    parts = [table(score_table(report)), NOTE, *map(escape, manifest.remarks(report))]
+    if report.notes:  # bold, so that no name can begin a heading or a list
+        listed = "\n".join(f"- **{escape(note)}**" for note in report.notes)
+        parts += ["Not in the table:", listed]
+    if report.rows:
+        shared, differing = manifest_table(report)
+        parts += ["## Cost", table(cost_table(report)), COST_NOTE, "## Manifest"]
+        parts += ["\n".join(f"- {escape(line)}" for line in shared)]
+        parts += [table(differing, len(differing[0]))]
+    return "\n\n".join(parts) + "\n"
 
 
 LATEX = {c: "\\" + c for c in "#$%&_{}"} | {"±": r"$\pm$", "–": "--"}
 LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 
-_FORMULA = re.compile(r"[=@\t\r]|[+-](?![0-9.]+(e[+-]?[0-9]+)?$)", re.IGNORECASE)
-
 
 def latex(name: str) -> str:
+    """Escapes a name; the braces keep it from being an option of the command before it."""
     name = " ".join("".join(LATEX.get(c, c) for c in name).split())
-    return f"{{}}{name}" if name.startswith(("[", "*")) else name  # no option of what is before it
+    return f"{{}}{name}" if name.startswith(("[", "*")) else name
 
 
 def latex_table(table: Table, num_names: int, comments: Sequence[str]) -> str:
+    """Returns a table whose first `num_names` columns are text, below comments."""
     head, *body = [
-        " & ".join(rf"\textbf{{{latex(cell)}}}" if bold else latex(cell) for cell, bold in line)
+        " & ".join(
+            rf"\textbf{{{latex(cell)}}}" if is_bold else latex(cell) for cell, is_bold, _ in line
+        )
         for line in table
     ]
     columns = "l" * num_names + "r" * (len(table[0]) - num_names)
@@ -118,65 +151,38 @@ def latex_table(table: Table, num_names: int, comments: Sequence[str]) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def to_latex(fields: Sequence[str], rows: Sequence[Row], notes: Sequence[str]) -> str:
-    """The scores; notes and manifest are comments."""
-    comments = [NOTE, *remarks(fields, rows), *notes]
-    if rows:
-        shared, differing = manifest_table(fields, rows)
-        comments += [*shared, *(" | ".join(cell for cell, _ in line) for line in differing)]
-    return latex_table(table(fields, rows), len(fields), comments)
+def to_latex(report: Report) -> str:
+    """Returns report.tex: the scores, with notes and manifest as comments."""
+    comments = [NOTE, *manifest.remarks(report), *report.notes]
+    if report.rows:
+        shared, differing = manifest_table(report)
+        comments += [*shared, *(" | ".join(cell for cell, *_ in line) for line in differing)]
+    return latex_table(score_table(report), len(report.fields), comments)
 
 
-def cost_to_latex(fields: Sequence[str], rows: Sequence[Row]) -> str:
-    return latex_table(cost_table(fields, rows), len(fields), [COST_NOTE])
+def cost_to_latex(report: Report) -> str:
+    """Returns report_cost.tex."""
+    return latex_table(cost_table(report), len(report.fields), [COST_NOTE])
 
 
-def to_csv(fields: Sequence[str], rows: Sequence[Row], notes: Sequence[str]) -> str:
-    """Plain numbers at full precision; an empty cell where there is none.
+_FORMULA = re.compile(r"[=@\t\r]|[+-](?![0-9.]+(e[+-]?[0-9]+)?$)", re.IGNORECASE)
 
-    Of each metric the mean, the half width of its interval, and the corrected p-value against the
-    baseline. The same scores make the same text, whenever and wherever they were made.
+
+def to_csv(table: Table) -> str:
+    """Returns plain numbers at full precision; a cell without a number is empty.
+
+    The same scores make the same text, whenever and wherever they were made.
     """
-    metrics = rows[0].metrics if rows else METRICS
-    heads = [h for m in metrics for h in (m, f"{m}/half_interval", f"{m}/p_value")]
-    lines = [
-        [
-            *row.label,
-            *(_plain(x) for m in metrics for x in (*row.score(m), row.p_value(m))),
-            len(row.runs),
-        ]
-        for row in rows
-    ]
-    return _csv([*fields, *heads, "num_seeds"], lines)
-
-
-def cost_to_csv(fields: Sequence[str], rows: Sequence[Row]) -> str:
-    """As `to_csv`."""
-    lines = [
-        [
-            *row.label,
-            *(
-                "" if row.parameters is None else row.parameters,
-                *(_plain(row.cost(k)) for k in COSTS),
-            ),
-            *("; ".join(devices(row)), len(row.runs)),
-        ]
-        for row in rows
-    ]
-    return _csv([*fields, "num_parameters", *COSTS, "devices", "num_seeds"], lines)
-
-
-def _plain(value: float) -> float | str:
-    return "" if math.isnan(value) else value
-
-
-def _csv(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerows([[_no_formula(cell) for cell in line] for line in (head, *lines)])
+    for line in table:
+        cells = [cell.plain or (cell.text,) for cell in line]
+        writer.writerow([_plain(value) for values in cells for value in values])
     return file.getvalue()
 
 
-def _no_formula(cell: Any) -> Any:
+def _plain(value: Any) -> Any:
     """Puts an apostrophe before text that a spreadsheet would compute; a negative number stays one."""
-    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
+    if isinstance(value, str):
+        return f"'{value}" if _FORMULA.match(value) else value
+    return "" if value is None or math.isnan(value) else value

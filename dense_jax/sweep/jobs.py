@@ -1,17 +1,16 @@
-"""Runs of a sweep as processes of this machine: some at once, each with its share of the devices.
+"""Runs jobs as processes of this machine, several at once, each with its share of the devices.
 
-A job is a folder and the commands to be run for it, one after the other. Their output is appended
-to log.txt there. If one fails, the others of its job are left out, and failure.json says so:
+A job is a workdir and the commands to run for it, one after the other. Their output is appended to
+log.txt there. If a command fails, the rest of its job is left out, and failure.json says why:
 
-    {"exit_code": 1, "error": "its error, or the last line of its output"}
+    {"exit_code": 1, "error": "the command's error, or the last line of its output"}
 
 Never imports jax.
 """
 
-import collections
 import concurrent.futures
 import contextlib
-import json
+import io
 import os
 import re
 import shlex
@@ -19,38 +18,38 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, NamedTuple
 
 from etils import epath
 from tqdm import tqdm
 
-from dense_jax.storage import try_lock
+from dense_jax import storage
+from dense_jax.command import PREEMPTED
+from dense_jax.sweep.plan import FAILURE
 
-PREEMPTED = os.EX_TEMPFAIL  # 75: the command saved and stopped; the same one resumes
-FAILURE = "failure.json"
 LOG = "log.txt"
 
 
 class Job(NamedTuple):
     name: str
     workdir: epath.Path
-    commands: list[list[str]]  # none: nothing is left to do
+    commands: list[list[str]]  # empty if nothing is left to do
 
 
 class Share(NamedTuple):
-    """What one job at a time may use: no cores stands for all."""
+    """What the jobs of one worker may use. No cores: all of them."""
 
     cores: frozenset[int] = frozenset()
     environment: Mapping[str, str] = {}
 
 
 def shares(num_jobs: int) -> list[Share]:
-    """Equal shares of this machine for so many jobs at once, the remainder unused.
+    """Returns equal shares of this machine for several jobs at once. The remainder is unused.
 
-    Equal, so that it makes no difference to its numbers where a job runs, or runs on. Processor
-    cores always, by affinity, which also sizes XLA's thread pool; GPUs if there are any. Raises
-    ValueError if there are too few.
+    Shares are equal, because results on a CPU depend on the number of cores: a job may start in one
+    share and resume in another. Cores are shared by affinity, which also sizes XLA's thread pool;
+    GPUs are shared if there are any. Raises ValueError if there are too few.
     """
     if num_jobs == 1:
         return [Share()]
@@ -64,7 +63,7 @@ def shares(num_jobs: int) -> list[Share]:
 
 
 def gpus() -> list[str]:
-    """The ids of the NVIDIA GPUs that jax would use: of CUDA_VISIBLE_DEVICES, if that is set."""
+    """Returns the ids of the NVIDIA GPUs that jax would use, as CUDA_VISIBLE_DEVICES has them."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms and not {"cuda", "gpu"} & set(platforms.split(",")):
         return []
@@ -88,217 +87,152 @@ def _share_out(what: str, items: Sequence, num_jobs: int) -> list[Sequence]:
 
 
 class Runner:
-    """Runs commands, from any thread; a signal to us becomes SIGTERM to them: they can save."""
+    """Runs jobs in order, as many at once as there are shares.
 
-    def __init__(self):
+    logs: False leaves output in the terminal, for runs that consist of several processes.
+    """
+
+    def __init__(self, jobs: Sequence[Job], shares: Sequence[Share], *, logs: bool = True):
+        self.jobs, self.shares, self.logs = jobs, shares, logs
         self.stopped = False
         self._children: set[subprocess.Popen] = set()
+        self._failures: list[str] = []
+        self._interrupted: list[str] = []
+        num_finished = sum(not job.commands for job in jobs)
+        self._progress = tqdm(
+            total=len(jobs),
+            initial=num_finished,
+            smoothing=0,
+            bar_format="{n_fmt} of {total_fmt} are done, {remaining} left",
+            file=sys.stderr if sys.stderr.isatty() else io.StringIO(),
+        )
+        if num_finished:
+            _say(f"{num_finished} of {len(jobs)} runs are already finished")
 
-    def install(self) -> None:
-        """Ctrl-C, a launcher's SIGTERM and a closed terminal stop the sweep; nohup still works."""
+    def stop_on_signals(self) -> None:
+        """Stops on Ctrl-C, a launcher's SIGTERM and a closed terminal; nohup still works."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, lambda number, frame: self.stop())
+                signal.signal(number, lambda *_: self.stop())
 
     def stop(self) -> None:
+        """Starts no more commands, and sends SIGTERM to those that run, so that they can save."""
         self.stopped = True
         for child in list(self._children):
             child.terminate()
 
-    def __call__(
-        self, command: list[str], output: IO | None = None, environment: Mapping[str, str] = {}
-    ) -> int:
-        """Returns the exit code, PREEMPTED if we were stopped.
+    def run(self) -> int:
+        """Returns the exit status, when no job runs any more.
 
-        output: where its output goes, rather than to ours.
+        It is 0 if all jobs are finished, 1 if some failed, and PREEMPTED if a signal stopped this
+        process or one of the commands; then the same sweep resumes.
         """
+        todo = iter([(k, job) for k, job in enumerate(self.jobs, 1) if job.commands])
+        with self._progress, concurrent.futures.ThreadPoolExecutor(len(self.shares)) as pool:
+            workers = [pool.submit(self._work, share, todo) for share in self.shares]
+            said = False
+            while concurrent.futures.wait(workers, timeout=1).not_done:
+                self._progress.refresh()
+                if self.stopped and not said:
+                    _say("stopping: the runs save; the same signal again kills them")
+                    said = True
+        for worker in workers:
+            worker.result()  # raises the worker's exception
+        if self.stopped:
+            names = ", ".join(self._interrupted) or "before the first run"
+            print(f"stopped at {names}; the same command resumes there", file=sys.stderr)
+            return PREEMPTED
+        if self._failures:
+            failed = f"{len(self._failures)} of {len(self.jobs)} runs failed"
+            print(f"{failed}; the same command tries them again:", file=sys.stderr)
+            print(*self._failures, sep="\n", file=sys.stderr)
+            return 1
+        print(f"all {len(self.jobs)} runs are finished")
+        return 0
+
+    def _work(self, share: Share, todo: Iterator[tuple[int, Job]]) -> None:
+        """Runs jobs with one share of the devices, until none is left for any worker."""
+        if share.cores:
+            os.sched_setaffinity(0, share.cores)  # of this thread, and so of all that it starts
+        for number, job in todo:
+            if self.stopped:
+                return
+            title = f"[{number}/{len(self.jobs)}] {job.name}"
+            _say(f"{title}: starts")
+            start = time.monotonic()
+            job.workdir.mkdir(parents=True, exist_ok=True)
+            (job.workdir / FAILURE).unlink(missing_ok=True)
+            code, error = self._run_job(job, share.environment)
+            if code == PREEMPTED:
+                self._interrupted.append(job.name)
+                self.stop()
+                return
+            if code:
+                see = f", see {job.workdir / LOG}" if self.logs else ""
+                self._failures.append(f"  {job.name}: {error} (exit code {code}){see}")
+                failure = {"exit_code": code, "error": error}
+                storage.write_json(job.workdir / FAILURE, failure)
+            self._progress.update()
+            outcome = f"failed ({error})" if code else "finished"
+            duration = tqdm.format_interval(time.monotonic() - start)
+            _say(f"{title}: {outcome} after {duration}; {self._progress}")
+
+    def _run_job(self, job: Job, environment: Mapping[str, str]) -> tuple[int, str]:
+        """Returns the exit code and the error of the first command that fails, or 0."""
+        path = job.workdir / LOG
+        with path.open("ab") if self.logs else contextlib.nullcontext() as log:
+            said = False
+            # Commands inherit the lock. One that outlived a killed sweep may still run.
+            while log and not self.stopped and not storage.try_lock(log, path):
+                if not said:
+                    _say(f"{job.name} is still run by another process: waiting for its end")
+                said = True
+                time.sleep(0.2)
+            for command in job.commands:
+                if log:
+                    log.write(f"$ {shlex.join(command)}\n".encode())
+                    log.flush()
+                start = log.tell() if log else 0
+                if code := self._call(command, log, environment):
+                    return code, _error(path, start) if log else "see its output"
+        return 0, ""
+
+    def _call(self, command: list[str], log: IO | None, environment: Mapping[str, str]) -> int:
+        """Runs a command and returns its exit code, or PREEMPTED if it was stopped."""
         if self.stopped:
             return PREEMPTED
         child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output and subprocess.STDOUT,
-            # Unbuffered: a traceback is to be the last in the log.
+            stdout=log,
+            stderr=log and subprocess.STDOUT,
+            # Without buffering, a traceback is the last thing in the log.
             env=os.environ | {"PYTHONUNBUFFERED": "1"} | dict(environment),
-            # In a group of its own: Ctrl-C would reach it as SIGINT too, as one that kills.
+            # In a process group of its own, it does not get Ctrl-C, which would kill it.
             process_group=0,
         )
         self._children.add(child)
-        if self.stopped:  # while it was being started
+        if self.stopped:  # while the child was started
             child.terminate()
         code = child.wait()
         self._children.discard(child)
         return PREEMPTED if self.stopped else code
 
 
-class Progress:
-    """How far all are: a bar in a terminal, else a line for each start and end."""
-
-    def __init__(self, jobs: Sequence[Job]):
-        self._numbers = {job.name: number for number, job in enumerate(jobs, 1)}
-        self._num_done = self._num_before = sum(not job.commands for job in jobs)
-        self._started: dict[str, float] = {}
-        self._start = time.monotonic()
-        self._num_failed = 0
-        self._bar = tqdm(
-            total=len(jobs),
-            initial=self._num_done,  # what was done before does not count as fast
-            unit="run",
-            smoothing=0,
-            dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
-        )
-        if self._num_done:
-            self.say(f"{self._num_done} of {len(jobs)} runs are already finished")
-
-    def say(self, text: str) -> None:
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
-
-    def start(self, job: Job) -> None:
-        self._started[job.name] = time.monotonic()
-        if self._bar.disable:
-            self.say(f"{self._where(job)}: starts")
-        self.refresh()
-
-    def end(self, job: Job, error: str | None) -> None:
-        seconds = time.monotonic() - self._started.pop(job.name)
-        self._num_done += 1
-        self._num_failed += error is not None
-        how = "finished" if error is None else f"failed ({error})"
-        if self._bar.disable:
-            self.say(
-                f"{self._where(job)}: {how} after {tqdm.format_interval(seconds)}; "
-                f"{self._num_done} of {len(self._numbers)} are done, {self._left()} left"
-            )
-        elif error is not None:
-            self.say(f"{self._where(job)}: {how}")
-        self._bar.n = self._num_done
-        self.refresh()
-
-    def refresh(self) -> None:
-        failed = [f"{self._num_failed} failed"] if self._num_failed else []
-        self._bar.set_postfix_str(", ".join([*failed, *self._started]))
-
-    def close(self) -> None:
-        self._bar.close()
-
-    def _where(self, job: Job) -> str:
-        return f"[{self._numbers[job.name]}/{len(self._numbers)}] {job.name}"
-
-    def _left(self) -> str:
-        rate = (time.monotonic() - self._start) / (self._num_done - self._num_before)
-        return tqdm.format_interval(rate * (len(self._numbers) - self._num_done))
+def _say(text: str) -> None:
+    """Prints a line, above the progress bar if there is one."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
 
 
-def run_all(
-    jobs: Sequence[Job], shares: Sequence[Share], runner: Runner, *, logs: bool = True
-) -> int:
-    """Runs the jobs in order, as many at once as there are shares, and returns the exit code.
+def _error(path: epath.Path, start: int) -> str:
+    """Returns the error in a log from byte `start` on, or its last line that is not empty.
 
-    0: all are finished; 1: some failed, the others ran; PREEMPTED: stopped, by a signal to us or
-    to one of them, and the same command resumes.
-
-    logs: False leaves output in the terminal, where several processes are one run.
-    """
-    waiting = collections.deque(job for job in jobs if job.commands)
-    failures: list[str] = []
-    interrupted: list[str] = []
-    progress = Progress(jobs)
-
-    def work(share: Share) -> None:
-        if share.cores:
-            os.sched_setaffinity(0, share.cores)  # this thread's, and so of all it starts
-        while not runner.stopped:
-            try:
-                job = waiting.popleft()
-            except IndexError:  # none is left
-                return
-            run_one(job, share)
-
-    def run_one(job: Job, share: Share) -> None:
-        progress.start(job)
-        job.workdir.mkdir(parents=True, exist_ok=True)
-        with _log(job, runner, progress.say) if logs else contextlib.nullcontext() as log:
-            (job.workdir / FAILURE).unlink(missing_ok=True)
-            code, error = _run_commands(job, log, lambda c: runner(c, log, share.environment))
-            if code == PREEMPTED:
-                interrupted.append(job.name)
-                runner.stop()
-                return
-            if code:
-                see = f", see {job.workdir / LOG}" if logs else ""
-                failures.append(f"  {job.name}: {error} (exit code {code}){see}")
-                text = json.dumps({"exit_code": code, "error": error}, indent=2)
-                (job.workdir / FAILURE).write_text(text + "\n")
-        progress.end(job, error if code else None)
-
-    with contextlib.closing(progress), concurrent.futures.ThreadPoolExecutor(len(shares)) as pool:
-        running = [pool.submit(work, share) for share in shares]
-        said = False
-        while concurrent.futures.wait(running, timeout=1).not_done:
-            progress.refresh()
-            if runner.stopped and not said:
-                progress.say("stopping: the runs save; the same signal again kills them")
-                said = True
-    for worker in running:
-        worker.result()  # raises what it raised
-    if runner.stopped:
-        names = ", ".join(interrupted) or "before the first run"
-        print(f"stopped at {names}; the same command resumes there", file=sys.stderr)
-        return PREEMPTED
-    if failures:
-        print(
-            f"{len(failures)} of {len(jobs)} runs failed; the same command tries them again:",
-            *failures,
-            sep="\n",
-            file=sys.stderr,
-        )
-        return 1
-    print(f"all {len(jobs)} runs are finished")
-    return 0
-
-
-@contextlib.contextmanager
-def _log(job: Job, runner: Runner, say: Callable[[str], None]) -> Iterator[IO]:
-    """Opens the job's log, when no other process writes to it any more.
-
-    The commands inherit the lock with the file, so that one whose sweep was killed is waited for.
-    """
-    with (job.workdir / LOG).open("ab") as log:
-        said = False
-        while not runner.stopped and not try_lock(log, job.workdir / LOG):
-            if not said:
-                say(f"{job.name} is still run by another process: waiting for its end")
-            said = True
-            time.sleep(0.2)
-        yield log
-
-
-def _run_commands(job: Job, log: IO | None, run: Callable[[list[str]], int]) -> tuple[int, str]:
-    """Returns the exit code of the first that fails, or 0, and what it said."""
-    for command in job.commands:
-        start = 0
-        if log is not None:
-            log.write(f"$ {shlex.join(command)}\n".encode())
-            log.flush()
-            start = log.tell()
-        code = run(command)
-        if code:
-            return code, _reason(job.workdir / LOG, start) if log else "see its output"
-    return 0, ""
-
-
-def _reason(path: epath.Path, start: int) -> str:
-    """The error in a file, or its last line that is not empty, of those from byte `start` on.
-
-    An error is what `command.run` makes of it: "error: " and maybe indented lines. Others may follow,
-    such as those of threads that end.
+    An error is what `command.run` prints: "error: ", and maybe indented lines. Others may follow, of
+    threads that end.
     """
     with path.open("rb") as file:
-        end = file.seek(0, os.SEEK_END)
-        file.seek(max(start, end - 65536))
+        file.seek(max(start, file.seek(0, os.SEEK_END) - 65536))
         text = file.read().decode(errors="replace")
     if errors := re.findall(r"^error: (.*(?:\n  .*)*)", text, re.MULTILINE):
         return " ".join(errors[-1].split())

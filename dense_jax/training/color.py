@@ -1,12 +1,11 @@
 """Random changes of color on the device, of the image alone.
 
-Every entry of COLORS is called as (key, strength, planes), draws how much it changes the channels
-float [c, h, w] of values 0 to 255, and does. `make_color` runs those of a config one after the
-other, in the order of the dict.
+Every entry of COLORS is called as (key, strength, planes), draws a random amount and applies it to
+the channels, float [c, h, w] with values from 0 to 255.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -16,53 +15,50 @@ RGB_ONLY = ("saturation", "hue")
 Planes = Float[Array, "c h w"]
 
 
-def make_color(**strengths: float) -> Callable:
-    """Returns color(key, image) -> image, float [h, w, c]; each change is clipped to 0 and 255.
+def change_colors(
+    key: Key[Array, ""], image: Float[Array, "h w c"], strengths: Mapping[str, float]
+) -> Float[Array, "h w c"]:
+    """Applies the entries of COLORS that have a strength, in order; each is clipped to 0 and 255.
 
-    strengths: of entries of COLORS; what has strength 0 is left out.
+    Raises ValueError for a change of hue or saturation where there are not 3 channels.
     """
-    used = {name: strength for name, strength in strengths.items() if strength}
-
-    def color(key: Key[Array, ""], image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
-        if not used:
-            return image
-        # Rows compute faster than pixels of 3 values. Taken in a loop, because XLA on CPUs computes
-        # its input once, and otherwise the whole resample again for each value that reads it.
-        planes = jax.lax.map(lambda c: image[..., c], jnp.arange(image.shape[-1]))
-        for i, (name, change) in enumerate(COLORS.items()):
-            if name in used:
-                if name in RGB_ONLY and len(planes) != 3:
-                    raise ValueError(
-                        f"augment.{name}={used[name]} needs images of 3 channels, and these have "
-                        f"{len(planes)}: set it to 0"
-                    )
-                planes = change(jax.random.fold_in(key, i), used[name], planes).clip(0, 255)
-        return jnp.moveaxis(planes, 0, -1)
-
-    return color
+    if not any(strengths.get(name) for name in COLORS):
+        return image
+    # Rows compute faster than pixels of 3 values. The channels are taken in a loop, because XLA:CPU
+    # computes its input once, and otherwise the whole resample again for each value that reads it.
+    planes = jax.lax.map(lambda c: image[..., c], jnp.arange(image.shape[-1]))
+    for i, (name, change) in enumerate(COLORS.items()):
+        if strength := strengths.get(name):
+            if name in RGB_ONLY and len(planes) != 3:
+                raise ValueError(
+                    f"augment.{name}={strength} needs images of 3 channels, and these have "
+                    f"{len(planes)}: set it to 0"
+                )
+            planes = change(jax.random.fold_in(key, i), strength, planes).clip(0, 255)
+    return jnp.moveaxis(planes, 0, -1)
 
 
 def brightness(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
-    """Times a factor uniform in 1 +- strength."""
+    """Multiplies by a factor uniform in 1 +- strength."""
     return _factor(key, strength) * planes
 
 
 def contrast(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
-    """Differences from the image's mean luma times a factor uniform in 1 +- strength."""
+    """Multiplies differences from the image's mean luma by a factor uniform in 1 +- strength."""
     return _blend(jnp.mean(_gray(planes)), planes, _factor(key, strength))
 
 
 def saturation(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
-    """Differences from each pixel's luma times a factor uniform in 1 +- strength."""
+    """Multiplies differences from each pixel's luma by a factor uniform in 1 +- strength."""
     return _blend(_gray(planes), planes, _factor(key, strength))
 
 
 def hue(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
-    """The hue of HSV turns by an angle uniform in +- strength degrees."""
+    """Turns the hue of HSV by an angle uniform in +- strength degrees."""
     red, green, blue = planes
     value = planes.max(axis=0)
     chroma = value - planes.min(axis=0)
-    # In sixths of a turn from red; any number will do for gray, which has none.
+    # Hue in sixths of a turn from red. Gray has none, so that any number will do.
     sixths = jnp.select(
         [value == red, value == green],
         [green - blue, 2 * chroma + blue - red],
@@ -76,23 +72,26 @@ def hue(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
 
 
 def gamma(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
-    """255 (v / 255)^g with g log-uniform in [1 / (1 + strength), 1 + strength]."""
+    """Computes 255 (v / 255)^g with g log-uniform in [1 / (1 + strength), 1 + strength]."""
     limit = math.log1p(strength)
     exponent = jnp.exp(_uniform(key, -limit, limit))
     return 255 * jnp.exp(exponent * jnp.log(planes / 255))  # far faster than ** on a CPU
 
 
 def blur(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
-    """Gaussian, sigma uniform in [0, strength] pixels, over 3 strength pixels; mirrored outside."""
+    """Blurs by a Gaussian of sigma uniform in [0, strength] pixels; the image is mirrored outside.
+
+    The kernel reaches 3 strength pixels.
+    """
     radius = math.ceil(3 * strength)
-    sigma = _uniform(key, 1e-3, strength)  # so small a sigma leaves the image as it is
+    sigma = _uniform(key, 1e-3, strength)  # a sigma this small changes nothing
     weights = jnp.exp(-0.5 * (jnp.arange(-radius, radius + 1) / sigma) ** 2)
     weights /= weights.sum()
     for axis in (1, 2):
         padding = [(0, 0)] * 3
         padding[axis] = (radius, radius)
         padded = jnp.pad(planes, padding, mode="reflect")
-        # Shifted sums fuse into one loop; a convolution with kernels of each example's own is slow.
+        # Shifted sums fuse into one loop; a convolution with a kernel per example is slow.
         blurred = jnp.zeros_like(planes)
         for i, weight in enumerate(weights):
             blurred += weight * jax.lax.slice_in_dim(padded, i, i + planes.shape[axis], axis=axis)
@@ -101,7 +100,7 @@ def blur(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
 
 
 def noise(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
-    """Plus Gaussian noise, its standard deviation uniform in [0, strength] gray levels."""
+    """Adds Gaussian noise of a standard deviation uniform in [0, strength] gray levels."""
     key_amount, key_noise = jax.random.split(key)
     return planes + _uniform(key_amount, 0.0, strength) * jax.random.normal(key_noise, planes.shape)
 
@@ -119,7 +118,7 @@ def _blend(gray: Float[Array, "..."], planes: Planes, factor: Float[Array, ""]) 
 
 
 def _gray(planes: Planes) -> Float[Array, "1 h w"]:
-    """The luma of RGB, else the mean of the channels."""
+    """Returns the luma of RGB, else the mean of the channels."""
     if len(planes) != 3:
         return planes.mean(axis=0, keepdims=True)
     red, green, blue = planes

@@ -1,4 +1,4 @@
-"""A whole training set in device memory: a batch is its rows, gathered inside the step.
+"""A whole training set in device memory: the step gathers a batch by the numbers of its rows.
 
 The host sends row numbers and nothing else: no image is decoded or copied after `load`.
 """
@@ -11,18 +11,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dense_jax.data import Source, cache, transforms, verify
-from dense_jax.data.borders import Bordered
+from dense_jax.data import Examples, cache, pipeline, verify
 from dense_jax.devices import mesh as meshes
 
 
 def load(
-    source: Source | Bordered, batch_shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh
+    source: Examples, batch_shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh
 ) -> tuple[dict[str, jax.Array], list[dict[str, Any]]]:
     """Decodes a source into the memory of every device: (arrays [n, ...], rows).
 
-    batch_shapes: those of the batches to be gathered, by field.
-    rows: what to draw batches of in place of the examples: `row`, the example's number, and `name`.
+    batch_shapes: the shapes of the batches to be gathered, by field.
+    rows: examples for the batches, with `row`, the example's number, and `name` instead of images.
 
     Raises ValueError if an image is larger than the canvas, the memory is not there, or examples
     are bad.
@@ -39,7 +38,7 @@ def load(
     shapes = {
         field: jax.ShapeDtypeStruct((n, *of_batch.shape[1:]), of_batch.dtype)
         for field, of_batch in batch_shapes.items()
-        if field != "index"  # of the example in the run
+        if field != "index"  # the example's number in the run
     }
     needed = sum(shape.size * shape.dtype.itemsize for shape in shapes.values())
     what = f"{n} examples of {height} x {width} pixels"
@@ -50,7 +49,8 @@ def load(
     arrays = {field: np.empty(shape.shape, shape.dtype) for field, shape in shapes.items()}
 
     def place(i: int) -> dict[str, Any]:
-        fitted = transforms.fit(source[i], canvas, np.random.default_rng())  # draws nothing
+        rng = np.random.default_rng()  # draws nothing
+        fitted = pipeline.fit(source[i], canvas, rng, source.fields)
         for field, array in arrays.items():
             array[i] = fitted[field]
         return {"row": np.int32(i), "name": fitted["name"]}
@@ -58,7 +58,7 @@ def load(
     rows, errors = verify.visit(place, n, "decoding")
     verify.refuse(errors, n)
     sharding = meshes.replicated(mesh)
-    # Of each host's own copy: `device_put` would compare them all.
+    # Each host gives its own copy; `device_put` would compare them all.
     return {
         field: jax.make_array_from_callback(array.shape, sharding, lambda _, array=array: array)
         for field, array in arrays.items()
@@ -66,11 +66,11 @@ def load(
 
 
 def gather(arrays: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """The batch with what its rows hold; without arrays, the batch itself."""
+    """Adds the examples of a batch's rows to it; without arrays, returns the batch itself."""
     return {**batch, **{field: array[batch["row"]] for field, array in arrays.items()}}
 
 
 def free_memory(device: jax.Device) -> float:
-    """The bytes of a device's memory that are free; infinite where it does not tell."""
+    """Returns the free bytes of a device's memory; infinite where the device does not tell."""
     stats = device.memory_stats()
     return float(stats["bytes_limit"] - stats["bytes_in_use"]) if stats else math.inf

@@ -11,13 +11,22 @@ SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
     # (1 - t / T)^0.9, the field's usual choice since DeepLab (arXiv 1606.00915, section 4.1).
     "poly": lambda peak, steps: optax.polynomial_schedule(peak, 0.0, 0.9, max(steps, 1)),
 }
-OPTIMIZERS = ("adamw", "sgd")
+# Called as (schedule, momentum, weight decay, mask of the decayed parameters).
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adamw": lambda schedule, momentum, decay, mask: optax.adamw(
+        schedule, b1=momentum, weight_decay=decay, mask=mask
+    ),
+    "sgd": lambda schedule, momentum, decay, mask: optax.chain(
+        optax.add_decayed_weights(decay, mask=mask),
+        optax.sgd(schedule, momentum=momentum or None),
+    ),
+}
 
 
 def make_schedule(
     name: str, learning_rate: float, *, warmup_steps: int, num_steps: int
 ) -> optax.Schedule:
-    """Linear from 0 over warmup_steps, then `name` for the rest of num_steps optimizer steps."""
+    """Returns a schedule: linear from 0 over warmup_steps, then `name` until num_steps."""
     decay = SCHEDULES[name](learning_rate, num_steps - warmup_steps)
     if not warmup_steps:
         return decay
@@ -35,13 +44,13 @@ def make_optimizer(
     encoder_lr_multiplier: float = 1.0,
     freeze_encoder: bool = False,
 ) -> optax.GradientTransformation:
-    """The chain: clip by global norm (0: off), then AdamW or SGD.
+    """Returns the optimizer: clipping by the global norm (0: off), then an entry of OPTIMIZERS.
 
-    encoder_lr_multiplier: of the learning rate, for params["encoder"]; the rest is "decoder".
-    freeze_encoder: that part neither changes nor has moments.
+    encoder_lr_multiplier: multiplies the learning rate of params["encoder"].
+    freeze_encoder: params["encoder"] does not change, and has no moments.
 
-    Weights of norms and biases, the arrays of one axis, are not decayed. AdamW's decay is
-    decoupled from the gradient, SGD's is the classical L2 term; both are times the learning rate.
+    Scales of norms and biases, the arrays of one axis, are not decayed. AdamW's decay is decoupled
+    from the gradient, and SGD's is the classical L2 term; the learning rate multiplies both.
     """
 
     def decayed(params):
@@ -51,14 +60,7 @@ def make_optimizer(
         return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key, params)
 
     clip = optax.clip_by_global_norm(grad_clip_norm) if grad_clip_norm else optax.identity()
-    if name == "adamw":
-        tx = optax.adamw(schedule, b1=momentum, weight_decay=weight_decay, mask=decayed)
-    else:
-        tx = optax.chain(
-            optax.add_decayed_weights(weight_decay, mask=decayed),
-            optax.sgd(schedule, momentum=momentum or None),
-        )
-    tx = optax.chain(clip, tx)
+    tx = optax.chain(clip, OPTIMIZERS[name](schedule, momentum, weight_decay, decayed))
     if encoder_lr_multiplier != 1.0:
         scale = optax.scale(encoder_lr_multiplier)
         tx = optax.chain(tx, optax.partition({"encoder": scale, "decoder": optax.identity()}, part))

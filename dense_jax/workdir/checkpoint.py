@@ -1,8 +1,8 @@
-"""Saving and restoring the training state: orbax, and nothing but arrays.
+"""Saving and restoring the training state, with orbax.
 
-The position in the data is a function of the step, so a checkpoint needs no iterator state.
-A checkpoint has two items: `default`, the state, and `about`, a digest of each array and the state's
-scores. Neither orbax nor tensorstore would notice a flipped bit.
+A checkpoint holds arrays only: the position in the data is a function of the step. It has two items:
+`default`, the state, and `about`, a digest of each array and the state's scores. The digests are
+ours because neither orbax nor tensorstore notices a flipped bit.
 """
 
 import concurrent.futures
@@ -24,23 +24,23 @@ _LOG = logging.getLogger("dense_jax")
 
 
 class Checkpoints:
-    """The checkpoints in one directory, DIRECTORY/STEP; the oldest go when there are too many.
+    """The checkpoints in one directory, DIRECTORY/STEP. The oldest go when there are too many.
 
     Saving copies the state to the host at once and writes it in the background. A checkpoint
-    appears under its final name only when it is complete. What fails in the background, on a full
-    disk for example, is raised by the next call of save, wait or close, as OSError; so is a first
-    checkpoint that is not all there.
+    appears under its final name only when it is complete. The next call of save, wait or close
+    raises an error of the background as OSError: a full disk, or a first checkpoint that cannot be
+    read.
     """
 
     def __init__(self, directory: epath.PathLike, max_to_keep: int | None = None):
         self.directory = epath.Path(directory).resolve()
         self._max_to_keep = max_to_keep
-        # The step that was saved first; 0 once its checkpoint was found complete.
+        # The step that was saved first; 0 once its checkpoint was read.
         self._first: int | None = None
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
-        # What several directories of a run write at once must not meet at the same barriers.
+        # `latest` and `best` are saved concurrently, so each needs barriers of its own.
         prefix = "-".join(self.directory.parts[-3:])
         options = ocp.CheckpointManagerOptions(
             max_to_keep=self._max_to_keep,
@@ -58,12 +58,12 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, scores: Mapping[str, float] = {}) -> None:
-        """Saves the state after `step` optimizer steps; does nothing where it is saved already."""
+        """Saves the state after `step` optimizer steps, unless it is saved already."""
         if step not in self.steps:
             self.wait()
             about = {"digests": digests(state), "scores": dict(scores)}
             items = ocp.args.Composite(
-                default=ocp.args.StandardSave(state),
+                default=ocp.args.PyTreeSave(state),
                 about=ocp.args.JsonSave({**about, "checksum": _checksum(about)}),
             )
             with self._writing():
@@ -89,28 +89,32 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # orbax and tensorstore raise all sorts
-            there = sorted(self._manager.all_steps(read=True))  # on disk, not as it was to be
+            saved = sorted(self._manager.all_steps(read=True))  # those on the disk
             raise OSError(
                 f"cannot save to {self.directory}: {error}; is the disk full? The "
-                f"checkpoints of steps {there} are whole: the same command resumes"
+                f"checkpoints of steps {saved} are whole: the same command resumes"
             ) from error
 
     def restore(self, step: int, like: Any) -> Any:
-        """The state at a step, placed like `like`, a tree of jax.ShapeDtypeStructs.
+        """Returns the state at a step, or a part of it.
 
-        Raises ValueError if it cannot be read as that, or is not what was saved.
+        like: jax.ShapeDtypeStructs with shardings: a TrainState, or a dict of some of its fields.
+
+        Raises ValueError if the checkpoint cannot be read as that, or is not what was saved.
         """
-        restored = self._read(step, default=ocp.args.StandardRestore(like))
-        saved, found = restored["about"]["digests"], digests(restored["default"])
-        if wrong := [name for name in found if found[name] != saved.get(name)]:
+        restore_args = ocp.checkpoint_utils.construct_restore_args(like)
+        item = ocp.args.PyTreeRestore(like, restore_args=restore_args, partial_restore=True)
+        restored = self._read(step, default=item)
+        saved, read = restored["about"]["digests"], digests(restored["default"])
+        if wrong := [name for name in read if read[name] != saved.get(name)]:
             raise ValueError(
-                f"cannot read checkpoint {self.directory / str(step)}: the disk gives other values "
-                f"than were saved of {', '.join(wrong[:3])}{' and others' if wrong[3:] else ''}"
+                f"cannot read checkpoint {self.directory / str(step)}: the disk returns other "
+                f"values than were saved of {', '.join(wrong[:3])}{' and others' if wrong[3:] else ''}"
             )
         return restored["default"]
 
     def scores(self, step: int) -> dict[str, float]:
-        """The scores that were saved with a state. Raises ValueError if they cannot be read."""
+        """Returns the scores saved with a state. Raises ValueError if they cannot be read."""
         return self._read(step)["about"]["scores"]
 
     def _read(self, step: int, **items: Any) -> Mapping[str, Any]:
@@ -127,10 +131,10 @@ class Checkpoints:
             ) from error
 
     def restore_latest(self, like: Any) -> Any | None:
-        """The newest state that can be read, or None where there is no checkpoint at all.
+        """Returns the newest state that can be read, or None if there is no checkpoint.
 
-        What cannot be read is said, and moved to DIRECTORY.unreadable/STEP. Raises ValueError if
-        there are checkpoints but none can be read: a run never starts over by itself.
+        A checkpoint that cannot be read is moved to DIRECTORY.unreadable/STEP, with a warning. Raises
+        ValueError if none can be read: a run never starts over by itself.
         """
         steps = self.steps
         for step in reversed(steps):
@@ -173,10 +177,10 @@ def _checksum(about: Mapping[str, Any]) -> int:
 
 
 def digests(state: Any) -> dict[str, int]:
-    """Returns a number for each array, by its path, which every flipped bit changes.
+    """Returns a number for each array, by its path. Any flipped bit changes it.
 
-    It is the sum of the array's bits, as unsigned integers, each times an odd number that tells its position,
-    modulo 2**32. It does not depend on how the array is spread over devices and hosts.
+    It is a sum modulo 2**32: the array's values, read as unsigned integers, are multiplied by the odd
+    numbers 1, 3, 5, ... It does not depend on how the array is split over devices and hosts.
     """
 
     paths, arrays = zip(*jax.tree_util.tree_leaves_with_path(state), strict=True)
@@ -185,15 +189,16 @@ def digests(state: Any) -> dict[str, int]:
     def digest(array: jax.Array) -> int:
         odd, total = numbers[: array.size].reshape(array.shape), 0
         for shard in array.addressable_shards:
-            if shard.replica_id == 0:  # of several copies, on one host or many, one counts
+            if shard.replica_id == 0:  # of several copies, one counts
                 bits = np.ravel(shard.data).view(f"u{array.dtype.itemsize}")
                 bits = bits.astype(np.uint32, copy=False)
                 total += np.dot(bits, np.ravel(odd[shard.index])).item()
         return total % 2**32
 
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # numpy runs beside others
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # numpy releases the GIL
         host_digests = np.array(list(pool.map(digest, arrays)), np.uint32)
     totals = multihost_utils.process_allgather(host_digests[None], tiled=True).sum(
         axis=0, dtype=np.uint32
     )
-    return dict(zip(map(jax.tree_util.keystr, paths), totals.tolist(), strict=True))
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+    return dict(zip(names, totals.tolist(), strict=True))

@@ -1,15 +1,15 @@
-"""The small files of a run: what was asked for, on what, and what came out.
+"""The small files of a run: its config, its data, its environment and its results.
 
 config.json       the whole config, as nested objects
 dataset.json      class names, palette and number of channels: enough to predict without the data;
-                  and what tells whether the data are the same
-environment.json  versions, git commit and devices, of the run's latest start
+                  fingerprints, which tell whether the data are the same
+environment.json  versions, git commit and devices of the run's latest start
 metrics.jsonl     one object per line: the step, and values by their path
 cost.json         FLOPs, memory and speed, written when the run is finished
-result.json       written when the run is finished
+result.json       final and best scores, written when the run is finished
 
-Beside them lie checkpoints, TensorBoard's records and pictures. One process at a time trains in a
-workdir: it holds the lock of checkpoints/lock. Never uses jax but in `environment`.
+The workdir also holds checkpoints, TensorBoard's records and pictures. The process that trains in it
+holds the lock of checkpoints/lock. Only `environment` uses jax.
 """
 
 import importlib.metadata
@@ -20,7 +20,7 @@ import platform
 import re
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,33 +29,33 @@ from ml_collections import ConfigDict
 
 from dense_jax import storage
 
-# Fields that may change between two starts of a run: they do not change its numbers.
+# Fields that may change between two starts of a run, because they do not change its numbers.
 OPERATIONAL = (
     *("checkpoint_every", "log_every", "eval.batch_size", "eval.num_pictures"),
     *("data.workers", "data.cache", "data.verify", "num_seeds"),
 )
 
 _LOG = logging.getLogger("dense_jax")
-_LOCKS: dict[epath.Path, int] = {}  # the workdirs that this process trains in
+_LOCKS: dict[epath.Path, int] = {}  # open files, by the workdirs that this process trains in
 
 
 def check_path(directory: epath.PathLike) -> epath.Path:
     """Returns the absolute path of a folder to train in.
 
-    Raises ValueError where orbax would lose the checkpoints: it takes the path for a pattern of file
-    names, and tensorstore takes a backslash for a slash.
+    Raises ValueError for a path at which checkpoints would be lost: orbax reads it as a pattern of
+    file names, and tensorstore reads a backslash as a slash.
     """
     path = epath.Path(directory).resolve()
-    if found := re.search(r"\[[^/]+\]|\*\*|\\", str(path)):
+    if match := re.search(r"\[[^/]+\]|\*\*|\\", str(path)):
         raise ValueError(
-            f"--workdir={path} has {found.group()!r} in it: checkpoints cannot be saved where the "
-            r"path of a folder has [...], ** or \ in it. Use another --workdir"
+            f"--workdir={path} contains {match.group()!r}: checkpoints cannot be saved in a path with "
+            r"[...], ** or \ in it. Use another --workdir"
         )
     return path
 
 
 def absolute(root: str) -> str:
-    """Returns a folder's path as it is from any other folder, too; "" and a bucket's stay."""
+    """Returns a folder's absolute path; "" and the address of a bucket stay as they are."""
     return os.path.abspath(os.path.expanduser(root)) if root and "://" not in root else root
 
 
@@ -67,7 +67,7 @@ def lock(path: epath.Path) -> None:
     if path in _LOCKS:
         return
     if "://" in str(path):
-        _LOG.warning("%s is a bucket, which has no locks: start no second run there", path)
+        _LOG.warning("%s is a bucket, and buckets have no locks: start no second run there", path)
         return
     (path / "checkpoints").mkdir(parents=True, exist_ok=True)
     holder = path / "checkpoints" / "lock"
@@ -107,7 +107,7 @@ def _parse(text: bytes) -> dict[str, Any]:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested fields -> {dotted.path: value}."""
+    """Returns {dotted.path: value} of nested fields. Flax has the same, but needs jax."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -117,8 +117,29 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def differing_fields(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns the fields that tell configs {dotted.path: value} apart.
+
+    If every config has a `label`, the fields that its label tells are left out.
+    """
+
+    def differ(path: str, some: Sequence[Mapping[str, Any]]) -> bool:
+        absent = object()
+        return len({json.dumps(c.get(path, absent), default=repr) for c in some}) > 1
+
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for config in configs:
+        groups.setdefault(json.dumps(config.get("label")), []).append(config)
+    alike = [configs] if "null" in groups else list(groups.values())
+    return [
+        path
+        for path in dict.fromkeys(path for config in configs for path in config)
+        if (differ("label", configs) if path == "label" else any(differ(path, g) for g in alike))
+    ]
+
+
 def compare(workdir: epath.PathLike, config: ConfigDict) -> None:
-    """Raises ValueError, listing the fields that differ, if the workdir is another config's."""
+    """Raises ValueError, listing the fields that differ, if the workdir belongs to another config."""
     path = epath.Path(workdir) / "config.json"
     if not path.exists():
         return
@@ -126,7 +147,7 @@ def compare(workdir: epath.PathLike, config: ConfigDict) -> None:
     different = [
         f"  {field}: {old.get(field)!r} there, {new.get(field)!r} now"
         for field in sorted(old.keys() | new.keys())
-        # compare_dataset decides about data.root: the same data may lie elsewhere.
+        # The same data may lie elsewhere: compare_dataset decides about data.root.
         if old.get(field) != new.get(field) and field not in (*OPERATIONAL, "data.root")
     ]
     if different:
@@ -137,11 +158,9 @@ def compare(workdir: epath.PathLike, config: ConfigDict) -> None:
 
 
 def compare_dataset(workdir: epath.PathLike, dataset: Mapping[str, Any], root: str) -> None:
-    """Raises ValueError if a run to be resumed was started on other data.
+    """Raises ValueError if the run was started on other data. The data may have moved.
 
-    The same data may lie elsewhere now.
-
-    dataset: as in dataset.json. root: config.data.root.
+    dataset: the content of dataset.json. root: config.data.root.
     """
     path = epath.Path(workdir) / "dataset.json"
     if not path.exists():
@@ -156,7 +175,7 @@ def compare_dataset(workdir: epath.PathLike, dataset: Mapping[str, Any], root: s
             what = f"{field} was {old.get(field)} and is {value}"
             if field.endswith("fingerprint"):
                 split = "evaluation" if field.startswith("eval") else "training"
-                what = f"the {split} files, or what dataset.json says of them, are others"
+                what = f"the {split} files, or their description in dataset.json, are different"
             raise ValueError(
                 f"the dataset has changed since {path.parent} was started{where}: {what}. Restore "
                 "the data, or use another --workdir"
@@ -164,15 +183,15 @@ def compare_dataset(workdir: epath.PathLike, dataset: Mapping[str, Any], root: s
 
 
 def runs(directory: epath.PathLike) -> list[epath.Path]:
-    """The workdirs of the runs that one command trained: the directory, or those of its seeds."""
+    """Returns the workdirs that one command trained in: the folder, or those of its seeds."""
     path = epath.Path(directory)
-    there = path.iterdir() if path.is_dir() else ()  # not glob: [...] in the path is no pattern
-    seeds = [seed for seed in there if seed.name.startswith("seed=")]
+    children = path.iterdir() if path.is_dir() else ()  # not glob: [...] in the path is no pattern
+    seeds = [child for child in children if child.name.startswith("seed=")]
     return sorted(seeds, key=lambda seed: (len(seed.name), seed.name)) or [path]
 
 
 def read(workdir: epath.PathLike, name: str) -> Any:
-    """One of the JSON files. Raises ValueError if this is no workdir of one run."""
+    """Returns the content of a JSON file. Raises ValueError if this is not one run's workdir."""
     path = epath.Path(workdir) / name
     if not path.exists():
         if (seeds := runs(workdir)) != [path.parent]:
@@ -185,9 +204,9 @@ def read(workdir: epath.PathLike, name: str) -> Any:
 
 
 def read_records(path: epath.PathLike) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; those that are damaged are said, and left out.
+    """Returns the lines of a metrics.jsonl. Damaged lines are left out, with a warning.
 
-    Nothing is said of the last line if a kill cut it off.
+    The last line is left out without one if a kill cut it off.
     """
     path, records = epath.Path(path), []
     text = path.read_bytes() if path.exists() else b""
@@ -199,13 +218,13 @@ def read_records(path: epath.PathLike) -> list[dict[str, Any]]:
             records.append(record)
         except ValueError as error:
             if line.endswith(b"\n"):
-                _LOG.warning("%s, line %d is damaged, and left out: %s", path, number, error)
+                _LOG.warning("%s, line %d is damaged and left out: %s", path, number, error)
     return records
 
 
 def environment() -> dict[str, Any]:
-    """Versions, git commit (with "+" where files were changed) and devices."""
-    import jax  # here, because `sweep` and `report` do without
+    """Returns versions, git commit (with "+" where files were changed) and devices."""
+    import jax  # here, because `sweep` and `report` start without it
 
     def git(*args: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *args]

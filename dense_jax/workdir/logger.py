@@ -1,4 +1,4 @@
-"""Where numbers and pictures go: metrics.jsonl, TensorBoard, pictures/ and the terminal.
+"""The log of a run: metrics.jsonl, TensorBoard, pictures/ and the terminal.
 
 Only process 0 writes. Metric names are paths, the same everywhere: `eval/iou/CLASS`.
 """
@@ -24,12 +24,12 @@ _LOG = logging.getLogger("dense_jax")
 
 
 class Logger:
-    """Records of one run.
+    """The open log of one run.
 
-    On resuming after `first_step`, what was recorded for later steps is dropped: those steps are
-    about to be done again. So is the evaluation at `first_step`, which may be half recorded.
+    A run that resumes after `first_step` repeats the later steps, so their records are deleted. So is
+    the evaluation at `first_step`, which may be recorded in part.
 
-    title: in front of what the terminal shows, where several runs share it.
+    title: a name shown on the terminal, where several runs share it.
     """
 
     def __init__(self, workdir: epath.Path, *, first_step: int, num_steps: int, title: str = ""):
@@ -61,15 +61,14 @@ class Logger:
 
     @functools.cached_property
     def _tensorboard(self):
-        # Imported with the first record, when the device is at work: where torch is installed this
-        # imports all of it.
+        # Imported with the first record, while the device works: it imports torch, if there is one.
         import tensorboardX
 
         purge_step = self._first_step + 1 if self._first_step else None
         return tensorboardX.SummaryWriter(str(self._events), purge_step=purge_step)
 
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Records values by their path; NaN, a score that does not exist, is null."""
+        """Logs values by their path. NaN, a score that does not exist, becomes null."""
         if not self._active:
             return
         self._file.write(json.dumps(storage.to_json({"step": step, **scalars})) + "\n")
@@ -82,7 +81,7 @@ class Logger:
             _LOG.info("%sstep %d: %s", self._title and f"{self._title}, ", step, ", ".join(shown))
 
     def sync(self) -> None:
-        """Returns when the values recorded so far are on the disk."""
+        """Returns when the values logged so far are on the disk."""
         if self._active:
             storage.sync(self._file)
 
@@ -98,7 +97,7 @@ class Logger:
         )
 
     def progress(self, step: int, **shown: float) -> None:
-        """Moves the bar on a terminal; values stay shown until they are replaced."""
+        """Moves the progress bar on a terminal. A value stays until it is replaced."""
         if self._active and self._interactive:
             self._shown |= {name: f"{value:.4f}" for name, value in shown.items()}
             self._bar.set_postfix(self._shown, refresh=False)

@@ -53,7 +53,7 @@ def test_published_weights_are_for_their_dataset_alone(tiny_folder):
 
 
 def test_camvids_weights_are_the_published_ones_but_for_sign_symbols(real_data):
-    """Computed from all 367 labels; SegNet's list is not that of the labels as released."""
+    """They come from all 367 labels; SegNet's list does not fit the labels as released."""
     source = open_dataset("folder", str(real_data / "camvid"), "train")
     counts = np.array([np.bincount(source[i]["label"].ravel(), minlength=256) for i in range(4)])
     assert balance.class_counts(source).shape == (367, 11)

@@ -239,7 +239,7 @@ def test_missing_labels_are_errors(tmp_path):
 
 @pytest.mark.parametrize("name, num_train", [("camvid", 367), ("isbi2012", 24)])
 def test_real_images_in_the_folder_layout(real_data, name, num_train):
-    """Read alike by name and as a folder."""
+    """It is read in the same way by its name and as a folder."""
     source, folder = (open_dataset(n, str(real_data / name), "train") for n in (name, "folder"))
     assert len(source) == len(folder) == num_train
     assert source.class_names == folder.class_names

@@ -1,4 +1,4 @@
-"""Interpolated labels and copied images are told from good ones."""
+"""Interpolated labels and copied images are recognized, and good ones pass."""
 
 import io
 

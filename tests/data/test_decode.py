@@ -36,7 +36,7 @@ def array(pixels) -> io.BytesIO:
 
 
 def read(file, num_channels, **options):
-    """Reads an image after its header, which must agree."""
+    """Reads an image and checks that its header agrees."""
     h, w, _ = decode.image_header(file, "the file")
     file.seek(0)
     image = decode.read_image(file, "the file", num_channels, **options)
@@ -156,7 +156,7 @@ def test_8_bits_are_not_scaled():
 
 
 def stored_in(orientation, upright):
-    """What a camera held that way stores: the inverse of what undoes it."""
+    """Returns the pixels that a camera stores if it is held that way."""
     return {
         1: upright,
         2: upright[:, ::-1],
@@ -172,7 +172,7 @@ def stored_in(orientation, upright):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
 def test_exif_orientation_is_applied(orientation, kind):
-    """Bright at the top left once it stands as its EXIF data say."""
+    """The upright image is bright at the top left."""
     upright = np.zeros((16, 32), np.uint8)
     upright[:8, :8] = 255
     exif = Image.Exif()
@@ -290,7 +290,7 @@ def test_the_number_of_channels_is_compared_before_decoding(monkeypatch):
 
 
 def test_more_than_fits_into_memory_is_refused_before_decoding(monkeypatch):
-    """Counting all of height, width, channels and bytes of a value."""
+    """Height, width, channels and bytes per value all count."""
     monkeypatch.setattr(decode, "MAX_BYTES", 2 * 3 * 4 * 2)
     good = RNG.integers(0, 256, (2, 3, 4)).astype(np.uint16)
     for dtype, repeats in ((np.uint32, 1), (np.uint16, 2)):
@@ -326,7 +326,7 @@ def test_other_formats_are_refused_whatever_the_file_is_called(kind):
     "bits, words", [(1, "1 bit .*white is 1"), (2, "85 times"), (4, "17 times")]
 )
 def test_a_label_of_few_bits_says_how_it_is_read(bits, words):
-    """A gray PNG, which Pillow can read but not write so."""
+    """Pillow can read such a gray PNG, but not write it."""
     data = zlib.compress(bytes([0, 0xFF]))
     file = png(struct.pack(">IIBBBBB", 8 // bits, 1, bits, 0, 0, 0, 0), data)
     with pytest.raises(ValueError, match=f"the file: label values .*{words}"):

@@ -2,15 +2,17 @@
 
 import subprocess
 import sys
+import types
 
 import pytest
 import tensorflow_datasets as tfds
 
+from dense_jax.data import prepare as command
 from dense_jax.data.prepare import prepare
 
 
 class Builder:
-    """Stands for TFDS's: remembers how it was called, and fails where told to."""
+    """A stand-in for TFDS's builder: remembers its calls, and raises `error` if there is one."""
 
     def __init__(self, error=None):
         self.error, self.calls = error, []
@@ -49,7 +51,15 @@ def test_failures_say_what_is_missing(monkeypatch, error, words):
         prepare("oxford_iiit_pet", "somewhere")
 
 
+def test_the_command_asks_for_an_output(monkeypatch):
+    for name, max_side in (("folder", None), ("oxford_iiit_pet", 8)):
+        given = types.SimpleNamespace(name=name, root="x", output=None, max_side=max_side)
+        monkeypatch.setattr(command.flags, "FLAGS", given)
+        with pytest.raises(ValueError, match="--output is missing"):
+            command.main([])
+
+
 def test_the_command_lists_the_datasets():
-    command = [sys.executable, "-m", "dense_jax.data.prepare", "--name=pets", "--root=x"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    words = [sys.executable, "-m", "dense_jax.data.prepare", "--name=pets", "--root=x"]
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
     assert done.returncode != 0 and "oxford_iiit_pet" in done.stderr

@@ -8,7 +8,7 @@ from dense_jax.labels import IGNORE_LABEL
 
 
 class Source:
-    """Images whose pixels hold their own place."""
+    """Images whose pixels hold their own position."""
 
     def __init__(self, *sizes):
         self.sizes = np.array(sizes, np.int32)
@@ -59,7 +59,7 @@ def test_context_is_real_inside_the_image_and_mirrored_outside():
 
 
 def geometry(*arguments, **options):
-    """(height and width, margins, images with tiles) of each."""
+    """Returns (height and width, margins, images with tiles) of each tiling."""
     return [
         (
             *map(tuple, (each.tile_size, each.margin)),
@@ -95,7 +95,7 @@ def test_an_image_is_cut_in_the_same_way_whatever_others_there_are():
     sizes = [(1, 1), (7, 13), (40, 9), (16, 10), (17, 50), (3, 20), (90, 90)]
 
     def cut(*of_source):
-        """The tiles of each image."""
+        """Returns the tiles of each image."""
         source = Source(*of_source)
         found = [[] for _ in of_source]
         for tiles in tilings(source, (16, 20), (24, 18), 3, context=1):

@@ -9,14 +9,8 @@ import pytest
 
 from dense_jax import train
 from dense_jax.devices import mesh
-from dense_jax.program import (
-    assemble,
-    batch_shapes,
-    jit_eval_step,
-    jit_train_step,
-    state_placement,
-    step_shapes,
-)
+from dense_jax.program import assemble, jit_eval_step
+from dense_jax.training import task
 from dense_jax.workdir import logger
 from experiments import base
 
@@ -39,13 +33,15 @@ def make_config(**model):
 
 
 def shapes_of(config):
-    run = assemble(config, num_classes=3, num_channels=3)
-    return run, run.shapes(), batch_shapes(config, CANVAS, num_channels=3)
+    """Returns the program, its training, and the shapes of a state and of a batch."""
+    program = assemble(config, num_classes=3)
+    training = task.bind(config, program, num_channels=3)
+    return program, training, training.shapes(), task.batch_shapes(config, CANVAS, num_channels=3)
 
 
 def compile_train_step(config, *, resident=False):
-    """(the compiled step, the shapes of its state)."""
-    run, state, batch = shapes_of(config)
+    """Returns the compiled step, and the shapes of its state."""
+    _, training, state, batch = shapes_of(config)
     arrays = {}
     if resident:
         arrays = {
@@ -54,10 +50,8 @@ def compile_train_step(config, *, resident=False):
             if field != "index"
         }
         batch = {"index": batch["index"], "row": jax.ShapeDtypeStruct((BATCH,), "int32")}
-    devices = mesh.make_mesh()
-    step = jit_train_step(run, devices, state_placement(config, state, devices))
-    key = jax.eval_shape(jax.random.key, 0)
-    return step.lower(state, batch, key, arrays).compile(), state
+    placed = task.place(config, training, batch)
+    return placed.train_step.lower(*placed.arguments, arrays).compile(), state
 
 
 def collectives(compiled):
@@ -141,11 +135,7 @@ def test_seeds_side_by_side_share_nothing_but_their_metrics(group_norm):
     """Gradients are summed over each seed's own devices."""
     config = make_config(norm="group")
     config.num_seeds = 2
-    run, state, batch = shapes_of(config)
-    devices = mesh.make_mesh(2)
-    placement = state_placement(config, state, mesh.make_mesh())
-    step = jit_train_step(run, devices, placement)
-    compiled = step.lower(*step_shapes(run, batch, devices, placement), {}).compile()
+    compiled, state = compile_train_step(config)
     found = collectives(compiled)
     sums = [sizes for kind, sizes in found if kind == "all-reduce"]
     assert sum(map(sum, sums)) <= num_bytes(state.params) + 16
@@ -167,13 +157,13 @@ def test_the_state_is_donated(step, request):
 
 def test_evaluation_gathers_its_results_alone():
     """Class maps and labels, confusion matrices and tile numbers: no image, no logits."""
-    run, state, _ = shapes_of(make_config())
+    program, _, state, _ = shapes_of(make_config())
     batch = {
         "image": jax.ShapeDtypeStruct((BATCH, *CANVAS, 3), np.uint8),
         "label": jax.ShapeDtypeStruct((BATCH, *CANVAS), np.uint8),
         "index": jax.ShapeDtypeStruct((BATCH,), np.int32),
     }
-    step = jit_eval_step(run, mesh.make_mesh())
+    step = jit_eval_step(program, mesh.make_mesh())
     found = collectives(step.lower(state.variables(), batch).compile())
     assert {kind for kind, _ in found} == {"all-gather"}
     sizes = sorted(size for _, each in found for size in each)

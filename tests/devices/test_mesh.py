@@ -22,3 +22,18 @@ from dense_jax.devices import mesh
 def test_the_largest_axis_that_the_devices_divide_is_split(shape, spec):
     shapes = {"moment": jax.ShapeDtypeStruct(shape, jnp.float32)}
     assert mesh.spread(shapes, mesh.make_mesh())["moment"].spec == spec
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ((3, 8, 1), "num_seeds=3 cannot share 4 devices of 1 hosts evenly"),
+        ((1, 6, 1), "batch_size=6 .* multiple of the number of devices, 4, times"),
+        ((1, 8, 4), "batch_size=8 .* devices, 4, times num_microbatches=4"),
+        ((2, 3, 1), "batch_size=3 .* number of devices, 2, for each of num_seeds=2, times"),
+    ],
+)
+def test_the_devices_must_share_seeds_and_batch_evenly(numbers, message):
+    mesh.check_shares(2, 8, 2)
+    with pytest.raises(ValueError, match=message):
+        mesh.check_shares(*numbers)

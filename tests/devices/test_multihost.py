@@ -16,9 +16,10 @@ import pytest
 from etils import epath
 
 from dense_jax import train
+from dense_jax.command import PREEMPTED
 from dense_jax.devices import distributed
-from dense_jax.workdir import files as workdir
-from dense_jax.workdir import record as member
+from dense_jax.training import ensemble, task
+from dense_jax.workdir import files
 from tests.conftest import REPOSITORY
 from tests.test_train import make_config
 
@@ -30,15 +31,17 @@ import time
 import jax
 from ml_collections import ConfigDict
 
-config, path, port, num_processes, process, pause = json.loads(sys.argv[1])
+jobs, port, num_processes, process, pause = json.loads(sys.argv[1])
 if num_processes > 1:
     jax.distributed.initialize(
         f"localhost:{{port}}", num_processes, process, heartbeat_timeout_seconds={HEARTBEAT}
     )
 from dense_jax import train
-requested = train.Interrupts.requested
-train.Interrupts.requested = lambda self, step: time.sleep(pause) or requested(self, step)
-train.train(ConfigDict(config), path)
+from dense_jax.devices import interrupts
+requested = interrupts.Interrupts.requested
+interrupts.Interrupts.requested = lambda self, step: time.sleep(pause) or requested(self, step)
+for config, path in jobs:
+    train.train(ConfigDict(config), path)
 """
 
 
@@ -49,7 +52,8 @@ import sys
 import time
 import jax
 from jax.experimental import multihost_utils
-from dense_jax import distributed
+from dense_jax.command import PREEMPTED
+from dense_jax.devices import distributed
 
 path, port, num_processes, process = json.loads(sys.argv[1])
 jax.distributed.initialize(
@@ -78,7 +82,8 @@ with distributed.together():
 """
 JOIN = """
 from absl import app
-from dense_jax import distributed
+from dense_jax.command import PREEMPTED
+from dense_jax.devices import distributed
 
 distributed.START_TIMEOUT, distributed.TIMEOUT = 1, 1
 distributed.define_flags()
@@ -92,18 +97,22 @@ def free_port():
         return free.getsockname()[1]
 
 
-def start(config, path, num_processes, num_devices, pause=0.0, others=None):
-    """Starts a run in processes of so many devices each, which pause, in seconds, at each step.
+def start(jobs, num_processes, num_devices, pause=0.0, others=None):
+    """Starts processes of so many devices each, which pause, in seconds, at each step.
 
-    others: fields that only the first has as in the config.
+    jobs: [(config, path), ...], trained one after the other.
+    others: fields that only the first process has as in the config.
     """
     env = os.environ | {"JAX_NUM_CPU_DEVICES": str(num_devices)}
     processes, port = [], free_port()
     for k in range(num_processes):
-        own = config.copy_and_resolve_references()
-        own.update_from_flattened_dict(others or {} if k else {})
-        arguments = [own.to_dict(), str(path), port, num_processes, k, pause]
-        processes.append(start_python(PROCESS, arguments, log_of(path, k), env))
+        arguments = []
+        for config, path in jobs:
+            own = config.copy_and_resolve_references()
+            own.update_from_flattened_dict(others or {} if k else {})
+            arguments.append([own.to_dict(), str(path)])
+        command = [arguments, port, num_processes, k, pause]
+        processes.append(start_python(PROCESS, command, log_of(jobs[0][1], k), env))
     return processes
 
 
@@ -127,15 +136,8 @@ def wait(processes, path):
         pytest.fail("\n".join(log.read_text() for log in path.parent.glob(f"{path.name}.*.log")))
 
 
-def run(config, path, num_processes, num_devices):
-    """Trains to the end."""
-    statuses = wait(start(config, path, num_processes, num_devices), path)
-    logs = [log.read_text() for log in sorted(path.parent.glob(f"{path.name}.*.log"))]
-    assert not any(statuses), "\n".join(logs)
-
-
 def records(path):
-    return workdir.read_records(path / "metrics.jsonl")
+    return files.read_records(path / "metrics.jsonl")
 
 
 def wait_for_steps(processes, path, num_steps):
@@ -162,41 +164,52 @@ def config(tiny_folder):
 
 
 @pytest.fixture(scope="module")
-def one_process(tmp_path_factory, config):
-    """Trained in one process with four devices."""
-    path = tmp_path_factory.mktemp("one") / "run"
-    run(config, path, 1, 4)
-    return path
+def one_process(tmp_path_factory, config, shared_programs):
+    """Runs of one process with four devices: a run, and one of two seeds."""
+    folder = tmp_path_factory.mktemp("one")
+    train.train(config, str(folder / "run"))
+    train.train(with_fields(config, num_seeds=2), str(folder / "seeds"))
+    return folder
 
 
-def test_two_processes_are_the_same_run_as_one(tmp_path, config, one_process):
-    run(config, tmp_path / "run", 2, 2)
-    assert_close(tmp_path / "run", one_process)
+@pytest.fixture(scope="module")
+def four_processes(tmp_path_factory, config, one_process):
+    """The same, and an evaluation of the run of one process, by four processes of one device."""
+    folder = tmp_path_factory.mktemp("four")
+    shutil.copytree(one_process / "run", folder / "again")
+    (folder / "again" / "result.json").unlink()  # finished but for its result
+    seeds = with_fields(config, num_seeds=2)
+    jobs = [(config, folder / "run"), (seeds, folder / "seeds"), (config, folder / "again")]
+    statuses = wait(start(jobs, 4, 1), folder / "run")
+    assert not any(statuses), "\n".join(log.read_text() for log in folder.glob("*.log"))
+    return folder
 
 
-@pytest.mark.parametrize(("num_processes", "num_devices", "num_seeds"), [(4, 1, 2)])
-def test_seeds_share_the_processes(tmp_path, config, num_processes, num_devices, num_seeds):
-    """Each seed over two of the processes."""
+def with_fields(config, **fields):
     config = config.copy_and_resolve_references()
-    config.num_seeds = num_seeds
-    run(config, tmp_path / "one", 1, 4)
-    run(config, tmp_path / "run", num_processes, num_devices)
-    for seed in range(num_seeds):
-        assert_close(tmp_path / "run" / f"seed={seed}", tmp_path / "one" / f"seed={seed}")
+    config.update(fields)
+    return config
 
 
-def test_one_checkpoint_has_one_confusion_matrix(tmp_path, config, one_process):
-    """Evaluated again by other processes, which find it finished but for its result."""
-    again = tmp_path / "again"
-    shutil.copytree(one_process, again)
-    (again / "result.json").unlink()
-    run(config, again, 2, 2)
-    final, expected = (workdir.read(path, "result.json")["final"] for path in (again, one_process))
+def test_four_processes_are_the_same_run_as_one(one_process, four_processes):
+    assert_close(four_processes / "run", one_process / "run")
+
+
+def test_seeds_share_the_processes(one_process, four_processes):
+    """Each seed over two of the processes."""
+    for seed in ("seed=0", "seed=1"):
+        assert_close(four_processes / "seeds" / seed, one_process / "seeds" / seed)
+
+
+def test_one_checkpoint_has_one_confusion_matrix(one_process, four_processes):
+    """However many processes evaluate it."""
+    paths = four_processes / "again", one_process / "run"
+    final, expected = (files.read(path, "result.json")["final"] for path in paths)
     assert final == expected
 
 
 @pytest.mark.parametrize(
-    ("everyone", "expected"),
+    ("all_facts", "expected"),
     [
         ([{"a": 1, "b": None}] * 3, []),
         ([{"a": 1}, {"a": 1}, {"a": [2]}], ["a: 1 in process 0, [2] in process 2"]),
@@ -207,8 +220,8 @@ def test_one_checkpoint_has_one_confusion_matrix(tmp_path, config, one_process):
         ([{"a": True}, {"a": 1}], ["a: true in process 0, 1 in process 1"]),
     ],
 )
-def test_differences_name_the_fact_the_values_and_the_process(everyone, expected):
-    lines = distributed.differences(everyone)
+def test_differences_name_the_fact_the_values_and_the_process(all_facts, expected):
+    lines = distributed.differences(all_facts)
     assert len(lines) == len(expected)
     assert all(line.startswith(start) for line, start in zip(lines, expected, strict=True))
 
@@ -217,8 +230,8 @@ def test_processes_compare_config_code_and_workdir(tmp_path, config, monkeypatch
     def facts(**changes):
         own = config.copy_and_resolve_references()
         own.update_from_flattened_dict(changes)
-        workdirs = member.members(own, epath.Path(tmp_path / "run"))
-        return json.loads(json.dumps(train._facts(own, workdirs)))
+        folders = ensemble.run_folders(own, epath.Path(tmp_path / "run"))
+        return json.loads(json.dumps(task.facts(own, folders)))
 
     def different(**changes):
         both = distributed.differences([facts(), facts(**changes)])
@@ -233,7 +246,7 @@ def test_processes_compare_config_code_and_workdir(tmp_path, config, monkeypatch
     [line] = distributed.differences([before, facts()])
     assert "--workdir" in line and '"latest": ["4"]' in line
     before = facts()
-    monkeypatch.setattr(train, "__file__", str(tmp_path / "module.py"))
+    monkeypatch.setattr(task, "__file__", str(tmp_path / "training" / "task.py"))
     [line] = distributed.differences([before, facts()])
     assert line.startswith("the code of dense_jax: ")
 
@@ -274,7 +287,7 @@ def test_data_of_one_process_end_all_before_anything_is_written(
     for kind in ("images", "labels"):
         (tmp_path / "fewer" / kind / "train" / "6.png").unlink()
     path = tmp_path / "run"
-    processes = start(config, path, 2, 1, others={"data.root": str(tmp_path / root)})
+    processes = start([(config, path)], 2, 1, others={"data.root": str(tmp_path / root)})
     assert wait(processes, path) == [1, 1]
     for k in range(2):
         assert message in log_of(path, k).read_text().splitlines()[-1]
@@ -293,7 +306,7 @@ def test_an_address_that_cannot_be_used_is_said_at_once(monkeypatch):
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"--coordinator=localhost:{port}: .* port {port}"):
             join(monkeypatch, f"localhost:{port}")
-    with pytest.raises(ValueError, match="no host 'nowhere"):
+    with pytest.raises(ValueError, match="the host 'nowhere"):
         join(monkeypatch, "nowhere.invalid:1")
 
 
@@ -318,35 +331,33 @@ def test_a_process_without_the_others_gives_up():
     assert "not all 2 processes have joined" in ended.stderr.splitlines()[-1]
 
 
-def test_all_save_the_same_step_when_one_is_preempted(tmp_path, config):
-    config = config.copy_and_resolve_references()
-    config.num_steps, config.eval_every, config.checkpoint_every = 60, 60, 60
+def test_all_save_the_same_step_when_one_is_preempted(tmp_path, config, shared_programs):
+    config = with_fields(config, num_steps=60, eval_every=60, checkpoint_every=60)
     path, expected = tmp_path / "run", tmp_path / "expected"
     # JAX takes a moment to tell all of them: on a fast machine the run would be over by then.
-    processes = start(config, path, 2, 1, pause=0.2)
+    processes = start([(config, path)], 2, 1, pause=0.2)
     wait_for_steps(processes, path, 5)
     processes[1].send_signal(signal.SIGINT)  # which it takes for SIGTERM
-    assert wait(processes, path) == [train.PREEMPTED] * 2
+    assert wait(processes, path) == [PREEMPTED] * 2
     stopped = records(path)[-1]["step"]
     saved = [step.name for step in (path / "checkpoints" / "latest").iterdir()]
     assert saved == [str(stopped)] and 5 <= stopped < config.num_steps
-    run(config, path, 1, 2)  # on another number of processes
-    run(config, expected, 1, 2)
+    train.train(config, str(path))  # in another number of processes
+    train.train(config, str(expected))
     assert [record["step"] for record in records(path)] == [*range(1, 61), 60]
     assert_close(path, expected)
 
 
 @pytest.mark.parametrize("killed", [0, 1])
 def test_the_others_stop_when_one_is_killed(tmp_path, config, killed):
-    config = config.copy_and_resolve_references()
-    config.num_steps = config.eval_every = 10**6
+    config = with_fields(config, num_steps=10**6, eval_every=10**6)
     path = tmp_path / "run"
-    processes = start(config, path, 2, 1)
+    processes = start([(config, path)], 2, 1)
     wait_for_steps(processes, path, 5)
     processes[killed].kill()
     start_of_wait = time.monotonic()
     statuses = wait(processes, path)
     assert statuses[killed] == -signal.SIGKILL
-    assert statuses[1 - killed] not in (0, train.PREEMPTED)
+    assert statuses[1 - killed] not in (0, PREEMPTED)
     assert time.monotonic() - start_of_wait < 3 * HEARTBEAT
     assert (path / "checkpoints" / "latest").exists()

@@ -15,7 +15,8 @@ SCRIPT = """
 import sys
 import jax
 import numpy as np
-from dense_jax import data, per_image
+from dense_jax import data
+from dense_jax.evaluation import per_image
 
 # Not under `if __name__ == "__main__"`: imported by each process, this would not end.
 source = data.Synthetic(None, "test", size=(24, 24), num_examples=20)
@@ -37,7 +38,7 @@ KILLED = """
 import os
 import signal
 import numpy as np
-from dense_jax import per_image
+from dense_jax.evaluation import per_image
 
 pool = per_image.Pool(2)
 for i in range(4):
@@ -49,7 +50,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def run(script, path):
-    """Runs a script; the processes share its pipes, so that this waits for them to end, too."""
+    """Runs a script. Its processes share its pipes, so that this waits for them to end, too."""
     path.write_text(script)
     return subprocess.run(
         [sys.executable, path],
@@ -66,12 +67,12 @@ def test_errors_are_counted_by_phase(shape):
     rng = np.random.default_rng(0)
     label, prediction = rng.integers(0, 3, (2, *shape)).astype(np.uint8)
     label[rng.random(shape) < 0.2] = IGNORE_LABEL
-    found = per_image.phase_errors(prediction, label)
+    errors = per_image.phase_errors(prediction, label)
     for y in range(16):
         for x in range(16):
             truth, guess = label[y::16, x::16], prediction[y::16, x::16]
             valid = truth != IGNORE_LABEL
-            assert found[y, x].tolist() == [(truth != guess)[valid].sum(), valid.sum()]
+            assert errors[y, x].tolist() == [(truth != guess)[valid].sum(), valid.sum()]
 
 
 def test_processes_measure_the_same_and_import_neither_jax_nor_the_main_module(tmp_path):

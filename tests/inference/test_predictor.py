@@ -1,17 +1,17 @@
-"""One engine for arrays, files and strips: exact where nothing is to differ, in bounded memory."""
+"""The predictor: the same for arrays, files and strips, exact, and in bounded memory."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dense_jax import models
+from dense_jax import models, program
 from dense_jax.inference.predictor import Predictor, entropy
 from dense_jax.inference.stitching import Failure
 from dense_jax.models.normalization import unit
-from dense_jax.training import steps
 from experiments import base
-from tests.models.measures import receptive_field
 
 NUM_CLASSES = 3
 IMAGE_SIZE = (12, 12)  # fits into a tile
@@ -32,6 +32,7 @@ def make(step=logits_step, variables=VARIABLES, **options):
         "palette": [[0, 0, 0], [9, 9, 9], [200, 0, 0]],
         "num_channels": 1,
         "image_size": IMAGE_SIZE,
+        "value_range": None,
     }
     options = {"tile_size": (16, 16), "margin": 2, "context": 0, "batch_size": 3} | options
     return Predictor(step, variables, dataset, **options)
@@ -42,7 +43,7 @@ def image_of(h, w):
 
 
 class Images:
-    """Arrays as strips of a few rows; those that are None break off."""
+    """Arrays as strips of a few rows; None is an image that breaks off."""
 
     def __init__(self, arrays):
         self.arrays = arrays
@@ -56,18 +57,22 @@ class Images:
             yield self.arrays[i][y : y + 3]
 
 
-@pytest.mark.parametrize("blend", [False, True])
-def test_tiles_predict_what_the_whole_image_does_where_the_margin_covers_the_field(blend):
+def test_tiles_predict_what_the_whole_image_does_where_the_margin_covers_the_field():
     config = base.get_config()
     config.model.widths = (2, 3)
     model = models.build(config.model, NUM_CLASSES)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False)
-    step = steps.make_logits_step(model, unit)
-    h, w = 70, 60
-    reach = 0
-    for n, field in zip((64, 64), receptive_field(model, (64, 64), channels=1), strict=True):
-        reach = max(reach, n // 2 - field.start, field.stop - 1 - n // 2)
-    margin = 2 * (reach // 2 + 1)  # tiles start at multiples of the network's stride
+    variables = jax.tree.map(
+        lambda x: (
+            np.abs(RNG.normal(size=x.shape)).astype(x.dtype)
+            if len(x.shape) == 1  # variances, among others
+            else RNG.normal(size=x.shape).astype(x.dtype)
+        ),
+        jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False)),
+    )
+    step = functools.partial(program.logits_step, model=model, normalize=unit)
+    h, w = 50, 44
+    reach = 9  # pixels in each direction that this network sees
+    margin = 10  # tiles start at multiples of the network's stride
     predictor = make(step, variables, tile_size=(2 * margin + 8, 2 * margin + 12), margin=margin)
     image = image_of(h, w)
     whole = jax.jit(step)(variables, image)
@@ -76,7 +81,7 @@ def test_tiles_predict_what_the_whole_image_does_where_the_margin_covers_the_fie
     classes = predictor(image)
     np.testing.assert_array_equal(classes[inside], np.argmax(whole, axis=-1)[inside])
     assert len(np.unique(classes[inside])) > 1
-    # A smaller margin would not do: what is compared can differ.
+    # A smaller margin gives other classes.
     narrow = predictor.using(tile_size=(12, 12), margin=0)(image)
     assert np.any(narrow[inside] != classes[inside])
 
@@ -84,10 +89,10 @@ def test_tiles_predict_what_the_whole_image_does_where_the_margin_covers_the_fie
 def test_without_blending_the_probabilities_are_those_of_the_whole_image():
     image = image_of(40, 33)
     whole = jax.nn.softmax(jax.jit(logits_step)(VARIABLES, image))
-    found = make().probabilities(image)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found[1:-1, 1:-1], whole[1:-1, 1:-1], rtol=1e-5)
-    np.testing.assert_array_equal(make()(image), found.argmax(axis=-1))
+    probabilities = make().probabilities(image)
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities[1:-1, 1:-1], whole[1:-1, 1:-1], rtol=1e-5)
+    np.testing.assert_array_equal(make()(image), probabilities.argmax(axis=-1))
 
 
 def test_a_constant_predictor_is_constant_under_blending():
@@ -95,20 +100,21 @@ def test_a_constant_predictor_is_constant_under_blending():
         return jnp.broadcast_to(jnp.array([0.1, 0.3, 0.2]), (*image.shape[:2], 3))
 
     predictor = make(constant, margin=5).using(blend=True)
-    found = predictor.probabilities(image_of(50, 37))
-    np.testing.assert_array_equal(found, np.broadcast_to(found[0, 0], found.shape))
+    probabilities = predictor.probabilities(image_of(50, 37))
+    expected = np.broadcast_to(probabilities[0, 0], probabilities.shape)
+    np.testing.assert_array_equal(probabilities, expected)
     np.testing.assert_array_equal(predictor(image_of(50, 37)), 1)
 
 
 def test_blended_probabilities_are_between_those_of_the_tiles():
-    """And where the field of all tiles is covered, they are those of the whole image."""
+    """Where all tiles cover the receptive field, they are those of the whole image."""
     image = image_of(50, 37)
     predictor = make(margin=5).using(blend=True)
     whole = jax.nn.softmax(jax.jit(logits_step)(VARIABLES, image))
-    found = predictor.probabilities(image)
-    np.testing.assert_allclose(found.sum(axis=-1), 1, rtol=1e-6)
-    np.testing.assert_allclose(found[1:-1, 1:-1], whole[1:-1, 1:-1], atol=0.05)
-    np.testing.assert_array_equal(predictor(image), found.argmax(axis=-1))
+    probabilities = predictor.probabilities(image)
+    np.testing.assert_allclose(probabilities.sum(axis=-1), 1, rtol=1e-6)
+    np.testing.assert_allclose(probabilities[1:-1, 1:-1], whole[1:-1, 1:-1], atol=0.05)
+    np.testing.assert_array_equal(predictor(image), probabilities.argmax(axis=-1))
 
 
 @pytest.mark.parametrize("augment", [("flips",), ("turns",), ("flips", "turns", "scales")])
@@ -131,11 +137,11 @@ def test_images_of_any_sizes_come_as_they_do_alone_whatever_the_batches(blend, b
     arrays = [image_of(*size) for size in ((40, 33), (1, 1), (7, 30), (16, 5))]
     images = Images([*arrays[:2], None, *arrays[2:], None])
     predictor = make(batch_size=batch_size).using(blend=blend)
-    maps_of = {"probabilities": np.copy, "uncertainty": entropy}
-    names = {"classes", *maps_of}
+    makers = {"probabilities": np.copy, "uncertainty": entropy}
+    names = {"image", "classes", *makers}
     parts: dict = {}
     failed = []
-    for strip in predictor.segment(images, maps_of):
+    for strip in predictor.segment(images, makers):
         if isinstance(strip, Failure):
             assert str(strip.problem) == "broken off"
             failed.append(strip.index)
@@ -145,12 +151,12 @@ def test_images_of_any_sizes_come_as_they_do_alone_whatever_the_batches(blend, b
         assert next(reversed(parts)) == strip.index
         done.append(strip)
     assert failed == [2, 5]
-    assert list(parts) == [1, 3, 4, 0]  # neither, columns, rows, both are cut
+    assert list(parts) == [1, 3, 4, 0]  # cut along no axis, the columns, the rows, and both
     for i, array in enumerate(images.arrays):
         if array is None:
             continue
-        np.testing.assert_array_equal(np.concatenate([s.image for s in parts[i]]), array)
         maps = {name: np.concatenate([s.maps[name] for s in parts[i]]) for name in names}
+        np.testing.assert_array_equal(maps["image"], array)
         np.testing.assert_array_equal(maps["probabilities"], predictor.probabilities(array))
         assert maps["classes"].shape == array.shape[:2]
         np.testing.assert_array_equal(maps["classes"], maps["probabilities"].argmax(axis=-1))
@@ -189,10 +195,10 @@ def test_a_tall_image_is_never_held_whole():
             most = max(most, read - strip.stop)
         assert read == height
         ahead.append(most)
-    assert ahead[1] < 250  # some batches of two tiles a row, of 12 rows each
+    assert ahead[1] < 250  # a few batches with two tiles in a row, of 12 rows each
 
 
-def test_the_entropy_is_in_parts_of_that_of_equal_probabilities():
+def test_the_entropy_is_relative_to_that_of_equal_probabilities():
     p = np.array([[1, 0, 0], [1 / 3, 1 / 3, 1 / 3], [0.5, 0.5, 0]], np.float32)
     np.testing.assert_array_equal(entropy(p), [0, 255, round(255 * np.log(2) / np.log(3))])
 
@@ -200,7 +206,7 @@ def test_the_entropy_is_in_parts_of_that_of_equal_probabilities():
 @pytest.mark.parametrize(
     "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 1))]
 )
-def test_an_image_of_another_kind_is_refused(image):
+def test_an_array_that_is_no_image_for_the_network_is_refused(image):
     with pytest.raises(ValueError, match=r"must be uint8 \[height, width, 1\]"):
         make()(image)
 
@@ -222,7 +228,7 @@ def test_a_network_that_needs_context_takes_no_scales():
     ],
     ids=str,
 )
-def test_arguments_that_cannot_be_are_refused_by_name(options):
+def test_impossible_options_are_refused_by_name(options):
     ((name, value),) = options.items()
     with pytest.raises(ValueError, match=rf"{value[0] if name == 'augment' else f'{name}='}"):
         make().using(**options)

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from dense_jax.inference import threads as background
+from dense_jax.inference import threads
 
 
 def test_items_are_the_same_and_only_so_many_are_made_ahead():
@@ -16,29 +16,29 @@ def test_items_are_the_same_and_only_so_many_are_made_ahead():
             made.append(number)
             yield number
 
-    found = []
-    for number in background.ahead(numbers(), 3):
-        found.append(number)
+    received = []
+    for number in threads.ahead(numbers(), 3):
+        received.append(number)
         time.sleep(0.001)
         assert number < len(made) <= number + 1 + 3
-    assert found == list(range(20))
-    assert list(background.ahead(iter([]), 3)) == []
+    assert received == list(range(20))
+    assert list(threads.ahead(iter([]), 3)) == []
 
 
-def test_what_breaks_is_raised_behind_the_items_before():
+def test_an_error_is_raised_after_the_items_before_it():
     def broken():
         yield 1
         raise OSError("disk")
 
-    items = background.ahead(broken(), 4)
+    items = threads.ahead(broken(), 4)
     assert next(items) == 1
     with pytest.raises(OSError, match="disk"):
         next(items)
 
 
-def test_the_thread_ends_with_whoever_reads():
+def test_the_thread_ends_with_its_reader():
     before = threading.active_count()
-    items = background.ahead(iter(range(10**9)), 4)
+    items = threads.ahead(iter(range(10**9)), 4)
     assert next(items) == 0
     items.close()
     assert threading.active_count() == before
@@ -54,21 +54,21 @@ def test_the_calls_of_a_lane_run_in_order_and_those_of_two_at_once():
         time.sleep(0.001 * (5 - number % 5))
         done.append((lane, number))
 
-    with background.lanes(2) as submit:
+    with threads.lanes(2) as submit:
         for number in range(20):
             for lane in range(2):
                 submit(lane, call, lane, number)
     for lane in range(2):
-        assert [number for each, number in done if each == lane] == list(range(20))
+        assert [number for other, number in done if other == lane] == list(range(20))
 
 
-def test_no_more_calls_wait_than_lanes_can_soon_take():
+def test_submit_waits_while_too_many_calls_are_pending():
     release = threading.Event()
     waiting = 0
 
     def submit_all():
         nonlocal waiting
-        with background.lanes(2) as submit:
+        with threads.lanes(2) as submit:
             for number in range(50):
                 submit(number, release.wait, 20)
                 waiting += 1
@@ -83,11 +83,11 @@ def test_no_more_calls_wait_than_lanes_can_soon_take():
 
 
 @pytest.mark.parametrize("more", [0, 100])
-def test_what_a_call_raises_is_raised_and_nothing_runs_on(more):
+def test_an_error_of_a_call_is_raised_whatever_comes_after_it(more):
     def fail():
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"), background.lanes(1) as submit:
+    with pytest.raises(OSError, match="disk full"), threads.lanes(1) as submit:
         submit(0, fail)
         for _ in range(more):
             submit(0, time.sleep, 0)

@@ -1,4 +1,4 @@
-"""Test-time augmentation: what is done to an image is done to its prediction, to the bit."""
+"""Test-time augmentation: a symmetry of an image is one of its prediction, bitwise."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ KEPT = {
 
 
 def logits_step(kernel, image):
-    """A convolution that is not symmetric, on pixels that do not sum up exactly."""
+    """A convolution that is not symmetric, of pixels whose sums are rounded."""
     x = jnp.asarray(image, jnp.float32)[None] / 77
     return jax.lax.conv_general_dilated(
         x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -70,14 +70,14 @@ def test_it_is_the_mean_of_the_changed_copies(names):
 def test_scales_are_a_mean_over_sizes():
     seen = []
 
-    def of_one_value(variables, image):
+    def one_value(variables, image):
         seen.append(image.shape[:2])
         return jnp.stack([image[..., 0] / 99.0, jnp.zeros(image.shape[:2])], axis=-1)
 
     image = np.full((8, 12, 1), 130, np.uint8)
-    found = tta.make_probabilities_step(of_one_value, ["scales"])(None, jnp.asarray(image))
+    probabilities = tta.make_probabilities_step(one_value, ["scales"])(None, jnp.asarray(image))
     assert set(seen) == {(6, 9), (8, 12), (10, 15)}
-    np.testing.assert_allclose(found[..., 0], 1 / (1 + np.exp(-130 / 99)), rtol=1e-6)
+    np.testing.assert_allclose(probabilities[..., 0], 1 / (1 + np.exp(-130 / 99)), rtol=1e-6)
 
 
 def test_an_unknown_augmentation_is_refused_with_those_there_are():

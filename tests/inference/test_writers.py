@@ -1,4 +1,4 @@
-"""Files written by rows are what other programs read, and appear whole or not at all."""
+"""Files written by rows can be read by other programs, and appear whole or not at all."""
 
 import gc
 
@@ -7,21 +7,19 @@ import pytest
 import tifffile
 from PIL import Image
 
-from dense_jax.inference import writers as results
+from dense_jax.inference import writers
 
 RNG = np.random.default_rng(0)
 PALETTE = RNG.integers(0, 256, (7, 3)).astype(np.uint8)
 
 
+def parts(array, height):
+    return (array[y : y + height] for y in range(0, len(array), height))
+
+
 def write(file, array, height):
-    file.start()
-    for y in range(0, len(array), height):
-        file.write(array[y : y + height])
-    file.finish()
-
-
-def written(file, array, height):
-    write(file, array, height)
+    for rows in parts(array, height):
+        file.write(rows)
     file.publish()
 
 
@@ -33,7 +31,7 @@ def test_pictures(tmp_path, kind, size, height):
     shape = (*size, 3) if kind == "rgb" else size
     pixels = RNG.integers(0, 7 if kind == "palette" else 256, shape).astype(np.uint8)
     options = {"rgb": kind == "rgb", "palette": PALETTE if kind == "palette" else None}
-    written(results.Png(path, size, **options), pixels, height)
+    write(writers.Png(path, size, **options), pixels, height)
     with Image.open(path) as image:
         image.verify()
     with Image.open(path) as image:
@@ -44,64 +42,66 @@ def test_pictures(tmp_path, kind, size, height):
 
 
 @pytest.mark.parametrize("shape", [(7, 13, 2), (1, 1, 11), (40, 3, 4)], ids=str)
-@pytest.mark.parametrize("kind", [results.Npz, results.Tiff])
-def test_probabilities(tmp_path, kind, shape):
-    path = tmp_path / "a"
+@pytest.mark.parametrize("ending", ["npy", "tif"])
+def test_arrays(tmp_path, ending, shape):
+    path = tmp_path / f"a.{ending}"
     array = RNG.random(shape).astype(np.float16)
-    written(kind(path, shape), array, 3)
-    if kind is results.Npz:
-        with np.load(path) as file:
-            found = file["probabilities"]
-    else:
-        found = tifffile.imread(path).reshape(shape)
-    assert found.dtype == np.float16
-    np.testing.assert_array_equal(found, array)
+    write(writers.Array(path, shape), array, 3)
+    written = np.load(path) if ending == "npy" else tifffile.imread(path).reshape(shape)
+    assert written.dtype == np.float16
+    np.testing.assert_array_equal(written, array)
     first = path.read_bytes()
-    written(kind(path, shape), array, 3)
+    write(writers.Array(path, shape), array, 3)
     assert path.read_bytes() == first  # no date, and nothing random
+
+
+def test_an_array_of_more_than_4_gib_is_a_big_tiff(tmp_path):
+    file = writers.Array(tmp_path / "a.tif", (2**16, 2**13, 5))  # almost all of it is a hole
+    file.write(np.ones((1, 2**13, 5), np.float16))
+    with tifffile.TiffFile(tmp_path / ".a.tif.tmp") as tiff:
+        assert tiff.is_bigtiff and tiff.pages[0].shape == (2**16, 2**13, 5)
+        assert tiff.pages[0].photometric == 1 and tiff.pages[0].planarconfig == 1
+    file.remove()
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a.png"
     path.write_text("before")
-    file = results.Png(path, (1, 2))
-    file.start()
+    file = writers.Png(path, (1, 2))
     file.write(np.zeros((1, 2), np.uint8))
-    file.finish()
     assert path.read_text() == "before"
     file.publish()
-    assert [each.name for each in tmp_path.iterdir()] == ["a.png"]
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
     with Image.open(path) as image:
         assert image.size == (2, 1)
 
 
-@pytest.mark.parametrize("kind", [results.Png, results.Npz, results.Tiff])
-def test_what_is_removed_is_gone_without_a_word(tmp_path, kind):
-    picture = kind is results.Png
-    file = kind(tmp_path / "a", (4, 5) if picture else (4, 5, 2))
-    file.start()
-    file.write(np.zeros((2, 5), np.uint8) if picture else np.zeros((2, 5, 2), np.float16))
+@pytest.mark.parametrize("name", ["a.png", "a.npy", "a.tif"])
+def test_a_file_that_is_removed_leaves_nothing_and_no_warning(tmp_path, name):
+    if name == "a.png":
+        file, rows = writers.Png(tmp_path / name, (4, 5)), np.zeros((2, 5), np.uint8)
+    else:
+        file, rows = writers.Array(tmp_path / name, (4, 5, 2)), np.zeros((2, 5, 2), np.float16)
+    file.write(rows)
     file.remove()
     del file
-    gc.collect()  # no file that was still open says so now
+    gc.collect()  # a file that is still open would warn now
     assert not list(tmp_path.iterdir())
-
-
-def made(path, size=(4, 5)):
-    """Files at these paths, with what belongs into them."""
-    files = [results.Png(path, size), results.Npz(path.with_suffix(".npz"), (*size, 2))]
-    arrays = [np.zeros(size, np.uint8), np.zeros((*size, 2), np.float16)]
-    return results.Together(files), list(zip(files, arrays, strict=True))
 
 
 @pytest.mark.parametrize("name", ["a" * 251, "folder"])
 def test_files_appear_together_or_not_at_all(tmp_path, name):
-    (tmp_path / "folder.npz").mkdir()  # found only when the first one has got its name
+    (tmp_path / "folder.npy").mkdir()  # met only after the first file has got its name
     for stem in (name, "b"):
-        together, parts = made(tmp_path / f"{stem}.png")
-        for file, array in parts:
-            together.attempt(file, write, file, array, 3)
+        together = writers.Together(
+            {
+                "classes": writers.Png(tmp_path / f"{stem}.png", (4, 5)),
+                "probabilities": writers.Array(tmp_path / f"{stem}.npy", (4, 5, 2)),
+            }
+        )
+        together.write("classes", parts(np.zeros((4, 5), np.uint8), 3))
+        together.write("probabilities", parts(np.zeros((4, 5, 2), np.float16), 3))
         together.end()
         if stem == name:
             assert together.problem and stem in together.problem
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.npz", "b.png", "folder.npz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.npy", "b.png", "folder.npy"]

@@ -7,10 +7,17 @@ import pytest
 
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.metrics import boundary
+from dense_jax.metrics.boundary import MapPair
 
-BOUNDARY = (
+
+def boundary_iou(maps, **options):
+    both, either = boundary.boundary_iou(maps, **options).T
+    return np.divide(both, either, out=np.full(len(both), math.nan), where=either > 0)
+
+
+METRICS = (
     boundary.boundary_f1,
-    boundary.boundary_iou,
+    boundary_iou,
     boundary.hausdorff95,
     boundary.average_surface_distance,
 )
@@ -64,11 +71,12 @@ def test_boundary_metrics_equal_brute_force(seed):
     shape = tuple(rng.integers(1, 12, 2))
     prediction = rng.choice(4, shape, p=[0.6, 0.2, 0.1, 0.1])
     label = np.where(rng.random(shape) < 0.7, prediction, rng.choice([0, 1, 3, 255], shape))
+    maps = MapPair(prediction, label, 3)
     scores = [
-        boundary.boundary_f1(prediction, label, num_classes=3, tolerance=0.1),
-        boundary.boundary_iou(prediction, label, num_classes=3, width=0.2),
-        boundary.hausdorff95(prediction, label, num_classes=3),
-        boundary.average_surface_distance(prediction, label, num_classes=3),
+        boundary.boundary_f1(maps, tolerance=0.1),
+        boundary_iou(maps, width=0.2),
+        boundary.hausdorff95(maps),
+        boundary.average_surface_distance(maps),
     ]
     expected = [boundary_scores_by_hand(prediction, label, c, 0.1) for c in range(3)]
     np.testing.assert_allclose(np.stack(scores, axis=1), expected)
@@ -79,23 +87,23 @@ def test_boundary_metrics_of_perfect_missed_and_absent_classes():
     """A missed object costs the whole diagonal: leaving it out would reward finding less."""
     label = np.zeros((30, 40), np.uint8)
     label[10:20, 10:20] = 1
-    for metric, best, worst in zip(BOUNDARY, (1, 1, 0, 0), (0, 0, 50, 50), strict=True):
-        perfect = metric(label, label, num_classes=3)
+    for metric, best, worst in zip(METRICS, (1, 1, 0, 0), (0, 0, 50, 50), strict=True):
+        perfect = metric(MapPair(label, label, 3))
         assert perfect.dtype == np.float64
         np.testing.assert_array_equal(perfect, [best, best, np.nan])
-        np.testing.assert_array_equal(metric(label, label), [best, best])
-        missed = metric(np.zeros_like(label), label, num_classes=3)
+        np.testing.assert_array_equal(metric(MapPair(label, label)), [best, best])
+        missed = metric(MapPair(np.zeros_like(label), label, 3))
         assert missed[1] == worst and np.isnan(missed[2])
-        invented = metric(label, np.zeros_like(label), num_classes=3)
+        invented = metric(MapPair(label, np.zeros_like(label), 3))
         assert invented[1] == worst
 
 
 def test_boundary_metrics_of_a_shifted_square():
     label, prediction = np.zeros((2, 100, 100), np.int32)
     label[20:40, 20:40] = prediction[20:40, 23:43] = 1  # 3 pixels to the right
-    assert boundary.hausdorff95(prediction, label)[1] == 3
+    assert boundary.hausdorff95(MapPair(prediction, label))[1] == 3
     for tolerance, everything in [(0.0075, False), (0.03, True)]:  # 1.06 and 4.2 pixels
-        score = boundary.boundary_f1(prediction, label, tolerance=tolerance)[1]
+        score = boundary.boundary_f1(MapPair(prediction, label), tolerance=tolerance)[1]
         assert (score == 1) == everything
 
 
@@ -103,38 +111,37 @@ def test_boundary_metrics_of_a_shifted_square():
 def test_the_tolerance_is_three_quarters_of_a_percent_of_the_diagonal(shift, within):
     label, prediction = np.zeros((2, 240, 320), np.uint8)  # a diagonal of 400 pixels
     label[100:150, 100:150] = prediction[100:150, 100 + shift : 150 + shift] = 1
-    assert (boundary.boundary_f1(prediction, label)[1] == 1) == within
+    assert (boundary.boundary_f1(MapPair(prediction, label))[1] == 1) == within
 
 
 def test_the_rim_is_two_percent_of_the_diagonal():
     label = np.zeros((240, 320), np.uint8)
     label[100:150, 100:150] = 1
     rim = 50**2 - 34**2  # 8 pixels wide
-    np.testing.assert_array_equal(boundary.statistics(label, label, 2)["boundary_iou"][1], rim)
+    np.testing.assert_array_equal(boundary.boundary_iou(MapPair(label, label, 2))[1], rim)
 
 
 def test_ignored_pixels_have_no_boundary_and_make_none():
     label = np.full((9, 9), IGNORE_LABEL)
     label[3:6, 3:6] = 1  # nothing valid next to it
-    for metric in BOUNDARY:
+    for metric in METRICS:
         for prediction in (np.ones_like(label), np.where(label == 1, 1, 0)):
-            assert np.all(np.isnan(metric(prediction, label, num_classes=2)))
-        assert np.all(np.isnan(metric(label, np.full_like(label, IGNORE_LABEL), num_classes=2)))
+            assert np.all(np.isnan(metric(MapPair(prediction, label, 2))))
+        assert np.all(np.isnan(metric(MapPair(label, np.full_like(label, IGNORE_LABEL), 2))))
 
 
 def test_boundary_metrics_of_one_pixel():
     one, zero = np.ones((1, 1), int), np.zeros((1, 1), int)
-    for metric, best, worst in zip(BOUNDARY, (1, 1, 0, 0), (0, 0, 2**0.5, 2**0.5), strict=True):
-        np.testing.assert_allclose(metric(one, one), [np.nan, best])
-        np.testing.assert_allclose(metric(one, zero), [worst, worst])
+    for metric, best, worst in zip(METRICS, (1, 1, 0, 0), (0, 0, 2**0.5, 2**0.5), strict=True):
+        np.testing.assert_allclose(metric(MapPair(one, one)), [np.nan, best])
+        np.testing.assert_allclose(metric(MapPair(one, zero)), [worst, worst])
 
 
 def test_maps_of_two_sizes_and_too_many_classes_are_refused():
-    for metric in BOUNDARY:
-        with pytest.raises(ValueError, match="at most 255, not 70001"):
-            metric(np.zeros((2, 2), int), np.full((2, 2), 70000))
-        with pytest.raises(ValueError, match=r"\[h, w\], not \(3, 3\) and \(3, 2\)"):
-            metric(np.zeros((3, 3), int), np.zeros((3, 2), int))
+    with pytest.raises(ValueError, match="at most 255, not 70001"):
+        MapPair(np.zeros((2, 2), int), np.full((2, 2), 70000))
+    with pytest.raises(ValueError, match=r"\[h, w\], not \(3, 3\) and \(3, 2\)"):
+        MapPair(np.zeros((3, 3), int), np.zeros((3, 2), int))
 
 
 def random_maps(seed):
@@ -148,26 +155,13 @@ def random_maps(seed):
     return prediction, label
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_statistics_are_the_metrics(seed):
-    prediction, label = random_maps(seed)
-    measured = boundary.statistics(prediction, label, 4)
-    for name in ("boundary_f1", "hausdorff95", "average_surface_distance"):
-        expected = getattr(boundary, name)(prediction, label, num_classes=4)
-        np.testing.assert_array_equal(measured[name], expected)
-    both, either = measured["boundary_iou"].T
-    np.testing.assert_array_equal(
-        [b / e if e else math.nan for b, e in zip(both, either, strict=True)],
-        boundary.boundary_iou(prediction, label, num_classes=4),
-    )
-
-
 def test_maps_of_one_byte():
     prediction, label = random_maps(0)
-    expected = boundary.statistics(prediction, label, 3)
-    measured = boundary.statistics(prediction.astype(np.uint8), label.astype(np.uint8), 3)
-    for name in expected:
-        np.testing.assert_array_equal(measured[name], expected[name])
+    wide, narrow = (
+        MapPair(prediction.astype(dtype), label.astype(dtype), 3) for dtype in (int, np.uint8)
+    )
+    for metric in (*METRICS, boundary.trimap_iou):
+        np.testing.assert_array_equal(metric(narrow), metric(wide))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -180,7 +174,7 @@ def test_trimap_iou_counts_the_pixels_near_the_labels_boundaries(seed):
         for a, b in ((i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1))
         if 0 <= a < h and 0 <= b < w and label[i, j] != label[a, b]
     ]
-    bands = boundary.statistics(prediction, label, 3)["trimap_iou"]
+    bands = boundary.trimap_iou(MapPair(prediction, label, 3))
     for width, band in zip(boundary.BAND_WIDTHS, bands, strict=True):
         near = np.array(
             [
@@ -198,9 +192,9 @@ def test_a_wide_band_holds_the_whole_image_and_an_image_of_one_class_has_no_band
     label = np.zeros((8, 8), int)
     label[:, 4:] = 1
     prediction = np.roll(label, 1, axis=1)
-    widest = boundary.statistics(prediction, label, 2)["trimap_iou"][-1]
+    widest = boundary.trimap_iou(MapPair(prediction, label, 2))[-1]
     np.testing.assert_array_equal(widest, [[24, 40], [24, 40]])
-    assert not boundary.statistics(prediction, np.zeros_like(label), 2)["trimap_iou"].any()
+    assert not boundary.trimap_iou(MapPair(prediction, np.zeros_like(label), 2)).any()
 
 
 def test_errors_at_the_boundary_cost_more_the_narrower_the_band():
@@ -208,5 +202,5 @@ def test_errors_at_the_boundary_cost_more_the_narrower_the_band():
     label[20:40, 20:40] = 1
     prediction = np.zeros_like(label)
     prediction[20:40, 22:42] = 1
-    both, either = boundary.statistics(prediction, label, 2)["trimap_iou"].sum(axis=1).T
+    both, either = boundary.trimap_iou(MapPair(prediction, label, 2)).sum(axis=1).T
     assert np.all(np.diff(both / either) > 0)

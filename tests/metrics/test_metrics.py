@@ -13,6 +13,7 @@ import pytest
 from benchmarks.conformance import golden_input
 from dense_jax import metrics
 from dense_jax.labels import IGNORE_LABEL
+from dense_jax.metrics import confusion
 
 MEANS = ("pixel_accuracy", "mean_accuracy", "mean_iou", "frequency_weighted_iou", "mean_dice")
 confusion_matrix = jax.jit(metrics.confusion_matrix, static_argnums=2)
@@ -49,9 +50,9 @@ def test_confusion_matrix_equals_a_python_loop():
 
 
 def test_the_ways_to_count_of_all_devices_agree():
-    """Of these, a test on one kind of device sees only one."""
+    """One kind of device uses only one of them."""
     predictions, labels = (x.ravel().astype(np.int32) for x in random_maps((9, 11)))
-    for count in (metrics._count_by_adding, metrics._count_by_product):
+    for count in (confusion._count_by_adding, confusion._count_by_product):
         counts = count(jnp.asarray(labels), jnp.asarray(predictions), 3)
         assert counts.dtype == jnp.int32
         np.testing.assert_array_equal(counts, by_hand(predictions, labels, 3))
@@ -176,50 +177,3 @@ def test_wrong_input_is_an_error_that_says_what_was_found():
         metrics.confusion_matrix(np.zeros(2, np.float32), np.zeros(2, int), 2)
     with pytest.raises(ValueError, match="1 to 255, not 256"):
         metrics.confusion_matrix(np.zeros(2, int), np.zeros(2, int), 256)
-
-
-class TestBootstrap:
-    MATRICES = np.random.default_rng(0).integers(0, 50, (12, 3, 3))
-
-    @staticmethod
-    def bootstrap(matrices, **options):
-        return metrics.bootstrap({"m": matrices}, lambda of: metrics.summarize(of["m"]), **options)
-
-    def test_intervals_are_percentiles_over_resampled_images(self):
-        low, high = self.bootstrap(self.MATRICES, num_resamples=200, seed=3)
-        draws = np.random.default_rng(3).multinomial(12, [1 / 12] * 12, size=200)
-        summaries = []
-        for draw in draws:
-            images = [m for m, times in zip(self.MATRICES, draw, strict=True) for _ in range(times)]
-            summaries.append(metrics.summarize(np.sum(images, axis=0)))
-        assert low.keys() == high.keys() == summaries[0].keys()
-        for name in low:
-            expected = np.percentile([s[name] for s in summaries], (2.5, 97.5), axis=0)
-            np.testing.assert_allclose([low[name], high[name]], expected)
-
-    def test_the_same_seed_gives_the_same_interval_and_another_one_another(self):
-        one, same, other = (self.bootstrap(self.MATRICES, seed=s)[0]["iou"] for s in (0, 0, 1))
-        np.testing.assert_array_equal(one, same)
-        assert np.any(one != other)
-
-    def test_equal_images_leave_no_doubt_and_more_images_less(self):
-        equal = np.repeat(self.MATRICES[:1], 5, axis=0)
-        width = lambda matrices: np.ptp([end["mean_iou"] for end in self.bootstrap(matrices)])
-        np.testing.assert_allclose(width(equal), 0, atol=1e-12)
-        assert width(np.repeat(self.MATRICES, 16, axis=0)) < 0.5 * width(self.MATRICES)
-
-    def test_a_class_that_is_nowhere_has_no_interval_and_one_that_is_rare_has(self):
-        matrices = np.zeros((6, 3, 3), int)
-        matrices[:, 0, 0] = 5
-        matrices[0, 1, 1] = 2  # in one image: many resamples are without it
-        low, high = (end["iou"] for end in self.bootstrap(matrices))
-        np.testing.assert_array_equal(low, [1, 1, np.nan])
-        np.testing.assert_array_equal(high, [1, 1, np.nan])
-
-    def test_of_one_image_there_is_no_interval(self):
-        for end in self.bootstrap(self.MATRICES[:1]):
-            assert all(np.all(np.isnan(value)) for value in end.values())
-
-    def test_counts_near_the_limit_of_int32_do_not_overflow(self):
-        matrices = np.full((3, 2, 2), 2**31 - 1, np.int32)
-        np.testing.assert_allclose(self.bootstrap(matrices)[1]["mean_iou"], 1 / 3)

@@ -6,9 +6,9 @@ import numpy as np
 from PIL import Image
 
 from dense_jax import data, plots
-from dense_jax.evaluation import class_maps as predictions
-from dense_jax.evaluation import per_image
+from dense_jax.evaluation import class_maps, per_image
 from dense_jax.metrics import boundary
+from dense_jax.report import tables
 
 NASTY = '<img src=x onerror="document.title=1">&amp;$x_1$'
 
@@ -43,7 +43,7 @@ def write_runs(root, dataset, losses=("dice", NASTY), upsamplings=("nearest",), 
         rng = np.random.default_rng(k)
         matrices, phases = [], []
         palette = plots.palette_of(source)
-        with predictions.writing(folder / "evaluation_test.zip", source.names, palette) as write:
+        with class_maps.writing(folder / "evaluation_test.zip", source.names, palette) as write:
             for i, example in enumerate(source):
                 label = example["label"].astype(np.uint8)
                 wrong = rng.random(label.shape) < 0.05 * (k + 1) + 0.05 * ((i + k) % 3)
@@ -78,3 +78,13 @@ def write_runs(root, dataset, losses=("dice", NASTY), upsamplings=("nearest",), 
         (folder / "result.json").write_text(json.dumps(result))
         lines = [{"step": s, "eval/mean_iou": score * s / 20} for s in (5, 10, 20)]
         (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+
+def score_csv(report):
+    """Returns report.csv."""
+    return tables.to_csv(tables.score_table(report))
+
+
+def cost_csv(report):
+    """Returns report_cost.csv."""
+    return tables.to_csv(tables.cost_table(report))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dense_jax.metrics import boundary
-from dense_jax.report import figures, runs
+from dense_jax.report import figures
+from dense_jax.report.rows import Row, build
 from tests.conftest import REPOSITORY
 from tests.report.reported import NASTY, write_dataset, write_runs
 
@@ -22,8 +23,13 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(folder):
-    return runs.build(folder, "test")[:2]
+def report(folder):
+    return build(folder, "test")
+
+
+@pytest.fixture(scope="module")
+def drawings(report):
+    return dict(figures.draw(report))
 
 
 def drawn(axes):
@@ -36,45 +42,42 @@ def drawn(axes):
     return series
 
 
-def test_all_are_written_twice_the_same(folder, found, tmp_path):
+def test_the_command_writes_them_says_nothing_else_and_the_same_numbers_give_the_same_bytes(
+    folder, report, tmp_path
+):
+    shutil.copytree(folder, tmp_path / "runs")
+    arguments = f"--workdir={tmp_path / 'runs'}", "--split=test"
+    command = [sys.executable, "-m", "dense_jax.report", *arguments]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stderr == "" and len(done.stdout.splitlines()) == 1
     names = ("by_loss", "by_model.upsampling", "boundary_f1", "flops", "band_width")
     names = (*names, "error_by_phase")
-    contents = []
-    for attempt in ("a", "b"):
-        paths = figures.write(tmp_path / attempt, *found)
-        assert {path.name for path in paths} == {
-            f"{name}.{ending}" for name in names for ending in ("png", "pdf")
-        }
-        contents.append([path.read_bytes() for path in paths])
-    assert contents[0] == contents[1]
-    pdf = (tmp_path / "a" / "flops.pdf").read_bytes()
+    paths = figures.write(tmp_path / "again", report)
+    assert {path.name for path in paths} == {
+        f"{name}.{ending}" for name in names for ending in ("png", "pdf")
+    }
+    for path in paths:
+        assert path.read_bytes() == (tmp_path / "runs/figures" / path.name).read_bytes()
+    pdf = (tmp_path / "again" / "flops.pdf").read_bytes()
     assert b"/Subtype /Type3" not in pdf and b"/FontFile2" in pdf  # vector fonts
 
 
-def test_the_command_writes_them_and_says_nothing_else(folder, tmp_path):
-    shutil.copytree(folder, tmp_path / "runs")
-    command = [sys.executable, "-m", "dense_jax.report", f"--workdir={tmp_path / 'runs'}"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert done.stderr == "" and len(done.stdout.splitlines()) == 1
-    assert (tmp_path / "runs" / "figures" / "by_loss.pdf").exists()
-
-
 def test_a_figure_whose_data_do_not_exist_is_not_written(folder):
-    fields, rows = runs.build(folder)[:2]  # without an evaluation
-    assert [name for name, _ in figures.draw(fields, rows)] == [
+    report = build(folder)  # without an evaluation
+    assert [name for name, _ in figures.draw(report)] == [
         *("by_loss", "by_model.upsampling"),
         "flops",
     ]
-    for row in rows:
+    for row in report.rows:
         for run in row.runs:
             run.cost.clear()
-    assert list(figures.draw(fields[:1], rows[:1])) == []
-    assert list(figures.draw(fields, [])) == []
+    assert list(figures.draw(report._replace(rows=report.rows[:1]))) == []
+    assert list(figures.draw(report._replace(rows=[]))) == []
 
 
-def test_scores_by_field_are_those_of_the_table(found):
-    fields, rows = found
-    axes = dict(figures.draw(fields, rows))["by_model.upsampling"].axes[0]
+def test_scores_by_field_are_those_of_the_table(report, drawings):
+    rows = report.rows
+    axes = drawings["by_model.upsampling"].axes[0]
     values = [label.get_text() for label in axes.get_xticklabels()]
     assert sorted(values) == sorted({row.label[1] for row in rows})
     for loss in ("dice", NASTY):
@@ -85,18 +88,18 @@ def test_scores_by_field_are_those_of_the_table(found):
         np.testing.assert_allclose(np.transpose([y, half]), expected)
 
 
-def test_every_other_field_has_its_panel(found):
-    fields, rows = found
-    rows = [runs.Row(row.runs, [*row.label, skips]) for row in rows for skips in ("none", "4")]
-    figure = dict(figures.draw([*fields, "skips"], rows))["by_loss"]
+def test_every_other_field_has_its_panel(report):
+    rows = [Row(row.runs, [*row.label, skips]) for row in report.rows for skips in ("none", "4")]
+    figure = dict(figures.draw(report._replace(fields=[*report.fields, "skips"], rows=rows)))[
+        "by_loss"
+    ]
     assert [axes.get_title() for axes in figure.axes] == ["skips: none", "skips: 4"]
     num_points = [len(x) for axes in figure.axes for x, _, _ in drawn(axes).values()]
     assert sum(num_points) == len(rows)
 
 
-def test_scatters_have_a_point_for_each_row(found):
-    rows = found[1]
-    drawings = dict(figures.draw(*found))
+def test_scatters_have_a_point_for_each_row(report, drawings):
+    rows = report.rows
     for name, axis in (("boundary_f1", "eval/mean_boundary_f1"), ("flops", "eval/mean_iou")):
         series = drawn(drawings[name].axes[0])
         for i, row in enumerate(rows):
@@ -110,9 +113,9 @@ def test_scatters_have_a_point_for_each_row(found):
                 assert x == pytest.approx(row.score("eval/mean_iou")[0])
 
 
-def test_band_widths_have_a_line_for_each_row(found):
-    series = drawn(dict(figures.draw(*found))["band_width"].axes[0])
-    for (x, y, half), row in zip(series.values(), found[1], strict=True):
+def test_band_widths_have_a_line_for_each_row(report, drawings):
+    series = drawn(drawings["band_width"].axes[0])
+    for (x, y, half), row in zip(series.values(), report.rows, strict=True):
         np.testing.assert_allclose(x, boundary.BAND_WIDTHS, rtol=0.2)
         expected = [
             figures.evaluated(row, f"eval/trimap_mean_iou/{w}") for w in boundary.BAND_WIDTHS
@@ -120,22 +123,22 @@ def test_band_widths_have_a_line_for_each_row(found):
         np.testing.assert_allclose(np.transpose([y, half]), expected)
 
 
-def test_scores_are_drawn_from_0_to_1(found):
-    for name, figure in figures.draw(*found):
+def test_scores_are_drawn_from_0_to_1(drawings):
+    for name, figure in drawings.items():
         if name != "error_by_phase":
             low, high = figure.axes[0].get_ylim()
             assert low >= -0.05 and high <= 1.05
 
 
-def test_errors_that_repeat_show_in_their_phase(found, folder):
-    row = found[1][0]
+def test_errors_that_repeat_show_in_their_phase(report, drawings):
+    row = report.rows[0]
     counts = []
     for run in row.runs:
         with np.load(run.folder / "evaluation_test.npz") as kept:
             counts.append(kept["phase_errors"].sum(axis=0))
     wrong, valid = np.moveaxis(sum(counts), -1, 0)
     np.testing.assert_allclose(figures.error_rates(row), wrong / valid)
-    figure = dict(figures.draw(*found))["error_by_phase"]
+    figure = drawings["error_by_phase"]
     maps = [axes.images[0].get_array() for axes in figure.axes if axes.images]
-    assert len(maps) == len(found[1])
+    assert len(maps) == len(report.rows)
     np.testing.assert_allclose([np.mean(each) for each in maps], 1)

@@ -1,6 +1,7 @@
 """The page holds the numbers of the runs, names are only names, and it works in a browser."""
 
 import base64
+import copy
 import html.parser
 import io
 import json
@@ -12,8 +13,9 @@ import pytest
 from PIL import Image
 
 from dense_jax import data, metrics, plots
-from dense_jax.evaluation import class_maps as predictions
-from dense_jax.report import figures, gallery, page, runs
+from dense_jax.evaluation import class_maps
+from dense_jax.report import figures, gallery, page
+from dense_jax.report.rows import Row, build
 from tests.report.reported import NASTY, write_dataset, write_runs
 
 
@@ -47,25 +49,31 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(folder):
-    return runs.build(folder, "test")
+def report(folder):
+    return build(folder, "test")
 
 
 @pytest.fixture(scope="module")
-def pictures(found):
-    return gallery.build(found[1], 4)
+def pictures(report):
+    return gallery.build(report[1], 4)
 
 
 @pytest.fixture(scope="module")
-def text(found, pictures):
-    return page.to_html("results", *found, pictures)
+def text(report, pictures):
+    return page.to_html("results", report, pictures)
+
+
+def with_curve(run, curve):
+    changed = copy.copy(run)
+    changed.curve = curve
+    return changed
 
 
 def decode(uri):
     return Image.open(io.BytesIO(base64.b64decode(uri.partition("base64,")[2])))
 
 
-def test_it_needs_no_other_file_and_no_name_becomes_markup(text, found):
+def test_it_needs_no_other_file_and_no_name_becomes_markup(text, report):
     reader = Reader(text)
     assert not re.search(r"""(src|href|url|import)\s*[=(]?\s*["']?(https?:)?//""", text)
     assert {tag for tag, _ in reader.tags} <= {
@@ -77,8 +85,8 @@ def test_it_needs_no_other_file_and_no_name_becomes_markup(text, found):
     assert reader.texts.count(NASTY) == 6  # loss in 3 tables and over its curve, class, legend
 
 
-def test_curves_are_the_seeds_mean_between_lowest_and_highest(found):
-    for row in found[1]:
+def test_curves_are_the_seeds_mean_between_lowest_and_highest(report):
+    for row in report.rows:
         scores = np.array([[score for _, score in run.curve] for run in row.runs])
         steps, mean, low, high = zip(*page.curve(row), strict=True)
         assert steps == (5, 10, 20)
@@ -87,19 +95,19 @@ def test_curves_are_the_seeds_mean_between_lowest_and_highest(found):
         np.testing.assert_allclose(high, scores.max(axis=0))
 
 
-def test_only_steps_that_all_seeds_have_are_in_a_curve(found):
-    row = found[1][0]
-    short = [runs.dataclasses.replace(run, curve=run.curve[i:]) for i, run in enumerate(row.runs)]
-    assert [step for step, *_ in page.curve(runs.Row(short, row.label))] == [10, 20]
-    none = [runs.dataclasses.replace(run, curve=[]) for run in row.runs]
-    assert page.plot([runs.Row(none, row.label)]) is None
+def test_only_steps_that_all_seeds_have_are_in_a_curve(report):
+    row = report.rows[0]
+    short = [with_curve(run, run.curve[i:]) for i, run in enumerate(row.runs)]
+    assert [step for step, *_ in page.curve(Row(short, row.label))] == [10, 20]
+    none = [with_curve(run, []) for run in row.runs]
+    assert page.plot([Row(none, row.label)]) is None
 
 
-def test_a_bar_for_each_row_and_class_as_long_as_its_iou(text, found):
-    of_classes = page.bars(found[1])
+def test_a_bar_for_each_row_and_class_as_long_as_its_iou(text, report):
+    of_classes = page.bars(report[1])
     assert list(of_classes) == ["dark", NASTY]
     for name, of_class in of_classes.items():
-        for bar, row in zip(of_class, found[1], strict=True):
+        for bar, row in zip(of_class, report[1], strict=True):
             mean, half = row.score(f"eval/iou/{name}")
             assert bar["mean"] == pytest.approx(100 * mean, abs=0.01)
             ends = np.clip([100 * (mean - half), 100 * (mean + half)], 0, 100)
@@ -107,9 +115,9 @@ def test_a_bar_for_each_row_and_class_as_long_as_its_iou(text, found):
     assert len(Reader(text).of_class("bar")) == len(Reader(text).of_class("mean")) == 4
 
 
-def test_confusion_matrices_are_those_of_all_seeds(text, found):
+def test_confusion_matrices_are_those_of_all_seeds(text, report):
     embedded = json.loads(Reader(text).data)["matrices"]
-    for row, matrix in zip(found[1], embedded, strict=True):
+    for row, matrix in zip(report[1], embedded, strict=True):
         expected = sum(np.array(run.evaluation["confusion_matrix"]) for run in row.runs)
         np.testing.assert_array_equal(matrix["counts"], expected)
 
@@ -120,15 +128,15 @@ def test_an_images_own_score_is_that_of_metrics():
     matrices[0, 2] = matrices[0, :, 2] = 0  # a class that is nowhere
     matrices[1] = 0  # an image without a valid pixel
     expected = [metrics.summarize(matrix)["mean_iou"] for matrix in matrices[[0, 2, 3, 4, 5]]]
-    found = metrics.mean_iou_of_each(matrices)
-    np.testing.assert_allclose(np.delete(found, 1), expected)
-    assert np.isnan(found[1])
+    scores = metrics.image_mean_ious(matrices)
+    np.testing.assert_allclose(np.delete(scores, 1), expected)
+    assert np.isnan(scores[1])
 
 
-def test_the_gallery_has_the_worst_images_of_the_first_row(found, pictures):
+def test_the_gallery_has_the_worst_images_of_the_first_row(report, pictures):
     assert len(pictures["images"]) == 4
-    with np.load(found[1][0].runs[0].folder / "evaluation_test.npz") as kept:
-        scores = metrics.mean_iou_of_each(kept["confusion_matrices"])
+    with np.load(report[1][0].runs[0].folder / "evaluation_test.npz") as kept:
+        scores = metrics.image_mean_ious(kept["confusion_matrices"])
         names = kept["names"]
     worst = np.argsort(scores)[:4]
     assert [image["name"] for image in pictures["images"]] == names[worst].tolist()
@@ -136,7 +144,7 @@ def test_the_gallery_has_the_worst_images_of_the_first_row(found, pictures):
     assert [row["label"] for row in pictures["rows"]] == [f"1: {NASTY}", "2: dice"]
 
 
-def test_pictures_are_bounded_and_show_what_they_say(folder, found, pictures):
+def test_pictures_are_bounded_and_show_what_they_say(folder, report, pictures):
     source = data.open_dataset("folder", str(folder.parent / "data"), "test")
     palette = plots.palette_of(source)
     for k, image in enumerate(pictures["images"]):
@@ -151,8 +159,8 @@ def test_pictures_are_bounded_and_show_what_they_say(folder, found, pictures):
             assert max(shown["input"].size) == min(plots.LONGEST, max(label.shape))
             if max(label.shape) > plots.LONGEST:
                 continue
-            run = found[1][row["row"]].runs[0]
-            (guess,) = predictions.read(run.folder / "evaluation_test.zip", [i])
+            run = report.rows[row["row"]].runs[0]
+            (guess,) = class_maps.read(run.folder / "evaluation_test.zip", [i])
             guess = np.where(label == 255, 255, guess)
             for name, classes in (("truth", label), ("prediction", guess)):
                 picture = np.asarray(shown[name].convert("RGB"))
@@ -162,8 +170,8 @@ def test_pictures_are_bounded_and_show_what_they_say(folder, found, pictures):
                 (plots.WRONG_COLOR, guess != label),
                 (plots.IGNORED_COLOR, label == 255),
             ):
-                found_there = (marked == [*color, 255]).all(axis=-1)
-                np.testing.assert_array_equal(found_there, where)
+                marked_there = (marked == [*color, 255]).all(axis=-1)
+                np.testing.assert_array_equal(marked_there, where)
             assert (marked[..., 3] == 0).sum() == (guess == label)[label != 255].sum()
 
 
@@ -171,7 +179,7 @@ def test_without_the_data_there_are_only_predictions_and_the_page_says_why(folde
     shutil.copytree(folder, tmp_path / "runs")
     for path in (tmp_path / "runs").rglob("evaluation_test.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"root": "/elsewhere"}))
-    rows = runs.build(tmp_path / "runs", "test")[1]
+    rows = build(tmp_path / "runs", "test").rows
     built = gallery.build(rows, 12)
     assert "Only predictions are shown, since the data is not here: /elsewhere" in built["about"]
     assert all(image["input"] is None for image in built["images"]) and len(built["images"]) == 5
@@ -184,17 +192,17 @@ def test_other_data_in_the_same_place_is_not_shown_as_the_truth(tmp_path):
     path = next((tmp_path / "data/labels/test").iterdir())
     with Image.open(path) as label:
         label.transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(path)
-    assert gallery.build(runs.build(tmp_path / "runs", "test")[1], 5)["images"][0]["truth"]
+    assert gallery.build(build(tmp_path / "runs", "test").rows, 5)["images"][0]["truth"]
     with Image.open(path) as label:
         label.point(lambda value: min(value, 1)).save(path)  # what was ignored no longer is
-    built = gallery.build(runs.build(tmp_path / "runs", "test")[1], 5)
+    built = gallery.build(build(tmp_path / "runs", "test").rows, 5)
     assert "now holds other images" in built["about"] and built["images"][0]["truth"] is None
 
 
 @pytest.mark.parametrize("ending", ["npz", "zip"])
 def test_rows_without_predictions_are_named(folder, tmp_path, ending):
     shutil.copytree(folder, tmp_path / "runs")
-    rows = runs.build(tmp_path / "runs", "test")[1]
+    rows = build(tmp_path / "runs", "test").rows
     gone, cut_off = (run.folder / f"evaluation_test.{ending}" for run in rows[0].runs)
     gone.unlink()
     cut_off.write_bytes(b"cut off")
@@ -212,8 +220,8 @@ def test_damaged_predictions_of_a_row_leave_the_others(folder, tmp_path, ending,
         content = bytearray(path.read_bytes())
         content[len(content) // 3] ^= 1
         path.write_bytes(content if cut is None else content[: int(cut * len(content))])
-    fields, rows, _ = runs.build(tmp_path / "runs", "test")
-    assert gallery.build(rows, 3) and dict(figures.draw(fields, rows))
+    report = build(tmp_path / "runs", "test")
+    assert gallery.build(report.rows, 3) and dict(figures.draw(report))
 
 
 @pytest.mark.parametrize("palette", [None, 3, [[0, 0]], [[0, 0, -1]] * 2, [["a"] * 3] * 2])
@@ -221,14 +229,14 @@ def test_a_damaged_palette_is_that_of_no_dataset(folder, tmp_path, palette):
     shutil.copytree(folder, tmp_path / "runs")
     for path in (tmp_path / "runs").rglob("dataset.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"palette": palette}))
-    legend = gallery.build(runs.build(tmp_path / "runs", "test")[1], 1)["legend"]
+    legend = gallery.build(build(tmp_path / "runs", "test").rows, 1)["legend"]
     assert list(legend.values())[:2] == plots.default_palette(2).tolist()
 
 
 def test_runs_that_were_not_evaluated_have_a_page(folder):
-    found = runs.build(folder)
-    assert gallery.build(found[1], 12) is None
-    text = page.to_html("results", *found, None)
+    report = build(folder)
+    assert gallery.build(report[1], 12) is None
+    text = page.to_html("results", report, None)
     assert "python -m dense_jax.evaluate" in text and 'id="images"' not in text
 
 
@@ -248,15 +256,15 @@ def css(browser, selector):
     return browser.find_elements("css selector", selector)
 
 
-def test_browser_shows_all_and_fits(opened, found):
+def test_browser_shows_all_and_fits(opened, report):
     assert len(css(opened, "#scores tbody tr")) == 2
     assert len(css(opened, ".plot polyline")) == 2
     cells = [cell.text for cell in css(opened, "#matrix tbody td")]
-    counts = sum(np.array(run.evaluation["confusion_matrix"]) for run in found[1][0].runs)
+    counts = sum(np.array(run.evaluation["confusion_matrix"]) for run in report.rows[0].runs)
     percent = 100 * counts / counts.sum(axis=1, keepdims=True)
     assert cells == [f"{p:.0f}" for p in percent.ravel()]
     assert [figure.text for figure in css(opened, "figcaption")] == [
-        image["name"] for image in gallery.build(found[1], 4)["images"]
+        image["name"] for image in gallery.build(report[1], 4)["images"]
     ]
     for width in (1400, 400):
         opened.set_window_size(width, 900)

@@ -5,17 +5,18 @@ import html.parser
 import io
 import json
 import math
-import pathlib
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import scipy.stats
 
-from dense_jax.report import page, reading, runs, statistics, tables
+from dense_jax.evaluation.tables import escape
+from dense_jax.report import page, reading, statistics, tables
 from dense_jax.report.__main__ import write
+from dense_jax.report.rows import build
+from dense_jax.report.tables import Cell
+from tests.report.reported import cost_csv, score_csv
 
 
 def add_run(root, name, scores, *, status="finished", num_parameters=1000, **config):
@@ -35,7 +36,7 @@ def add_run(root, name, scores, *, status="finished", num_parameters=1000, **con
 
 
 def read_csv(root):
-    return list(csv.DictReader(io.StringIO(tables.to_csv(*runs.build(root)))))
+    return list(csv.DictReader(io.StringIO(score_csv(build(root)))))
 
 
 @pytest.mark.parametrize("values", [[0.5, 0.6], [0.71, 0.74, 0.69], [0.1, 0.1, 0.4, 0.9, 0.2]])
@@ -52,10 +53,10 @@ def test_a_label_stands_for_the_fields_that_follow_from_it(tmp_path):
         for balanced in (True, False):
             name, model = f"{label}-{balanced}", {"skips": skips}
             add_run(tmp_path, name, 0.5, label=label, model=model, balanced=balanced)
-    fields, rows, _ = runs.build(tmp_path)
+    fields, rows, *_ = build(tmp_path)
     assert sorted(fields) == ["balanced", "label"] and len(rows) == 4
     add_run(tmp_path, "other", 0.5, label=None, model={"skips": [8]}, balanced=True)
-    assert sorted(runs.build(tmp_path)[0]) == ["balanced", "label", "model.skips"]
+    assert sorted(build(tmp_path)[0]) == ["balanced", "label", "model.skips"]
 
 
 def test_rows_are_configs_and_cells_are_means_over_seeds(tmp_path):
@@ -79,12 +80,12 @@ def test_rows_are_configs_and_cells_are_means_over_seeds(tmp_path):
 def test_one_seed_has_no_interval_and_the_best_is_bold(tmp_path):
     add_run(tmp_path, "a", 0.5, loss="dice")
     add_run(tmp_path, "b", 0.75, loss="focal")
-    found = runs.build(tmp_path)
-    markdown = tables.to_markdown(*found)
+    report = build(tmp_path)
+    markdown = tables.to_markdown(report)
     assert "| dice | 0.500 | 0.600 |" in markdown
     assert "| focal | **0.750** | **0.850** | **0.900** | – | 1 |" in markdown
-    assert r"focal & \textbf{0.750}" in tables.to_latex(*found)
-    assert "<b>0.750</b>" in page.to_html("x", *found)
+    assert r"focal & \textbf{0.750}" in tables.to_latex(report)
+    assert "<b>0.750</b>" in page.to_html("x", report)
     assert "±" not in markdown.split("Scores")[0]
 
 
@@ -110,7 +111,7 @@ def test_unfinished_and_failed_runs_are_named_and_never_counted(tmp_path):
     add_run(tmp_path, "c", 0.9, seed=2, status="failed: loss is NaN at step 7")
     add_run(tmp_path, "d", 0.9, seed=3)
     (tmp_path / "d" / "config.json").write_text("{")
-    fields, rows, notes = runs.build(tmp_path)
+    report = fields, rows, notes, _ = build(tmp_path)
     assert fields == ["run"]
     assert [run.name for row in rows for run in row.runs] == ["a"]
     assert notes == [
@@ -118,14 +119,14 @@ def test_unfinished_and_failed_runs_are_named_and_never_counted(tmp_path):
         "c: failed: loss is NaN at step 7",
         "d: its config.json cannot be read",
     ]
-    for text in (tables.to_markdown(fields, rows, notes), page.to_html("x", fields, rows, notes)):
+    for text in (tables.to_markdown(report), page.to_html("x", report)):
         assert all(note in text for note in notes)
 
 
 def test_the_same_seed_twice_does_not_narrow_the_interval(tmp_path):
     add_run(tmp_path, "a", 0.5, seed=0)
     add_run(tmp_path, "copy", 0.5, seed=0)
-    _, (row,), notes = runs.build(tmp_path)
+    _, (row,), notes, _ = build(tmp_path)
     assert len(row.runs) == 1
     assert notes == ["copy: left out, it repeats the config and seed of a"]
 
@@ -179,18 +180,17 @@ class Reader(html.parser.HTMLParser):
 def test_nasty_names_stay_text(tmp_path, nasty):
     add_run(tmp_path, "a", 0.5, loss=nasty)
     add_run(tmp_path, "b", 0.6, loss="dice")
-    fields, rows, _ = runs.build(tmp_path)
-    found = fields, rows, [nasty]
+    report = build(tmp_path)._replace(notes=[nasty])
 
     reader = Reader()
-    reader.feed(page.to_html(nasty, *found))
+    reader.feed(page.to_html(nasty, report))
     assert "alert(1)" not in reader.texts
     assert reader.texts.count(nasty) == 7  # title, heading, cells of three tables, curve, note
 
-    table = tables.to_markdown(*found).splitlines()[:4]
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {len(fields) + 6}
+    table = tables.to_markdown(report).splitlines()[:4]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {len(report.fields) + 6}
 
-    body = tables.to_latex(*found).split("midrule\n")[1].splitlines()
+    body = tables.to_latex(report).split("midrule\n")[1].splitlines()
     assert len(body) == 4  # two rows, \bottomrule, \end
     cell = next(line for line in body if "0.500" in line).split(" & 0.500")[0]
     assert not re.search(r"(?<!\\)[#%&_$]", cell)
@@ -198,7 +198,7 @@ def test_nasty_names_stay_text(tmp_path, nasty):
 
 @pytest.mark.parametrize("name", ["[2pt] x", "*", "[b"])
 def test_a_name_is_no_option_of_the_latex_line_before_it(name):
-    table = [[("field", False), ("score", False)], [(name, False), ("0.5", False)]]
+    table = [[Cell("field"), Cell("score")], [Cell(name), Cell("0.5")]]
     for upside_down in (table, table[::-1]):
         text = tables.latex_table(upside_down, 1, [])
         assert name in text and not re.search(r"(\\\\|\\toprule|\\midrule)\s*[\[*]", text)
@@ -209,8 +209,8 @@ def test_a_name_is_no_formula_of_a_spreadsheet_and_a_number_stays_one(tmp_path, 
     for i, loss in enumerate((name, -0.5, "+1e-3")):
         add_run(tmp_path, f"{i}", -0.25 * i, loss=loss)
     for file in (
-        tables.to_csv(*runs.build(tmp_path)),
-        tables.cost_to_csv(*runs.build(tmp_path)[:2]),
+        score_csv(build(tmp_path)),
+        cost_csv(build(tmp_path)),
     ):
         rows = list(csv.reader(io.StringIO(file, newline="")))
         assert {row[0] for row in rows} == {"loss", f"'{name}", "-0.5", "+1e-3"}
@@ -233,29 +233,25 @@ def test_no_character_hides_or_turns_others_around(tmp_path):
 def test_latex_and_markdown_escapes():
     assert tables.latex("a_b\\~^") == (r"a\_b\textbackslash{}\textasciitilde{}\textasciicircum{}")
     assert tables.latex("0.5 ± 0.1") == r"0.5 $\pm$ 0.1"
-    assert tables.markdown("bed_of_nails *x* _y_") == r"bed_of_nails \*x\* \_y\_"
+    assert escape("bed_of_nails *x* _y_") == r"bed_of_nails \*x\* \_y\_"
 
 
 def test_the_page_is_self_contained(tmp_path):
     add_run(tmp_path, "a", 0.5)
-    html = page.to_html("x", *runs.build(tmp_path))
+    html = page.to_html("x", build(tmp_path))
     assert "<polyline" in html and "prefers-color-scheme: dark" in html
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", html)
 
 
-def test_the_command_writes_its_files(tmp_path):
-    def call(folder):
-        command = [sys.executable, "-m", "dense_jax.report", f"--workdir={folder}"]
-        cwd = pathlib.Path(runs.__file__).parents[2]
-        return subprocess.run(command, check=False, cwd=cwd, capture_output=True, text=True)
-
-    empty = call(tmp_path)
-    assert empty.returncode == 1
-    assert empty.stderr == f"error: no runs in {tmp_path}: no folder in it has a config.json\n"
+def test_a_report_without_a_finished_run_is_an_empty_table_and_a_note(tmp_path):
+    with pytest.raises(
+        ValueError, match=f"no runs in {tmp_path}: no folder in it has a config.json"
+    ):
+        write(tmp_path)
     add_run(tmp_path, "a", 0.5, status=None)
-    assert call(tmp_path).returncode == 0  # nothing finished yet: an empty table and a note
-    assert {path.name for path in tmp_path.glob("report*.*")} == {
+    assert {path.name for path in write(tmp_path)} == {
         *(f"report.{ending}" for ending in ("html", "md", "csv", "tex", "json")),
         *("report_cost.csv", "report_cost.tex"),
     }
     assert "no finished run yet" in (tmp_path / "report.html").read_text()
+    assert "a: unfinished, at step 20 of 20" in (tmp_path / "report.md").read_text()

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from dense_jax.report import manifest, page, runs, statistics, tables
+from dense_jax.report import manifest, page, statistics, tables
 from dense_jax.report.__main__ import write
+from dense_jax.report.rows import build
+from tests.report.reported import cost_csv, score_csv
 from tests.report.test_report import NASTY, add_run
 
 FINGERPRINT, OTHER = "a" * 64, "b" * 64
@@ -103,7 +105,7 @@ def test_rows_are_tested_against_the_first_over_the_seeds_they_share(tmp_path):
     better = {0: 0.70, 1: 0.74, 2: 0.82, 7: 0.10}
     same = {0: 0.51, 1: 0.53, 2: 0.62, 3: 0.57}
     add_scores(tmp_path, a=first, b=better, c=same, d={0: 0.9, 9: 0.9})
-    a, b, c, d = read(tables.to_csv(*runs.build(tmp_path)))
+    a, b, c, d = read(score_csv(build(tmp_path)))
     raw = [
         scipy.stats.ttest_rel([row[s] for s in seeds], [first[s] for s in seeds]).pvalue
         for row, seeds in ((better, range(3)), (same, range(4)))
@@ -115,7 +117,7 @@ def test_rows_are_tested_against_the_first_over_the_seeds_they_share(tmp_path):
     assert a["eval/mean_iou/p_value"] == d["eval/mean_iou/p_value"] == ""
     assert float(b["eval/pixel_accuracy/p_value"]) == 1  # 0.9 in all runs
 
-    markdown = tables.to_markdown(*runs.build(tmp_path))
+    markdown = tables.to_markdown(build(tmp_path))
     marks = re.findall(r"^\| ([a-d]) \| \**([0-9.]+) ± [0-9.]+(\\\*)?", markdown, re.MULTILINE)
     assert [bool(mark) for _, _, mark in marks] == [False, True, False, False]
     assert "The baseline is loss=a." in markdown
@@ -128,15 +130,15 @@ def test_the_baseline_may_be_any_row(tmp_path):
                 name = f"{i}-{loss}-{seed}"
                 add(tmp_path, name, 0.5 + 0.1 * seed, loss=loss, model={"skips": skips}, seed=seed)
     for wanted in ("loss=focal,model.skips=16, 8", "skips=16,8,loss=focal"):
-        _, rows, _ = runs.build(tmp_path, baseline=wanted)
+        _, rows, *_ = build(tmp_path, baseline=wanted)
         (label,) = (row.label for row in rows if row.is_baseline)
         assert sorted(label) == ["16, 8", "focal"]
-        assert [row.p_value("eval/mean_iou") == 1 for row in rows].count(True) == 3
+        assert [row.p_values.get("eval/mean_iou") == 1 for row in rows].count(True) == 3
     for wanted in ("loss=focal", "loss=none", "kips=16,loss=focal", "focal"):
         with pytest.raises(
             ValueError, match=r"must be one row, but is [02] of these:\n  loss=dice"
         ):
-            runs.build(tmp_path, baseline=wanted)
+            build(tmp_path, baseline=wanted)
 
 
 # Columns
@@ -149,23 +151,23 @@ def test_the_scores_of_a_split_are_those_of_its_evaluation(tmp_path):
     add(tmp_path, "d e", 0.5, {"evaluation_test": '{"eval/mean_iou": 0.'}, loss="cut off")
     add(tmp_path, "f", 0.5, loss="not evaluated")
     add(tmp_path, "g", 0.5, {"evaluation_test": EVALUATION}, loss="unfinished", status=None)
-    fields, rows, notes = runs.build(tmp_path, split="test")
-    dice, focal = read(tables.to_csv(fields, rows, notes))
+    report = build(tmp_path, split="test")
+    dice, focal = read(score_csv(report))
     assert [float(row["eval/mean_iou"]) for row in (dice, focal)] == [0.25, 0.5]
     assert float(dice["eval/mean_over_images/mean_boundary_f1"]) == 0.75
     assert (dice["eval/mean_boundary_iou"], focal["eval/mean_boundary_iou"]) == ("0.5", "")
     command = "python -m dense_jax.evaluate"
-    assert notes == [
+    assert report.notes == [
         f"d e: not evaluated on test; do it with: {command} '--workdir={tmp_path}/d e' --split=test",
         f"f: not evaluated on test; do it with: {command} --workdir={tmp_path}/f --split=test",
         "g: unfinished, at step 20 of 20",
     ]
-    head = tables.table(fields, rows)[0]
-    assert [cell for cell, _ in head][-3:] == ["boundary F1", "boundary IoU", "seeds"]
-    assert "on split test, with the best checkpoint" in tables.to_markdown(fields, rows, notes)
+    head = tables.score_table(report)[0]
+    assert [cell.text for cell in head][-3:] == ["mean boundary F1", "mean boundary IoU", "seeds"]
+    assert "on split test, with the best checkpoint" in tables.to_markdown(report)
 
-    fields, rows, _ = runs.build(tmp_path)  # of training: no such columns
-    assert "boundary" not in str(tables.table(fields, rows))
+    # Training has no such columns.
+    assert "boundary" not in str(tables.score_table(build(tmp_path)))
 
 
 @pytest.mark.parametrize("nasty", NASTY)
@@ -174,21 +176,21 @@ def test_class_columns_on_request(tmp_path, nasty):
     result = json.loads((tmp_path / "a" / "result.json").read_text())
     result["final"] |= {f"eval/iou/{nasty}": 0.125, "eval/iou/void": None}
     (tmp_path / "a" / "result.json").write_text(json.dumps(result))
-    assert "IoU a" not in str(tables.table(*runs.build(tmp_path)[:2]))
+    assert "IoU a" not in str(tables.score_table(build(tmp_path)))
 
-    found = fields, rows, _ = runs.build(tmp_path, per_class=True)
-    head, line = ([cell for cell, _ in line] for line in tables.table(fields, rows))
+    report = build(tmp_path, per_class=True)
+    head, line = ([cell.text for cell in line] for line in tables.score_table(report))
     classes = {name: cell for name, cell in zip(head, line, strict=True) if name.startswith("IoU")}
     assert classes == {"IoU a": "0.500", f"IoU {nasty}": "0.125", "IoU void": "–"}
-    (row,) = read(tables.to_csv(*found))
+    (row,) = read(score_csv(report))
     assert row[f"eval/iou/{nasty}"] == "0.125"
 
-    lines = tables.to_markdown(*found).splitlines()[:3]
+    lines = tables.to_markdown(report).splitlines()[:3]
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
-    latex = tables.to_latex(*found)
+    latex = tables.to_latex(report)
     assert latex.count("\n") == latex.count("\n%") + 6  # no name opens a line
-    assert page.to_html("x", *found).count("<script") == 2  # the page's own
-    assert manifest.manifest(fields, rows)["rows"][0]["classes_without_score"] == ["void"]
+    assert page.to_html("x", report).count("<script") == 2  # the page's own
+    assert manifest.manifest(report)["rows"][0]["classes_without_score"] == ["void"]
 
 
 # Costs
@@ -202,16 +204,16 @@ def test_costs_are_in_a_table_of_their_own(tmp_path):
     add(tmp_path, "b", 0.6, {"environment": environment, "cost": cost}, seed=1)
     add(tmp_path, "c", 0.6, seed=2)  # of an older version
     add(tmp_path, "d", 0.6, loss="other", num_parameters=None)
-    found = runs.build(tmp_path)
-    body = [[cell for cell, _ in line] for line in tables.cost_table(*found[:2])[1:]]
+    report = build(tmp_path)
+    body = [[cell.text for cell in line] for line in tables.cost_table(report)[1:]]
     assert body == [
         ["dice", "1,000", "2.00", "20.0", "2", "2 x cpu"],
         ["other", "–", "–", "–", "–", "–"],
     ]
-    dice, other = read(tables.cost_to_csv(*found[:2]))
+    dice, other = read(cost_csv(report))
     assert (dice["images_per_second"], dice["num_parameters"]) == ("20.0", "1000")
     assert other["images_per_second"] == other["num_parameters"] == ""
-    assert "2 x cpu" in page.to_html("x", *found)
+    assert "2 x cpu" in page.to_html("x", report)
 
 
 def test_the_score_csv_does_not_know_when_or_where_it_was_made(tmp_path):
@@ -237,7 +239,7 @@ def test_the_score_csv_does_not_know_when_or_where_it_was_made(tmp_path):
 def test_the_same_data_elsewhere_is_the_same_row(tmp_path):
     for seed, root in enumerate(["/a", "/b/c"]):
         add(tmp_path, f"m{seed}/run", seed=seed, data={"root": root})
-    fields, (row,), notes = runs.build(tmp_path)
+    fields, (row,), notes, _ = build(tmp_path)
     assert (fields, len(row.runs), notes) == (["run"], 2, [])
     assert len({run.config_hash for run in row.runs}) == 1
 
@@ -247,16 +249,16 @@ def test_data_made_in_memory_is_known_by_its_name(tmp_path):
     for seed, root in enumerate(["", "/unused"]):
         data = {"name": "synthetic_of_a_kind", "root": root}
         add(tmp_path, str(seed), files={"dataset": made}, seed=seed, data=data)
-    found = _, (row,), _ = runs.build(tmp_path)
+    report = _, (row,), *_ = build(tmp_path)
     assert len(row.runs) == 2
-    assert "training data: synthetic_of_a_kind, split train\n" in tables.to_markdown(*found)
+    assert "training data: synthetic_of_a_kind, split train\n" in tables.to_markdown(report)
 
 
 def test_the_training_split_may_be_an_axis(tmp_path):
     for split, fingerprint in (("train", FINGERPRINT), ("tenth", OTHER)):
         dataset = DATASET | {"fingerprint": fingerprint}
         add(tmp_path, split, files={"dataset": dataset}, data={"train_split": split})
-    fields, rows, _ = runs.build(tmp_path)
+    fields, rows, *_ = build(tmp_path)
     assert (fields, [row.label for row in rows]) == (["data.train_split"], [["tenth"], ["train"]])
 
 
@@ -274,26 +276,26 @@ def test_runs_that_are_not_comparable_are_refused(tmp_path, files, config, what)
     add_scores(tmp_path, dice={0: 0.5, 1: 0.6}, focal={0: 0.6, 1: 0.7})
     add(tmp_path, "odd", 0.9, files, loss="dice", seed=2, **config)
     with pytest.raises(ValueError, match=what) as error:
-        runs.build(tmp_path)
-    assert "(dice-0, dice-1, focal-0 and 1 more)" in str(error.value)
+        build(tmp_path)
+    assert "(dice-0, dice-1, focal-0, focal-1)" in str(error.value)
     assert "(odd)" in str(error.value) and "--mixed" in str(error.value)
 
     # Told apart: not in the mean of the others, no rival of theirs, and not tested against them.
-    found = fields, rows, _ = runs.build(tmp_path, mixed=True)
+    report = fields, rows, *_ = build(tmp_path, mixed=True)
     assert fields[0] == "data"
     assert [row.label[0] for row in rows] == ["1", "1", "2"]
     assert [len(row.runs) for row in rows] == [2, 2, 1]
-    bold = [[cell for cell, best in line if best] for line in tables.table(fields, rows)[1:]]
+    bold = [[cell.text for cell in line if cell.is_bold] for line in tables.score_table(report)[1:]]
     assert any("0.650" in cell for cell in bold[1]) and not bold[2]
     assert "eval/mean_iou" not in rows[2].p_values
-    markdown = tables.to_markdown(*found)
+    markdown = tables.to_markdown(report)
     assert "Not comparable (--mixed)" in markdown and "data 2: " in markdown
 
 
 def test_failed_runs_do_not_keep_a_table_from_being_made(tmp_path):
     add(tmp_path, "a")
     add(tmp_path, "b", files={"dataset": DATASET | {"fingerprint": OTHER}}, status=None)
-    assert len(runs.build(tmp_path)[1]) == 1
+    assert len(build(tmp_path)[1]) == 1
 
 
 @pytest.mark.parametrize(
@@ -315,35 +317,27 @@ def test_evaluations_that_are_not_comparable_are_refused(tmp_path, change, what)
     add(tmp_path, "dice", files={"evaluation_test": evaluation}, loss="dice")
     add(tmp_path, "focal", files={"evaluation_test": evaluation | change}, loss="focal")
     with pytest.raises(ValueError, match=what):
-        runs.build(tmp_path, split="test")
-    assert len(runs.build(tmp_path)[1]) == 2  # the scores of training are comparable
-
-
-def test_what_an_older_version_did_not_write_is_no_difference(tmp_path):
-    add(tmp_path, "a", files={"evaluation_test": EVALUATION}, loss="dice")
-    written = ("dataset_fingerprint", "split", "step", "class_names", "confusion_matrix")
-    older = {key: EVALUATION[key] for key in written}
-    add(tmp_path, "b", files={"evaluation_test": older}, loss="focal")
-    assert len(runs.build(tmp_path, split="test")[1]) == 2
+        build(tmp_path, split="test")
+    assert len(build(tmp_path)[1]) == 2  # the scores of training are comparable
 
 
 def test_seeds_of_one_config_are_evaluated_by_the_same_tiles(tmp_path):
     add(tmp_path, "a", files={"evaluation_test": EVALUATION}, seed=0)
     tiles = EVALUATION | {"margin": [16, 16]}
     add(tmp_path, "b", files={"evaluation_test": tiles}, loss="other", seed=0)  # its own affair
-    assert len(runs.build(tmp_path, split="test")[1]) == 2
+    assert len(build(tmp_path, split="test")[1]) == 2
     add(tmp_path, "c", files={"evaluation_test": tiles}, seed=1)
     with pytest.raises(
         ValueError, match=r"tiles of config .*: 96, 96 pixels with a margin of 0, 0"
     ):
-        runs.build(tmp_path, split="test")
+        build(tmp_path, split="test")
 
 
 def test_other_training_data_is_another_row_of_a_split(tmp_path):
     for name, fingerprint in (("a", FINGERPRINT), ("b", OTHER)):
         dataset = DATASET | {"fingerprint": fingerprint}
         add(tmp_path, name, files={"dataset": dataset, "evaluation_test": EVALUATION})
-    fields, rows, _ = runs.build(tmp_path, split="test")
+    fields, rows, *_ = build(tmp_path, split="test")
     assert fields == ["data.root"]
     labels = [f"/data ({fingerprint[:12]})" for fingerprint in (FINGERPRINT, OTHER)]
     assert [row.label for row in rows] == [[label] for label in labels]
@@ -359,17 +353,17 @@ def test_failures_are_named(tmp_path):
     (tmp_path / "b" / "failure.json").write_text(json.dumps(failure))  # a bad config
     add(tmp_path, "c", status=None, files={"failure": failure | {"error": "NaN"}})
     add(tmp_path, "d", status=None, files={"failure": "{"})
-    found = runs.build(tmp_path)
-    assert found[2] == [
+    report = build(tmp_path)
+    assert report.notes == [
         "b: failed: ValueError: loss='x' is not one of a|b",
         "c: failed: NaN",
         "d: failed: its failure.json does not say why",
     ]
-    assert "a\\|b**" in tables.to_markdown(*found)
+    assert "a\\|b**" in tables.to_markdown(report)
 
     add(tmp_path, "a2", files={"failure": failure | {"error": "out of memory"}}, seed=1)
-    assert len(runs.build(tmp_path)[1][0].runs) == 2  # trained: it was the evaluation that failed
-    notes = runs.build(tmp_path, split="test")[2]
+    assert len(build(tmp_path)[1][0].runs) == 2  # trained: it was the evaluation that failed
+    notes = build(tmp_path, split="test")[2]
     assert any(note.startswith("a2: not evaluated on test (failed: out of") for note in notes)
 
 
@@ -377,7 +371,7 @@ def test_the_config_hash_is_that_of_what_makes_the_scores(tmp_path):
     add(tmp_path, "a", seed=0, log_every=1)
     add(tmp_path, "b", seed=1, log_every=2, data={"root": "/elsewhere"})
     add(tmp_path, "c", loss="focal")
-    _, rows, _ = runs.build(tmp_path)
+    _, rows, *_ = build(tmp_path)
     fields = {"num_steps": 20, "loss": "dice", "data.name": "folder"}
     fields |= {"data.train_split": "train", "data.eval_split": "val"}
     text = json.dumps(dict(sorted(fields.items())), separators=(",", ":"))
@@ -408,7 +402,7 @@ def test_the_manifest_says_what_the_rows_were_made_of(tmp_path):
     assert page.rstrip().endswith("</html>") and page.count("</html>") == 1
     markdown = (tmp_path / "report.md").read_text().replace("\\", "")
     for text in (page, markdown, (tmp_path / "report.tex").read_text()):
-        assert "1 of 4 runs were made with changed files (+)" in text and "again: b." in text
+        assert "1 of 4 runs were made with changed files (+)" in text and "them: b." in text
         assert "not of one git commit, but of 0123456789, 0123456789+, unknown." in text
         assert text.count("Ignored pixels count nowhere") == 1
         assert "jax 0.10.2, flax 0.12.8" in text
@@ -423,10 +417,10 @@ def test_junk_in_one_folder_is_named_and_harmless(tmp_path, junk):
         add(tmp_path, name, seed=["config", name], files={name: junk, "evaluation_test": junk})
     (tmp_path / "metrics" / "metrics.jsonl").write_text('{}\n{"step": null}\n{"st')
     for split in (None, "test"):
-        fields, rows, notes = runs.build(tmp_path, split=split, mixed=True)
-        manifest.manifest(fields, rows)
-        tables.to_markdown(fields, rows, notes)
-        tables.cost_to_csv(fields, rows)
+        report = _, rows, notes, _ = build(tmp_path, split=split, mixed=True)
+        manifest.manifest(report)
+        tables.to_markdown(report)
+        cost_csv(report)
         named = {note.split(":")[0] for note in notes}
         shown = {run.name for row in rows for run in row.runs}
         assert named | shown == {path.name for path in tmp_path.iterdir()}
@@ -466,6 +460,6 @@ def test_a_damaged_file_ends_no_report_of_other_runs(tmp_path, file, content):
         path.mkdir()
     else:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    fields, rows, notes = runs.build(tmp_path, mixed=True)
-    assert "b" in {row.runs[0].name for row in rows}
-    assert page.to_html("title", fields, rows, notes) and tables.cost_to_csv(fields, rows)
+    report = build(tmp_path, mixed=True)
+    assert "b" in {row.runs[0].name for row in report.rows}
+    assert page.to_html("title", report) and cost_csv(report)

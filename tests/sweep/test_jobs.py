@@ -28,7 +28,7 @@ def test_jobs_run_in_order_past_finished_and_failed_ones(tmp_path, capsys):
         make(tmp_path, "b"),
         make(tmp_path, "c", "print('two')", "print('three')"),
     ]
-    assert jobs.run_all(listed, EVERYTHING, jobs.Runner()) == 1
+    assert jobs.Runner(listed, EVERYTHING).run() == 1
     out, err = capsys.readouterr()
     assert out.splitlines() == [
         "1 of 3 runs are already finished",
@@ -53,19 +53,19 @@ def test_the_error_of_a_command_is_found_above_what_its_threads_say(tmp_path):
         r"print('1\nerror: the fields differ:\n  seed: 0 there\n--------\nException ignored in: f')"
     )
     failing = make(tmp_path, "a", f"{error}; raise SystemExit(1)")
-    assert jobs.run_all([failing], EVERYTHING, jobs.Runner()) == 1
+    assert jobs.Runner([failing], EVERYTHING).run() == 1
     failure = json.loads((tmp_path / "a" / "failure.json").read_text())
     assert failure["error"] == "the fields differ: seed: 0 there"
 
 
 def test_what_follows_a_failure_is_not_run_and_a_new_start_forgets_it(tmp_path):
     first = make(tmp_path, "a", "raise SystemExit(3)", "print('never')")
-    assert jobs.run_all([first], EVERYTHING, jobs.Runner()) == 1
+    assert jobs.Runner([first], EVERYTHING).run() == 1
     failure = json.loads((tmp_path / "a" / "failure.json").read_text())
     assert failure == {"exit_code": 3, "error": "no output"}
     assert "\nnever" not in (tmp_path / "a" / "log.txt").read_text()
     again = make(tmp_path, "a", "import os; assert not os.path.exists('failure.json')")
-    assert jobs.run_all([again], EVERYTHING, jobs.Runner()) == 0
+    assert jobs.Runner([again], EVERYTHING).run() == 0
     assert not (tmp_path / "a" / "failure.json").exists()
     assert (tmp_path / "a" / "log.txt").read_text().count("$ ") == 2
 
@@ -75,7 +75,7 @@ def test_a_preempted_run_stops_all(tmp_path, capsys):
         make(tmp_path, "a", "raise SystemExit(75)", "raise SystemExit(1)"),
         make(tmp_path, "b", "raise SystemExit(1)"),
     ]
-    assert jobs.run_all(listed, EVERYTHING, jobs.Runner()) == 75
+    assert jobs.Runner(listed, EVERYTHING).run() == 75
     assert "stopped at a; the same command resumes there" in capsys.readouterr().err
     assert not (tmp_path / "b").exists() and not (tmp_path / "a" / "failure.json").exists()
 
@@ -92,7 +92,7 @@ while len(list(pathlib.Path(ROOT).glob("*.here"))) < 2: time.sleep(0.01)
     listed = [make(tmp_path, n, f"ROOT, NAME = {str(tmp_path)!r}, {n!r}\n{meet}") for n in "ab"]
     shares = [jobs.Share(frozenset({core}), {"CUDA_VISIBLE_DEVICES": i}) for i in "01"]
     before = os.sched_getaffinity(0)
-    assert jobs.run_all(listed, shares, jobs.Runner()) == 0
+    assert jobs.Runner(listed, shares).run() == 0
     assert os.sched_getaffinity(0) == before
     lines = [(tmp_path / name / "log.txt").read_text().splitlines()[-1] for name in "ab"]
     assert sorted(lines) == [f"{{{core}}} 0", f"{{{core}}} 1"]
@@ -105,7 +105,7 @@ def test_a_command_that_outlived_its_sweep_is_waited_for(tmp_path, capsys):
         program = "import time; time.sleep(1); print('old')"
         orphan = subprocess.Popen([sys.executable, "-S", "-c", program], stdout=log)
     began = time.monotonic()
-    assert jobs.run_all([make(tmp_path, "a", "print('new')")], EVERYTHING, jobs.Runner()) == 0
+    assert jobs.Runner([make(tmp_path, "a", "print('new')")], EVERYTHING).run() == 0
     assert orphan.wait(timeout=10) == 0 and time.monotonic() - began > 0.5
     assert "a is still run by another process: waiting for its end" in capsys.readouterr().out
     log = (tmp_path / "a" / "log.txt").read_text().splitlines()
@@ -114,7 +114,7 @@ def test_a_command_that_outlived_its_sweep_is_waited_for(tmp_path, capsys):
 
 def test_without_logs_output_stays_where_it_is(tmp_path, capfd):
     listed = [make(tmp_path, "a", "print('here'); raise SystemExit(2)")]
-    assert jobs.run_all(listed, EVERYTHING, jobs.Runner(), logs=False) == 1
+    assert jobs.Runner(listed, EVERYTHING, logs=False).run() == 1
     assert "here\n" in capfd.readouterr().out
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["failure.json"]
 

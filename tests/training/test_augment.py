@@ -1,15 +1,18 @@
 """Properties of the one resample: labels are never made up, image and label stay together."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import ndimage, stats
 
+from dense_jax.data import Field
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.training.augment import (
+    augment,
     displacements,
-    make_augment,
     mirror,
     rotate,
     sample_bilinear,
@@ -39,23 +42,23 @@ def example(seed=0):
     return jnp.asarray(rng.integers(0, 256, (H, W, 3), np.uint8)), jnp.asarray(label)
 
 
-def run(augment, key, image, label, size=(H, W)):
+def run(crop_fn, key, image, label, size=(H, W)):
     there = {"image": image, "label": label, "size": jnp.array(size)}
-    crop = jax.jit(augment)(jax.random.key(key), there)
+    crop = jax.jit(crop_fn)(jax.random.key(key), there)
     assert crop.keys() == {"image", "label"}
     return crop["image"], crop["label"]
 
 
 def many(crop_size, there, num_keys, **options):
     """What as many keys make of one example."""
-    augment = jax.jit(jax.vmap(make_augment(crop_size, **options), in_axes=(0, None)))
+    crop = jax.jit(jax.vmap(partial(augment, crop_size=crop_size, **options), in_axes=(0, None)))
     keys = jax.random.split(jax.random.key(0), num_keys)
-    return jax.tree.map(np.asarray, augment(keys, {k: jnp.asarray(v) for k, v in there.items()}))
+    return jax.tree.map(np.asarray, crop(keys, {k: jnp.asarray(v) for k, v in there.items()}))
 
 
 def test_zero_strength_is_the_identity_bitwise():
     image, label = example()
-    new_image, new_label = run(make_augment((H, W)), 0, image, label)
+    new_image, new_label = run(partial(augment, crop_size=(H, W)), 0, image, label)
     np.testing.assert_array_equal(new_image, image)
     np.testing.assert_array_equal(new_label, label)
 
@@ -66,7 +69,7 @@ def test_zero_strength_adds_no_operation():
     off = dict.fromkeys(EVERYTHING, 0.0) | {"max_class_fraction": 1.0}
     assert base.get_config().augment.to_dict().keys() == off.keys()
     nothing, zeros, everything = (
-        str(jax.make_jaxpr(make_augment((H, W), **options))(jax.random.key(0), there))
+        str(jax.make_jaxpr(partial(augment, crop_size=(H, W), **options))(jax.random.key(0), there))
         for options in ({}, off, EVERYTHING)
     )
     assert zeros == nothing
@@ -79,7 +82,7 @@ def test_zero_strength_adds_no_operation():
 def test_flips_are_exact_permutations():
     image, label = example()
     for flips, axes in (({"flip": 1.0}, 1), ({"flip_vertical": 1.0}, 0)):
-        new_image, new_label = run(make_augment((H, W), **flips), 0, image, label)
+        new_image, new_label = run(partial(augment, crop_size=(H, W), **flips), 0, image, label)
         np.testing.assert_array_equal(new_image, np.flip(image, axes))
         np.testing.assert_array_equal(new_label, np.flip(label, axes))
 
@@ -94,10 +97,10 @@ def test_flip_probability_is_a_probability():
 
 def test_crops_are_windows_of_the_image_and_reach_every_position():
     image, label = map(np.asarray, example())
-    augment = jax.jit(make_augment((5, 4)))
+    crop = jax.jit(partial(augment, crop_size=(5, 4)))
     seen = set()
     for key in range(200):
-        new_image, new_label = map(np.asarray, run(augment, key, image, label))
+        new_image, new_label = map(np.asarray, run(crop, key, image, label))
         places = [
             (y, x)
             for y in range(H - 4)
@@ -113,9 +116,9 @@ def test_crops_are_windows_of_the_image_and_reach_every_position():
 
 def test_a_small_image_is_whole_inside_the_crop_and_ignored_around():
     image, label = example()
-    augment = jax.jit(make_augment((H, W)))
+    crop = jax.jit(partial(augment, crop_size=(H, W)))
     for key in range(20):
-        _, new_label = run(augment, key, image, label, size=(4, 3))
+        _, new_label = run(crop, key, image, label, size=(4, 3))
         assert np.sum(np.asarray(new_label) == IGNORE_LABEL) == H * W - np.sum(
             np.asarray(label[:4, :3]) != IGNORE_LABEL
         )
@@ -126,8 +129,8 @@ def test_labels_are_never_made_up_and_follow_the_image(key):
     """The image shows each label's own value, so that a shift of more than half a pixel shows."""
     label = jnp.asarray(np.kron([[10, 60], [110, 160]], np.ones((H // 2, W // 2))).astype(np.uint8))
     image = label[..., None].repeat(3, axis=-1)
-    augment = make_augment((9, 9), flip=0.5, flip_vertical=0.5, scale=1.0)
-    new_image, new_label = run(augment, key, image, label)
+    crop = partial(augment, crop_size=(9, 9), flip=0.5, flip_vertical=0.5, scale=1.0)
+    new_image, new_label = run(crop, key, image, label)
     assert set(np.unique(new_label)) <= {10, 60, 110, 160, IGNORE_LABEL}
     inside = np.asarray(new_label) != IGNORE_LABEL
     gray = np.asarray(new_image[..., 0])
@@ -138,7 +141,9 @@ def test_labels_are_never_made_up_and_follow_the_image(key):
 
 def test_half_resolution_averages_two_by_two():
     image, label = example()
-    new_image, _ = run(make_augment((H // 2, W // 2), resolution=0.5), 0, image, label)
+    new_image, _ = run(
+        partial(augment, crop_size=(H // 2, W // 2), resolution=0.5), 0, image, label
+    )
     blocks = np.asarray(image, np.float32).reshape(H // 2, 2, W // 2, 2, 3)
     np.testing.assert_allclose(new_image, blocks.mean(axis=(1, 3)), rtol=1e-6)
 
@@ -162,8 +167,10 @@ def test_sampling_at_the_last_pixel_stays_inside():
 def test_context_is_added_around_the_very_same_crop(options):
     """The labeled window is chosen as without it: the border of an image is trained on too."""
     image, label = example()
-    without = run(make_augment((5, 4), **options), 3, image, label)
-    new_image, new_label = run(make_augment((5, 4), context=6, **options), 3, image, label)
+    without = run(partial(augment, crop_size=(5, 4), **options), 3, image, label)
+    new_image, new_label = run(
+        partial(augment, crop_size=(5, 4), context=6, **options), 3, image, label
+    )
     assert new_image.shape == (5 + 12, 4 + 12, 3)
     np.testing.assert_array_equal(new_label, without[1])
     np.testing.assert_allclose(new_image[6:-6, 6:-6], without[0], rtol=1e-5)
@@ -171,7 +178,7 @@ def test_context_is_added_around_the_very_same_crop(options):
 
 def test_context_beyond_the_image_is_mirrored():
     image, label = example()
-    new_image, _ = run(make_augment((H, W), context=3), 0, image, label)
+    new_image, _ = run(partial(augment, crop_size=(H, W), context=3), 0, image, label)
     np.testing.assert_array_equal(
         new_image, np.pad(image, ((3, 3), (3, 3), (0, 0)), mode="reflect")
     )
@@ -192,16 +199,20 @@ def coordinates(size, step=1):
     ],
     ids=str,
 )
-def test_image_label_and_border_move_together(options):
-    """All three tell where they come from; the image does to a fraction of a pixel."""
+def test_image_label_and_fields_move_together(options):
+    """All tell where they come from; the image does to a fraction of a pixel."""
     n = 14
     image = coordinates(n, step=16)
     label = (18 * coordinates(n)[..., 0] + coordinates(n)[..., 1]).astype(np.uint8)
-    border = label.astype(np.float32)
+    border, objects = label.astype(np.float32), label.astype(np.int32)
     label[3:5, 2:9] = IGNORE_LABEL
-    there = {"image": image, "label": label, "border": border, "size": (n, n - 1)}
-    crops = many((12, 13), there, 8, **options)
-    image, label, border = (crops[name] for name in ("image", "label", "border"))
+    there = {"image": image, "label": label, "size": (n, n - 1)}
+    there |= {"border": border, "objects": objects}
+    fields = (Field("border"), Field("objects", "int32", -1, "nearest"))
+    crops = many((12, 13), there, 8, fields=fields, **options)
+    image, label, border, objects = (
+        crops[name] for name in ("image", "label", "border", "objects")
+    )
     assert label.dtype == np.int32 and border.dtype == np.float32
     if margin := options.get("context", 0):
         image = image[:, margin:-margin, margin:-margin]
@@ -213,6 +224,7 @@ def test_image_label_and_border_move_together(options):
     assert np.abs(x - label % 18)[valid].max() <= 0.501
     np.testing.assert_allclose(border[valid], (18 * y + x)[valid], atol=1e-2)
     assert not border[~valid].any()
+    np.testing.assert_array_equal(objects, np.where(valid, label, -1))
 
 
 @pytest.mark.parametrize("quarters", [1, 2, 3])
@@ -264,17 +276,17 @@ def test_displacements_are_scipys_mirrored_cubic_spline(shape):
 def test_the_same_number_gives_the_same_pixels_in_any_batch_on_any_devices():
     image, label = example()
     names = ("flip", "scale", "elastic", "max_class_fraction", "brightness", "noise")
-    augment = make_augment((H, W), **{name: EVERYTHING[name] for name in names})
+    crop = partial(augment, crop_size=(H, W), **{name: EVERYTHING[name] for name in names})
     there = {"image": image, "label": label, "size": jnp.array([H, W])}
     batch = jax.tree.map(lambda x: jnp.stack([x] * 8), there)
     keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.key(0), n))(jnp.arange(8))
-    augment = jax.jit(jax.vmap(augment))
-    expected = augment(keys, batch)
+    crop = jax.jit(jax.vmap(crop))
+    expected = crop(keys, batch)
     for batch_size, num_devices in ((1, 1), (4, 2), (8, 4)):
         devices = mesh_of(num_devices)
         sharding = jax.sharding.NamedSharding(devices, jax.sharding.PartitionSpec("data"))
         some = jax.tree.map(lambda x, n=batch_size: x[:n], (keys, batch))
-        crops = augment(*jax.device_put(some, sharding))
+        crops = crop(*jax.device_put(some, sharding))
         np.testing.assert_array_equal(crops["label"], expected["label"][:batch_size])
         # Programs for other batches round otherwise.
         np.testing.assert_allclose(crops["image"], expected["image"][:batch_size], atol=2e-3)
@@ -298,5 +310,5 @@ def test_class_aware_crops_find_a_rare_class(options):
 def test_class_aware_crops_of_one_class_are_crops(value):
     image, _ = example()
     label = jnp.full((H, W), value, jnp.uint8)
-    _, new_label = run(make_augment((5, 4), max_class_fraction=0.5), 0, image, label)
+    _, new_label = run(partial(augment, crop_size=(5, 4), max_class_fraction=0.5), 0, image, label)
     assert np.all(new_label == value)

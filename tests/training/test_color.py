@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageEnhance
 from scipy import ndimage, stats
 
-from dense_jax.training.color import COLORS, make_color
+from dense_jax.training.color import COLORS, change_colors
 
 H, W = 11, 16
 NUM_KEYS = 1000
@@ -22,7 +22,9 @@ def random_image(channels=3):
 
 def change(name, strength, image):
     """What many keys make of one image."""
-    color = jax.jit(jax.vmap(make_color(**{name: strength}), in_axes=(0, None)))
+    color = jax.jit(
+        jax.vmap(functools.partial(change_colors, strengths={name: strength}), in_axes=(0, None))
+    )
     keys = jax.random.split(jax.random.key(0), NUM_KEYS)
     return np.asarray(color(keys, jnp.asarray(image, jnp.float32)), np.float64)
 
@@ -128,7 +130,9 @@ def test_any_number_of_channels_stays_in_range_and_gray_stays_gray(channels):
     gray = np.repeat(random_image(1), channels, axis=-1)
     if channels == 3:
         strengths |= {"saturation": 1.0, "hue": 180.0}
-    color = jax.jit(jax.vmap(make_color(**strengths), in_axes=(0, None)))
+    color = jax.jit(
+        jax.vmap(functools.partial(change_colors, strengths=strengths), in_axes=(0, None))
+    )
     keys = jax.random.split(jax.random.key(0), 50)
     images = np.asarray(color(keys, jnp.asarray(gray)))
     assert images.shape == (50, H, W, channels)
@@ -139,6 +143,6 @@ def test_any_number_of_channels_stays_in_range_and_gray_stays_gray(channels):
 @pytest.mark.parametrize("name", ["saturation", "hue"])
 @pytest.mark.parametrize("channels", [1, 2, 4])
 def test_colors_of_what_has_none_are_an_error(name, channels):
-    color = make_color(**{name: 0.5})
+    color = functools.partial(change_colors, strengths={name: 0.5})
     with pytest.raises(ValueError, match=f"augment.{name}=0.5 .* 3 channels, .* have {channels}"):
         jax.eval_shape(color, jax.random.key(0), jnp.zeros((4, 4, channels)))

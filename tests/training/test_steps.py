@@ -10,12 +10,13 @@ import optax
 import pytest
 from flax import linen as nn
 
-from dense_jax import losses, metrics
+from dense_jax import losses
+from dense_jax.data import Field
 from dense_jax.devices import mesh
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.models.normalization import unit
 from dense_jax.training import steps
-from dense_jax.training.augment import make_augment
+from dense_jax.training.augment import augment as random_crop
 from tests.conftest import mesh_of
 
 
@@ -45,16 +46,26 @@ def batch(size=8, index=0):
 
 
 def make_step(net=None, seed=0, augment=None, loss=losses.cross_entropy, **options):
-    augment = augment or make_augment((8, 8), flip=0.5, scale=0.3)
-    tx = optax.sgd(0.1, momentum=0.9)
-    step = steps.make_train_step(net or Net(), tx, loss, augment, unit, **options)
-    return lambda state, batch: step(state, batch, jax.random.key(seed))
+    augment = augment or functools.partial(random_crop, crop_size=(8, 8), flip=0.5, scale=0.3)
+    return functools.partial(
+        steps.train_step,
+        key=jax.random.key(seed),
+        model=net or Net(),
+        tx=optax.sgd(0.1, momentum=0.9),
+        loss_fn=loss,
+        augment=augment,
+        normalize=unit,
+        **options,
+    )
 
 
 def init(with_ema=False, net=None):
-    tx = optax.sgd(0.1, momentum=0.9)
+    image = jnp.zeros((1, 12, 12, 3))
     return steps.init_state(
-        *(net or Net(), tx, jax.random.key(0)), normalize=unit, num_channels=3, with_ema=with_ema
+        jax.random.key(0),
+        init=lambda key: (net or Net()).init(key, image, train=False),
+        tx=optax.sgd(0.1, momentum=0.9),
+        with_ema=with_ema,
     )
 
 
@@ -109,50 +120,9 @@ def test_the_loss_gets_what_moved_with_the_label():
     def loss(logits, label, border):
         return jnp.mean(jnp.isclose(border, jnp.where(label == IGNORE_LABEL, 0, 2)))
 
-    _, values = jax.jit(make_step(loss=loss))(init(), there)
+    augment = functools.partial(random_crop, crop_size=(8, 8), fields=[Field("border")])
+    _, values = jax.jit(make_step(augment=augment, loss=loss))(init(), there)
     assert values["train/loss"] == 1
-
-
-@pytest.mark.parametrize("resolution", [1.0, 0.5, 0.3])
-def test_predictions_have_the_images_size_at_any_resolution(resolution):
-    state = init()
-    predict = steps.make_predict_step(steps.make_logits_step(Net(), unit, resolution=resolution))
-    image = jnp.asarray(batch()["image"][0, :11, :7])
-    classes = predict(state.variables(), image)
-    assert classes.shape == (11, 7) and classes.dtype == jnp.uint8
-
-
-@pytest.mark.parametrize("size", [(22, 14), (6, 4), (9, 19), (1, 1)], ids=str)
-def test_resizing_is_bilinear_interpolation(size):
-    image = jax.random.normal(jax.random.key(0), (11, 7, 3))
-    expected = jax.image.resize(image, (*size, 3), "bilinear", antialias=False)
-    np.testing.assert_allclose(steps._resized(image, size), expected, atol=2e-5)
-
-
-def test_evaluation_of_an_example_does_not_depend_on_its_batch_or_device():
-    state, examples = init(), batch()
-    confusion = functools.partial(metrics.confusion_matrix, num_classes=3)
-    eval_step = steps.make_eval_step(
-        steps.make_predict_step(steps.make_logits_step(Net(), unit)), confusion
-    )
-    for num_devices, size in ((1, 8), (1, 1), (4, 4)):
-        devices = mesh_of(num_devices)
-        some = {name: array[:size] for name, array in examples.items()}
-        counted, maps = mesh.map_examples(eval_step, devices)(
-            state.variables(), mesh.to_global(some, devices)
-        )
-        classes, labels = jnp.moveaxis(maps, -1, 0)
-        np.testing.assert_array_equal(labels, some["label"])
-        counts = counted["counts"]
-        np.testing.assert_array_equal(counted["index"], some["index"])
-        assert counts.shape == (size, 3, 3)
-        np.testing.assert_array_equal(
-            counts[0], confusion(classes[0], jnp.asarray(examples["label"][0]))
-        )
-        if size == 8:
-            expected = counts, classes
-        np.testing.assert_array_equal(counts, expected[0][:size])
-        np.testing.assert_array_equal(classes, expected[1][:size])
 
 
 def test_dropout_depends_on_the_step_and_the_seed():
@@ -196,7 +166,7 @@ def test_microbatches_of_equal_weight_give_the_step_of_the_batch(num_devices):
     shardings = mesh.replicated(devices), mesh.sharded(devices)
     runs = {}
     for k in (1, 2, 4):
-        augment = make_augment((8, 8), flip=0.5)  # ignores no pixel
+        augment = functools.partial(random_crop, crop_size=(8, 8), flip=0.5)  # ignores no pixel
         step = make_step(net, augment=augment, num_microbatches=k, ema_decay=0.9)
         step = jax.jit(step, in_shardings=shardings)
         state = init(with_ema=True, net=net)

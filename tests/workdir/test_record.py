@@ -1,159 +1,26 @@
-"""Several seeds side by side: each is the run that it would be by itself."""
+"""The record of one run: what it keeps, and in which order it writes."""
 
 import math
-import shutil
-from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from etils import epath
-from ml_collections import ConfigDict
 
-from dense_jax import evaluate, train
-from dense_jax.devices import mesh
-from dense_jax.workdir import files as workdir
-from dense_jax.workdir.record import Member
+from dense_jax import storage
+from dense_jax.workdir import files
+from dense_jax.workdir.record import RunFolder, RunRecord
 from experiments import base
-from tests.conftest import mesh_of
-from tests.test_train import NUM_STEPS, Killed, assert_same_run, interrupt, kill, make_config, saved
-
-
-def make_job(tiny_folder, num_seeds):
-    config = make_config(tiny_folder)
-    config.seed, config.num_seeds = 3, num_seeds
-    return config
-
-
-@pytest.fixture(scope="module")
-def job(tmp_path_factory, tiny_folder):
-    """Four seeds, a device each."""
-    path = tmp_path_factory.mktemp("job")
-    train.train(make_job(tiny_folder, 4), str(path))
-    return path
-
-
-def test_a_seed_is_as_if_alone(job, tiny_folder, tmp_path, monkeypatch):
-    """To float tolerance: XLA orders some sums of one program otherwise than of the other."""
-    config = make_job(tiny_folder, 1)
-    config.seed = 6
-    devices = mesh_of(jax.device_count() // 4)
-    monkeypatch.setattr(mesh, "make_mesh", lambda num_replicas=1: devices)
-    train.train(config, str(tmp_path / "alone"))
-    there, alone = job / "seed=6", tmp_path / "alone"
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), saved(there), saved(alone)
-    )
-    ours, theirs = (workdir.read_records(run / "metrics.jsonl") for run in (there, alone))
-    for a, b in zip(ours, theirs, strict=True):
-        assert list(a) == list(b)
-        np.testing.assert_allclose([*a.values()], [*b.values()], rtol=1e-4)
-    assert workdir.read(there, "config.json") == workdir.read(alone, "config.json")
-
-
-def test_seeds_differ_and_are_runs_like_any_other(job, tiny_folder):
-    finals = [workdir.read(job / f"seed={k}", "result.json")["final"] for k in (3, 4, 5, 6)]
-    assert len({str(final) for final in finals}) == 4
-    scores = evaluate.evaluate(str(job / "seed=4"), checkpoint="latest", boundaries=False)
-    assert scores["eval/mean_iou"] == finals[1]["eval/mean_iou"]
-
-
-def test_a_finished_job_says_so(job, tiny_folder, capsys):
-    train.train(make_job(tiny_folder, 4), str(job))
-    assert capsys.readouterr().out.count("is finished") == 4
+from tests.test_train import NUM_STEPS, make_config
 
 
 @pytest.mark.parametrize(("step", "norm", "warnings"), [(5, 0.0, 1), (5, 0.1, 0), (6, 0.0, 0)])
 def test_a_first_step_that_learns_nothing_is_said(step, norm, warnings, tmp_path, caplog):
-    member = Member(epath.Path(tmp_path), base.get_config())
-    member.latest = member.best = SimpleNamespace(steps=[])
-    member.start(4)
-    member.record(step, {"train/loss": 0.5, "train/grad_norm": norm}, [])
-    member._log.close()
-    assert caplog.text.count("is exactly 0, so that nothing is learned") == warnings
-
-
-def test_killed_and_started_again_ends_bitwise_the_same(job, tiny_folder, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        interrupt(patch, 3, kill)
-        with pytest.raises(Killed):
-            train.train(make_job(tiny_folder, 4), str(tmp_path))
-    train.train(make_job(tiny_folder, 4), str(tmp_path))
-    for seed in (3, 4, 5, 6):
-        assert_same_run(tmp_path / f"seed={seed}", job / f"seed={seed}")
-
-
-@pytest.mark.parametrize("step", [2, 6])
-def test_killed_while_some_have_saved(job, tiny_folder, tmp_path, monkeypatch, step):
-    """All go on from the step that all have: for the first save, from the start."""
-    save = Member.save
-    with monkeypatch.context() as patch:
-
-        def save_or_die(self, at, state):
-            if at == step and self.config.seed == 5:
-                kill()
-            save(self, at, state)
-
-        patch.setattr(Member, "save", save_or_die)
-        with pytest.raises(Killed):
-            train.train(make_job(tiny_folder, 4), str(tmp_path))
-    train.train(make_job(tiny_folder, 4), str(tmp_path))
-    for seed in (3, 4, 5, 6):
-        assert_same_run(tmp_path / f"seed={seed}", job / f"seed={seed}")
-
-
-def test_one_that_has_gone_on_alone_is_not_thrown_back(job, tiny_folder, tmp_path):
-    shutil.copytree(job / "seed=3", tmp_path / "seed=3")
-    with pytest.raises(ValueError, match=r"seed=3 was begun without .*seed=4"):
-        train.train(make_job(tiny_folder, 4), str(tmp_path))
-
-
-def test_a_finished_seed_is_not_thrown_back(job, tiny_folder, tmp_path):
-    """One of its two checkpoints is where the others are."""
-    shutil.copytree(job, tmp_path, dirs_exist_ok=True)
-    for seed in (4, 5, 6):
-        (tmp_path / f"seed={seed}" / "result.json").unlink()
-        shutil.rmtree(tmp_path / f"seed={seed}" / "checkpoints" / "latest" / "6")
-    with pytest.raises(
-        ValueError, match=r"seed=3 is at step 6, but another seed at 4.*--config.seed=3"
-    ):
-        train.train(make_job(tiny_folder, 4), str(tmp_path))
-    assert [*(tmp_path / "seed=3" / "checkpoints" / "latest").glob("6")]
-
-
-def test_the_workdir_of_a_job_is_not_one_of_a_run(job, tiny_folder):
-    with pytest.raises(ValueError, match="has the workdirs of several seeds"):
-        train.train(make_job(tiny_folder, 1), str(job))
-
-
-def test_the_workdir_of_a_run_is_not_one_of_a_job(tiny_folder, tmp_path):
-    workdir.write_json(tmp_path / "config.json", make_job(tiny_folder, 1).to_dict())
-    with pytest.raises(ValueError, match="is the workdir of one run"):
-        train.train(make_job(tiny_folder, 4), str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"num_seeds": 3}, "num_seeds=3 cannot share 4 devices"),
-        ({"num_seeds": 0}, "num_seeds=0 must be at least 1"),
-        ({"num_seeds": 2, "batch_size": 3}, "number of devices, 2, for each of num_seeds=2"),
-    ],
-)
-def test_seeds_must_share_the_devices_evenly(tiny_folder, tmp_path, fields, message):
-    config: ConfigDict = make_job(tiny_folder, 1)
-    config.update(fields)
-    with pytest.raises(ValueError, match=message):
-        train.train(config, str(tmp_path))
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_seed_that_is_not_finite_stops_all_and_is_named(tiny_folder, tmp_path):
-    config = make_job(tiny_folder, 4)
-    config.optimizer.learning_rate = 1e38
-    config.optimizer.grad_clip_norm = 0.0
-    with pytest.raises(FloatingPointError, match=r"is not finite in .*seed="):
-        train.train(config, str(tmp_path))
+    record = RunRecord(RunFolder(epath.Path(tmp_path), base.get_config()), {})
+    record.rewind(4)
+    record.record(step, {"train/loss": 0.5, "train/grad_norm": norm}, [])
+    record.close()
+    assert caplog.text.count("is exactly 0, so nothing is learned") == warnings
 
 
 DATASET = {"class_names": ["a"], "num_channels": 1, "num_examples": 1}
@@ -161,20 +28,18 @@ DATASET |= {"fingerprint": None, "eval_fingerprint": None}
 
 
 def begun(tiny_folder, path):
-    one = Member(epath.Path(path), make_config(tiny_folder))
-    one.open(DATASET)
-    return one
+    return RunRecord(RunFolder(epath.Path(path), make_config(tiny_folder)), DATASET)
 
 
 @pytest.mark.parametrize("damage", ["empty", "gone", "half", "a bad byte"])
 def test_without_its_records_a_run_goes_on_from_its_best_state(tiny_folder, tmp_path, damage):
     scores = {"eval/mean_iou": 0.5, "eval/iou/a": math.nan}
     state = {"a": jax.device_put(np.zeros(3, np.float32))}
-    one = begun(tiny_folder, tmp_path)
-    one.start(0)
-    one.score(4, state, scores, None)
-    one.save(5, state)
-    one.close()
+    record = begun(tiny_folder, tmp_path)
+    record.rewind(0)
+    record.score(4, state, scores, None)
+    record.save(5, state)
+    record.close()
     records = tmp_path / "metrics.jsonl"
     content = records.read_bytes()
     if damage == "gone":
@@ -183,43 +48,43 @@ def test_without_its_records_a_run_goes_on_from_its_best_state(tiny_folder, tmp_
         half = content[: len(content) // 2]
         bad = content.replace(b"mean", b"me\xffn")
         records.write_bytes({"empty": b"", "half": half, "a bad byte": bad}[damage])
-    one = begun(tiny_folder, tmp_path)
-    one.start(5)
+    record = begun(tiny_folder, tmp_path)
+    record.rewind(5)
     worse = scores | {"eval/mean_iou": 0.25}
-    one.score(NUM_STEPS, state, worse, None)
-    one.close()
-    one.finish(3, {"peak_bytes": 1})
-    assert one.result is not None
-    assert one.result["best"] == workdir.to_json({"step": 4, **scores})
-    assert one.result["final"] == workdir.to_json({"step": NUM_STEPS, **worse})
+    record.score(NUM_STEPS, state, worse, None)
+    record.close()
+    record.finish(3, {"peak_bytes": 1})
+    result = files.read_json(tmp_path / "result.json")
+    assert result["best"] == storage.to_json({"step": 4, **scores})
+    assert result["final"] == storage.to_json({"step": NUM_STEPS, **worse})
 
 
 def test_records_are_on_disk_before_a_state_that_follows_them(tiny_folder, tmp_path, monkeypatch):
     done = []
     state = {"a": jax.device_put(np.zeros(3, np.float32))}
-    one = begun(tiny_folder, tmp_path)
-    one.start(0)
-    monkeypatch.setattr(workdir, "sync", lambda file: done.append("sync"))
-    monkeypatch.setattr(one.best, "save", lambda *_: done.append("save"))
-    monkeypatch.setattr(one.latest, "save", lambda *_: done.append("save"))
-    one.score(4, state, {"eval/mean_iou": 0.5}, None)
-    one.save(4, state)
-    one.close()
+    record = begun(tiny_folder, tmp_path)
+    record.rewind(0)
+    monkeypatch.setattr(storage, "sync", lambda file: done.append("sync"))
+    monkeypatch.setattr(record.best, "save", lambda *_: done.append("save"))
+    monkeypatch.setattr(record.latest, "save", lambda *_: done.append("save"))
+    record.score(4, state, {"eval/mean_iou": 0.5}, None)
+    record.save(4, state)
+    record.close()
     assert done == ["sync", "save"] * 2
 
 
 def test_a_best_state_without_readable_scores_is_set_aside(tiny_folder, tmp_path, caplog):
     state = {"a": jax.device_put(np.zeros(3, np.float32))}
-    one = begun(tiny_folder, tmp_path)
-    one.start(0)
-    one.score(4, state, {"eval/mean_iou": 0.5}, None)
-    one.close()
+    record = begun(tiny_folder, tmp_path)
+    record.rewind(0)
+    record.score(4, state, {"eval/mean_iou": 0.5}, None)
+    record.close()
     (tmp_path / "checkpoints" / "best" / "4" / "about" / "metadata").write_text("{")
-    one = begun(tiny_folder, tmp_path)
-    one.start(5)
-    one.score(NUM_STEPS, state, {"eval/mean_iou": 0.25}, None)
-    one.close()
-    assert one.best.steps == [NUM_STEPS]
+    record = begun(tiny_folder, tmp_path)
+    record.rewind(5)
+    record.score(NUM_STEPS, state, {"eval/mean_iou": 0.25}, None)
+    record.close()
+    assert record.best.steps == [NUM_STEPS]
     assert "the next evaluation's state is the best" in caplog.text
     assert (tmp_path / "checkpoints" / "best.unreadable" / "4").is_dir()
 
@@ -235,4 +100,4 @@ def test_a_file_in_place_of_a_folder_is_said_at_the_start(tiny_folder, tmp_path,
 def test_the_data_are_found_from_any_folder(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tiny_folder.parent)
     begun(tiny_folder.name, tmp_path).latest.close()
-    assert workdir.read(tmp_path, "config.json")["data"]["root"] == str(tiny_folder)
+    assert files.read(tmp_path, "config.json")["data"]["root"] == str(tiny_folder)

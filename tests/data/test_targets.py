@@ -1,5 +1,6 @@
-"""Border weights: the paper's formula, and what counts as an object."""
+"""Per-pixel targets: a new one is a function and a line; the border weights of the U-Net paper."""
 
+import itertools
 import math
 import pickle
 
@@ -9,13 +10,19 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from dense_jax.data import Synthetic, open_dataset
-from dense_jax.data.borders import Bordered, border_weights
+from dense_jax.data import Field, Synthetic, open_dataset
+from dense_jax.data.cache import Cached
+from dense_jax.data.pipeline import train_batches
+from dense_jax.data.targets import WithTarget, border_weights, with_border_weights
 from dense_jax.labels import IGNORE_LABEL, components
 
 
+def with_borders(source, classes):
+    return with_border_weights(source, weight=10.0, sigma=5.0, classes=classes)
+
+
 def brute_force(objects, weight, sigma):
-    """Every pixel's distance to every pixel of every object."""
+    """Computes the weights from the distances of every pixel to every pixel of every object."""
     at = np.argwhere(np.ones(objects.shape, bool))
     distances = [
         np.linalg.norm(at[:, None] - np.argwhere(objects == k), axis=-1).min(axis=1)
@@ -27,7 +34,7 @@ def brute_force(objects, weight, sigma):
 
 
 def blobs(seed, shape=(37, 45), num_objects=9):
-    """Rectangles at random, some touching, some cut in two; not all numbers are there."""
+    """Returns random rectangles: some touch, some are cut in two, and some numbers are not used."""
     rng = np.random.default_rng(seed)
     objects = np.zeros(shape, np.int32)
     for k in rng.choice(np.arange(1, 300), num_objects, replace=False):
@@ -47,7 +54,7 @@ def test_equals_brute_force(seed, sigma):
 
 
 def test_the_weights_are_those_of_exact_distances_whatever_their_last_bit(monkeypatch):
-    """OpenCV's depends on the processor and on where in memory the result lies."""
+    """The last bits of OpenCV's distances depend on the processor and on the array's address."""
     objects, transform = blobs(0, (60, 75)), cv2.distanceTransform
 
     def moved(outside, *options):
@@ -125,8 +132,8 @@ def cells(tmp_path):
 
 def test_instances_and_components_agree_until_objects_touch(cells):
     source = open_dataset("folder", str(cells), "train")
-    instances = Bordered(source, 10.0, 5.0, None)
-    connected = Bordered(source, 10.0, 5.0, ("cell",))
+    instances = with_borders(source, None)
+    connected = with_borders(source, ("cell",))
     apart, touching = zip(instances, connected, strict=True)
     np.testing.assert_array_equal(apart[0]["border"], apart[1]["border"])
     for i, example in enumerate(instances):
@@ -138,7 +145,7 @@ def test_instances_and_components_agree_until_objects_touch(cells):
 
 
 def test_ignored_pixels_belong_to_no_instance(cells):
-    """As where annotators leave a rim around each object, with a number of its own."""
+    """Some annotators leave a rim around each object, with a number of its own."""
     path = cells / "instances" / "train" / "a.png"
     objects = np.array(Image.open(path))
     objects[:, 8:10] = 255  # between two cells
@@ -148,12 +155,12 @@ def test_ignored_pixels_belong_to_no_instance(cells):
     (cells / "dataset.json").write_text('{"classes": ["ground", "cell"], "ignored_values": [9]}')
     source = open_dataset("folder", str(cells), "train")
     expected = border_weights(np.where(objects == 255, 0, objects).astype(np.int32), 10.0, 5.0)
-    np.testing.assert_array_equal(Bordered(source, 10.0, 5.0, None)[0]["border"], expected)
+    np.testing.assert_array_equal(with_borders(source, None)[0]["border"], expected)
 
 
 def test_the_examples_are_those_of_the_source(cells):
     source = open_dataset("folder", str(cells), "train")
-    bordered = Bordered(source, 10.0, 5.0, None)
+    bordered = with_borders(source, None)
     assert len(bordered) == len(source) and (bordered.sizes == source.sizes).all()
     copy = pickle.loads(pickle.dumps(bordered))
     for example, other, plain in zip(bordered, copy, source, strict=True):
@@ -166,6 +173,27 @@ def test_the_examples_are_those_of_the_source(cells):
 def test_what_the_objects_are_must_be_known():
     source = Synthetic("", "val")
     with pytest.raises(ValueError, match=r"not set and .* no instance files: .* of background, di"):
-        Bordered(source, 10.0, 5.0, None)
+        with_borders(source, None)
     with pytest.raises(ValueError, match=r"border\.classes: no class cell; there are: backg"):
-        Bordered(source, 10.0, 5.0, ("disk", "cell"))
+        with_borders(source, ("disk", "cell"))
+
+
+def distance_map(i, example):
+    """The distance of each pixel to the nearest pixel of class 0, in pixels."""
+    return ndimage.distance_transform_edt(example["label"]).astype(np.float16)
+
+
+def test_another_target_is_a_function_and_a_line(cells):
+    """No other code names it: it is cached, pickled, put onto a canvas and batched."""
+    source = open_dataset("folder", str(cells), "train")
+    field = Field("distance", dtype="float16", fill=-1.0)
+    target = WithTarget(with_borders(source, None), field, distance_map)
+    assert target.fields == (Field("border"), field)
+    cached = Cached(target)
+    copy = pickle.loads(pickle.dumps(cached))
+    (batch,) = itertools.islice(train_batches(copy, canvas=(20, 20), seed=0, batch_size=2), 1)
+    assert batch["distance"].dtype == np.float16 and batch["border"].dtype == np.float32
+    assert (batch["distance"][:, 16:] == -1).all() and (batch["border"][:, 16:] == 0).all()
+    label, distance = batch["label"][:, :16], batch["distance"][:, :16]
+    np.testing.assert_array_equal(distance > 0, label > 0)
+    assert distance.max() >= 3  # in the middle of a cell

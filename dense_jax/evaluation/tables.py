@@ -1,0 +1,161 @@
+"""Markdown tables, and those of an evaluation. Never uses jax."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dense_jax import metrics
+from dense_jax.metrics import Metric, boundary
+
+BOUNDARY_NOTE = (
+    "Boundaries: F1 within 0.75 % of the diagonal, IoU of the rims of 2 % of it; 95th percentile and "
+    "mean of the distances in pixels. F1 and distances are means over the images that show the class "
+    "on either side; where one side alone does (missed: in the label; invented: in the prediction), "
+    "F1 is 0 and the distances are the diagonal. IoU is of all images' rims together."
+)
+_KNOWN_AS = {"boundary_f1": " (SegNet's BF)"}
+
+
+def markdown_table(
+    lines: Iterable[Sequence[str]], num_names: int = 1, *, padded: bool = False
+) -> str:
+    """Returns a Markdown table, without a line break at its end.
+
+    lines: rows of cells; the first one is the head. Cells are Markdown: see `escape`.
+    num_names: the number of columns of text, on the left; the others are numbers.
+    padded: whether columns are made equally wide, for reading them as plain text.
+    """
+    head, *body = map(list, lines)
+    widths = [0] * len(head)
+    if padded:
+        widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+    names = [i < num_names for i in range(len(head))]
+    rule = [
+        "-" * max(3, width) if name else "-" * max(3, width - 1) + ":"
+        for name, width in zip(names, widths, strict=True)
+    ]
+    rows = [
+        [
+            cell.ljust(width) if name else cell.rjust(width)
+            for cell, width, name in zip(line, widths, names, strict=True)
+        ]
+        for line in (head, rule, *body)
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def escape(name: str) -> str:
+    """Escapes what GitHub would read as markup; snake_case stays readable."""
+    name = re.sub(r"([\\`*\[\]<>|~&$])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", name)
+    return " ".join(name.split())
+
+
+def to_markdown(evaluation: Mapping[str, Any]) -> str:
+    """Returns the text of evaluation_SPLIT.md: the means and the scores of each class.
+
+    evaluation: the content of evaluation_SPLIT.json, in which a missing score is NaN.
+    """
+    name = f"{evaluation['dataset']} {evaluation['root']}".rstrip()
+    about = (
+        f"{evaluation['num_images']} images, {evaluation['num_pixels']:,} valid pixels, at the "
+        "labels' own resolution, in percent, with 95 % intervals over images (bootstrap). Ignored "
+        "pixels count nowhere. The mean over images is of each image's own score, another measure."
+    )
+    parts = [f"# {name}, {evaluation['split']}, step {evaluation['step']}", about]
+    if without := evaluation["classes_without_score"]:
+        parts.append(f"In no label and never predicted, so in no mean: {', '.join(without)}.")
+    parts += _region_tables(evaluation)
+    measured = [m for m in metrics.of_kind("boundary") if f"eval/{m.score}" in evaluation]
+    if measured:
+        parts += _boundary_tables(evaluation, measured)
+    if evaluation["foreground"]:
+        parts += _foreground_table(evaluation)
+    return "\n\n".join(parts) + "\n"
+
+
+def _region_tables(evaluation: Mapping[str, Any]) -> list[str]:
+    region = metrics.of_kind("region")
+    numbers = [metric for metric in region if metric.averaged]
+    per_class = [metric for metric in region if metric.per_class]
+    means = [
+        ["", *(metric.score_label for metric in numbers)],
+        _row(evaluation, "all pixels", numbers, lambda m: m.score),
+        _row(evaluation, "mean over images", numbers, lambda m: f"mean_over_images/{m.score}"),
+    ]
+    classes = [["", *(metric.label for metric in per_class)], *_class_rows(evaluation, per_class)]
+    return [markdown_table(means), markdown_table(classes)]
+
+
+def _boundary_tables(evaluation: Mapping[str, Any], measured: Sequence[Metric]) -> list[str]:
+    sides = zip(evaluation["num_images_missed"], evaluation["num_images_invented"], strict=True)
+    rows = zip(_class_rows(evaluation, measured), sides, strict=True)
+    lines = [
+        ["", *(metric.label for metric in measured), "images missed", "invented"],
+        [*_row(evaluation, "mean", measured, lambda m: m.score), "", ""],
+        *([*row, *map(str, counts)] for row, counts in rows),
+    ]
+    image_means = [
+        f"Mean over images of the {metric.label} of the label's classes{_KNOWN_AS.get(metric.name, '')}: "
+        + _cell(evaluation, metric, f"mean_over_images/{metric.score}")
+        for metric in measured
+        if metric.image_mean
+    ]
+    iou = metrics.METRICS["iou"]
+    near = [_cell(evaluation, iou, f"trimap_mean_iou/{width}") for width in boundary.BAND_WIDTHS]
+    bands = [
+        ["", *(f"{width} px" for width in boundary.BAND_WIDTHS)],
+        ["mean IoU this close to the label's boundaries", *near],
+    ]
+    return [BOUNDARY_NOTE, markdown_table(lines), *image_means, markdown_table(bands)]
+
+
+def _foreground_table(evaluation: Mapping[str, Any]) -> list[str]:
+    note = (
+        f"Foreground: {', '.join(evaluation['foreground'])}, against all others. Its connected "
+        "components are the objects of the Rand and information scores, in images that have any."
+    )
+    region = [metric for metric in metrics.of_kind("region") if metric.per_class]
+    objects = [m for m in metrics.of_kind("object") if f"eval/{m.score}" in evaluation]
+    columns = [*region, *objects]
+
+    def over_images(metric: Metric) -> str:
+        is_region = metric.kind == "region"
+        return f"mean_over_images/foreground_{metric.name}" if is_region else metric.score
+
+    lines = [
+        ["", *(metric.label for metric in columns)],
+        _row(evaluation, "all pixels", columns, lambda m: f"foreground_{m.name}"),
+        _row(evaluation, "mean over images", columns, over_images),
+    ]
+    return [note, markdown_table(lines)]
+
+
+def _class_rows(evaluation: Mapping[str, Any], columns: Sequence[Metric]) -> list[list[str]]:
+    return [
+        _row(evaluation, name, columns, lambda m, name=name: f"{m.name}/{name}")
+        for name in evaluation["class_names"]
+    ]
+
+
+def _row(
+    evaluation: Mapping[str, Any],
+    name: str,
+    columns: Sequence[Metric],
+    path: Callable[[Metric], str],
+) -> list[str]:
+    return [escape(name), *(_cell(evaluation, metric, path(metric)) for metric in columns)]
+
+
+def _cell(evaluation: Mapping[str, Any], metric: Metric, path: str) -> str:
+    """Returns a score with its interval; "" for one that does not exist."""
+    score = evaluation.get(f"eval/{path}")
+    if score is None:
+        return ""
+    if np.isnan(score):
+        return "no score"
+    factor = 100 if metric.unit == "%" else 1
+    low, high = np.multiply(factor, evaluation["intervals"][f"eval/{path}"])
+    interval = "" if np.isnan(low + high) else f" ({low:.2f} to {high:.2f})"
+    return f"{factor * score:.2f}{interval}"

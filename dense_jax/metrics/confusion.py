@@ -1,0 +1,60 @@
+"""The confusion matrix, counted on the device."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int32
+
+from dense_jax.labels import IGNORE_LABEL
+
+
+def confusion_matrix(
+    predictions: ArrayLike, labels: ArrayLike, num_classes: int
+) -> Int32[Array, "c c"]:
+    """Counts pixels: entry [i, j] is the number of pixels of true class i predicted as class j.
+
+    Takes integers of any one shape. Pixels whose label or prediction is outside [0, num_classes)
+    count nowhere. Exact for up to 2**31 - 1 pixels a call: add the results up in int64, on the host.
+    Raises ValueError for shapes that differ, values that are not integers, and > 255 classes.
+    """
+    predictions, labels = jnp.asarray(predictions), jnp.asarray(labels)
+    if predictions.shape != labels.shape:
+        raise ValueError(f"predictions {predictions.shape} and labels {labels.shape} differ")
+    for name, values in {"predictions": predictions, "labels": labels}.items():
+        if not jnp.issubdtype(values.dtype, jnp.integer):
+            raise ValueError(f"{name} must be integer class ids, not {values.dtype}")
+    if not 0 < num_classes <= IGNORE_LABEL:
+        raise ValueError(f"num_classes must be 1 to {IGNORE_LABEL}, not {num_classes}")
+    truth, guess = (x.reshape(-1).astype(jnp.int32) for x in (labels, predictions))
+    # Both ways give the same integers; each is more than 10 times slower on the other's devices.
+    return jax.lax.platform_dependent(
+        truth,
+        guess,
+        cpu=functools.partial(_count_by_adding, num_classes=num_classes),
+        default=functools.partial(_count_by_product, num_classes=num_classes),
+    )
+
+
+def _count_by_adding(
+    truth: Int32[Array, " n"], guess: Int32[Array, " n"], num_classes: int
+) -> Int32[Array, "c c"]:
+    """Adds 1 to an entry for each pixel."""
+    valid = (truth >= 0) & (truth < num_classes) & (guess >= 0) & (guess < num_classes)
+    entry = jnp.where(valid, truth * num_classes + guess, num_classes**2)
+    counts = jnp.bincount(entry, length=num_classes**2 + 1)
+    return counts[:-1].reshape(num_classes, num_classes).astype(jnp.int32)
+
+
+def _count_by_product(
+    truth: Int32[Array, " n"], guess: Int32[Array, " n"], num_classes: int
+) -> Int32[Array, "c c"]:
+    """Multiplies one-hot matrices of bytes into int32: float32 would lose counts above 2**24."""
+    classes = jnp.arange(num_classes, dtype=jnp.int32)[None, :]
+    return jnp.einsum(
+        "nc,nk->ck",
+        (truth[:, None] == classes).astype(jnp.int8),
+        (guess[:, None] == classes).astype(jnp.int8),
+        preferred_element_type=jnp.int32,
+    )

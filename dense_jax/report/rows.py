@@ -1,0 +1,255 @@
+"""Collects the runs of a folder into rows, independent of the output format."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dense_jax.metrics import METRICS
+from dense_jax.report import comparable, statistics
+from dense_jax.report.reading import OPERATIONAL, RunFolder, find_runs, number
+from dense_jax.workdir import files
+
+NOTE = (
+    "Scores are means over the seeds, on the labels' own pixels (–: a seed has none); ± is the half "
+    "width of the 95 % t-interval over the seeds; bold is the best mean of its column, "
+    "significant or not; * is a difference from the baseline row with p < 0.05, two-sided paired "
+    "t-test over the shared seeds, after Holm's correction for the rows of its column."
+)
+ABSENT = "–"
+# Control characters but tabs and new lines, directions of text, and halves of characters.
+_INVISIBLE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+class Column(NamedTuple):
+    """A score that the table shows."""
+
+    path: str  # in result.json or evaluation_SPLIT.json
+    label: str
+    higher_is_better: bool
+
+
+@dataclasses.dataclass
+class Row:
+    """The runs of one configuration, which differ in their seed."""
+
+    runs: list[RunFolder]
+    label: list[str]  # one text per differing field
+    group: str = ""  # see comparable.number_groups
+    is_baseline: bool = False
+    # By path, against the baseline, corrected; NaN or no entry if there is no test.
+    p_values: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The row's label in one text."""
+        return ", ".join(self.label)
+
+    def score(self, path: str) -> tuple[float, float]:
+        """Returns the mean over the seeds and the half width of its interval; NaN if there is none."""
+        return statistics.interval([number(run.scores, path) for run in self.runs])
+
+    def seed_scores(self, path: str) -> dict[str, float]:
+        """Returns the scores that exist, by seed."""
+        values = {str(run.fields.get("seed")): number(run.scores, path) for run in self.runs}
+        return {seed: value for seed, value in values.items() if not math.isnan(value)}
+
+    @property
+    def parameters(self) -> int | None:
+        """The number of parameters; None if the runs disagree or do not say."""
+        counts = {number(run.result, "num_parameters") for run in self.runs}
+        count = counts.pop()
+        return None if counts or math.isnan(count) else int(count)
+
+    def cost(self, key: str) -> float:
+        """Returns the mean over the seeds that state it; NaN if none does."""
+        values = [number(run.cost, key) for run in self.runs]
+        stated = [value for value in values if not math.isnan(value)]
+        return float(np.mean(stated)) if stated else math.nan
+
+
+class Report(NamedTuple):
+    """The content of a report, independent of the format."""
+
+    fields: list[str]  # of the config, in which the rows differ
+    rows: list[Row]
+    notes: list[str]  # which runs are in no row, and why
+    columns: list[Column]
+
+
+def build(
+    root: pathlib.Path,
+    split: str | None = None,
+    *,
+    per_class: bool = False,
+    baseline: str | None = None,
+    mixed: bool = False,
+) -> Report:
+    """Reads the runs at or below a folder.
+
+    split: the split whose evaluation_SPLIT.json has the scores; None: the end of training has them.
+    per_class: whether columns of each class's IoU follow.
+    baseline: FIELD=VALUE,... of the row to test against; None: the first.
+    mixed: whether runs that are not comparable may share the table.
+
+    Raises ValueError if there is no run, if runs are not comparable, or if the baseline is not one
+    row.
+    """
+    runs = find_runs(root, split)
+    scored = [run for run in runs if run.scores]
+    notes = [f"{run.name}: {run.status}" for run in runs if not run.scores]
+    comparable.measure(scored, split)
+    if not mixed:
+        comparable.refuse(comparable.conflicts(scored))
+    _name_roots(scored)
+    # The best checkpoint depends on how often one is looked for.
+    ignored = (OPERATIONAL - {"eval_every"} if split else OPERATIONAL) | {"seed"}
+    rows, repeated = _group(scored, ignored)
+    notes += repeated
+
+    configs = [row.runs[0].fields for row in rows]
+    fields = [path for path in files.differing_fields(configs) if path not in ignored]
+    rows.sort(
+        key=lambda row: [
+            int(row.group or 0),
+            *(order(row.runs[0].fields.get(path)) for path in fields),
+        ]
+    )
+    for row in rows:
+        label = [text(row.runs[0].fields.get(path, ABSENT)) for path in fields]
+        row.label = [row.group, *label] if row.group else label
+    if rows and rows[0].group:
+        fields = ["data", *fields]
+    if len(rows) == 1:  # one configuration: named by its folder
+        (row,) = rows
+        row.label = [text(root.resolve().name if len(row.runs) > 1 else row.runs[0].name)]
+    fields = visible(fields or ["run"])
+    columns = _columns(scored, per_class)
+    if rows:
+        _test(rows, find_row(fields, rows, baseline) if baseline else rows[0], columns)
+    return Report(fields, rows, notes, columns)
+
+
+def _group(runs: Sequence[RunFolder], ignored: set[str]) -> tuple[list[Row], list[str]]:
+    """Puts runs of one configuration into a row; returns the rows, and notes on repeated seeds."""
+    rows: dict[tuple[str, str], Row] = {}
+    notes = []
+    for run, group in zip(runs, comparable.number_groups(runs), strict=True):
+        fixed = {path: value for path, value in run.fields.items() if path not in ignored}
+        row = rows.setdefault((group, json.dumps(fixed, sort_keys=True)), Row([], [], group))
+        seed = run.fields.get("seed")
+        twin = next((other for other in row.runs if other.fields.get("seed") == seed), None)
+        if twin is None:
+            row.runs.append(run)
+        else:  # not an independent sample: it would narrow the interval
+            notes.append(f"{run.name}: left out, it repeats the config and seed of {twin.name}")
+    return list(rows.values()), notes
+
+
+def find_row(fields: Sequence[str], rows: Sequence[Row], wanted: str) -> Row:
+    """Returns the row of FIELD=VALUE,..., spelled as in the table.
+
+    The last words of a field's path suffice: upsampling=bilinear. Raises ValueError unless exactly
+    one row fits.
+    """
+    # Values may have commas themselves: "model.skips=16, 8,loss=dice".
+    parts = [part.partition("=") for part in re.split(r",\s*(?=[\w.]+=)", wanted)]
+
+    def has(row: Row, name: str, value: str) -> bool:
+        return any(
+            f".{field}".endswith(f".{name.strip()}")
+            and "".join(label.split()) == "".join(value.split())
+            for field, label in zip(fields, row.label, strict=True)
+        )
+
+    fitting = [row for row in rows if all(has(row, name, value) for name, _, value in parts)]
+    if len(fitting) != 1:
+        listed = "\n".join(f"  {spelled(fields, row)}" for row in rows)
+        raise ValueError(
+            f"--baseline={wanted} must be one row, but is {len(fitting)} of these:\n{listed}"
+        )
+    return fitting[0]
+
+
+def spelled(fields: Sequence[str], row: Row) -> str:
+    """Returns a row in the words that `find_row` reads."""
+    return ",".join(f"{field}={label}" for field, label in zip(fields, row.label, strict=True))
+
+
+def order(value: Any) -> tuple[int, float, str]:
+    """Returns a sort key: numbers by size, lists by length, then names by the alphabet."""
+    if isinstance(value, int | float):
+        return 0, float(value), ""
+    return (1, float(len(value)), str(value)) if isinstance(value, list) else (2, 0.0, str(value))
+
+
+def text(value: Any) -> str:
+    """Returns the text that a table shows for a field's value."""
+    if isinstance(value, list):
+        return ", ".join(map(text, value)) or "none"
+    return "none" if value is None else visible(str(value))
+
+
+def visible(value: Any) -> Any:
+    """Spells out characters that would hide or reorder others, in any nesting of texts."""
+    if isinstance(value, dict):
+        return {visible(key): visible(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [visible(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    return _INVISIBLE.sub(lambda match: f"\\u{ord(match[0]):04x}", value)
+
+
+def _name_roots(runs: Sequence[RunFolder]) -> None:
+    """Makes data.root identify the data: the same data may lie elsewhere on another machine.
+
+    None, unless there is other data of the same name and split. Then it is the folder that the data
+    lay in for the first of the runs, with its fingerprint.
+    """
+
+    def name(run: RunFolder) -> tuple[str, str]:
+        return text(run.fields.get("data.name")), text(run.fields.get("data.train_split"))
+
+    roots: dict[tuple[str, str], dict[str, str]] = {}
+    for run in runs:
+        same_name = roots.setdefault(name(run), {})
+        same_name.setdefault(run.training_data, text(run.fields.get("data.root")))
+    for run in runs:
+        same_name, data = roots[name(run)], run.training_data
+        run.fields["data.root"] = f"{same_name[data]} ({data})" if len(same_name) > 1 else None
+
+
+def _columns(runs: Sequence[RunFolder], per_class: bool) -> list[Column]:
+    """Returns the columns of METRICS. Only evaluations have scores of boundaries and objects."""
+    paths = list(dict.fromkeys(path for run in runs for path in run.scores))
+    columns = []
+    for metric in METRICS.values():
+        path = f"eval/{'mean_over_images/' if metric.image_mean else ''}{metric.score}"
+        if metric.reported and metric.averaged and (metric.kind == "region" or path in paths):
+            columns.append(Column(path, metric.score_label, metric.higher_is_better))
+    if per_class:
+        prefix = "eval/iou/"
+        classes = [path.removeprefix(prefix) for path in paths if path.startswith(prefix)]
+        columns += [Column(f"{prefix}{name}", f"IoU {name}", True) for name in classes]
+    return columns
+
+
+def _test(rows: Sequence[Row], baseline: Row, columns: Sequence[Column]) -> None:
+    """Sets p-values of all rows that are comparable with the baseline, Holm-corrected by column."""
+    baseline.is_baseline = True
+    others = [row for row in rows if row is not baseline and row.group == baseline.group]
+    for path, *_ in columns:
+        baseline_scores, p_values = baseline.seed_scores(path), []
+        for row in others:
+            scores = row.seed_scores(path)
+            seeds = [seed for seed in scores if seed in baseline_scores]
+            pairs = [scores[s] for s in seeds], [baseline_scores[s] for s in seeds]
+            p_values.append(statistics.paired_p_value(*pairs))
+        for row, p_value in zip(others, statistics.holm(p_values), strict=True):
+            row.p_values[path] = p_value

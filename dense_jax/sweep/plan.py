@@ -1,0 +1,160 @@
+"""The runs of a sweep: their names and flags, and how far each is. Never imports jax."""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath  # like pathlib, also for gs://
+
+from dense_jax import command, storage
+from dense_jax.workdir import files
+
+Override = dict[str, Any]  # {dotted.path: value}, the changes that make a run
+
+FAILURE = "failure.json"  # in the workdir of a run that failed
+MAX_NAME = 200  # characters; file systems allow 255 bytes
+
+
+def load_sweep(config: str) -> list[Override]:
+    """Returns what `get_sweep()` of an experiment lists. Raises ValueError if that is no sweep."""
+    module, file = command.experiment(config), config.partition(":")[0]
+    if not hasattr(module, "get_sweep"):
+        raise ValueError(f"{file} has no get_sweep(): to train it once, use dense_jax.main")
+    sweep = module.get_sweep()
+    if not isinstance(sweep, list) or not all(isinstance(override, dict) for override in sweep):
+        raise ValueError(f"get_sweep() of {file} must return a list of dicts, got {sweep!r}")
+    if not sweep:
+        raise ValueError(f"get_sweep() of {file} is an empty list: nothing to run")
+    return sweep
+
+
+def as_flags(override: Override) -> list[str]:
+    """Returns the command-line flags of an override. Raises ValueError for None."""
+    for path, value in override.items():
+        if value is None:  # it would arrive as the word "None", or not at all
+            raise ValueError(f"{path}=None cannot be written as a flag; use a value that means off")
+    return [f"--config.{path}={value}" for path, value in override.items()]
+
+
+def run_names(sweep: Sequence[Override]) -> list[str]:
+    """Returns a folder name for each run, such as `upsampling=bilinear,skips=4-2,seed=0`.
+
+    A name consists of what differs between the runs. If all runs have a `label`, it stands for the
+    fields that it tells. The seed is always named: a sweep often starts with one seed and gets
+    more, and must then find its runs again.
+
+    Raises ValueError if two runs would share a folder.
+    """
+    differing = {"seed", "label", *files.differing_fields(sweep)}
+    paths = [path for path in dict.fromkeys(p for run in sweep for p in run) if path in differing]
+    paths.sort(key="seed".__eq__)  # the seed comes last
+    names: list[str] = []
+    taken: dict[str, int] = {}
+    for index, override in enumerate(sweep):
+        parts = [
+            f"{_short(path, paths)}={_text(override[path])}" for path in paths if path in override
+        ]
+        name = ",".join(parts) or "default"
+        if len(name) > MAX_NAME:
+            raise ValueError(f"run {index} has a name of {len(name)} characters, over {MAX_NAME}")
+        other = taken.setdefault(name.casefold(), index)  # some file systems ignore case
+        if other != index:
+            raise ValueError(
+                f"runs {other} and {index} of the sweep would share the folder {name!r}: "
+                f"{sweep[other]} and {override}; make them differ or remove one"
+            )
+        names.append(name)
+    return names
+
+
+def _short(path: str, paths: Sequence[str]) -> str:
+    """Returns the shortest end of a path, in whole words, that no other path has."""
+    words = path.split(".")
+    ends = (".".join(words[i:]) for i in reversed(range(len(words))))
+    others = [f".{other}" for other in paths if other != path]
+    return next((end for end in ends if not any(o.endswith(f".{end}") for o in others)), path)
+
+
+def _text(value: Any) -> str:
+    """Returns a value in characters that any file system, shell and bucket takes."""
+    if isinstance(value, dict):
+        return "-".join(f"{key}-{_text(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return "-".join(map(_text, value)) or "none"
+    return re.sub(r"[^A-Za-z0-9._+-]", "_", str(value)) or "none"
+
+
+def status(workdir: epath.Path) -> str:
+    """Returns `finished`, `failed`, `unfinished` (it was started and will resume) or `new`."""
+    if (workdir / FAILURE).exists():
+        return "failed"
+    if is_finished(workdir):
+        return "finished"
+    return "unfinished" if workdir.exists() else "new"
+
+
+def is_finished(workdir: epath.Path) -> bool:
+    """Whether the run, or the run of every seed in it, has its result."""
+    results = [_read_json(run / "result.json") for run in files.runs(workdir)]
+    return all(result.get("status") == "finished" for result in results)
+
+
+def is_evaluated(workdir: epath.Path, split: str) -> bool:
+    """Whether the split was scored after the run was finished."""
+
+    def is_newer(run: epath.Path) -> bool:
+        evaluation, result = run / f"evaluation_{split}.json", run / "result.json"
+        return evaluation.exists() and os.path.getmtime(evaluation) >= os.path.getmtime(result)
+
+    return is_finished(workdir) and all(map(is_newer, files.runs(workdir)))
+
+
+def remember(directory: epath.Path, started: dict[str, Any]) -> list[str]:
+    """Writes DIR/sweep.json, and returns the begun runs in DIR that the sweep no longer has.
+
+    started: the config file, the flags {dotted path: text}, the split to evaluate, and the runs
+      {name: override}. A sweep may get and lose runs, and get another split.
+
+    Raises ValueError, listing what differs, if DIR has runs of another config, because finished
+    ones would be taken for runs of this one; and if no run can save its checkpoints there. A run
+    without config.json has not begun and binds to nothing.
+    """
+    files.check_path(directory)
+    path = directory / "sweep.json"
+    old = _read_json(path)
+    begun = {
+        name: override
+        for name, override in old.get("runs", {}).items()
+        if any((run / "config.json").exists() for run in files.runs(directory / name))
+    }
+    new = json.loads(json.dumps(started))  # as JSON reads it: tuples become lists
+    if begun:
+        differences = _differences("--config", {"": old["config"]}, {"": new["config"]})
+        differences += _differences("--config.", old["flags"], new["flags"])
+        for name in begun.keys() & new["runs"].keys():
+            differences += _differences(f"{name}: ", begun[name], new["runs"][name])
+        if differences:
+            raise ValueError(
+                f"{directory} has runs of another config. Use another --workdir, or start the "
+                "sweep as before. What differs:\n" + "\n".join(differences)
+            )
+    storage.write_json(path, new | {"runs": begun | new["runs"]})
+    return [name for name in begun if name not in new["runs"]]
+
+
+def _differences(what: str, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Returns a line for each key whose value changed."""
+    return [
+        f"  {what}{key}: {old.get(key, 'not set')!r} there, {new.get(key, 'not set')!r} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, "not set") != new.get(key, "not set")
+    ]
+
+
+def _read_json(path: epath.Path) -> dict[str, Any]:
+    try:
+        return files.read_json(path)
+    except (OSError, ValueError):  # it is missing, or a crash cut it off
+        return {}

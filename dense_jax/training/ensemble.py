@@ -1,0 +1,292 @@
+"""The runs of one command: one per seed, trained side by side. Together they stop, resume and fail.
+
+Three rules, which the methods of `Ensemble` keep:
+- The device never waits for the host: a step's metrics are recorded after the next step was started.
+- A state is saved only after its metrics were recorded: one that is not finite is never on disk.
+- No seed is two checkpoints ahead of another, and `best` is on disk before the next `latest`.
+"""
+
+import contextlib
+import copy
+import functools
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from dense_jax import data, metrics, plots
+from dense_jax.data import pipeline
+from dense_jax.data.cache import Cached
+from dense_jax.data.tiles import tilings
+from dense_jax.devices import cost, mesh, runtime
+from dense_jax.devices.late import OneLate
+from dense_jax.evaluation import scoring
+from dense_jax.program import jit_eval_step
+from dense_jax.training import device_cache, replicas
+from dense_jax.training.steps import TrainState
+from dense_jax.training.task import Task, published_weights
+from dense_jax.workdir import files
+from dense_jax.workdir.record import RunFolder, RunRecord
+
+_LOG = logging.getLogger("dense_jax")
+
+
+def run_folders(config: ConfigDict, path: epath.Path) -> list[RunFolder]:
+    """Returns the folders of a command's runs: the workdir itself, or one per seed below it.
+
+    Several seeds have WORKDIR/seed=S, from config.seed on: workdirs like any other.
+
+    Raises ValueError if the workdir is another config's.
+    """
+    seeds = [path / f"seed={seed}" for seed in range(config.seed, config.seed + config.num_seeds)]
+    if config.num_seeds == 1:
+        if not (path / "config.json").exists() and any(
+            (seed / "config.json").exists() for seed in files.runs(path)
+        ):
+            raise ValueError(
+                f"{path} has the workdirs of several seeds: use another --workdir for one"
+            )
+        folders = [RunFolder(path, config)]
+    elif (path / "config.json").exists():
+        raise ValueError(
+            f"{path} is the workdir of one run: use another --workdir for num_seeds={config.num_seeds}"
+        )
+    else:
+        folders = []
+        for seed, folder in enumerate(seeds, config.seed):
+            seed_config = copy.deepcopy(config)
+            seed_config.update(seed=seed, num_seeds=1)
+            folders.append(RunFolder(folder, seed_config, folder.name))
+    for folder in folders:
+        files.compare(folder.path, folder.config)
+    new = [folder.path for folder in folders if not folder.is_begun]
+    begun = [folder.path for folder in folders if folder.contents["latest"]]
+    if new and begun:
+        raise ValueError(
+            f"{begun[0]} was begun without {new[0]}: they cannot train together. Use another "
+            "--workdir, or train each in its own, with --config.num_seeds=1 and its --config.seed"
+        )
+    return folders
+
+
+class Ensemble:
+    """The seeds of a config, with their states, data and records; a context manager.
+
+    step: optimizer steps done, the same for all seeds.
+    """
+
+    def __init__(self, config: ConfigDict, task: Task, folders: Sequence[RunFolder]):
+        self._config, self._task = config, task
+        self._devices, self._all_devices = task.placed.mesh, mesh.make_mesh()
+        self._seeds_here, self._host, self._num_hosts = mesh.share(self._devices)
+        self._late = OneLate(self._record)
+        self._program: Any = None  # the compiled step
+        self._seconds: list[float] = []  # of steps
+        self._recorded_at: float | None = None  # when the step before was done
+        source, evaluated = self._load_data()
+        self._tiles = tilings(
+            *(evaluated, task.dataset["image_size"], config.eval.tile_size, config.eval.margin),
+            task.program.context,
+        )
+        self._eval_step = jit_eval_step(task.program, self._all_devices)
+        with contextlib.ExitStack() as stack:
+            self._records = [RunRecord(folder, task.dataset) for folder in folders]
+            for record in self._records:
+                stack.callback(record.close)
+            self._start()
+            self._batches = [self._open_batches(source, k) for k in self._seeds_here]
+            for batches in self._batches:
+                stack.callback(batches.close)
+            self._opened = stack.pop_all()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._opened.close()
+
+    def _load_data(self) -> tuple[Any, data.Examples]:
+        """Returns what to draw batches from and what to evaluate, in the caches of the config."""
+        config, task = self._config, self._task
+        source, evaluated = task.source, task.eval_source
+        self._resident: Mapping[str, jax.Array] = {}
+        self._stream: dict[str, Any] = {"canvas": task.canvas, "workers": config.data.workers}
+        if config.data.cache == "host":
+            source = Cached(source)
+        elif config.data.cache == "device":
+            self._resident, source = device_cache.load(source, task.batch_shapes, self._devices)
+            self._stream = {"canvas": None}  # batches of numbers: nothing for workers to do
+        if config.data.cache != "none":
+            evaluated = Cached(evaluated)
+        return source, evaluated
+
+    def _start(self) -> None:
+        """Restores or makes the states, and rewinds the records to their step."""
+        config, task = self._config, self._task
+        whole, shardings = mesh.replicated(self._all_devices), task.placed.shardings
+        keys = [
+            jax.jit(functools.partial(jax.random.key, record.config.seed), out_shardings=whole)()
+            for record in self._records
+        ]
+        shapes = task.training.shapes()
+        states = restore(self._records, mesh.placed(shapes, shardings))
+        if states is None:
+            # A run killed before its first checkpoint has a config.json, so the published weights
+            # were not read with the task.
+            encoder = task.encoder or published_weights(config, task.training)
+            init = jax.jit(task.training.init_state, out_shardings=shardings)
+            states = [init(key, encoder) for key in keys]
+        self.step = int(states[0].step)
+        self._states = replicas.stack(states, shardings, self._devices)
+        self._state_of = replicas.unstacker(shardings, self._devices)
+        self._keys = replicas.stack(keys, whole, self._devices)
+        self._num_parameters = sum(x.size for x in jax.tree.leaves(shapes.params))
+        num_seeds = len(self._records)
+        _LOG.info(
+            "%s: %d parameters, steps %d to %d, %d training and %d evaluation examples on %d %s%s",
+            "resuming" if self.step else "starting",
+            *(self._num_parameters, self.step + 1, config.num_steps),
+            *(len(task.source), len(task.eval_source)),
+            *(self._devices.size, jax.devices()[0].device_kind),
+            f", shared by {num_seeds} seeds" if num_seeds > 1 else "",
+        )
+        for record in self._records:
+            record.rewind(self.step)
+
+    def _open_batches(self, source: Any, k: int) -> Any:
+        """Returns the batches of seed number k, from the next step on."""
+        return pipeline.train_batches(
+            source,
+            seed=self._records[k].config.seed,
+            batch_size=self._config.batch_size,
+            step=self.step,
+            host=self._host,
+            num_hosts=self._num_hosts,
+            **self._stream,
+        )
+
+    def train_step(self) -> None:
+        """Starts the next step of all seeds, and records the one before."""
+        batches = [next(batches) for batches in self._batches]
+        names = {k: batch["name"] for k, batch in zip(self._seeds_here, batches, strict=True)}
+        batch = mesh.to_global(pipeline.join(batches), self._devices)
+        arguments = self._states, batch, self._keys, self._resident
+        is_first = self._program is None
+        if is_first:
+            self._program = self._task.placed.train_step.lower(*arguments).compile()
+        self._states, values = self._program(*arguments)
+        self.step += 1
+        if is_first:
+            jax.block_until_ready(values)
+            _LOG.info(
+                "the first step was done %.1f s after the start of the process",
+                runtime.seconds_of_process(),
+            )
+        self._late.put(self.step, values, names)
+
+    def _record(self, step: int, values: Mapping[str, jax.Array], names: Mapping[int, Any]) -> None:
+        """Waits for a step's metrics, of all seeds, and records them."""
+        shared = {}
+        if step % self._config.log_every == 0:
+            learning_rate = np.asarray(self._task.training.schedule(step - 1)).item()
+            shared = {"train/learning_rate": learning_rate}
+        arrays = {name: np.atleast_1d(np.asarray(value)) for name, value in values.items()}
+        now = time.perf_counter()
+        if self._recorded_at is not None:
+            self._seconds.append(now - self._recorded_at)
+        self._recorded_at = now
+        for k, record in enumerate(self._records):
+            seed_values = {name: array[k].item() for name, array in arrays.items()}
+            record.record(step, seed_values | shared, names.get(k, ()))
+
+    def save(self) -> None:
+        """Saves the states of all seeds."""
+        self._late.flush()
+        self._recorded_at = None
+        for record in self._records:
+            record.best.wait()  # its scores are on disk: it must not be missing after a kill
+            record.latest.wait()
+        for k, record in enumerate(self._records):
+            record.save(self.step, self._state_of(self._states, k))
+
+    def evaluate(self) -> None:
+        """Scores all seeds on the evaluation split."""
+        for k, record in enumerate(self._records):
+            self._evaluate(self._state_of(self._states, k), record)
+
+    def _evaluate(self, state: TrainState, record: RunRecord) -> None:
+        config, source = self._config, self._task.eval_source
+        palette = plots.palette_of(source)
+        rows = []
+
+        def receive(i: int, classes: np.ndarray, label: np.ndarray) -> None:
+            example = source[i]
+            pictures = plots.comparison(example["image"], label, classes, palette)
+            rows.append((example["name"], pictures))
+
+        counts = scoring.score(
+            self._eval_step,
+            state.variables(),
+            self._tiles,
+            mesh=self._all_devices,
+            per_image=False,
+            receive=receive,
+            num_received=config.eval.num_pictures,
+            batch_size=config.eval.batch_size,
+            workers=config.data.workers,
+        )
+        scores = metrics.named_scores(metrics.summarize(counts), source.class_names)
+        colors = plots.colors_of(source.class_names, palette) | plots.MARKS
+        record.score(self.step, state, scores, plots.contact_sheet(rows, colors) if rows else None)
+
+    def finish(self) -> None:
+        """Closes the records, and writes the results of all seeds and what training them has cost."""
+        self._opened.close()  # first: a finished run has all its checkpoints on disk
+        config, task = self._config, self._task
+        # Unpadded convolutions are given the context of a crop, but none where logits_step mirrors it.
+        context = 2 * task.program.context if config.data.resolution == 1.0 else 0
+        size = [round(n / config.data.resolution) + context for n in config.data.crop_size]
+        num_channels = task.dataset["num_channels"]
+        image = jax.ShapeDtypeStruct((*size, num_channels), "uint8")
+        variables = task.program.variables(num_channels)
+        costs = {
+            # Forward, of one image as large as the crops.
+            "flops_per_image": cost.flops(task.program.predict_step, variables, image),
+            # In training, of each seed; not known where this start had nothing left to do.
+            "images_per_second": (
+                config.batch_size / float(np.median(self._seconds)) if self._seconds else None
+            ),
+            # Of a device, in training.
+            "peak_bytes": cost.memory(self._program)["peak"] if self._program else None,
+        }
+        for record in self._records:
+            record.finish(self._num_parameters, costs)
+
+
+def restore(records: Sequence[RunRecord], like: Any) -> list[Any] | None:
+    """Returns the states at the newest step that all runs can go on from; None at the start.
+
+    like: the shapes of a state, with their shardings.
+
+    Raises ValueError if a run has gone on by itself.
+    """
+    states = [record.latest.restore_latest(like) for record in records]
+    steps = [0 if state is None else int(state.step) for state in states]
+    first = min(steps)
+    for k, (record, step) in enumerate(zip(records, steps, strict=True)):
+        # Killed while it saved, a command leaves some runs one checkpoint ahead.
+        saved = record.latest.steps
+        finished = (record.path / "result.json").exists()
+        if step > first and (finished or first not in (saved if len(saved) > 1 else [0])):
+            raise ValueError(
+                f"{record.path} is at step {step}, but another seed at {first}: they no longer train "
+                f"together. Finish each in its workdir, with --config.seed={record.config.seed} and so on"
+            )
+        if step > first > 0:
+            states[k] = record.latest.restore(first, like)
+    return states if first else None

@@ -1,0 +1,291 @@
+"""What a config trains, and on what: the data, the network's steps, and where they run.
+
+Opening a task finds everything that cannot be trained, before anything is written or compiled.
+"""
+
+import functools
+import hashlib
+import logging
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dense_jax import data, losses, plots, storage
+from dense_jax.data import balance, targets, verify
+from dense_jax.devices import cpu, distributed, mesh
+from dense_jax.models import pretrained
+from dense_jax.program import Program, assemble
+from dense_jax.training import optim, replicas, steps
+from dense_jax.training.augment import augment
+from dense_jax.workdir import files
+from dense_jax.workdir.record import RunFolder
+
+_LOG = logging.getLogger("dense_jax")
+# The fields that may differ between processes: where a disk is, and what changes no number.
+PER_PROCESS = ("data.root", "data.workers", "data.verify")
+
+
+class Training(NamedTuple):
+    """The pure functions that train a config's network; see `steps`."""
+
+    init_state: Callable[..., steps.TrainState]  # (key, encoder=None)
+    train_step: Callable[..., tuple[steps.TrainState, dict[str, jax.Array]]]
+    schedule: optax.Schedule
+
+    def shapes(self) -> steps.TrainState:
+        """Returns the training state as jax.ShapeDtypeStructs."""
+        return jax.eval_shape(self.init_state, jax.random.key(0))
+
+
+def bind(
+    config: ConfigDict,
+    program: Program,
+    num_channels: int,
+    class_weights: Sequence[float] | None = None,
+    fields: Sequence[data.Field] = (),
+) -> Training:
+    """Makes a config's optimizer, loss and augmentation, and binds the training steps to them.
+
+    class_weights: the numbers that loss_options.class_weights stands for.
+    fields: the per-pixel targets of the examples, arguments of the loss.
+    """
+    schedule = optim.make_schedule(
+        config.optimizer.schedule,
+        config.optimizer.learning_rate,
+        warmup_steps=config.optimizer.warmup_steps,
+        num_steps=config.num_steps,
+    )
+    tx = optim.make_optimizer(
+        config.optimizer.name,
+        schedule,
+        momentum=config.optimizer.momentum,
+        weight_decay=config.optimizer.weight_decay,
+        grad_clip_norm=config.optimizer.grad_clip_norm,
+        encoder_lr_multiplier=config.optimizer.encoder_lr_multiplier,
+        freeze_encoder=config.model.freeze_encoder,
+    )
+    options = config.loss_options.to_dict() | {"class_weights": class_weights}
+    options = {name: value for name, value in options.items() if value is not None}
+    loss_fn = functools.partial(losses.LOSSES[config.loss], **options)
+    if config.border.weight > 0:
+        loss_fn = losses.with_border_weights(loss_fn, class_weights)
+    return Training(
+        functools.partial(
+            steps.init_state,
+            init=functools.partial(program.init, num_channels=num_channels),
+            tx=tx,
+            with_ema=config.ema_decay > 0,
+        ),
+        cpu.fast(
+            functools.partial(
+                steps.train_step,
+                model=program.inner_model,
+                tx=tx,
+                loss_fn=loss_fn,
+                augment=functools.partial(
+                    augment,
+                    crop_size=config.data.crop_size,
+                    context=program.model.context,
+                    resolution=config.data.resolution,
+                    fields=tuple(fields),
+                    **config.augment.to_dict(),
+                ),
+                normalize=program.normalize,
+                ema_decay=config.ema_decay,
+                num_microbatches=config.num_microbatches,
+            )
+        ),
+        schedule,
+    )
+
+
+class Placed(NamedTuple):
+    """The compiled step of all seeds, and where its arguments are.
+
+    mesh: all devices, a replica per seed. A state is trained on the devices of its replica, and
+      saved, restored and evaluated over all devices.
+    shardings: those of one seed's state over all devices, a TrainState.
+    train_step: (states, batch, keys, resident) -> (states, metrics); the states are donated.
+    arguments: the shapes of states, batch and keys, with their shardings.
+    """
+
+    mesh: Mesh
+    shardings: steps.TrainState
+    train_step: Any
+    arguments: tuple[Any, Any, Any]
+
+
+def place(
+    config: ConfigDict, training: Training, batch_shapes: Mapping[str, jax.ShapeDtypeStruct]
+) -> Placed:
+    """Places a config's training on all devices.
+
+    batch_shapes: those of the batch of one seed.
+    """
+    all_devices, devices = mesh.make_mesh(), mesh.make_mesh(config.num_seeds)
+    whole = mesh.replicated(all_devices)
+    shapes = training.shapes()
+    shardings = jax.tree.map(lambda _: whole, shapes)
+    if config.optimizer.sharded:
+        shardings = shardings.replace(opt_state=mesh.spread(shapes.opt_state, all_devices))
+    arguments = (
+        replicas.stacked_shapes(mesh.placed(shapes, shardings), devices),
+        replicas.batch_shapes(batch_shapes, devices),
+        replicas.stacked_shapes(mesh.placed(jax.eval_shape(jax.random.key, 0), whole), devices),
+    )
+    states, keys = (replicas.stacked_shardings(x, devices) for x in (shardings, whole))
+    train_step = jax.jit(
+        replicas.side_by_side(training.train_step, devices),
+        in_shardings=(states, mesh.sharded(devices), keys, mesh.replicated(devices)),
+        out_shardings=(states, mesh.replicated(devices)),
+        donate_argnums=0,
+    )
+    return Placed(devices, shardings, train_step, arguments)
+
+
+def target_fields(config: ConfigDict) -> tuple[data.Field, ...]:
+    """Returns the per-pixel targets that a config's loss needs beside the labels."""
+    return (targets.BORDER,) if config.border.weight > 0 else ()
+
+
+def batch_shapes(
+    config: ConfigDict,
+    canvas: Sequence[int],
+    num_channels: int,
+    fields: Sequence[data.Field] = (),
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of the arrays of a global training batch of one seed."""
+    b = config.batch_size
+    return {
+        "image": jax.ShapeDtypeStruct((b, *canvas, num_channels), "uint8"),
+        "label": jax.ShapeDtypeStruct((b, *canvas), "uint8"),
+        "size": jax.ShapeDtypeStruct((b, 2), "int32"),
+        "index": jax.ShapeDtypeStruct((b,), "uint32"),
+        **{field.name: jax.ShapeDtypeStruct((b, *canvas), field.dtype) for field in fields},
+    }
+
+
+class Task(NamedTuple):
+    """An opened task.
+
+    source: the training split, with the per-pixel targets of the config. eval_source: the other.
+    dataset: the content of dataset.json.
+    canvas: height and width, in pixels, that all training images are put on.
+    encoder: the encoder's published weights; None without any, or where all runs were begun.
+    """
+
+    source: data.Examples
+    eval_source: data.Source
+    dataset: dict[str, Any]
+    canvas: tuple[int, ...]
+    batch_shapes: dict[str, jax.ShapeDtypeStruct]
+    program: Program
+    training: Training
+    placed: Placed
+    encoder: Any
+
+
+def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
+    """Opens the data and binds the steps of a config.
+
+    Raises ValueError, on all processes, for data or a config that cannot be trained, for folders
+    that were begun with other data, and for processes that differ.
+    """
+    mesh.check_shares(config.num_seeds, config.batch_size, config.num_microbatches)
+    source, eval_source = (
+        data.open_dataset(config.data.name, config.data.root, split)
+        for split in (config.data.train_split, config.data.eval_split)
+    )
+    dataset = describe(source, eval_source)
+    for folder in folders:
+        files.compare_dataset(folder.path, dataset, config.data.root)
+    train_source: data.Examples = source
+    if config.border.weight > 0:
+        train_source = targets.with_border_weights(source, **config.border.to_dict())
+    class_weights = config.loss_options.class_weights
+    if isinstance(class_weights, str):
+        class_weights = balance.class_weights(class_weights, source)
+        pairs = zip(source.class_names, class_weights, strict=True)
+        _LOG.info("class weights: %s", ", ".join(f"{name} {w:.4g}" for name, w in pairs))
+    program = assemble(config, source.num_classes)
+    fields = train_source.fields
+    training = bind(config, program, source.num_channels, class_weights, fields)
+    canvas = config.data.canvas_size or tuple(source.sizes.max(axis=0).tolist())
+    shapes = batch_shapes(config, canvas, source.num_channels, fields)
+    placed = place(config, training, shapes)
+    # Traced with the shardings of the arrays to come, so that it is not traced again.
+    placed.train_step.eval_shape(*placed.arguments, {})
+    begun = any(folder.is_begun for folder in folders)
+    encoder = None if begun else published_weights(config, training)
+    distributed.agree(
+        lambda: (
+            _facts_of_split(config.data.train_split, source)
+            | _facts_of_split(config.data.eval_split, eval_source)
+            | {"model.pretrained": _digest(x.tobytes() for x in jax.tree.leaves(encoder))}
+        )
+    )
+    if config.data.verify:
+        verify.verify(source)
+        verify.verify(eval_source)
+    return Task(
+        train_source, eval_source, dataset, canvas, shapes, program, training, placed, encoder
+    )
+
+
+def published_weights(config: ConfigDict, training: Training) -> Any:
+    """Returns the encoder's published weights, or None if the config has none."""
+    if not config.model.pretrained:
+        return None
+    variables = training.shapes().variables()
+    return pretrained.load(
+        config.model.pretrained,
+        config.model.encoder,
+        config.model.norm,
+        {name: values["encoder"] for name, values in variables.items() if values},
+    )
+
+
+def describe(source: Any, eval_source: Any) -> dict[str, Any]:
+    """Returns the content of dataset.json: all that is needed to use the model without the data."""
+    return {
+        "class_names": source.class_names,
+        "num_channels": source.num_channels,
+        "values": source.values,
+        "value_range": source.value_range,
+        "palette": plots.palette_of(source),
+        "num_examples": len(source),
+        "image_size": np.concatenate([source.sizes, eval_source.sizes]).max(axis=0).tolist(),
+        "fingerprint": source.fingerprint,
+        "eval_fingerprint": eval_source.fingerprint,
+    }
+
+
+def facts(config: ConfigDict, folders: Sequence[RunFolder]) -> dict[str, Any]:
+    """Returns the facts that all processes must share before they open the data."""
+    package = sorted(pathlib.Path(__file__).parents[1].rglob("*.py"))
+    fields = files.flatten(config.to_dict())
+    return storage.to_json(
+        files.environment()["versions"]
+        | {"the code of dense_jax": _digest(file.read_bytes() for file in package)}
+        | {"the number of devices": jax.local_device_count()}
+        | {name: value for name, value in fields.items() if name not in PER_PROCESS}
+        | {"the content of --workdir": [folder.contents for folder in folders]}
+    )
+
+
+def _facts_of_split(split: str, source: Any) -> dict[str, Any]:
+    content = describe(source, source)
+    return storage.to_json({f"{name} of the {split} images": v for name, v in content.items()})
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:12]

@@ -1,0 +1,31 @@
+"""How to train? Optimizers, schedules and averaged weights, three seeds each: 18 runs.
+
+python -m dense_jax.sweep --config=experiments/ablation_recipe.py --workdir=runs/recipe
+
+For sizes and other datasets, see `ablation`.
+"""
+
+from dense_jax import sweep
+from dense_jax.experiments.ablation import SEEDS, get_config
+
+__all__ = ["get_config", "get_sweep"]
+
+SGD = {"optimizer.name": "sgd", "optimizer.learning_rate": 0.1}
+
+VARIANTS = {
+    "AdamW, cosine": {},
+    "AdamW, constant": {"optimizer.schedule": "constant"},
+    "AdamW, constant, averaged": {"optimizer.schedule": "constant", "ema_decay": 0.98},
+    "SGD, cosine": SGD,
+    "SGD, poly": SGD | {"optimizer.schedule": "poly"},
+    "SGD, poly, averaged": SGD | {"optimizer.schedule": "poly", "ema_decay": 0.98},
+}
+
+
+def get_sweep():
+    """The poly schedule is DeepLab's. The average looks back over about 50 steps."""
+    return [
+        {"label": label} | fields | seed
+        for seed in sweep.grid(seed=SEEDS)
+        for label, fields in VARIANTS.items()
+    ]
