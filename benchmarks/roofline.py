@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 import jax
 from flax import linen as nn
 
-from dense_jax.devices import cost, mesh
-from dense_jax.models.layers import BatchNorm
+from dense_jax.devices import cost, cpu, mesh
 from dense_jax.models.upsampling import TransposedConv
 
-KINDS = (nn.Conv, BatchNorm, TransposedConv)
+KINDS = (nn.Conv, nn.BatchNorm, TransposedConv)
 COLUMNS = (
     *("layer", "in", "how often", "bound by"),
     *("forwards, ms", "of roofline", "training, ms", "of roofline"),
@@ -71,6 +70,7 @@ def calls(layer: Layer) -> tuple[dict[str, Callable[[], Any]], dict[str, tuple[i
     variables = jax.device_put(layer.module.init(jax.random.key(2), x), whole)
     others = {name: value for name, value in variables.items() if name != "params"}
 
+    @cpu.fast
     def forward(params, x):
         return layer.module.apply({"params": params} | others, x, mutable=list(others))[0]
 

@@ -27,7 +27,7 @@ from benchmarks import roofline
 from benchmarks.conformance import table
 from benchmarks.pipeline import hardware, versions
 from dense_jax import losses, metrics, models
-from dense_jax.devices import cost, mesh
+from dense_jax.devices import cost, cpu, mesh
 from dense_jax.devices import runtime as startup
 from dense_jax.models.normalization import unit
 from dense_jax.program import assemble
@@ -101,13 +101,15 @@ class Ours:
         tx = optim.make_optimizer(
             "adamw", lambda _: 1e-3, momentum=0.9, weight_decay=1e-4, grad_clip_norm=1.0
         )
-        train_step = functools.partial(
-            steps.train_step,
-            model=self.model,
-            tx=tx,
-            loss_fn=losses.cross_entropy,
-            augment=lambda _, example: {name: example[name] for name in ("image", "label")},
-            normalize=unit,
+        train_step = cpu.fast(
+            functools.partial(
+                steps.train_step,
+                model=self.model,
+                tx=tx,
+                loss_fn=losses.cross_entropy,
+                augment=lambda _, example: {name: example[name] for name in ("image", "label")},
+                normalize=unit,
+            )
         )
         whole, split = mesh.replicated(self.devices), mesh.sharded(self.devices)
         init = functools.partial(
@@ -128,7 +130,7 @@ class Ours:
         )
         self.compile_seconds = time.perf_counter() - start
         predict = jax.jit(
-            lambda variables, image: jnp.argmax(self.logits(variables, image), axis=-1)
+            cpu.fast(lambda variables, image: jnp.argmax(self.logits(variables, image), axis=-1))
         )
         self._placed, self._predict = placed, predict
         self._evaluate = jax.jit(mesh.map_examples(program.eval_step, self.devices))

@@ -51,7 +51,7 @@ class Plain(nn.Module):
 
     def __init__(self, encoder):
         super().__init__()
-        self.strides, inputs = encoder.strides, 3
+        self.strides, inputs = encoder.spec.strides, 3
         for stride, width in zip(self.strides, encoder.widths, strict=encoder.bottleneck):
             block = ConvBlock(inputs, width, encoder.convs_per_level, encoder.kernel_size)
             self.add_module(f"stride{stride}", block)
@@ -75,7 +75,7 @@ class VGG16(nn.Module):
 
     def __init__(self, encoder):
         super().__init__()
-        self.strides, self.channels, inputs = encoder.strides, {}, 3
+        self.strides, self.channels, inputs = encoder.spec.strides, {}, 3
         for number, (width, num_convs) in enumerate(vgg.STAGES, 1):
             self.channels[2 ** (number - 1)] = inputs
             for i in range(1, num_convs + 1):
@@ -117,7 +117,7 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     def __init__(self, encoder):
         super().__init__()
-        self.strides, self.depths = encoder.strides, encoder.depths
+        self.strides, self.depths = encoder.spec.strides, encoder.depths
         widths = [layers.scaled(64 * 2**i, encoder.width_multiplier) for i in range(4)]
         self.conv1 = ConvNorm(3, widths[0], 7, 2)
         self.channels = dict(zip(self.strides, widths[:1] + widths, strict=True))
@@ -163,7 +163,7 @@ class TransposedConv(nn.ConvTranspose2d):
 
 
 UPSAMPLERS = {
-    upsampling.Nearest: Nearest,
+    upsampling.repeat: Nearest,
     upsampling.MaxUnpool: MaxUnpool,
     upsampling.make_transposed_conv: TransposedConv,
 }
@@ -172,7 +172,8 @@ UPSAMPLERS = {
 class UNet(nn.Module):
     def __init__(self, decoder, channels):
         super().__init__()
-        make = UPSAMPLERS[decoder.upsample.func]
+        upsample = decoder.upsample
+        make = UPSAMPLERS[upsample.keywords.get("enlarge", upsample.func)]
         self.skips, stride = decoder.skips, max(channels)
         inputs = channels[stride]
         while stride > 1:

@@ -18,8 +18,8 @@ from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
 from dense_jax import metrics, models
-from dense_jax.devices import mesh
-from dense_jax.models import pretrained
+from dense_jax.devices import cpu, mesh
+from dense_jax.models.encoders import ENCODERS
 from dense_jax.models.normalization import NORMALIZATIONS
 
 Variables = Mapping[str, Any]
@@ -29,7 +29,7 @@ class Program(NamedTuple):
     """The network of a config.
 
     model: returns the logits of the whole image, whose border it mirrors.
-    inner_model: takes the outer `model.margin` pixels of an image as context, and returns logits of
+    inner_model: takes the outer `model.context` pixels of an image as context, and returns logits of
       the rest. The same as `model` unless convolutions are unpadded.
     normalize: from an image's values to the network's input.
     logits_step: (variables, image [h, w, c]) -> float32 logits [h, w, num_classes].
@@ -70,11 +70,13 @@ def assemble(config: ConfigDict, num_classes: int) -> Program:
     # not be a whole number of pixels. The outermost predictions of a tile are then made from mirrored
     # context, and are not used.
     inner_model = model.clone(has_context=True)
-    logits = functools.partial(
-        logits_step,
-        model=inner_model if resolution == 1.0 else model,
-        normalize=normalize,
-        resolution=resolution,
+    logits = cpu.fast(
+        functools.partial(
+            logits_step,
+            model=inner_model if resolution == 1.0 else model,
+            normalize=normalize,
+            resolution=resolution,
+        )
     )
     predict = functools.partial(predict_step, logits_step=logits)
     return Program(
@@ -84,13 +86,13 @@ def assemble(config: ConfigDict, num_classes: int) -> Program:
         logits_step=logits,
         predict_step=predict,
         eval_step=functools.partial(eval_step, predict_step=predict, num_classes=num_classes),
-        context=math.ceil(model.margin / resolution),
+        context=math.ceil(model.context / resolution),
     )
 
 
 def normalization(model: ConfigDict) -> str:
     """Returns the name of a model's normalization: the config's, or the one its weights need."""
-    weights = pretrained.normalization(model.encoder) if model.pretrained else "unit"
+    weights = ENCODERS[model.encoder].normalization if model.pretrained else "unit"
     return model.normalization or weights
 
 

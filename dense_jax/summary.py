@@ -1,35 +1,39 @@
-"""Measures of an architecture: size, cost, receptive field and evenness, before any training.
+"""Measures of a network and its training step, before any training.
 
     python -m dense_jax.summary --config=experiments/unet_dice.py [--config.model.x=y]
     python -m dense_jax.summary --config=experiments/unet_dice.py --crossings
 
-The first prints a table of the network's layers and the memory that a training step of the config
-needs, as of `dense_jax.memory`; the second which encoders, decoders and upsampling methods can be
-combined. Both are Markdown, and neither makes any parameter.
+The first command prints the network's layers, and the memory and FLOPs of a training step on each of
+the devices in use, for config.batch_size over all of them. The step is the one that `dense_jax.main`
+runs, with images on a canvas of data.canvas_size or, if that is unset, as large as the crops. The
+second prints which encoders, decoders and upsampling methods go together. All tables are Markdown,
+and no parameter and no image is made.
 """
 
 import copy
 import functools
 import itertools
-import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import flags
 from flax import linen as nn
+from ml_collections import ConfigDict
 
-from dense_jax import command, memory, models
-from dense_jax.devices import cost
+from dense_jax import command, models
+from dense_jax.devices import cost, mesh, runtime
+from dense_jax.models.decoders import DECODERS
 from dense_jax.models.encoders import ENCODERS
-from dense_jax.models.upsampling import UPSAMPLERS
+from dense_jax.models.upsampling import UPSAMPLERS, Upsampler
+from dense_jax.program import assemble
+from dense_jax.training import task
 
 
 class Layer(NamedTuple):
-    """What a module does and holds itself, without its submodules.
+    """The output and cost of a module, without its submodules.
 
     path: names from the network down to the module.
     shape: of its output for one image.
@@ -44,13 +48,12 @@ class Layer(NamedTuple):
 
 
 def layers(model: models.Segmenter, variables: Any, image: jax.ShapeDtypeStruct) -> list[Layer]:
-    """The modules that hold parameters or enlarge their input, in order of execution.
+    """Returns the modules that hold parameters or enlarge their input, in order of execution.
 
     variables: the model's, or their shapes.
     image: [1, h, w, c].
 
-    FLOPs are those of XLA's cost analysis before any optimization; it leaves out products with the
-    zeros that pad a convolution, except for fc6, which is a matrix product.
+    FLOPs are those of XLA's cost analysis before any optimization, see `cost.flops`.
     """
     calls = []
 
@@ -66,49 +69,88 @@ def layers(model: models.Segmenter, variables: Any, image: jax.ShapeDtypeStruct)
     for path, x in jax.tree_util.tree_leaves_with_path(variables["params"]):
         parameters[tuple(key.key for key in path[:-1])] += x.size
 
-    found: list[Layer] = []
+    rows: list[Layer] = []
     for module, args, output in calls:
         path = module.path
-        is_map = isinstance(args[0], jax.Array) and isinstance(output, jax.Array)
-        if path not in parameters and not (is_map and output.shape[1] > args[0].shape[1]):
+        if path not in parameters and not isinstance(module, Upsampler):
             continue
         inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
-        own = {name: _inside(tree, path) for name, tree in variables.items()}
+        own = {
+            name: functools.reduce(lambda tree, key: tree.get(key, {}), path, tree)
+            for name, tree in variables.items()
+        }
         flops = cost.flops(module.clone(parent=None).apply, own, *inputs) or 0
-        flops -= sum(layer.flops for layer in found if layer.path[: len(path)] == path)
-        found.append(Layer(path, output.shape, parameters[path], flops))
-    return found
+        flops -= sum(row.flops for row in rows if row.path[: len(path)] == path)
+        rows.append(Layer(path, output.shape, parameters[path], flops))
+    return rows
 
 
-def table(model: models.Segmenter, size: tuple[int, int], channels: int = 3) -> str:
-    """The layers and their total as a Markdown table, and the parameters of both halves.
+def layer_table(model: models.Segmenter, size: tuple[int, int], channels: int = 3) -> str:
+    """Returns the layers and their total as a Markdown table, and the parameters of both halves.
 
     size: height and width of the image, pixels.
 
-    The total's FLOPs are counted likewise, of the forward pass of one image, in evaluation. They are
-    not quite the rows' sum: they also have ReLUs, pools and additive skips.
+    The total's FLOPs are those of the forward pass of one image in evaluation. They are not quite
+    the sum of the rows, because they include ReLUs, pools and additive skips.
     """
     image = jax.ShapeDtypeStruct((1, *size, channels), jnp.float32)
-    variables = _shapes(model, image)
+    init = functools.partial(model.init, train=False)
+    variables: Any = jax.eval_shape(init, jax.random.key(0), image)
     rows = layers(model, variables, image)
     forward = functools.partial(model.apply, train=False)
-    flops = cost.flops(forward, variables, image) or 0
     logits: Any = jax.eval_shape(forward, variables, image)
     total = sum(x.size for x in jax.tree.leaves(variables["params"]))
-    encoder = sum(row.parameters for row in rows if row.path[0] == "encoder")
+    flops = cost.flops(forward, variables, image) or 0
     lines = [
-        ("layer", "output", "parameters", "FLOPs"),
-        *(_line("/".join(row.path), row.shape, row.parameters, row.flops) for row in rows),
-        _line("total", logits.shape, total, flops),
+        (
+            "/".join(row.path),
+            " x ".join(map(str, row.shape)),
+            f"{row.parameters:,}",
+            f"{row.flops:,}",
+        )
+        for row in [*rows, Layer(("total",), logits.shape, total, flops)]
     ]
+    encoder = sum(row.parameters for row in rows if row.path[0] == "encoder")
     halves = f"Parameters: {encoder:,} in the encoder, {total - encoder:,} in the decoder."
-    return f"{_markdown(lines, '<>>>')}\n\n{halves}"
+    return f"{_markdown([('layer', 'output', 'parameters', 'FLOPs'), *lines], '<>>>')}\n\n{halves}"
+
+
+def training_cost(config: ConfigDict, num_classes: int, num_channels: int) -> dict[str, int]:
+    """Returns the bytes that a training step needs of one device, see `cost.memory`, and its FLOPs.
+
+    `aliased` is the memory of the donated old state, which the new state reuses. A training set in
+    device memory (data.cache="device") is not included. A multiply-add is two FLOPs.
+
+    Raises ValueError if the devices cannot share seeds and batch evenly.
+    """
+    mesh.check_shares(config.num_seeds, config.batch_size, config.num_microbatches)
+    fields = task.target_fields(config)
+    training = task.bind(config, assemble(config, num_classes), num_channels, fields=fields)
+    canvas = config.data.canvas_size or config.data.crop_size
+    placed = task.place(config, training, task.batch_shapes(config, canvas, num_channels, fields))
+    compiled = placed.train_step.lower(*placed.arguments, {}).compile()
+    return cost.memory(compiled) | {"flops": int(compiled.cost_analysis()["flops"])}
+
+
+def training_table(config: ConfigDict, num_classes: int, num_channels: int) -> str:
+    """Returns `training_cost` as a Markdown table, and which device it holds for."""
+    needed = training_cost(config, num_classes, num_channels)
+    work = f"{needed.pop('flops') / 1e9:,.1f} GFLOP"
+    device, n = jax.devices()[0], jax.device_count()
+    about = (
+        f"A training step of {config.batch_size * config.num_seeds // n} images on each of {n} "
+        f"{device.device_kind}, by XLA:{device.platform.upper()}'s analysis"
+    )
+    about += ": a GPU's or TPU's program is another." if device.platform == "cpu" else "."
+    rows = [(name, f"{size / 1e6:,.1f} MB") for name, size in needed.items()]
+    return f"{about}\n\n{_markdown([('of each device', ''), *rows, ('work', work)], '<>')}"
 
 
 def crossings(config: Any) -> str:
-    """Which encoder, decoder and upsampling method `config.model` can have, as a Markdown table.
+    """Returns which encoder, decoder and upsampling method go together, as a Markdown table.
 
-    A cell is "yes", or the number of the reason below the table.
+    config: `config.model`, which has all other fields. A cell is "yes", or the number of the reason
+    below the table.
     """
     reasons: list[str] = []
 
@@ -124,108 +166,15 @@ def crossings(config: Any) -> str:
         return "yes"
 
     lines = [("encoder", "decoder", *UPSAMPLERS)]
-    for encoder, name in itertools.product(ENCODERS, models.MODELS):
+    for encoder, name in itertools.product(ENCODERS, DECODERS):
         cells = (cell(encoder=encoder, name=name, upsampling=method) for method in UPSAMPLERS)
         lines.append((encoder, name, *cells))
     notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]
     return "\n".join([_markdown(lines, "<" * len(lines[0])), "", *notes])
 
 
-def checkerboard_index(upsampler: nn.Module) -> float:
-    """How unevenly the pixels of a cell are covered, by their phase (row and column mod factor).
-
-    The standard deviation over the phases of their mean output, divided by the mean over all: of a
-    constant map, with all kernels 1 and all biases 0, away from the border. 0 where all phases are
-    covered alike, sqrt(factor^2 - 1) where a single one is. It is about the method, not about what
-    random or learned kernels make of it. The switches of max_unpool point at every phase equally
-    often, so that it has 0.
-    """
-    factor: int = upsampler.factor
-    border = 2 + (getattr(upsampler, "kernel_size", None) or 0) // factor  # cells
-    cells = 2 * border + 2  # even, as the switches have a period of 2 cells
-    x = jnp.ones((1, cells, cells, upsampler.features))
-    row, column = np.indices((cells, cells)) % 2
-    switches = jnp.broadcast_to((2 * row + column)[None, :, :, None], x.shape)
-    variables = _constant(
-        jax.eval_shape(upsampler.init, jax.random.key(0), x, switches),
-        lambda name, shape: name == "kernel",
-    )
-    y = np.asarray(jax.jit(upsampler.apply)(variables, x, switches), np.float64)
-    y = y.reshape(cells, factor, cells, factor, -1)[border:-border, :, border:-border]
-    phases = y.mean(axis=(0, 2, 4))
-    return float(phases.std() / phases.mean())
-
-
-def receptive_field(
-    model: models.Segmenter, size: tuple[int, int], channels: int = 3
-) -> tuple[slice, slice]:
-    """The rows and columns of the image that the logits of its center pixel depend on, in pixels.
-
-    The bounding box of that pixel's non-zero gradients, for pixel (height // 2, width // 2), in
-    evaluation.
-
-    size: height and width of the image, pixels; must be larger than the result.
-
-    Raises ValueError if the pixel depends on nothing, or if the box touches the border, so that
-    the field may be larger: always with group norm, whose statistics are those of the whole image.
-    """
-
-    def positive(name: str, shape: tuple[int, ...]) -> float:
-        # Convolutions that average: no ReLU is dead, nothing cancels and nothing overflows.
-        return 1 / math.prod(shape[:-1]) if name == "kernel" else float(name != "mean")
-
-    model = model.clone(freeze_encoder=False, has_context=False)
-    # A max-pool has a gradient for its winners alone: let them be the first pixels of all windows
-    # in one image, and the last in the other.
-    row, column = np.indices(size)
-    rising = (1 + row + column).astype(np.float32) / sum(size)
-    images = np.stack([rising, rising[::-1, ::-1]])[..., None].repeat(channels, axis=-1)
-    variables = _constant(_shapes(model, images), positive)
-    center = size[0] // 2, size[1] // 2
-
-    def logits(image, variables):
-        maps: Any = model.apply(variables, image, train=False)
-        return maps[:, *center].sum()
-
-    gradient = jax.jit(jax.grad(logits))(images, variables)
-    reached = np.any(np.asarray(gradient), axis=(0, 3))
-    box = []
-    for axis, length in enumerate(size):
-        inside = np.flatnonzero(reached.any(axis=1 - axis))
-        if not len(inside):
-            raise ValueError(f"the logits of pixel {center} depend on nothing (a bed of nails)")
-        first, last = int(inside[0]), int(inside[-1])
-        if first == 0 or last == length - 1:
-            raise ValueError(
-                f"the receptive field of pixel {center} reaches the border of an image of size "
-                f"{size}: use a larger one (with group norm it is always the whole image)"
-            )
-        box.append(slice(first, last + 1))
-    return box[0], box[1]
-
-
-def _shapes(model: nn.Module, image: Any) -> Any:
-    """The shapes of the model's variables."""
-    return jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
-
-
-def _constant(variables: Any, value: Callable[[str, tuple[int, ...]], float]) -> Any:
-    """Arrays filled with value(name, shape), by the name of each, such as "kernel"."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: np.full(x.shape, value(path[-1].key, x.shape), x.dtype), variables
-    )
-
-
-def _inside(tree: Any, path: Sequence[str]) -> Any:
-    return functools.reduce(lambda tree, name: tree.get(name, {}), path, tree)
-
-
-def _line(name: str, shape: Sequence[int], parameters: int, flops: int) -> tuple[str, ...]:
-    return name, " x ".join(map(str, shape)), f"{parameters:,}", f"{flops:,}"
-
-
 def _markdown(lines: Sequence[Sequence[str]], sides: str) -> str:
-    """A table whose first line is the header; `sides` are "<" or ">", one for each column."""
+    """Returns a table with the first line as its header; `sides` has "<" or ">" for each column."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * (w - 1) + ("-" if s == "<" else ":") for w, s in zip(widths, sides, strict=True)]
 
@@ -237,16 +186,18 @@ def _markdown(lines: Sequence[Sequence[str]], sides: str) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Prints the table."""
-    # Where XLA sees all FLOPs, and no accelerator is taken from a training.
-    jax.config.update("jax_platforms", "cpu")
-    args = flags.FLAGS
+    """Prints the tables."""
+    runtime.prepare()
+    args: Any = flags.FLAGS
+    config, num_classes, channels = args.config, args.num_classes, args.channels
     if args.crossings:
-        print(crossings(args.config.model))
+        print(crossings(config.model))
         return
-    print(table(models.build(args.config.model, args.num_classes), args.size, args.channels))
-    args.config.num_seeds = 1  # on the one device that there is here
-    print(f"\n{memory.table(args.config, args.num_classes, args.channels)}")
+    print(layer_table(models.build(config.model, num_classes), args.size, channels))
+    entry = ENCODERS[config.model.encoder]
+    if entry.torch_name:
+        print(f"Published weights: {entry.license}; normalization={entry.normalization!r}.")
+    print(f"\n{training_table(config, num_classes, channels)}")
 
 
 if __name__ == "__main__":
@@ -254,5 +205,5 @@ if __name__ == "__main__":
     flags.DEFINE_integer("num_classes", 21, "Channels of the logits.", lower_bound=1)
     flags.DEFINE_integer("channels", 3, "Of the image.", lower_bound=1)
     command.define_size("size", "224,224", "HEIGHT,WIDTH of the image, pixels.")
-    flags.DEFINE_bool("crossings", False, "Print what can be combined instead.")
+    flags.DEFINE_bool("crossings", False, "Print what goes together instead.")
     command.run(main, flags_parser=command.parse_flags)

@@ -1,4 +1,4 @@
-"""Sizes, costs and receptive fields against published numbers and counts by hand."""
+"""Sizes and costs of networks and training steps, against published numbers and counts by hand."""
 
 import itertools
 import subprocess
@@ -7,12 +7,13 @@ from collections import Counter
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from dense_jax import models, summary
+from dense_jax.models.decoders import DECODERS
 from dense_jax.models.encoders import ENCODERS
 from dense_jax.models.upsampling import UPSAMPLERS
+from dense_jax.program import assemble, batch_shapes
 from experiments import base
 from tests.conftest import REPOSITORY
 
@@ -54,7 +55,7 @@ def no_flops(monkeypatch):
     monkeypatch.setattr(summary.cost, "flops", lambda *_: 0)
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_no_parameter_is_lost_or_counted_twice(encoder, name, no_flops):
     model = make(
@@ -79,7 +80,7 @@ def test_no_parameter_is_lost_or_counted_twice(encoder, name, no_flops):
 def table():
     """Of a network that is small enough to be counted by hand."""
     model = make(name="fcn", widths=(5, 7), convs_per_level=1, upsampling="bilinear")
-    return summary.table(model, (8, 6), channels=4)
+    return summary.layer_table(model, (8, 6), channels=4)
 
 
 def test_layers_are_in_order_of_execution_with_their_shapes_and_parameters(table):
@@ -137,9 +138,7 @@ def test_crossings_say_yes_exactly_where_a_model_can_be_built():
     reasons = [line for line in markdown.splitlines() if line[:1].isdigit()]
     assert len({reason.split(". ", 1)[1] for reason in reasons}) == len(reasons)
     rows = cells(markdown)
-    assert [row[:2] for row in rows] == [
-        list(x) for x in itertools.product(ENCODERS, models.MODELS)
-    ]
+    assert [row[:2] for row in rows] == [list(x) for x in itertools.product(ENCODERS, DECODERS)]
     said = set()
     for encoder, name, *answers in rows:
         for upsampling, answer in zip(UPSAMPLERS, answers, strict=True):
@@ -153,85 +152,49 @@ def test_crossings_say_yes_exactly_where_a_model_can_be_built():
     assert said == {"yes", *(str(i + 1) for i in range(len(reasons)))}
 
 
-@pytest.mark.parametrize("factor", [2, 3])
-@pytest.mark.parametrize("kernel_size", [1, 2, 3, 4, 6])
-def test_transposed_convolutions_are_uneven_unless_the_factor_divides_the_kernel(
-    kernel_size, factor
-):
-    up = UPSAMPLERS["transposed_conv"](features=2, factor=factor, kernel_size=kernel_size)
-    # Along one axis, phase r gets the taps r, r + factor, ... of the kernel.
-    taps = [len(range(phase, kernel_size, factor)) for phase in range(factor)]
-    covered = np.outer(taps, taps)
-    index = summary.checkerboard_index(up)
-    np.testing.assert_allclose(index, covered.std() / covered.mean(), rtol=1e-6)
-    assert (index == 0) == (kernel_size % factor == 0)
+@pytest.fixture(scope="module")
+def needed():
+    return summary.training_cost(small_config(), num_classes=3, num_channels=1)
 
 
-@pytest.mark.parametrize("upsampling", UPSAMPLERS)
-def test_only_bed_of_nails_is_uneven_by_default(upsampling):
-    index = summary.checkerboard_index(UPSAMPLERS[upsampling](features=2))
-    assert index == (np.sqrt(3) if upsampling == "bed_of_nails" else 0)
+def small_config(**fields):
+    config = base.get_config()
+    config.batch_size = 8
+    config.model.widths = (2, 3)
+    config.model.norm = "group"
+    config.data.crop_size = (8, 8)
+    config.data.canvas_size = (16, 12)
+    config.update(fields)
+    return config
 
 
-def test_a_fixed_bilinear_kernel_is_even():
-    fixed = UPSAMPLERS["transposed_conv"](features=2, factor=4, init="bilinear", learn=False)
-    assert summary.checkerboard_index(fixed) == 0
+def num_bytes(tree):
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def extent_of_unet(pixel, *, before, margin):
-    """What a U-Net of two widths and single 3x3 convolutions sees along one axis, by hand.
-
-    before: pixels of padding at each convolution; margin: of the image's.
-    """
-
-    def convolve(low, high):
-        return low - before, high - before + 2
-
-    low, high = convolve(pixel, pixel)
-    low, high = convolve(low // 2, high // 2)
-    low, high = convolve(2 * low, 2 * high + 1)
-    return slice(low - margin, high - margin + 1)
+def test_a_steps_arguments_are_the_state_and_the_devices_part_of_the_batch(needed):
+    config = small_config()
+    state = assemble(config, num_classes=3, num_channels=1).shapes()
+    batch = batch_shapes(config, (16, 12), num_channels=1)
+    assert needed["aliased"] == num_bytes(state)
+    key = 8
+    assert needed["arguments"] == num_bytes(state) + num_bytes(batch) // jax.device_count() + key
 
 
-@pytest.mark.parametrize(
-    ("fields", "before", "margin"),
-    [
-        ({}, 1, 0),
-        ({"freeze_encoder": True}, 1, 0),
-        ({"padding": "VALID"}, 0, 4),
-    ],
-    ids=str,
-)
-def test_receptive_field_of_a_unet_equals_the_one_by_hand(fields, before, margin):
-    model = make(widths=(2, 3), convs_per_level=1, upsampling="nearest", **fields)
-    model = model.clone(has_context=True)  # whose logits are fewer than the pixels
-    rows, columns = summary.receptive_field(model, (24, 26), channels=1)
-    assert rows == extent_of_unet(12, before=before, margin=margin)
-    assert columns == extent_of_unet(13, before=before, margin=margin)
+def test_the_peak_of_a_step_counts_donated_memory_once(needed):
+    gained = needed["outputs"] - needed["aliased"]  # the metrics, and pointers to all outputs
+    assert 0 < gained < 2000
+    assert needed["peak"] == needed["arguments"] + needed["temporaries"] + gained
 
 
-@pytest.mark.parametrize(("encoder", "published"), [("vgg16", 404), ("alexnet", 355)])
-def test_fcn32s_has_the_published_receptive_field_around_its_cell(encoder, published):
-    """arXiv 1411.4038, table 1; and no crop or padding has moved the output off the input."""
-    model = make(
-        name="fcn",
-        encoder=encoder,
-        norm="none",
-        upsampling="nearest",
-        skips=(),
-        width_multiplier=1e-6,  # a single channel
-    )
-    for field in summary.receptive_field(model, (416, 416), channels=1):
-        assert field.stop - field.start == published
-        cell = 208 // 32 * 32  # first pixel of the one that has the center pixel
-        assert abs((field.start + field.stop) / 2 - (cell + 16)) <= 1
-
-
-@pytest.mark.parametrize(("size", "fields"), [((10, 26), {}), ((24, 26), {"norm": "group"})])
-def test_a_truncated_receptive_field_is_an_error(size, fields):
-    model = make(widths=(2, 3), convs_per_level=1, upsampling="nearest", **fields)
-    with pytest.raises(ValueError, match="use a larger one"):
-        summary.receptive_field(model, size, channels=1)
+def test_twice_the_batch_needs_more_memory_and_twice_the_work_and_allocates_nothing(needed):
+    before = len(jax.live_arrays())
+    config = small_config(batch_size=16)
+    larger = summary.training_cost(config, num_classes=3, num_channels=1)
+    assert len(jax.live_arrays()) == before
+    assert larger["aliased"] == needed["aliased"]
+    assert larger["temporaries"] > 1.5 * needed["temporaries"]
+    assert larger["flops"] == pytest.approx(2 * needed["flops"], rel=0.1)
 
 
 def run(*arguments):
@@ -244,7 +207,7 @@ def run(*arguments):
     )
 
 
-def test_the_command_prints_the_table_of_the_changed_config():
+def test_the_command_prints_the_layers_and_the_step_of_the_changed_config():
     done = run(
         *("--config=experiments/unet_dice.py", "--config.model.widths=(2,3)"),
         *("--config.data.crop_size=(8,8)", "--size=16,18", "--channels=1", "--num_classes=5"),
@@ -254,7 +217,8 @@ def test_the_command_prints_the_table_of_the_changed_config():
     rows = cells(layers)
     assert rows[0][:3] == ["encoder/stride1/conv1/conv", "1 x 16 x 18 x 2", "18"]
     assert rows[-1][:2] == ["total", "1 x 16 x 18 x 5"]
-    assert "| peak |" in step
+    assert "on each of 1 cpu, by XLA:CPU's analysis: a GPU's or TPU's" in step
+    assert dict(cells(step))["peak"].endswith(" MB")
 
 
 def test_a_bad_size_is_one_clear_error():

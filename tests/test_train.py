@@ -22,6 +22,7 @@ from dense_jax.command import PREEMPTED
 from dense_jax.data import balance, pipeline
 from dense_jax.devices import mesh
 from dense_jax.models import pretrained
+from dense_jax.models.encoders import ENCODERS
 from dense_jax.program import assemble
 from dense_jax.trained import load
 from dense_jax.training import ensemble
@@ -413,7 +414,7 @@ def test_pretrained_weights_are_where_a_frozen_encoder_ends(config, tmp_path):
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         _, part, *modules, last = (key.key for key in path)
         if part == "encoder":
-            module = pretrained.TORCH_NAMES["vgg16"](tuple(modules), norm="batch")
+            module = ENCODERS["vgg16"].torch_name(tuple(modules), norm="batch")
             shape = leaf.shape if leaf.ndim == 1 else tuple(leaf.shape[i] for i in (3, 2, 0, 1))
             tensors[f"{module}.{pretrained.LEAVES[last]}"] = rng.uniform(0.5, 1, shape) / np.prod(
                 leaf.shape[:-1]

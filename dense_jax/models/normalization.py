@@ -1,7 +1,7 @@
-"""From an image's bytes to what the network sees: the `model.normalization` axis.
+"""Ways to normalize an image for the network: the `model.normalization` axis.
 
-Every entry of NORMALIZATIONS maps an image [..., c] of values 0 to 255 to float32 [..., d]. Those
-that belong to published weights make three channels of any gray image.
+Every entry of NORMALIZATIONS maps an image [..., c] of values from 0 to 255 to float32 [..., d].
+Those that belong to published weights turn a gray image into three channels.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,12 +11,12 @@ from jaxtyping import Array, Float
 
 
 def unit(image: Array) -> Float[Array, "*shape"]:
-    """To about unit variance: 0..255 -> -2..2."""
+    """Maps 0..255 to -2..2, which gives about unit variance."""
     return image.astype(jnp.float32) / 63.75 - 2.0
 
 
 def standardize(mean: Sequence[float], std: Sequence[float]) -> Callable[[Array], Array]:
-    """(image / 255 - mean) / std, with the mean and std of the three channels R, G, B."""
+    """Returns (image / 255 - mean) / std, for the three channels R, G and B."""
 
     def normalize(image: Array) -> Float[Array, "*shape 3"]:
         if image.shape[-1] not in (1, 3):
@@ -34,9 +34,9 @@ def standardize(mean: Sequence[float], std: Sequence[float]) -> Callable[[Array]
 
 
 def local_response(image: Array) -> Float[Array, "*shape"]:
-    """x / (1 + alpha / 5 * sum x^2 over the channels)^0.75 with alpha = 1e-4, on 0..255.
+    """Returns x / (1 + alpha / 5 * sum of x^2 over the channels)^0.75 with alpha = 1e-4, on 0..255.
 
-    SegNet-Basic's first layer: response normalization over 5 channels, which are all of them.
+    This is SegNet-Basic's first layer: response normalization over 5 channels, so over all of them.
     """
     x = image.astype(jnp.float32)
     return x / (1 + 1e-4 / 5 * jnp.sum(x**2, axis=-1, keepdims=True)) ** 0.75

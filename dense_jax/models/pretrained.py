@@ -1,8 +1,8 @@
 """Published weights of an encoder, in the names of torchvision or timm.
 
 `load` reads FILE.safetensors, FILE.npz, FILE.pth (if torch is installed) or hf://REPO/FILE. Every
-tensor is accounted for: each of the encoder's own must be there in its shape, and what is left over
-must belong to the classification head.
+tensor is accounted for: each of the encoder's own must be in the file with its shape, and every
+other tensor of the file must belong to the classification head.
 """
 
 import zipfile
@@ -16,16 +16,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from dense_jax.models.encoders import alexnet, googlenet, resnet, vgg
+from dense_jax.models.encoders import ENCODERS
 
-TORCH_NAMES: dict[str, Callable[..., str]] = {
-    "alexnet": alexnet.torch_name,
-    "vgg16": vgg.torch_name,
-    "googlenet": googlenet.torch_name,
-    "resnet18": resnet.torch_name,
-    "resnet34": resnet.torch_name,
-    "resnet50": resnet.torch_name,
-}
 LEAVES = {
     "kernel": "weight",
     "scale": "weight",
@@ -34,8 +26,8 @@ LEAVES = {
     "var": "running_var",
 }
 HEADS = ("classifier.6.", "fc.", "aux1.", "aux2.")
-FULLY_CONNECTED = "classifier."  # AlexNet's and VGG's fc6 and fc7, which only FCN uses
-# What readers raise for a damaged file or one of another kind.
+FULLY_CONNECTED = "classifier."  # fc6 and fc7, which an encoder may go without
+# Raised by readers for a damaged file or a file of another kind.
 UNREADABLE = (
     *(OSError, ValueError, TypeError, RuntimeError, EOFError, AttributeError),
     *(SafetensorError, zipfile.BadZipFile, UnpicklingError),
@@ -44,25 +36,21 @@ UNREADABLE = (
 TIMM = {"pre_logits.fc1.": "classifier.0.", "pre_logits.fc2.": "classifier.3.", "head.fc.": "fc."}
 
 
-def normalization(encoder: str) -> str:
-    """What the images must be like for the encoder's weights."""
-    # GoogLeNet's were made with another library; torchvision renormalizes its input for them.
-    return "inception" if encoder == "googlenet" else "imagenet"
-
-
 def load(path: str, encoder: str, norm: str, shapes: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the encoder's variables, float32, as numpy arrays.
 
-    norm: the encoder's, `model.norm`.
-    shapes: of its variables, {"params": ..., "batch_stats": ...}, as of jax.eval_shape.
+    norm: `model.norm` of the encoder.
+    shapes: those of the encoder's variables, {"params": ..., "batch_stats": ...}.
 
-    Raises ValueError for an encoder without published weights, a file that cannot be read, and,
-    listing them, for tensors that are missing, left over or of another shape.
+    Raises ValueError for an encoder without published weights and for a file that cannot be read. It
+    lists the tensors that are missing, left over or of another shape.
     """
-    if encoder not in TORCH_NAMES:
+    torch_name = ENCODERS[encoder].torch_name
+    if torch_name is None:
+        published = [name for name, entry in ENCODERS.items() if entry.torch_name]
         raise ValueError(
             f"model.pretrained={path!r}: encoder {encoder!r} has no published weights, only "
-            f"{', '.join(TORCH_NAMES)} have; leave model.pretrained unset"
+            f"{', '.join(published)} have; leave model.pretrained unset"
         )
     tensors = {name: array for name, array in read(path).items() if "num_batches" not in name}
     for theirs, ours in TIMM.items():
@@ -71,7 +59,7 @@ def load(path: str, encoder: str, norm: str, shapes: Mapping[str, Any]) -> dict[
 
     def convert(path_of_leaf, shape):
         _, *modules, leaf = (key.key for key in path_of_leaf)
-        name = f"{TORCH_NAMES[encoder](tuple(modules), norm=norm)}.{LEAVES[leaf]}"
+        name = f"{torch_name(tuple(modules), norm=norm)}.{LEAVES[leaf]}"
         used.add(name)
         if name not in tensors:
             problems.append(f"  missing: {name}")
@@ -80,8 +68,8 @@ def load(path: str, encoder: str, norm: str, shapes: Mapping[str, Any]) -> dict[
         if leaf == "kernel":
             h, w, channels, features = shape.shape
             expected = features, channels, h, w
-            if array.shape == (features, channels * h * w):
-                array = array.reshape(expected)  # fully connected
+            if array.shape == (features, channels * h * w):  # fully connected
+                array = array.reshape(expected)
         if array.shape != expected:
             problems.append(f"  of another shape: {name} is {array.shape}, not {expected}")
             return None
@@ -109,7 +97,7 @@ def load(path: str, encoder: str, norm: str, shapes: Mapping[str, Any]) -> dict[
 
 
 def read(path: str) -> dict[str, np.ndarray]:
-    """The tensors of a file, by name. Raises ValueError, naming the file, if it cannot be read."""
+    """Returns the tensors of a file by name. Raises ValueError if it cannot be read."""
     if path.startswith("hf://"):
         return read(_download(path))
     if Path(path).suffix not in READERS:
@@ -137,7 +125,7 @@ def _read_torch(path: str) -> dict[str, np.ndarray]:
         raise ValueError(
             "a file of PyTorch needs torch installed to be read; or convert it to safetensors"
         ) from error
-    # Nothing but tensors: a pickle may otherwise run any code.
+    # Only tensors, because any other pickle may run code.
     tensors = torch.load(path, map_location="cpu", weights_only=True)
     if not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise ValueError(f"it holds {', '.join(tensors)}, not tensors alone: save the state_dict")
@@ -145,8 +133,8 @@ def _read_torch(path: str) -> dict[str, np.ndarray]:
 
 
 def _download(path: str) -> str:
-    """hf://OWNER/NAME/FILE -> the file in the local cache."""
-    import huggingface_hub  # few runs need it
+    """Downloads hf://OWNER/NAME/FILE and returns its path in the local cache."""
+    import huggingface_hub  # slow to import, and few runs need it
 
     owner, _, rest = path.removeprefix("hf://").partition("/")
     name, _, file = rest.partition("/")
@@ -154,7 +142,7 @@ def _download(path: str) -> str:
         raise ValueError(f"model.pretrained={path!r} must be hf://OWNER/NAME/FILE")
     try:
         return huggingface_hub.hf_hub_download(f"{owner}/{name}", file)
-    except (OSError, ValueError) as error:  # those of huggingface_hub are of these kinds
+    except (OSError, ValueError) as error:  # the bases of huggingface_hub's own errors
         raise ValueError(f"model.pretrained={path!r} cannot be downloaded: {error}") from error
 
 

@@ -1,14 +1,12 @@
 """Ways to enlarge a feature map: the `model.upsampling` axis.
 
-Every upsampler is a Module built with `features` and called `up(x, switches=None)`; x [b, h, w, c]
-becomes [b, factor * h, factor * w, features]. `switches` are those of the max-pool that the
-upsampling mirrors (see `layers.Pyramid`), or None where there was no such pool. A method that does
-not mix channels has a 1x1 convolution in front of it, at the lower resolution, where c is not
-`features`. To add a method, write its class here and give it a line in UPSAMPLERS: decoders,
-configs and tests pick it up.
+To add a method, write its class here and give it a line in UPSAMPLERS. Decoders, configs and tests
+then have it.
 """
 
+import functools
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,19 +15,50 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dense_jax.devices.cpu import Conv, convolution
 from dense_jax.models.layers import Project, max_unpool, pixel_shuffle
 
 
-def enlarge_nearest(x: Array, factor: int) -> Array:
-    """Every pixel repeated over its cell."""
+class Upsampler(nn.Module):
+    """The base of all methods, called as `up(x, switches=None)`.
+
+    x [b, h, w, c] becomes [b, factor * h, factor * w, features]. `switches` are those of the max-pool
+    that the upsampling mirrors (see `segmenter.Pyramid`), or None if there was no such pool. A method
+    that does not mix channels has a 1x1 convolution in front of it, at the lower resolution, if c is
+    not `features`.
+
+    needs_switches: declared by the class; whether it works only with switches.
+    """
+
+    features: int
+    factor: int = 2
+    dtype: DTypeLike = jnp.float32
+
+    needs_switches: ClassVar[bool] = False
+
+    def __call__(self, x: Array, switches: Array | None = None) -> Array:
+        raise NotImplementedError
+
+
+def repeat(x: Array, factor: int) -> Array:
+    """Repeats every pixel over its cell."""
     return x.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
-def enlarge_bilinear(x: Array, factor: int, axis: int) -> Array:
-    """Linear interpolation along one axis with half-pixel centers and clamped edges.
+def bed_of_nails(x: Array, factor: int) -> Array:
+    """Puts every value into the top left pixel of its cell, and 0 elsewhere."""
+    spread = (0, factor - 1, factor - 1)
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), spread, spread, (0, 0, 0)))
 
-    The same as torch's `align_corners=False`. Each of the `factor` phases is a weighted sum of two
+
+def bilinear(x: Array, factor: int) -> Array:
+    """Interpolates bilinearly, with half-pixel centers."""
+    return interpolate(interpolate(x, factor, axis=1), factor, axis=2)
+
+
+def interpolate(x: Array, factor: int, axis: int) -> Array:
+    """Interpolates linearly along one axis, with half-pixel centers and clamped edges.
+
+    This is torch's `align_corners=False`. Each of the `factor` phases is a weighted sum of two
     shifted copies, which is cheaper than the dense matrices of `jax.image.resize`.
     """
     size = x.shape[axis]
@@ -45,13 +74,17 @@ def enlarge_bilinear(x: Array, factor: int, axis: int) -> Array:
 
 
 def transposed_conv(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "k k c f"], factor: int
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "k k c f"],
+    factor: int,
+    convolve: Callable[..., Array] = jax.lax.conv_general_dilated,
 ) -> Float[Array, "b H W f"]:
-    """Every pixel of x adds its value times the kernel around its own factor x factor cell.
+    """Adds each pixel's value times the kernel around the pixel's own factor x factor cell.
 
     With p = (k - factor + 1) // 2, pixel (i, j) reaches rows factor * i - p ... + k - 1: torch's
-    conv_transpose2d(stride=factor, padding=p, output_padding=factor - k + 2p). Computed at the
-    lower resolution, with a kernel per phase of the output, so that no product with a zero is.
+    conv_transpose2d(stride=factor, padding=p, output_padding=factor - k + 2p). It is computed at the
+    lower resolution, with one kernel per phase of the output, so that no multiplication with an
+    inserted zero is computed.
     """
     k = kernel.shape[0]
     padding = (k - factor + 1) // 2
@@ -63,14 +96,15 @@ def transposed_conv(
     phases = jnp.pad(kernel, (fill, fill, (0, 0), (0, 0)))
     phases = phases.reshape(taps, factor, taps, factor, *kernel.shape[2:])[::-1, :, ::-1]
     phases = phases.transpose(0, 2, 4, 1, 3, 5).reshape(taps, taps, kernel.shape[2], -1)
-    y = convolution(x, phases, (1, 1), ((-first, last),) * 2)
+    layout = jax.lax.conv_dimension_numbers(x.shape, phases.shape, ("NHWC", "HWIO", "NHWC"))
+    y = convolve(x, phases, (1, 1), ((-first, last),) * 2, dimension_numbers=layout)
     return pixel_shuffle(y, factor)
 
 
 def bilinear_kernel(size: int, factor: int, channels: int) -> Float[np.ndarray, "k k c c"]:
-    """FCN's initialization of a transposed convolution (its surgery.py): channel-wise bilinear.
+    """Returns FCN's initial transposed convolution (its surgery.py): channel-wise bilinear.
 
-    Scaled to unit gain where `size` is not the usual 2 * factor - factor % 2.
+    It is scaled to unit gain if `size` is not the usual 2 * factor - factor % 2.
     """
     reach = (size + 1) // 2
     middle = reach - 1 if size % 2 else reach - 0.5
@@ -79,98 +113,68 @@ def bilinear_kernel(size: int, factor: int, channels: int) -> Float[np.ndarray, 
     return kernel.astype(np.float32)
 
 
-class Nearest(nn.Module):
-    """Every pixel repeated."""
+class Fixed(Upsampler, kw_only=True):
+    """A method without parameters of its own, behind a projection to `features`.
 
-    features: int
-    factor: int = 2
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], switches=None) -> Float[Array, "b H W f"]:
-        x = Project(self.features, self.dtype, name="project")(x)
-        return enlarge_nearest(x, self.factor)
-
-
-class Bilinear(nn.Module):
-    """Bilinear interpolation (half-pixel centers).
-
-    The weights of an interpolation sum to one, so the projection commutes with it: at the lower
+    The weights of an interpolation sum to one, so the projection commutes with it. At the lower
     resolution it is the same function for 1/factor^2 of the work.
+
+    enlarge: called with a map and the factor.
     """
 
-    features: int
-    factor: int = 2
-    dtype: DTypeLike = jnp.float32
+    enlarge: Callable[[Array, int], Array]
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], switches=None) -> Float[Array, "b H W f"]:
-        x = Project(self.features, self.dtype, name="project")(x)
-        return enlarge_bilinear(enlarge_bilinear(x, self.factor, axis=1), self.factor, axis=2)
+        return self.enlarge(Project(self.features, self.dtype, name="project")(x), self.factor)
 
 
-class BedOfNails(nn.Module):
-    """Every value in the top left pixel of its cell, 0 elsewhere."""
+class MaxUnpool(Upsampler):
+    """Puts every value where the encoder's maximum was, and 0 elsewhere (SegNet, arXiv 1511.00561).
 
-    features: int
-    factor: int = 2
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], switches=None) -> Float[Array, "b H W f"]:
-        x = Project(self.features, self.dtype, name="project")(x)
-        spread = (0, self.factor - 1, self.factor - 1)
-        return jax.lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), spread, spread, (0, 0, 0)))
-
-
-class MaxUnpool(nn.Module):
-    """Every value where the encoder's maximum was, 0 elsewhere (SegNet, arXiv 1511.00561).
-
-    x is projected to the channels of the switches, and the result, if need be, to `features`.
-    Raises ValueError without switches, or for another factor than the 2 of their pool.
+    x is projected to the channels of the switches, and the result to `features`. Raises ValueError
+    without switches, or for another factor than their pool's 2.
     """
 
-    features: int
-    factor: int = 2
-    dtype: DTypeLike = jnp.float32
+    needs_switches: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], switches=None) -> Float[Array, "b H W f"]:
         if switches is None or self.factor != 2:
             raise ValueError(
                 "max_unpool needs the switches of a 2x2 max-pool, and there are none here: use "
-                "bed_of_nails, or a unet over plain or vgg16"
+                "bed_of_nails or transposed_conv"
             )
         x = Project(switches.shape[-1], self.dtype, name="project")(x)
         return Project(self.features, self.dtype, name="widen")(max_unpool(x, switches))
 
 
-class TransposedConv(nn.Module):
-    """Learned transposed convolution ("up-convolution" in U-Net, "deconvolution" in FCN).
+class TransposedConv(Upsampler):
+    """A learned transposed convolution ("up-convolution" in U-Net, "deconvolution" in FCN).
 
-    kernel_size: in output pixels; None is `factor`, where kernels do not overlap, or with
+    kernel_size: in output pixels. None is `factor`, so that kernels do not overlap, or with
       `bilinear` FCN's 2 * factor - factor % 2. Sizes that are no multiple of the factor are
-      allowed; they cover the output unevenly (checkerboard).
-    bilinear: whether it starts as channel-wise interpolation, rather than random with unit gain.
-    learn: False keeps that interpolation (FCN's fixed upsampling): then there are no parameters.
+      allowed, but cover the output unevenly (checkerboard).
+    bilinear: whether it starts as channel-wise interpolation instead of random with unit gain.
+    learn: False keeps that interpolation (FCN's fixed upsampling), without any parameter.
+    conv_general_dilated: computes the convolution, like nn.Conv's field; None is JAX's own.
     """
 
-    features: int
-    factor: int = 2
     kernel_size: int | None = None
     bilinear: bool = False
     learn: bool = True
-    dtype: DTypeLike = jnp.float32
+    conv_general_dilated: Callable[..., Array] | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], switches=None) -> Float[Array, "b H W f"]:
         f = self.factor
+        convolve = self.conv_general_dilated or jax.lax.conv_general_dilated
         if self.bilinear:
             size = self.kernel_size or 2 * f - f % 2
             x = Project(self.features, self.dtype, name="project")(x)
             interpolation = jnp.asarray(bilinear_kernel(size, f, self.features))
             if not self.learn:
-                return transposed_conv(x, interpolation.astype(x.dtype), f)
+                return transposed_conv(x, interpolation.astype(x.dtype), f, convolve)
             init = lambda key, shape: interpolation
         else:
             size = self.kernel_size or f
@@ -179,20 +183,17 @@ class TransposedConv(nn.Module):
         kernel = self.param("kernel", init, (size, size, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return transposed_conv(x, kernel, f) + bias[None, None, None]
+        return transposed_conv(x, kernel, f, convolve) + bias[None, None, None]
 
 
-class PixelShuffle(nn.Module):
-    """3x3 convolution to factor^2 * features, spread over the cell (arXiv 1609.05158, section 2.2).
+class PixelShuffle(Upsampler):
+    """Spreads a 3x3 convolution's factor^2 * features channels (arXiv 1609.05158, section 2.2).
 
-    icnr: whether all pixels of a cell start with the same kernel, so that there is no
-      checkerboard at first (arXiv 1707.02937), rather than with random ones.
+    icnr: whether all pixels of a cell start with the same random kernel, so that there is no
+      checkerboard at first (arXiv 1707.02937).
     """
 
-    features: int
-    factor: int = 2
     icnr: bool = False
-    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], switches=None) -> Float[Array, "b H W f"]:
@@ -202,7 +203,7 @@ class PixelShuffle(nn.Module):
             kernel = nn.initializers.he_normal()(key, (*shape[:-1], self.features), dtype)
             return jnp.tile(kernel, phases)
 
-        x = Conv(
+        x = nn.Conv(
             phases * self.features,
             (3, 3),
             kernel_init=same_for_all if self.icnr else nn.initializers.he_normal(),
@@ -212,17 +213,13 @@ class PixelShuffle(nn.Module):
         return pixel_shuffle(x, self.factor)
 
 
-class ResizeConv(nn.Module):
-    """Every pixel repeated, then a 3x3 convolution (Odena et al. 2016, distill.pub)."""
-
-    features: int
-    factor: int = 2
-    dtype: DTypeLike = jnp.float32
+class ResizeConv(Upsampler):
+    """Repeats every pixel, then convolves by 3x3 (Odena et al. 2016, distill.pub)."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], switches=None) -> Float[Array, "b H W f"]:
-        x = enlarge_nearest(x, self.factor)
-        return Conv(
+        x = repeat(x, self.factor)
+        return nn.Conv(
             self.features,
             (3, 3),
             kernel_init=nn.initializers.he_normal(),
@@ -233,42 +230,35 @@ class ResizeConv(nn.Module):
 
 def make_transposed_conv(
     features: int,
-    factor: int = 2,
     *,
-    kernel_size: int | None = None,
     init: str | None = None,
+    kernel_size: int | None = None,
     learn: bool = True,
-    dtype: DTypeLike = jnp.float32,
-    name: str | None = None,
-) -> nn.Module:
-    """TransposedConv; init: None (random) or "bilinear". (A Module has no room for an `init`.)"""
+    **fields: Any,
+) -> TransposedConv:
+    """Makes a TransposedConv; init: None (random) or "bilinear". A Module cannot have an `init`."""
     if init not in (None, "bilinear"):
         raise ValueError(f"transposed_conv: init={init!r} must be 'bilinear' or unset")
     if not learn and init is None:
         raise ValueError("transposed_conv: learn=False keeps the kernel: it needs init='bilinear'")
     if kernel_size is not None and kernel_size < 1:
         raise ValueError(f"transposed_conv: kernel_size={kernel_size} must be at least 1")
-    return TransposedConv(features, factor, kernel_size, bool(init), learn, dtype, name=name)
+    return TransposedConv(
+        features, kernel_size=kernel_size, bilinear=bool(init), learn=learn, **fields
+    )
 
 
-def make_pixel_shuffle(
-    features: int,
-    factor: int = 2,
-    *,
-    init: str | None = None,
-    dtype: DTypeLike = jnp.float32,
-    name: str | None = None,
-) -> nn.Module:
-    """PixelShuffle; init: None (random) or "icnr"."""
+def make_pixel_shuffle(features: int, *, init: str | None = None, **fields: Any) -> PixelShuffle:
+    """Makes a PixelShuffle; init: None (random) or "icnr"."""
     if init not in (None, "icnr"):
         raise ValueError(f"pixel_shuffle: init={init!r} must be 'icnr' or unset")
-    return PixelShuffle(features, factor, bool(init), dtype, name=name)
+    return PixelShuffle(features, icnr=bool(init), **fields)
 
 
-UPSAMPLERS: dict[str, Callable[..., nn.Module]] = {
-    "nearest": Nearest,
-    "bilinear": Bilinear,
-    "bed_of_nails": BedOfNails,
+UPSAMPLERS: dict[str, Callable[..., Upsampler]] = {
+    "nearest": functools.partial(Fixed, enlarge=repeat),
+    "bilinear": functools.partial(Fixed, enlarge=bilinear),
+    "bed_of_nails": functools.partial(Fixed, enlarge=bed_of_nails),
     "max_unpool": MaxUnpool,
     "transposed_conv": make_transposed_conv,
     "pixel_shuffle": make_pixel_shuffle,

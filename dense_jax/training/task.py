@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from dense_jax import data, losses, plots, storage
 from dense_jax.data import balance, targets, verify
-from dense_jax.devices import distributed, mesh
+from dense_jax.devices import cpu, distributed, mesh
 from dense_jax.models import pretrained
 from dense_jax.program import Program, assemble
 from dense_jax.training import optim, replicas, steps
@@ -82,22 +82,24 @@ def bind(
             tx=tx,
             with_ema=config.ema_decay > 0,
         ),
-        functools.partial(
-            steps.train_step,
-            model=program.inner_model,
-            tx=tx,
-            loss_fn=loss_fn,
-            augment=functools.partial(
-                augment,
-                crop_size=config.data.crop_size,
-                context=program.model.margin,
-                resolution=config.data.resolution,
-                fields=tuple(fields),
-                **config.augment.to_dict(),
-            ),
-            normalize=program.normalize,
-            ema_decay=config.ema_decay,
-            num_microbatches=config.num_microbatches,
+        cpu.fast(
+            functools.partial(
+                steps.train_step,
+                model=program.inner_model,
+                tx=tx,
+                loss_fn=loss_fn,
+                augment=functools.partial(
+                    augment,
+                    crop_size=config.data.crop_size,
+                    context=program.model.context,
+                    resolution=config.data.resolution,
+                    fields=tuple(fields),
+                    **config.augment.to_dict(),
+                ),
+                normalize=program.normalize,
+                ema_decay=config.ema_decay,
+                num_microbatches=config.num_microbatches,
+            )
         ),
         schedule,
     )

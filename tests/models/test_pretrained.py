@@ -31,12 +31,12 @@ def shapes_of(encoder):
 @functools.cache
 def expected_tensors(name, norm, **options):
     """Random tensors for an encoder, in PyTorch's layout, by asking the loader what it misses."""
-    shapes = shapes_of(ENCODERS[name](norm=norm, **options))
+    shapes = shapes_of(ENCODERS[name].make(norm=norm, **options))
     rng = np.random.default_rng(0)
     tensors = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         _, *modules, last = (key.key for key in path)
-        module = pretrained.TORCH_NAMES[name](tuple(modules), norm=norm)
+        module = ENCODERS[name].torch_name(tuple(modules), norm=norm)
         shape = leaf.shape if leaf.ndim == 1 else tuple(leaf.shape[i] for i in (3, 2, 0, 1))
         array = rng.normal(size=shape).astype(np.float32)
         tensors[f"{module}.{pretrained.LEAVES[last]}"] = array
@@ -54,7 +54,7 @@ def vgg(tmp_path):
         {".safetensors": save_file, ".npz": lambda t, p: np.savez(p, **t)}[path.suffix](
             tensors, path
         )
-        encoder = ENCODERS["vgg16"](width_multiplier=1 / 64, norm=norm)
+        encoder = ENCODERS["vgg16"].make(width_multiplier=1 / 64, norm=norm)
         return pretrained.load(str(path), "vgg16", norm, shapes_of(encoder))
 
     return tensors, load
@@ -87,7 +87,7 @@ def test_features_equal_torchs(network, torch_encoders, tmp_path):
 
     name, norm = NETWORKS[network]
     model = torch_encoders.make(network, 1 / 8)
-    encoder = ENCODERS[name](width_multiplier=1 / 8, norm=norm)
+    encoder = ENCODERS[name].make(width_multiplier=1 / 8, norm=norm)
     file = save_torch(model, tmp_path)
     variables = pretrained.load(file, name, norm, shapes_of(encoder))
     image = np.random.default_rng(0).normal(size=(2, 96, 64, 3)).astype(np.float32)
@@ -104,7 +104,9 @@ def test_the_convolutional_classifier_is_the_fully_connected_one(name, torch_enc
     import torch
 
     model = torch_encoders.make(name, 1 / 16)
-    encoder = ENCODERS[name](width_multiplier=1 / 16, norm="none", fcn=True)
+    encoder = ENCODERS[name].make(
+        width_multiplier=1 / 16, norm="none", classifier=True, taps="after_pool"
+    )
     file = save_torch(model, tmp_path)
     variables = pretrained.load(file, name, "none", shapes_of(encoder))
     image = np.random.default_rng(0).normal(size=(1, 224, 224, 3)).astype(np.float32)
@@ -163,9 +165,9 @@ def test_a_torch_file_needs_torch_and_holds_nothing_but_tensors(vgg, tmp_path, t
     tensors, _ = vgg
     path = tmp_path / "vgg16.pth"
     torch.save({name: torch.from_numpy(array) for name, array in tensors.items()}, path)
-    there = pretrained.read(str(path))
-    assert there.keys() == tensors.keys()
-    np.testing.assert_array_equal(there["features.0.weight"], tensors["features.0.weight"])
+    arrays = pretrained.read(str(path))
+    assert arrays.keys() == tensors.keys()
+    np.testing.assert_array_equal(arrays["features.0.weight"], tensors["features.0.weight"])
     half = {"a": torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16))}
     torch.save(half, path)
     np.testing.assert_array_equal(pretrained.read(str(path))["a"], [1, 1])
@@ -180,8 +182,8 @@ def test_a_torch_file_needs_torch_and_holds_nothing_but_tensors(vgg, tmp_path, t
 
 
 def test_timms_fully_connected_layers_are_those_of_torchvision(tmp_path):
-    tensors = expected_tensors("vgg16", "none", width_multiplier=1 / 64, fcn=True)
-    encoder = ENCODERS["vgg16"](width_multiplier=1 / 64, norm="none", fcn=True)
+    tensors = expected_tensors("vgg16", "none", width_multiplier=1 / 64, classifier=True)
+    encoder = ENCODERS["vgg16"].make(width_multiplier=1 / 64, norm="none", classifier=True)
     timm = {
         name.replace("classifier.0", "pre_logits.fc1").replace("classifier.3", "pre_logits.fc2"): x
         for name, x in tensors.items()
@@ -221,8 +223,8 @@ def test_weights_without_batch_norm_say_which_norm_they_need(vgg):
 
 
 def test_only_the_head_may_be_left_over(tmp_path):
-    tensors = expected_tensors("vgg16", "none", width_multiplier=1 / 64, fcn=True)
-    encoder = ENCODERS["vgg16"](width_multiplier=1 / 64, norm="none", fcn=True)
+    tensors = expected_tensors("vgg16", "none", width_multiplier=1 / 64, classifier=True)
+    encoder = ENCODERS["vgg16"].make(width_multiplier=1 / 64, norm="none", classifier=True)
     save_file(tensors | {"classifier.1.bias": np.zeros(3)}, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=r"left over: classifier\.1\.bias$"):
         pretrained.load(str(tmp_path / "a.safetensors"), "vgg16", "none", shapes_of(encoder))
@@ -281,9 +283,9 @@ def test_an_encoder_without_published_weights_is_named():
 
 def test_the_normalization_that_goes_with_the_weights():
     gray = jnp.full((2, 2, 1), 0.5 * 255, jnp.float32)
-    imagenet = NORMALIZATIONS[pretrained.normalization("resnet50")](gray)
+    imagenet = NORMALIZATIONS[ENCODERS["resnet50"].normalization](gray)
     np.testing.assert_allclose(
         imagenet[0, 0], [(0.5 - 0.485) / 0.229, (0.5 - 0.456) / 0.224, (0.5 - 0.406) / 0.225], 1e-4
     )
     # torchvision's googlenet undoes ImageNet's normalization and maps to -1..1.
-    np.testing.assert_allclose(NORMALIZATIONS[pretrained.normalization("googlenet")](gray), 0)
+    np.testing.assert_allclose(NORMALIZATIONS[ENCODERS["googlenet"].normalization](gray), 0)

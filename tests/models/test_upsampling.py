@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from dense_jax.models.layers import max_pool, max_unpool, pixel_shuffle
-from dense_jax.models.upsampling import UPSAMPLERS, enlarge_bilinear, transposed_conv
+from dense_jax.models.upsampling import UPSAMPLERS, interpolate, transposed_conv
 
 LOCAL = ["nearest", "bilinear", "bed_of_nails", "max_unpool"]  # no channel is mixed
 
@@ -96,7 +96,7 @@ class TestMaxUnpool:
         assert not jax.tree.leaves(variables)  # as in SegNet
 
     def test_without_switches_it_says_what_to_use(self):
-        with pytest.raises(ValueError, match="use bed_of_nails, or a unet over plain or vgg16"):
+        with pytest.raises(ValueError, match="use bed_of_nails or transposed_conv"):
             apply("max_unpool", random(1, 2, 3, 4), features=4)
 
 
@@ -144,7 +144,7 @@ def test_projecting_before_enlarging_is_the_same_function_as_after(upsampling):
 def test_bilinear_has_half_pixel_centers(size, factor):
     x = random(1, size, 3, 2)
     expected = jax.image.resize(x, (1, factor * size, 3, 2), "bilinear")
-    np.testing.assert_allclose(enlarge_bilinear(x, factor, axis=1), expected, atol=1e-6)
+    np.testing.assert_allclose(interpolate(x, factor, axis=1), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("factor", [2, 3, 8, 32])

@@ -1,10 +1,10 @@
-"""Decoders: the `model.name` axis."""
+"""Decoders: the `model.name` axis. See `segmenter.Decoder` for what they have in common.
 
-from collections.abc import Callable
-
-from flax import linen as nn
+To add a decoder, write its class in a file here and give it a line in DECODERS.
+"""
 
 from dense_jax.models.decoders.fcn import FCN
 from dense_jax.models.decoders.unet import UNet
+from dense_jax.models.segmenter import Decoder
 
-DECODERS: dict[str, Callable[..., nn.Module]] = {"fcn": FCN, "unet": UNet}
+DECODERS: dict[str, type[Decoder]] = {"fcn": FCN, "unet": UNet}

@@ -1,35 +1,32 @@
 """U-Net's expanding path (Ronneberger et al. 2015, arXiv 1505.04597, figure 1)."""
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from dense_jax.devices.cpu import Conv
-from dense_jax.models.layers import ConvBlock, Project, Pyramid, center, run
+from dense_jax.models.layers import ConvBlock, ConvNorm, Project, center
+from dense_jax.models.segmenter import Decoder, Pyramid, Spec
+from dense_jax.models.upsampling import Upsampler
 
 FUSIONS = ("concat", "add")
+CONVS = ("full", "depthwise", "none")
 
 
-class UNet(nn.Module):
+class UNet(Decoder, kw_only=True):
     """Doubles the deepest features up to stride 1 and fuses the encoder's on the way.
 
-    upsample: makes an upsampler, called with `features`.
     widths: channels at strides 1, 2, 4, ...; the last one also at all further strides.
-    skips: the strides whose encoder features are fused: their middle, where unpadded
-      convolutions have left less here than there.
     fusion: "concat", or "add", for which a skip is projected to x's channels if it has others.
-    decoder_conv: "full", "depthwise" (one filter per channel) or "none": then features are upsampled
-      and fused alone (SegNet's SingleChannelDecoder and FCN-Basic-NoDimReduction).
+    decoder_conv: "full", "depthwise" (one filter per channel) or "none", which only upsamples and
+      fuses (SegNet's SingleChannelDecoder and FCN-Basic-NoDimReduction).
     decoder_relu: False leaves out the ReLU behind the convolutions (SegNet-Basic).
     """
 
-    num_classes: int
-    upsample: Callable[..., nn.Module]
     widths: Sequence[int]
-    skips: Sequence[int]
     fusion: str = "concat"
     norm: str = "batch"
     convs_per_level: int = 2
@@ -38,40 +35,78 @@ class UNet(nn.Module):
     decoder_conv: str = "full"
     decoder_relu: bool = True
     remat: bool = False
-    dtype: DTypeLike = jnp.float32
+
+    has_switches: ClassVar[bool] = True
+
+    @property
+    def block_loss(self) -> int:
+        is_unpadded = self.padding == "VALID" and self.decoder_conv != "none"
+        return self.convs_per_level * (self.kernel_size - 1) if is_unpadded else 0
+
+    @nn.nowrap
+    def check(self, spec: Spec) -> None:
+        super().check(spec)
+        if self.decoder_conv == "depthwise" and self.skips and self.fusion == "concat":
+            raise ValueError(
+                "model.decoder_conv='depthwise' keeps the number of channels, which model.fusion="
+                "'concat' changes: use 'add'"
+            )
 
     @nn.compact
     def __call__(self, pyramid: Pyramid, *, train: bool) -> Float[Array, "b h w num_classes"]:
+        conv = functools.partial(
+            ConvNorm,
+            kernel_size=self.kernel_size,
+            padding=self.padding,
+            norm=self.norm,
+            relu=self.decoder_relu,
+            depthwise=self.decoder_conv == "depthwise",
+            dtype=self.dtype,
+        )
+        make_level = nn.remat(Level, static_argnums=(4,)) if self.remat else Level
         stride = max(pyramid.features)
         x = pyramid.features[stride]
         while stride > 1:
             stride //= 2
+            width = self.widths[min(stride.bit_length(), len(self.widths)) - 1]
+            project = Project(width, self.dtype, name=f"skip{stride}")
+            block = ConvBlock(width, self.convs_per_level, conv, name=f"stride{stride}")
+            level = make_level(
+                up=self.upsample(features=width, name=f"up{stride}"),
+                project=project if self.fusion == "add" else None,
+                block=block if self.decoder_conv != "none" else None,
+            )
+            skip = pyramid.features[stride] if stride in self.skips else None
+            x = level(x, skip, pyramid.switches.get(stride), train)
+        return nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="head")(x)
 
-            def stage(module, x, stride=stride):
-                width = self.widths[min(stride.bit_length(), len(self.widths)) - 1]
-                switches = pyramid.switches.get(stride)
-                if switches is not None:
-                    switches = center(switches, x.shape[1:3])
-                x = self.upsample(features=width, name=f"up{stride}")(x, switches)
-                if stride in self.skips:
-                    skip = center(pyramid.features[stride], x.shape[1:3])
-                    if self.fusion == "concat":
-                        x = jnp.concatenate([skip, x], axis=-1)
-                    else:
-                        x = x + Project(width, self.dtype, name=f"skip{stride}")(skip)
-                if self.decoder_conv == "none":
-                    return x
-                return ConvBlock(
-                    width,
-                    self.convs_per_level,
-                    self.kernel_size,
-                    self.padding,
-                    self.norm,
-                    self.decoder_relu,
-                    self.decoder_conv == "depthwise",
-                    self.dtype,
-                    name=f"stride{stride}",
-                )(x, train=train)
 
-            x = run(stage, self, x, remat=self.remat)
-        return Conv(self.num_classes, (1, 1), dtype=self.dtype, name="head")(x)
+class Level(nn.Module):
+    """One step up: upsampling, fusion with a skip, convolutions.
+
+    Its layers belong to the Module that makes them, and have their names from it. Unpadded
+    convolutions have left less of x than of the encoder's features, whose middle is used.
+
+    project: None concatenates the skip instead of adding it.
+    block: the convolutions, or None.
+    """
+
+    up: Upsampler
+    project: nn.Module | None
+    block: nn.Module | None
+
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        skip: Float[Array, "b _ _ d"] | None,
+        switches: Int[Array, "b _ _ e"] | None,
+        train: bool,
+    ) -> Float[Array, "b H W f"]:
+        x = self.up(x, None if switches is None else center(switches, x.shape[1:3]))
+        if skip is not None:
+            skip = center(skip, x.shape[1:3])
+            if self.project is None:
+                x = jnp.concatenate([skip, x], axis=-1)
+            else:
+                x = x + self.project(skip)
+        return x if self.block is None else self.block(x, train=train)

@@ -1,37 +1,47 @@
-"""Encoders: the `model.encoder` axis.
+"""Encoders: the `model.encoder` axis. See `segmenter.Encoder` for what they have in common.
 
-Every encoder is a Module called `encoder(image, train=...)` with image [b, h, w, c], h and w
-multiples of its deepest stride, and returns a `layers.Pyramid`. It is made with
-  norm      "batch" | "group" | "none"
-  dropout   probability that a value of the deepest features is dropped (after fc6 and after fc7,
-            where there are these)
-  remat     whether each stage's activations are computed again for the gradient, not kept
-  dtype     of the computation
-and with `width_multiplier`, of all its channels, if its widths are published ones. It has
-  strides         those of its features, in increasing order
-  switch_strides  those with a 2x2 max-pool behind them
-One that FCN's paper uses with its classifier has `fcn`, which says to do so. A file whose weights
-`pretrained` can read has torch_name(path, norm=...) -> str, torchvision's name of the module at a
-path; `pretrained` lists it. To add an encoder, write a file here and a line in ENCODERS.
+To add an encoder, write its class in a file here and give it a line in ENCODERS.
 """
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
-from flax import linen as nn
-
-from dense_jax.models.encoders.alexnet import AlexNet
-from dense_jax.models.encoders.googlenet import GoogLeNet
+from dense_jax.models.encoders import alexnet, googlenet, resnet, vgg
 from dense_jax.models.encoders.plain import Plain
 from dense_jax.models.encoders.resnet import BasicBlock, Bottleneck, ResNet
-from dense_jax.models.encoders.vgg import VGG16
+from dense_jax.models.segmenter import Encoder
 
-ENCODERS: dict[str, Callable[..., nn.Module]] = {
-    "plain": Plain,
-    "alexnet": AlexNet,
-    "vgg16": VGG16,
-    "googlenet": GoogLeNet,
-    "resnet18": functools.partial(ResNet, depths=(2, 2, 2, 2), block=BasicBlock),
-    "resnet34": functools.partial(ResNet, depths=(3, 4, 6, 3), block=BasicBlock),
-    "resnet50": functools.partial(ResNet, depths=(3, 4, 6, 3), block=Bottleneck),
+TORCHVISION = "code of torchvision, BSD-3-Clause; trained on ImageNet, whose terms may apply"
+
+
+class Entry(NamedTuple):
+    """An encoder and its published weights; without them it has no `torch_name`.
+
+    make: called with the fields of the encoder.
+    torch_name: (path of a module, norm=...) -> its name in the files that `pretrained` reads.
+    normalization: the images that the weights were trained on, a name in NORMALIZATIONS.
+    license: of the published weights, in words.
+    """
+
+    make: Callable[..., Encoder]
+    torch_name: Callable[..., str] | None = None
+    normalization: str = "unit"
+    license: str | None = None
+
+
+def _resnet(block: type, *depths: int) -> Entry:
+    make = functools.partial(ResNet, depths=depths, block=block)
+    return Entry(make, resnet.torch_name, "imagenet", TORCHVISION)
+
+
+ENCODERS: dict[str, Entry] = {
+    "plain": Entry(Plain),
+    "alexnet": Entry(alexnet.AlexNet, alexnet.torch_name, "imagenet", TORCHVISION),
+    "vgg16": Entry(vgg.VGG16, vgg.torch_name, "imagenet", TORCHVISION),
+    # GoogLeNet's weights come from another library; torchvision renormalizes its images for them.
+    "googlenet": Entry(googlenet.GoogLeNet, googlenet.torch_name, "inception", TORCHVISION),
+    "resnet18": _resnet(BasicBlock, 2, 2, 2, 2),
+    "resnet34": _resnet(BasicBlock, 3, 4, 6, 3),
+    "resnet50": _resnet(Bottleneck, 3, 4, 6, 3),
 }

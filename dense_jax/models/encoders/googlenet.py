@@ -1,18 +1,19 @@
-"""GoogLeNet (Szegedy et al. 2015, arXiv 1409.4842, table 1), as torchvision has it.
+"""GoogLeNet (Szegedy et al. 2015, arXiv 1409.4842, table 1), as in torchvision.
 
-That is with batch norm, and with 3x3 convolutions in the branches that the paper calls 5x5.
-Features are centered 0.5 pixels up and left of the middle of their cell at stride 2, and 0.5, 2.5,
-6.5 and 6.5 pixels down and right of it at strides 4 to 32.
+It has batch norm, and 3x3 convolutions in the branches that the paper calls 5x5. Features are
+centered 0.5 pixels up and left of the middle of their cell at stride 2, and 0.5, 2.5, 6.5 and 6.5
+pixels down and right of it at strides 4 to 32.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dense_jax.models.layers import ConvNorm, Pyramid, max_pool, run, scaled
+from dense_jax.models.layers import ConvNorm, max_pool, scaled
+from dense_jax.models.segmenter import Encoder, Pyramid, Spec
 
 STAGES = {  # by stride: channels of (1x1, 3x3 reduced, 3x3, 5x5 reduced, 5x5, pool projection)
     8: {"3a": (64, 96, 128, 16, 32, 32), "3b": (128, 128, 192, 32, 96, 64)},
@@ -27,48 +28,37 @@ STAGES = {  # by stride: channels of (1x1, 3x3 reduced, 3x3, 5x5 reduced, 5x5, p
 }
 
 
-class GoogLeNet(nn.Module):
+class GoogLeNet(Encoder):
     """Strides 2 to 32, the last one inception 5b."""
 
     width_multiplier: float = 1.0
-    norm: str = "batch"
-    dropout: float = 0.0
-    remat: bool = False
-    dtype: DTypeLike = jnp.float32
 
-    strides = (2, 4, 8, 16, 32)
-    switch_strides = (16,)
+    @property
+    def spec(self) -> Spec:
+        return Spec((2, 4, 8, 16, 32), switch_strides=(16,))
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w c"], *, train: bool) -> Pyramid:
-        conv = functools.partial(ConvNorm, norm=self.norm, epsilon=1e-3, dtype=self.dtype)
+        conv = functools.partial(self.conv, epsilon=1e-3)
 
         def scale(channels):
             return scaled(channels, self.width_multiplier)
 
-        def stem(module, x):
-            return conv(scale(64), 7, stride=2, padding=3, name="conv1")(x, train=train)
-
-        def second(module, x):
-            x = conv(scale(64), 1, name="conv2")(x, train=train)
-            return conv(scale(192), 3, name="conv3")(x, train=train)
-
         features, switches = {}, {}
-        x = features[2] = run(stem, self, image, remat=self.remat)
-        x = features[4] = run(second, self, halve(x), remat=self.remat)
+        stem = conv(scale(64), 7, stride=2, padding=3, name="conv1")
+        x = features[2] = self.stage(stem)(image, train)
+        convs = conv(scale(64), 1, name="conv2"), conv(scale(192), 3, name="conv3")
+        x = features[4] = self.stage(*convs)(halve(x), train)
         for stride, blocks in STAGES.items():
             if stride == 32:
                 x, switches[16] = max_pool(x)
             else:
                 x = halve(x)
-
-            def stage(module, x, blocks=blocks):
-                for name, widths in blocks.items():
-                    widths = tuple(map(scale, widths))
-                    x = Inception(widths, conv, name=f"inception{name}")(x, train=train)
-                return x
-
-            x = features[stride] = run(stage, self, x, remat=self.remat)
+            inceptions = [
+                Inception(tuple(map(scale, widths)), conv, name=f"inception{name}")
+                for name, widths in blocks.items()
+            ]
+            x = features[stride] = self.stage(*inceptions)(x, train)
         features[32] = nn.Dropout(self.dropout, deterministic=not train)(x)
         return Pyramid(features, switches)
 
@@ -77,7 +67,7 @@ class Inception(nn.Module):
     """Four branches side by side, concatenated (figure 2b)."""
 
     widths: tuple[int, ...]
-    conv: functools.partial
+    conv: Callable[..., ConvNorm]
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w f"]:
@@ -99,12 +89,12 @@ class Inception(nn.Module):
 
 
 def halve(x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
-    """3x3 max-pool with stride 2; the window of the last pixel hangs over the edge."""
+    """Returns a 3x3 max-pool with stride 2; the last pixel's window hangs over the edge."""
     return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((0, 1), (0, 1)))
 
 
 def torch_name(path: tuple[str, ...], *, norm: str) -> str:
-    """The name in torchvision's googlenet."""
+    """Returns the name in torchvision's googlenet."""
     last = "bn" if "norm" in path else "conv"
     blocks = path[: path.index("norm" if last == "bn" else "conv")]
     return ".".join((*blocks, last)).replace("_", ".")

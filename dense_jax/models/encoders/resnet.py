@@ -1,60 +1,48 @@
-"""ResNet 18, 34 and 50 (He et al. 2016, arXiv 1512.03385, table 1), as torchvision has them.
+"""ResNet 18, 34 and 50 (He et al. 2016, arXiv 1512.03385, table 1), as in torchvision.
 
-That is with the stride of a bottleneck on its 3x3 convolution. A feature at stride s is centered on
-the first pixel of its cell, (s - 1) / 2 up and left of the cell's middle.
+The stride of a bottleneck is that of its 3x3 convolution. A feature at stride s is centered on the
+first pixel of its cell, (s - 1) / 2 pixels up and left of the cell's middle.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dense_jax.models.layers import ConvNorm, Pyramid, run, scaled
+from dense_jax.models.layers import ConvNorm, scaled
+from dense_jax.models.segmenter import Encoder, Pyramid, Spec
 
 
-class ResNet(nn.Module):
+class ResNet(Encoder, kw_only=True):
     """Strides 2 (the first convolution) to 32; `depths` residual blocks at strides 4 to 32."""
 
     depths: Sequence[int]
     block: Callable[..., nn.Module]
     width_multiplier: float = 1.0
-    norm: str = "batch"
-    dropout: float = 0.0
-    remat: bool = False
-    dtype: DTypeLike = jnp.float32
 
-    strides = (2, 4, 8, 16, 32)
-    switch_strides = ()
+    @property
+    def spec(self) -> Spec:
+        return Spec((2, 4, 8, 16, 32))
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w c"], *, train: bool) -> Pyramid:
-        conv = functools.partial(ConvNorm, norm=self.norm, dtype=self.dtype)
-
-        def stem(module, x):
-            width = scaled(64, self.width_multiplier)
-            return conv(width, 7, stride=2, padding=3, name="conv1")(x, train=train)
-
+        stem = self.conv(scaled(64, self.width_multiplier), 7, stride=2, padding=3, name="conv1")
         features = {}
-        x = features[2] = run(stem, self, image, remat=self.remat)
+        x = features[2] = self.stage(stem)(image, train)
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for number, depth in enumerate(self.depths, 1):
-
-            def stage(module, x, number=number, depth=depth):
-                for i in range(depth):
-                    x = self.block(
-                        64 * 2 ** (number - 1),
-                        self.width_multiplier,
-                        stride=2 if i == 0 and number > 1 else 1,
-                        conv=conv,
-                        name=f"layer{number}_{i}",
-                    )(x, train=train)
-                return x
-
-            x = features[2 ** (number + 1)] = run(stage, self, x, remat=self.remat)
+            blocks = [
+                self.block(
+                    64 * 2 ** (number - 1),
+                    self.width_multiplier,
+                    stride=2 if i == 0 and number > 1 else 1,
+                    conv=self.conv,
+                    name=f"layer{number}_{i}",
+                )
+                for i in range(depth)
+            ]
+            x = features[2 ** (number + 1)] = self.stage(*blocks)(x, train)
         features[32] = nn.Dropout(self.dropout, deterministic=not train)(x)
         return Pyramid(features)
 
@@ -65,7 +53,7 @@ class BasicBlock(nn.Module):
     width: int
     width_multiplier: float
     stride: int
-    conv: functools.partial
+    conv: Callable[..., ConvNorm]
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b H W f"]:
@@ -81,7 +69,7 @@ class Bottleneck(nn.Module):
     width: int
     width_multiplier: float
     stride: int
-    conv: functools.partial
+    conv: Callable[..., ConvNorm]
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b H W f"]:
@@ -93,8 +81,8 @@ class Bottleneck(nn.Module):
         return jax.nn.relu(y + shortcut(x, y, self.stride, self.conv, train))
 
 
-def shortcut(x: Array, y: Array, stride: int, conv: functools.partial, train: bool) -> Array:
-    """x, projected by a 1x1 convolution where y has another shape (option B of section 4.1)."""
+def shortcut(x: Array, y: Array, stride: int, conv: Callable[..., ConvNorm], train: bool) -> Array:
+    """Returns x, projected by a 1x1 convolution if y has another shape (section 4.1, option B)."""
     if x.shape == y.shape:
         return x
     project = conv(y.shape[-1], 1, stride=stride, relu=False, name="downsample")
@@ -102,7 +90,7 @@ def shortcut(x: Array, y: Array, stride: int, conv: functools.partial, train: bo
 
 
 def torch_name(path: tuple[str, ...], *, norm: str) -> str:
-    """The name in torchvision's and timm's resnets."""
+    """Returns the name in torchvision's and timm's resnets."""
     block = f"{path[0].replace('_', '.')}." if path[0].startswith("layer") else ""
     name = path[1] if block else path[0]
     is_norm = "norm" in path
