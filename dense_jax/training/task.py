@@ -75,34 +75,31 @@ def bind(
     loss_fn = functools.partial(losses.LOSSES[config.loss], **options)
     if config.border.weight > 0:
         loss_fn = losses.with_border_weights(loss_fn, class_weights)
-    return Training(
-        functools.partial(
-            steps.init_state,
-            init=functools.partial(program.init, num_channels=num_channels),
-            tx=tx,
-            with_ema=config.ema_decay > 0,
-        ),
-        cpu.fast(
-            functools.partial(
-                steps.train_step,
-                model=program.inner_model,
-                tx=tx,
-                loss_fn=loss_fn,
-                augment=functools.partial(
-                    augment,
-                    crop_size=config.data.crop_size,
-                    context=program.model.context,
-                    resolution=config.data.resolution,
-                    fields=tuple(fields),
-                    **config.augment.to_dict(),
-                ),
-                normalize=program.normalize,
-                ema_decay=config.ema_decay,
-                num_microbatches=config.num_microbatches,
-            )
-        ),
-        schedule,
+    init_state = functools.partial(
+        steps.init_state,
+        init=functools.partial(program.init, num_channels=num_channels),
+        tx=tx,
+        with_ema=config.ema_decay > 0,
     )
+    random_crop = functools.partial(
+        augment,
+        crop_size=config.data.crop_size,
+        context=program.model.context,
+        resolution=config.data.resolution,
+        fields=tuple(fields),
+        **config.augment.to_dict(),
+    )
+    train_step = functools.partial(
+        steps.train_step,
+        model=program.inner_model,
+        tx=tx,
+        loss_fn=loss_fn,
+        augment=random_crop,
+        normalize=program.normalize,
+        ema_decay=config.ema_decay,
+        num_microbatches=config.num_microbatches,
+    )
+    return Training(init_state, cpu.fast(train_step), schedule)
 
 
 class Placed(NamedTuple):
