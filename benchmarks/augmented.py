@@ -12,9 +12,9 @@ import jax
 import matplotlib.figure
 import numpy as np
 
-from dense_jax import data, plots
+from dense_jax import class_colors, data, drawing
 from dense_jax.training.augment import augment as augment_fn
-from dense_jax.training.color import RGB_ONLY
+from dense_jax.training.color_jitter import RGB_ONLY
 
 STRENGTHS = {
     "flip": 0.5,
@@ -83,8 +83,8 @@ def main() -> None:
     for axes, (title, (pixels, classes)) in zip(
         figure.subplots(num_rows, NUM_COLUMNS, squeeze=False).flat, cells, strict=False
     ):
-        labeled = plots.overlay(pixels, classes, plots.palette_of(source))
-        axes.imshow(np.concatenate([plots.to_rgb(pixels), labeled]))
+        labeled = drawing.overlay(pixels, classes, class_colors.palette_of(source))
+        axes.imshow(np.concatenate([drawing.to_rgb(pixels), labeled]))
         axes.set_title(title, fontsize=8)
         axes.axis("off")
     figure.savefig(arguments.output, dpi=85)

@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import UInt8
 
-from dense_jax import command, plots
+from dense_jax import class_colors, command, drawing
 from dense_jax.data import decode
 from dense_jax.devices import runtime
 from dense_jax.inference.predictor import Predictor, load
@@ -75,7 +75,7 @@ def make_page(predictor: Predictor, max_megapixels: float) -> "gradio.Blocks":
     """Returns the page."""
     import gradio as gr
 
-    colors = plots.colors_of(predictor.class_names, predictor.palette)
+    colors = class_colors.colors_of(predictor.class_names, predictor.palette)
 
     def segment(path: str | None, opacity: float) -> tuple[Any, ...]:
         if path is None:  # the user removed the image
@@ -87,20 +87,20 @@ def make_page(predictor: Predictor, max_megapixels: float) -> "gradio.Blocks":
             raise gr.Error(message, duration=None, print_exception=False) from error
         labels = predictor(image)
         result = Path(path).with_name(f"{Path(path).stem}_classes.png")
-        plots.indexed(labels, predictor.palette).save(result)
-        shown = plots.shrink(plots.to_rgb(image), SHOWN), plots.shrink(labels, SHOWN)
+        class_colors.indexed(labels, predictor.palette).save(result)
+        shown = drawing.shrink(drawing.to_rgb(image), SHOWN), drawing.shrink(labels, SHOWN)
         download = gr.DownloadButton(value=result, interactive=True)
         return shown, draw(shown, opacity), table(labels, colors), download
 
     def draw(shown: tuple[np.ndarray, np.ndarray] | None, opacity: float) -> np.ndarray | None:
-        return shown and plots.overlay(*shown, predictor.palette, opacity)
+        return shown and drawing.overlay(*shown, predictor.palette, opacity)
 
     with gr.Blocks(analytics_enabled=False, title="dense_jax", delete_cache=(600, 3600)) as page:
         shown = gr.State()
         with gr.Row():
             file = gr.File(label="Image", height=140, min_width=280)
             opacity = gr.Slider(
-                0, 1, plots.OPACITY, step=0.05, label="Opacity of the classes", min_width=280
+                0, 1, drawing.OPACITY, step=0.05, label="Opacity of the classes", min_width=280
             )
         with gr.Row():
             with gr.Column(scale=3, min_width=280):

@@ -23,7 +23,7 @@ from absl import flags
 from etils import epath
 from PIL import Image
 
-from dense_jax import command, data, metrics, plots, storage
+from dense_jax import class_colors, command, data, metrics, storage
 from dense_jax.data import tiles
 from dense_jax.devices import runtime
 from dense_jax.evaluation import class_maps, per_image, scoring, tables
@@ -178,7 +178,9 @@ def _measure(
             receivers.append(pool.submit)
         if jax.process_index() == 0:
             add = stack.enter_context(
-                class_maps.writing(path.with_suffix(".zip"), source.names, plots.palette_of(source))
+                class_maps.writing(
+                    path.with_suffix(".zip"), source.names, class_colors.palette_of(source)
+                )
             )
             receivers.append(lambda i, prediction, label: add(i, prediction))
 

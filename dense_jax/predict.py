@@ -25,7 +25,7 @@ import numpy as np
 import PIL.Image
 from absl import flags
 
-from dense_jax import command, plots, storage
+from dense_jax import class_colors, command, drawing, storage
 from dense_jax.devices import runtime
 from dense_jax.inference import image_files, threads, tta, writers
 from dense_jax.inference.predictor import Predictor, entropy, load
@@ -43,7 +43,7 @@ def predict(
     checkpoint: str = "best",
     *,
     overwrite: bool = False,
-    opacity: float = plots.OPACITY,
+    opacity: float = drawing.OPACITY,
     probabilities: str | None = None,
     uncertainty: bool = False,
     max_megapixels: float = 1000,
@@ -76,7 +76,7 @@ def predict(
     predictor = load(directory, checkpoint).using(**options)
     output.mkdir(parents=True, exist_ok=True)
     if overwrite or not legend.exists():
-        picture = plots.legend(plots.colors_of(predictor.class_names, predictor.palette))
+        picture = drawing.legend(class_colors.colors_of(predictor.class_names, predictor.palette))
         with storage.atomic(legend) as file:
             PIL.Image.fromarray(picture).save(file, "PNG")
     if readable:
@@ -169,7 +169,7 @@ def _rows(kind: str, strip: Strip, predictor: Predictor, opacity: float) -> Iter
     num_rows = max(1, 2**20 // image.shape[1])  # each value takes 8 bytes while colors are mixed
     for y in range(0, len(image), num_rows):
         part = slice(y, y + num_rows)
-        yield plots.overlay(image[part], classes[part], predictor.palette, opacity)
+        yield drawing.overlay(image[part], classes[part], predictor.palette, opacity)
 
 
 def main(argv: list[str]) -> None:
@@ -207,7 +207,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
     flags.DEFINE_bool("overwrite", False, "Replace existing results.")
     flags.DEFINE_float(
-        "opacity", plots.OPACITY, "Opacity of the overlay's colors.", lower_bound=0, upper_bound=1
+        "opacity", drawing.OPACITY, "Opacity of the overlay's colors.", lower_bound=0, upper_bound=1
     )
     flags.DEFINE_enum("probabilities", None, ["npy", "tif"], "Write the classes' probabilities.")
     flags.DEFINE_bool("uncertainty", False, "Write the entropy of the probabilities.")

@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 from dense_jax.command import PREEMPTED
 from dense_jax.config import check
 from dense_jax.devices import distributed
-from dense_jax.devices.interrupts import Interrupts
 from dense_jax.training.ensemble import Ensemble, run_folders
+from dense_jax.training.preemption import Interrupts
 from dense_jax.training.task import facts, open_task
 from dense_jax.workdir import files
 from dense_jax.workdir.record import summary

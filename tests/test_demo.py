@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dense_jax import demo, plots
+from dense_jax import class_colors, demo, drawing
 from dense_jax.data import decode
 
 NAMES = ("sky", "<b>road</b>", "never")
@@ -23,7 +23,7 @@ LIMIT = 0.001  # megapixels
 class Predictor:
     """Predicts class 1 where the red channel is bright and 0 elsewhere; counts its calls."""
 
-    class_names, palette = NAMES, plots.default_palette(3)
+    class_names, palette = NAMES, class_colors.default_palette(3)
     num_channels, value_range = 3, None
 
     def __init__(self, calls):
@@ -50,7 +50,7 @@ def test_the_table_has_every_class_and_the_largest_area_first():
 
 
 def test_the_names_in_the_table_are_no_markup():
-    colors = plots.colors_of(NAMES, plots.default_palette(3))
+    colors = class_colors.colors_of(NAMES, class_colors.default_palette(3))
     text = demo.table(np.array([[1, 1, 1], [0, 1, 1]], np.uint8), colors)
     assert text.index("&lt;b&gt;road&lt;/b&gt;") < text.index("sky") < text.index("never")
     assert "<b>" not in text
@@ -180,9 +180,9 @@ def test_browser_shows_the_areas_and_the_slider_does_not_predict(opened, served,
         ["", "<b>road</b>", "150", "25.00 %"],
         ["", "never", "0", "0.00 %"],
     ]
-    for opacity, key in ((plots.OPACITY, ""), (1.0, "\ue010")):  # that of the End key
+    for opacity, key in ((drawing.OPACITY, ""), (1.0, "\ue010")):  # that of the End key
         css("input[type=range]")[0].send_keys(key)
-        expected = plots.overlay(image, labels, Predictor.palette, opacity)
+        expected = drawing.overlay(image, labels, Predictor.palette, opacity)
         wait(lambda e=expected: np.abs(shown(opened) - e).mean() < 8)  # a JPEG file
     assert served[0].value == before + 1
     opened.execute_cdp_cmd(

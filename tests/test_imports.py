@@ -21,7 +21,8 @@ FLOORS = (
     ("trained *",),
     ("program *", "config *", "workdir"),
     ("models", "losses", "metrics", "data", "devices"),
-    ("command", "plots"),
+    ("command", "drawing"),
+    ("class_colors",),
     ("labels", "storage", "spelling", "geometry"),
 )
 # Rooms and modules that start without jax, flax and optax.
@@ -31,7 +32,8 @@ NEVER_JAX = (
     "data",
     "sweep",
     "report",
-    "plots",
+    "drawing",
+    "class_colors",
     "labels",
     "storage",
     "spelling",

@@ -9,8 +9,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from dense_jax import plots, predict
-from dense_jax.data import strips
+from dense_jax import class_colors, drawing, predict
 from dense_jax.inference import image_files
 from dense_jax.inference.predictor import Predictor, entropy
 
@@ -88,7 +87,7 @@ def test_all_that_can_be_written(request, network, tmp_path, large):
             np.testing.assert_array_equal(read(out / f"{name}.png"), classes)
             with Image.open(out / f"{name}.png") as image:
                 assert image.mode == "P" and image.getpalette()[:9] == PALETTE.ravel().tolist()
-            overlay = plots.overlay(pixels, classes, PALETTE, 0.3)
+            overlay = drawing.overlay(pixels, classes, PALETTE, 0.3)
             np.testing.assert_array_equal(read(out / f"{name}_overlay.png"), overlay)
             np.testing.assert_array_equal(read(out / f"{name}_uncertainty.png"), entropy(p))
             path = out / f"{name}_probabilities.{kind}"
@@ -284,7 +283,7 @@ def test_an_error_in_the_middle_leaves_no_half_written_file(monkeypatch, small, 
         raise MemoryError("too large")
 
     save(tmp_path / "a.png", pixels_of(90, 30))
-    monkeypatch.setattr(predict.plots, "overlay", full)
+    monkeypatch.setattr(predict.drawing, "overlay", full)
     with pytest.raises(MemoryError, match="too large"):
         predict.predict("", str(tmp_path), tmp_path / "out")
     assert not [name for name in names(tmp_path / "out") if name.endswith(".tmp")]
@@ -295,8 +294,8 @@ def test_the_legend_of_the_colors_is_written_once(tmp_path):
     save(tmp_path / "b.png")
     for name in ("a.png", "b.png"):  # into the same folder
         assert predict.predict("", str(tmp_path / name), tmp_path / "out") == []
-    colors = plots.colors_of("abc", PALETTE)
-    np.testing.assert_array_equal(read(tmp_path / "out" / "legend.png"), plots.legend(colors))
+    colors = class_colors.colors_of("abc", PALETTE)
+    np.testing.assert_array_equal(read(tmp_path / "out" / "legend.png"), drawing.legend(colors))
 
 
 def test_tiles_and_blending_can_be_chosen(tmp_path):

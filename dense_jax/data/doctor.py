@@ -21,7 +21,7 @@ from absl import flags
 from jaxtyping import Int64
 from PIL import Image
 
-from dense_jax import command, data, plots
+from dense_jax import class_colors, command, data, drawing
 from dense_jax.data import balance, checks, verify
 from dense_jax.data.folder import Folder
 from dense_jax.labels import IGNORE_LABEL
@@ -209,21 +209,21 @@ def draw(name: str, root: str, splits: Iterable[str], path: str) -> None:
     for split in splits:
         with contextlib.suppress(ValueError, OSError):
             source = data.open_dataset(name, root, split)
-            palette = plots.palette_of(source)
-            colors = plots.colors_of(source.class_names, palette)
+            palette = class_colors.palette_of(source)
+            colors = class_colors.colors_of(source.class_names, palette)
             pictures = {}
             rows.append((split, pictures))
             num_pictures = min(len(source), 5)
             for i in np.linspace(0, len(source) - 1, num_pictures).round().astype(int).tolist():
                 with contextlib.suppress(ValueError, OSError):
                     example = source[i]
-                    image = plots.shrink(plots.to_rgb(example["image"]))
-                    label = plots.shrink(example["label"].astype(np.uint8))
-                    pictures[example["name"]] = plots.overlay(image, label, palette)
+                    image = drawing.shrink(drawing.to_rgb(example["image"]))
+                    label = drawing.shrink(example["label"].astype(np.uint8))
+                    pictures[example["name"]] = drawing.overlay(image, label, palette)
     if rows:
         pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-        colors |= {"(ignored)": plots.IGNORED_COLOR}
-        Image.fromarray(plots.contact_sheet(rows, colors)).save(path)
+        colors |= {"(ignored)": class_colors.IGNORED_COLOR}
+        Image.fromarray(drawing.contact_sheet(rows, colors)).save(path)
 
 
 def is_picture(path: str | None) -> bool:

@@ -53,7 +53,7 @@ class Source(Examples):
     values: tuple[int | tuple[int, ...], ...] | None = None
     # The values that became 0 and 255 in images that do not have 8 bits.
     value_range: Sequence[float] | None = None
-    # The color of each class in pictures, RGB. None: `plots` chooses.
+    # The color of each class in pictures, RGB. None: `class_colors` chooses.
     palette: UInt8[np.ndarray, "c 3"] | None = None
     has_instances: bool = False  # whether `instances` exists for this split
 

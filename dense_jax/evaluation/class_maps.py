@@ -17,7 +17,7 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
-from dense_jax import plots, storage
+from dense_jax import class_colors, drawing, storage
 
 
 @contextlib.contextmanager
@@ -30,7 +30,7 @@ def writing(
         def add(i: int, classes: np.ndarray) -> None:
             picture = io.BytesIO()
             # Level 1 is 4 times as fast and gives files 20 % larger.
-            plots.indexed(classes, palette).save(picture, "PNG", compress_level=1)
+            class_colors.indexed(classes, palette).save(picture, "PNG", compress_level=1)
             name = re.sub(r"[^A-Za-z0-9.-]", "_", names[i])[:100]
             # ZipInfo has a fixed date, so that equal class maps give equal files.
             archive.writestr(zipfile.ZipInfo(f"{i:05d}_{name}.png"), picture.getvalue())
@@ -49,10 +49,12 @@ def draw(
     path: epath.PathLike, source: Any, numbers: Sequence[int], scores: np.ndarray
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Draws some images of a split with their predictions and scores; scores [n] are of all images."""
-    palette = plots.palette_of(source)
+    palette = class_colors.palette_of(source)
     rows = []
     for i, classes in zip(numbers, read(path, numbers), strict=True):
         example = source[i]
-        pictures = plots.comparison(example["image"], example["label"], classes, palette)
+        pictures = drawing.comparison(example["image"], example["label"], classes, palette)
         rows.append((f"{example['name']}: mean IoU {scores[i]:.3f}", pictures))
-    return plots.contact_sheet(rows, plots.colors_of(source.class_names, palette) | plots.MARKS)
+    return drawing.contact_sheet(
+        rows, class_colors.colors_of(source.class_names, palette) | class_colors.MARKS
+    )

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from dense_jax.data import pipeline
 from dense_jax.data.tiles import Tiles
-from dense_jax.devices.late import OneLate
 from dense_jax.devices.mesh import to_global
+from dense_jax.devices.one_step_late import OneStepLate
 from dense_jax.inference.stitching import Stitcher
 
 # Takes the index of an image, and its predicted classes and label, uint8 [h, w].
@@ -52,7 +52,7 @@ def score(
             num_hosts=jax.process_count(),
             workers=workers,
         )
-        late = OneLate(functools.partial(scores.add, Stitcher(tiles, whole=True)))
+        late = OneStepLate(functools.partial(scores.add, Stitcher(tiles, whole=True)))
         bar = tqdm(total=len(tiles), unit="tile", leave=False, disable=None)
         with bar, contextlib.closing(batches):  # ends the workers, also after an error
             for batch in batches:

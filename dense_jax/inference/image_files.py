@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dense_jax.data import decode, files
-from dense_jax.data.strips import describe, strips
+from dense_jax.data.image_strips import describe, strips
 
 
 class Image(NamedTuple):

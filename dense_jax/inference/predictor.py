@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from dense_jax.data.tiles import Tiles, tilings
 from dense_jax.devices import mesh
-from dense_jax.devices.late import OneLate
+from dense_jax.devices.one_step_late import OneStepLate
 from dense_jax.inference import exported, tta
 from dense_jax.inference.stitching import Failure, Images, Stitcher, Strip, Tile, cut
 from dense_jax.inference.threads import ahead
@@ -184,7 +184,7 @@ class Predictor:
             example = mesh.to_global({"image": np.stack(images)}, self._mesh)
             late.put(batch, step(self._network[1], example))
 
-        late = OneLate(handle)
+        late = OneStepLate(handle)
         batch: list[Tile] = []
         for tile in ahead(itertools.chain(tiles, [None]), 2 * batch_size):
             if isinstance(tile, Tile):

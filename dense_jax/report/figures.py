@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dense_jax.class_colors import LINE_COLORS
 from dense_jax.metrics import METRICS, boundary
-from dense_jax.plots import LINE_COLORS
 from dense_jax.report.reading import number
 from dense_jax.report.rows import Report, Row
 from dense_jax.report.statistics import interval

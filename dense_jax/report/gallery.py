@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from dense_jax import data, metrics, plots
+from dense_jax import class_colors, data, drawing, metrics
 from dense_jax.data import decode
 from dense_jax.evaluation import class_maps
 from dense_jax.labels import IGNORE_LABEL
@@ -61,7 +61,7 @@ def build(rows: Sequence[Row], limit: int) -> dict[str, Any] | None:
     if not predicted:
         return None
     class_names = first.run.evaluation["class_names"]
-    palette = plots.default_palette(len(class_names))
+    palette = class_colors.default_palette(len(class_names))
     with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):  # none, or damaged
         palette = np.array(first.run.dataset["palette"], np.uint8).reshape(palette.shape)
 
@@ -71,8 +71,8 @@ def build(rows: Sequence[Row], limit: int) -> dict[str, Any] | None:
     for i, example in zip(numbers, examples, strict=True):
         image, truth = None, None
         if example:
-            image = Image.fromarray(plots.shrink(plots.to_rgb(example["image"])))
-            truth = plots.shrink(example["label"].astype(np.uint8))
+            image = Image.fromarray(drawing.shrink(drawing.to_rgb(example["image"])))
+            truth = drawing.shrink(example["label"].astype(np.uint8))
         images.append(
             {
                 "name": first.names[i],
@@ -84,7 +84,7 @@ def build(rows: Sequence[Row], limit: int) -> dict[str, Any] | None:
     shown = [e.number for e, _ in predicted]
     return {
         "about": _about(first, len(numbers), missing, set(range(len(rows))) - set(shown)),
-        "legend": plots.colors_of(class_names, palette) | plots.MARKS,
+        "legend": class_colors.colors_of(class_names, palette) | class_colors.MARKS,
         "images": images,
         "rows": [
             {
@@ -146,7 +146,7 @@ def _about(first: Evaluated, num_images: int, missing: str, without: set[int]) -
         f"{num_images} of the {len(first.names)} images of {first.run.evaluation['split']}: those "
         f"that row {first.number + 1} does worst on, by the mean IoU of the image alone. Each row is "
         "shown by one seed, from the checkpoint that was evaluated, in the order of the left row's "
-        f"scores; pictures are at most {plots.LONGEST} pixels long."
+        f"scores; pictures are at most {drawing.LONGEST} pixels long."
     )
     if missing:
         about += f" Only predictions are shown, since the data is not here: {missing}."
@@ -161,10 +161,10 @@ def _pictures(
 ) -> dict[str, list[str | None]]:
     """Returns predictions and errors, as pictures; without a truth, None for its errors."""
     predictions, errors = [], []
-    for guess, truth in zip(map(plots.shrink, maps), truths, strict=True):
+    for guess, truth in zip(map(drawing.shrink, maps), truths, strict=True):
         error = None
         if truth is not None:
-            wrong = plots.indexed(plots.mistakes(truth, guess), plots.ERROR_COLORS)
+            wrong = class_colors.indexed(drawing.mistakes(truth, guess), class_colors.ERROR_COLORS)
             error = _uri(wrong, "PNG", transparency=0)
             guess = np.where(truth == IGNORE_LABEL, IGNORE_LABEL, guess)
         predictions.append(_classes_uri(guess, palette))
@@ -175,8 +175,8 @@ def _pictures(
 def _classes_uri(classes: np.ndarray, palette: np.ndarray) -> str:
     """Draws ignored pixels white, as one more class, so that pictures of few classes have few bits."""
     classes = np.where(classes == IGNORE_LABEL, len(palette), classes).astype(np.uint8)
-    colors = np.concatenate([palette, np.array([plots.IGNORED_COLOR], np.uint8)])
-    return _uri(plots.indexed(classes, colors), "PNG")
+    colors = np.concatenate([palette, np.array([class_colors.IGNORED_COLOR], np.uint8)])
+    return _uri(class_colors.indexed(classes, colors), "PNG")
 
 
 def _uri(picture: Image.Image, kind: str, **options: int) -> str:

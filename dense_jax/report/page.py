@@ -8,7 +8,7 @@ import jinja2
 import numpy as np
 from matplotlib import ticker
 
-from dense_jax import plots, storage
+from dense_jax import class_colors, storage
 from dense_jax.report import manifest, tables
 from dense_jax.report.rows import ABSENT, NOTE, Report, Row, visible
 
@@ -114,7 +114,7 @@ def to_html(title: str, report: Report, gallery: Mapping[str, Any] | None = None
         "manifest": tables.manifest_table(report) if report.rows else None,
         "plot": plot(report.rows),
         "bars": bars(report.rows),
-        "colors": plots.LINE_COLORS,
+        "colors": class_colors.LINE_COLORS,
         "dashes": DASHES,
         "data": storage.to_json({"matrices": matrices(report.rows), "gallery": gallery}),
     }

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num, UInt8
 from dense_jax.data import Field
 from dense_jax.geometry import reflect
 from dense_jax.labels import IGNORE_LABEL
-from dense_jax.training.color import change_colors
+from dense_jax.training.color_jitter import change_colors
 
 ELASTIC_POINTS = 3  # of the displacement grid, along each axis, as in the U-Net paper
 NUM_CANDIDATES = 10  # windows to choose from, as MMSegmentation tries

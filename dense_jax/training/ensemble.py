@@ -19,12 +19,12 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from dense_jax import data, metrics, plots
+from dense_jax import class_colors, data, drawing, metrics
 from dense_jax.data import pipeline
 from dense_jax.data.cache import Cached
 from dense_jax.data.tiles import tilings
 from dense_jax.devices import cost, mesh, runtime
-from dense_jax.devices.late import OneLate
+from dense_jax.devices.one_step_late import OneStepLate
 from dense_jax.evaluation import scoring
 from dense_jax.program import jit_eval_step
 from dense_jax.training import device_cache, replicas
@@ -84,7 +84,7 @@ class Ensemble:
         self._config, self._task = config, task
         self._devices, self._all_devices = task.placed.mesh, mesh.make_mesh()
         self._seeds_here, self._host, self._num_hosts = mesh.share(self._devices)
-        self._late = OneLate(self._record)
+        self._late = OneStepLate(self._record)
         self._program: Any = None  # the compiled step
         self._seconds: list[float] = []  # of steps
         self._recorded_at: float | None = None  # when the step before was done
@@ -221,12 +221,12 @@ class Ensemble:
 
     def _evaluate(self, state: TrainState, record: RunRecord) -> None:
         config, source = self._config, self._task.eval_source
-        palette = plots.palette_of(source)
+        palette = class_colors.palette_of(source)
         rows = []
 
         def receive(i: int, classes: np.ndarray, label: np.ndarray) -> None:
             example = source[i]
-            pictures = plots.comparison(example["image"], label, classes, palette)
+            pictures = drawing.comparison(example["image"], label, classes, palette)
             rows.append((example["name"], pictures))
 
         counts = scoring.score(
@@ -241,8 +241,10 @@ class Ensemble:
             workers=config.data.workers,
         )
         scores = metrics.named_scores(metrics.summarize(counts), source.class_names)
-        colors = plots.colors_of(source.class_names, palette) | plots.MARKS
-        record.score(self.step, state, scores, plots.contact_sheet(rows, colors) if rows else None)
+        colors = class_colors.colors_of(source.class_names, palette) | class_colors.MARKS
+        record.score(
+            self.step, state, scores, drawing.contact_sheet(rows, colors) if rows else None
+        )
 
     def finish(self) -> None:
         """Closes the records, and writes the results of all seeds and what training them has cost."""

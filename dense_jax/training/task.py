@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dense_jax import data, losses, plots, storage
+from dense_jax import class_colors, data, losses, storage
 from dense_jax.data import balance, targets, verify
 from dense_jax.devices import cpu, distributed, mesh
 from dense_jax.models import pretrained
@@ -255,7 +255,7 @@ def describe(source: Any, eval_source: Any) -> dict[str, Any]:
         "num_channels": source.num_channels,
         "values": source.values,
         "value_range": source.value_range,
-        "palette": plots.palette_of(source),
+        "palette": class_colors.palette_of(source),
         "num_examples": len(source),
         "image_size": np.concatenate([source.sizes, eval_source.sizes]).max(axis=0).tolist(),
         "fingerprint": source.fingerprint,

@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from dense_jax import plots
+from dense_jax import class_colors
 from dense_jax.data import open_dataset
 
 
@@ -91,7 +91,7 @@ def test_reads_what_was_written(root):
     source = pickle.loads(pickle.dumps(open_dataset("oxford_iiit_pet", str(root), "train")))
     assert source.class_names == ("pet", "background", "border")
     assert (source.num_classes, source.num_channels) == (3, 3)
-    assert sorted(source.palette.tolist()) == sorted(plots.default_palette(3).tolist())
+    assert sorted(source.palette.tolist()) == sorted(class_colors.default_palette(3).tolist())
     for example, name, size in zip(source, source.names, source.sizes, strict=True):
         assert example["name"] == name
         written = pet(int(example["name"].removeprefix("pet").removesuffix(".jpg")))

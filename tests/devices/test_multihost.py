@@ -37,9 +37,9 @@ if num_processes > 1:
         f"localhost:{{port}}", num_processes, process, heartbeat_timeout_seconds={HEARTBEAT}
     )
 from dense_jax import train
-from dense_jax.devices import interrupts
-requested = interrupts.Interrupts.requested
-interrupts.Interrupts.requested = lambda self, step: time.sleep(pause) or requested(self, step)
+from dense_jax.training import preemption
+requested = preemption.Interrupts.requested
+preemption.Interrupts.requested = lambda self, step: time.sleep(pause) or requested(self, step)
 for config, path in jobs:
     train.train(ConfigDict(config), path)
 """

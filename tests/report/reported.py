@@ -5,7 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from dense_jax import data, plots
+from dense_jax import class_colors, data
 from dense_jax.evaluation import class_maps, per_image
 from dense_jax.metrics import boundary
 from dense_jax.report import tables
@@ -42,7 +42,7 @@ def write_runs(root, dataset, losses=("dice", NASTY), upsamplings=("nearest",), 
         (folder / "config.json").write_text(json.dumps(config))
         rng = np.random.default_rng(k)
         matrices, phases = [], []
-        palette = plots.palette_of(source)
+        palette = class_colors.palette_of(source)
         with class_maps.writing(folder / "evaluation_test.zip", source.names, palette) as write:
             for i, example in enumerate(source):
                 label = example["label"].astype(np.uint8)

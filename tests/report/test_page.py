@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dense_jax import data, metrics, plots
+from dense_jax import class_colors, data, drawing, metrics
 from dense_jax.evaluation import class_maps
 from dense_jax.report import figures, gallery, page
 from dense_jax.report.rows import Row, build
@@ -146,7 +146,7 @@ def test_the_gallery_has_the_worst_images_of_the_first_row(report, pictures):
 
 def test_pictures_are_bounded_and_show_what_they_say(folder, report, pictures):
     source = data.open_dataset("folder", str(folder.parent / "data"), "test")
-    palette = plots.palette_of(source)
+    palette = class_colors.palette_of(source)
     for k, image in enumerate(pictures["images"]):
         i = source.names.index(image["name"])
         label = source[i]["label"]
@@ -156,19 +156,19 @@ def test_pictures_are_bounded_and_show_what_they_say(folder, report, pictures):
                 decode(row[name][k]) for name in ("predictions", "errors")
             )
             assert len({picture.size for picture in shown.values()}) == 1
-            assert max(shown["input"].size) == min(plots.LONGEST, max(label.shape))
-            if max(label.shape) > plots.LONGEST:
+            assert max(shown["input"].size) == min(drawing.LONGEST, max(label.shape))
+            if max(label.shape) > drawing.LONGEST:
                 continue
             run = report.rows[row["row"]].runs[0]
             (guess,) = class_maps.read(run.folder / "evaluation_test.zip", [i])
             guess = np.where(label == 255, 255, guess)
             for name, classes in (("truth", label), ("prediction", guess)):
                 picture = np.asarray(shown[name].convert("RGB"))
-                np.testing.assert_array_equal(picture, plots.colorize(classes, palette))
+                np.testing.assert_array_equal(picture, class_colors.colorize(classes, palette))
             marked = np.asarray(shown["errors"].convert("RGBA"))
             for color, where in (
-                (plots.WRONG_COLOR, guess != label),
-                (plots.IGNORED_COLOR, label == 255),
+                (class_colors.WRONG_COLOR, guess != label),
+                (class_colors.IGNORED_COLOR, label == 255),
             ):
                 marked_there = (marked == [*color, 255]).all(axis=-1)
                 np.testing.assert_array_equal(marked_there, where)
@@ -230,7 +230,7 @@ def test_a_damaged_palette_is_that_of_no_dataset(folder, tmp_path, palette):
     for path in (tmp_path / "runs").rglob("dataset.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"palette": palette}))
     legend = gallery.build(build(tmp_path / "runs", "test").rows, 1)["legend"]
-    assert list(legend.values())[:2] == plots.default_palette(2).tolist()
+    assert list(legend.values())[:2] == class_colors.default_palette(2).tolist()
 
 
 def test_runs_that_were_not_evaluated_have_a_page(folder):

@@ -18,7 +18,7 @@ from dense_jax.training.augment import (
     sample_bilinear,
     sample_nearest,
 )
-from dense_jax.training.color import COLORS
+from dense_jax.training.color_jitter import COLORS
 from experiments import base
 from tests.conftest import mesh_of
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-class OneLate:
+class OneStepLate:
     """Calls `handle(*result)` for each result, in order, after the next one was dispatched.
 
     JAX dispatches a computation and returns at once; reading its result waits for it. A host that

@@ -7,7 +7,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from dense_jax.data import decode, strips
+from dense_jax.data import decode, image_strips
 
 RNG = np.random.default_rng(0)
 SMOOTH = np.kron(RNG.integers(0, 256, (6, 5, 3)), np.ones((8, 8, 1))).astype(np.uint8)
@@ -107,7 +107,7 @@ def small(monkeypatch):
 
 
 def read_all(path, num_channels, **options):
-    parts = list(strips.strips(path, num_channels, **options))
+    parts = list(image_strips.strips(path, num_channels, **options))
     return np.concatenate(parts), len(parts)
 
 

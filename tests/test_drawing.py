@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dense_jax import plots
+from dense_jax import class_colors, drawing
 from dense_jax.labels import IGNORE_LABEL
 
 PALETTE = np.array([[0, 0, 0], [200, 100, 50]], np.uint8)
@@ -11,8 +11,8 @@ PALETTE = np.array([[0, 0, 0], [200, 100, 50]], np.uint8)
 
 def test_colorize_looks_up_the_palette_and_whitens_ignored_pixels():
     labels = np.array([[0, 1, IGNORE_LABEL]], np.int32)
-    expected = [[[0, 0, 0], [200, 100, 50], list(plots.IGNORED_COLOR)]]
-    np.testing.assert_array_equal(plots.colorize(labels, PALETTE), expected)
+    expected = [[[0, 0, 0], [200, 100, 50], list(class_colors.IGNORED_COLOR)]]
+    np.testing.assert_array_equal(class_colors.colorize(labels, PALETTE), expected)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -20,32 +20,32 @@ def test_overlay_mixes_by_opacity(channels):
     image = np.full((1, 2, channels), 100, np.uint8)
     labels = np.array([[0, 1]], np.uint8)
     gray = np.broadcast_to(image, (1, 2, 3))
-    np.testing.assert_array_equal(plots.overlay(image, labels, PALETTE, 0.0), gray)
+    np.testing.assert_array_equal(drawing.overlay(image, labels, PALETTE, 0.0), gray)
     np.testing.assert_array_equal(
-        plots.overlay(image, labels, PALETTE, 1.0), plots.colorize(labels, PALETTE)
+        drawing.overlay(image, labels, PALETTE, 1.0), class_colors.colorize(labels, PALETTE)
     )
-    np.testing.assert_array_equal(plots.overlay(image, labels, PALETTE)[0, 1], [150, 100, 75])
+    np.testing.assert_array_equal(drawing.overlay(image, labels, PALETTE)[0, 1], [150, 100, 75])
 
 
 @pytest.mark.parametrize("channels, shown", [(1, [0, 0, 0]), (2, [0, 0, 0]), (5, [0, 1, 2])])
 def test_the_first_channels_stand_for_the_image(channels, shown):
     image = np.tile(np.arange(channels, dtype=np.uint8), (2, 3, 1))
-    np.testing.assert_array_equal(plots.to_rgb(image), np.tile(shown, (2, 3, 1)))
+    np.testing.assert_array_equal(drawing.to_rgb(image), np.tile(shown, (2, 3, 1)))
 
 
 def test_errors_are_marked_and_ignored_pixels_told_apart():
     truth = np.array([[0, 1, 1, IGNORE_LABEL]], np.int32)
     prediction = np.array([[0, 1, 0, 1]], np.uint8)
-    np.testing.assert_array_equal(plots.mistakes(truth, prediction), [[0, 0, 1, 2]])
+    np.testing.assert_array_equal(drawing.mistakes(truth, prediction), [[0, 0, 1, 2]])
     image = np.full((1, 4, 1), 200, np.uint8)
-    shown = [[100] * 3, [100] * 3, plots.WRONG_COLOR, plots.IGNORED_COLOR]
-    np.testing.assert_array_equal(plots.errors(image, truth, prediction), [shown])
+    shown = [[100] * 3, [100] * 3, class_colors.WRONG_COLOR, class_colors.IGNORED_COLOR]
+    np.testing.assert_array_equal(drawing.errors(image, truth, prediction), [shown])
 
 
 def test_comparison_hides_predictions_where_the_truth_is_ignored():
     image = np.zeros((2, 3, 1), np.uint8)
     truth = np.full((2, 3), IGNORE_LABEL, np.int32)
-    pictures = plots.comparison(image, truth, np.ones((2, 3), np.uint8), PALETTE)
+    pictures = drawing.comparison(image, truth, np.ones((2, 3), np.uint8), PALETTE)
     assert list(pictures) == ["input", "truth", "prediction", "errors"]
     np.testing.assert_array_equal(pictures["input"], 0)
     np.testing.assert_array_equal([*pictures.values()][1:], 255)
@@ -54,15 +54,15 @@ def test_comparison_hides_predictions_where_the_truth_is_ignored():
 def test_pictures_shrink_to_the_same_size_and_classes_stay_classes():
     image, labels = np.zeros((30, 2000, 3), np.uint8), np.zeros((30, 2000), np.uint8)
     labels[10:, 1000:] = 7
-    assert plots.shrink(image).shape[:2] == plots.shrink(labels).shape == (7, plots.LONGEST)
-    assert set(plots.shrink(labels).flat) == {0, 7}
-    np.testing.assert_array_equal(plots.shrink(labels[:, :100]), labels[:, :100])
+    assert drawing.shrink(image).shape[:2] == drawing.shrink(labels).shape == (7, drawing.LONGEST)
+    assert set(drawing.shrink(labels).flat) == {0, 7}
+    np.testing.assert_array_equal(drawing.shrink(labels[:, :100]), labels[:, :100])
 
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_stack_holds_every_picture_whole(axis):
     pictures = [np.full((2, 3, 3), 10, np.uint8), np.full((4, 5, 3), 20, np.uint8)]
-    picture = plots.stack(pictures, axis)
+    picture = drawing.stack(pictures, axis)
     assert (picture == 10).all(axis=-1).sum() == 6
     assert (picture == 20).all(axis=-1).sum() == 20
 
@@ -95,24 +95,26 @@ DEUTERANOPIA = [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234
 def test_default_colors_are_apart_from_each_other_and_from_ignored_pixels(
     num_classes, apart, apart_blind_to_green
 ):
-    palette = plots.default_palette(num_classes)
+    palette = class_colors.default_palette(num_classes)
     assert palette.shape == (num_classes, 3)
-    colors = [*palette.tolist(), plots.IGNORED_COLOR]
+    colors = [*palette.tolist(), class_colors.IGNORED_COLOR]
     pairs = np.triu_indices(len(colors), 1)
     assert distances(colors, colors)[pairs].min() > apart
     assert distances(colors, colors, DEUTERANOPIA)[pairs].min() > apart_blind_to_green
 
 
 def test_more_classes_leave_the_first_colors_as_they_are():
-    longest = plots.default_palette(30)
+    longest = class_colors.default_palette(30)
     for num_classes in range(1, 30, 4):
-        np.testing.assert_array_equal(plots.default_palette(num_classes), longest[:num_classes])
+        np.testing.assert_array_equal(
+            class_colors.default_palette(num_classes), longest[:num_classes]
+        )
 
 
 @pytest.mark.parametrize("matrix", [(), (PROTANOPIA,), (DEUTERANOPIA,)], ids=len)
 def test_errors_stand_out_from_the_image_and_from_ignored_pixels(matrix):
-    others = [[gray] * 3 for gray in range(129)] + [plots.IGNORED_COLOR]
-    assert distances([plots.WRONG_COLOR], others, *matrix).min() > 45
+    others = [[gray] * 3 for gray in range(129)] + [class_colors.IGNORED_COLOR]
+    assert distances([class_colors.WRONG_COLOR], others, *matrix).min() > 45
 
 
 def count(picture, color):
@@ -122,7 +124,7 @@ def count(picture, color):
 @pytest.mark.parametrize("num_classes", [1, 7, 255])
 @pytest.mark.parametrize("width", [1, 480, 2000])
 def test_a_legend_has_a_square_of_each_color_and_keeps_to_the_width(num_classes, width):
-    legend = plots.legend({f"class {i}": [9, i, 99] for i in range(num_classes)}, width)
+    legend = drawing.legend({f"class {i}": [9, i, 99] for i in range(num_classes)}, width)
     squares = legend[(legend[..., 0] == 9) & (legend[..., 2] == 99)]
     counts = np.bincount(squares[:, 1], minlength=num_classes)
     assert len(counts) == num_classes and len(set(counts)) == 1 and counts[0] > 99
@@ -131,7 +133,7 @@ def test_a_legend_has_a_square_of_each_color_and_keeps_to_the_width(num_classes,
 
 def test_every_name_in_a_legend_is_drawn_and_long_ones_are_cut():
     def legend(name):
-        return plots.legend({name: [0, 0, 0], "b": [1, 1, 1]}, 1)
+        return drawing.legend({name: [0, 0, 0], "b": [1, 1, 1]}, 1)
 
     drawn = [legend(name).tobytes() for name in ("", "a", "Straße", "небо", "a b", "x" * 60)]
     assert len(set(drawn)) == len(drawn)
@@ -144,9 +146,9 @@ def test_a_contact_sheet_has_every_picture_title_and_class():
 
     def sheet(row="a", title="b", name="sky"):
         rows = [(row, {title: red, "c": green}), (row, {"c": green}), ("empty", {})]
-        return plots.contact_sheet(rows, {name: [1, 2, 3], "(ignored)": [255, 255, 255]})
+        return drawing.contact_sheet(rows, {name: [1, 2, 3], "(ignored)": [255, 255, 255]})
 
-    zoom = plots.LONGEST // 2 // 6
+    zoom = drawing.LONGEST // 2 // 6
     assert count(sheet(), red[0, 0]) == 4 * 6 * zoom**2
     assert count(sheet(), green[0, 0]) == 2 * 4 * 6 * zoom**2
     assert count(sheet(), [1, 2, 3]) > 99

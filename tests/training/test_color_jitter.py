@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageEnhance
 from scipy import ndimage, stats
 
-from dense_jax.training.color import COLORS, change_colors
+from dense_jax.training.color_jitter import COLORS, change_colors
 
 H, W = 11, 16
 NUM_KEYS = 1000
