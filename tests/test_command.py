@@ -11,11 +11,11 @@ from tests.conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "dense_jax"
 COMMANDS = [path for path in PACKAGE.rglob("*.py") if "command.run(" in path.read_text()]
-COMPUTING = {"main", "evaluate", "predict", "export", "demo", "memory"}
+COMPUTING = {"main", "evaluate", "predict", "export", "demo", "summary"}
 
 
 def test_every_command_is_run_alike():
-    names = COMPUTING | {"__main__", "summary", "doctor", "prepare"}
+    names = COMPUTING | {"__main__", "doctor", "prepare"}
     assert {path.stem for path in COMMANDS} == names
     for path in PACKAGE.rglob("*.py"):
         assert "app.run(" not in path.read_text() or path.stem == "command", path

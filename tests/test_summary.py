@@ -1,8 +1,6 @@
 """Sizes and costs of networks and training steps, against published numbers and counts by hand."""
 
 import itertools
-import subprocess
-import sys
 from collections import Counter
 
 import jax
@@ -13,9 +11,10 @@ from dense_jax import models, summary
 from dense_jax.models.decoders import DECODERS
 from dense_jax.models.encoders import ENCODERS
 from dense_jax.models.upsampling import UPSAMPLERS
-from dense_jax.program import assemble, batch_shapes
+from dense_jax.program import assemble
+from dense_jax.training import task
 from experiments import base
-from tests.conftest import REPOSITORY
+from tests import forked
 
 NUM_CLASSES = 2
 PUBLISHED = {  # parameters of torchvision's models, less those of the last layer, to 1000 classes
@@ -174,8 +173,8 @@ def num_bytes(tree):
 
 def test_a_steps_arguments_are_the_state_and_the_devices_part_of_the_batch(needed):
     config = small_config()
-    state = assemble(config, num_classes=3, num_channels=1).shapes()
-    batch = batch_shapes(config, (16, 12), num_channels=1)
+    state = task.bind(config, assemble(config, 3), 1).shapes()
+    batch = task.batch_shapes(config, (16, 12), num_channels=1)
     assert needed["aliased"] == num_bytes(state)
     key = 8
     assert needed["arguments"] == num_bytes(state) + num_bytes(batch) // jax.device_count() + key
@@ -197,23 +196,25 @@ def test_twice_the_batch_needs_more_memory_and_twice_the_work_and_allocates_noth
     assert larger["flops"] == pytest.approx(2 * needed["flops"], rel=0.1)
 
 
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "dense_jax.summary", *arguments],
-        cwd=REPOSITORY,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_the_command_prints_the_layers_and_the_step_of_the_changed_config():
-    done = run(
+COMMANDS = {
+    "changed": (
         *("--config=experiments/unet_dice.py", "--config.model.widths=(2,3)"),
         *("--config.data.crop_size=(8,8)", "--size=16,18", "--channels=1", "--num_classes=5"),
-    )
-    assert done.returncode == 0, done.stderr
-    layers, step = done.stdout.split("A training step of 8 images")
+    ),
+    "bad size": ("--config=experiments/unet_dice.py", "--size=10"),
+}
+
+
+@pytest.fixture(scope="module")
+def ends():
+    commands = {name: ["dense_jax.summary", *arguments] for name, arguments in COMMANDS.items()}
+    return forked.run_all(commands, "dense_jax.summary", JAX_NUM_CPU_DEVICES="1")
+
+
+def test_the_command_prints_the_layers_and_the_step_of_the_changed_config(ends):
+    code, printed, error = ends["changed"]
+    assert code == 0, error
+    layers, step = printed.split("A training step of 8 images")
     rows = cells(layers)
     assert rows[0][:3] == ["encoder/stride1/conv1/conv", "1 x 16 x 18 x 2", "18"]
     assert rows[-1][:2] == ["total", "1 x 16 x 18 x 5"]
@@ -221,8 +222,8 @@ def test_the_command_prints_the_layers_and_the_step_of_the_changed_config():
     assert dict(cells(step))["peak"].endswith(" MB")
 
 
-def test_a_bad_size_is_one_clear_error():
-    done = run("--config=experiments/unet_dice.py", "--size=10")
-    assert done.returncode != 0
-    assert "must be HEIGHT,WIDTH in pixels" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_bad_size_is_one_clear_error(ends):
+    code, _, error = ends["bad size"]
+    assert code != 0
+    assert "must be HEIGHT,WIDTH in pixels" in error
+    assert "Traceback" not in error
