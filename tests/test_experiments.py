@@ -13,8 +13,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from dense_jax import command, config, models
-from dense_jax.program import assemble, batch_shapes
+from dense_jax.program import assemble
 from dense_jax.sweep import plan
+from dense_jax.training import task
 from dense_jax.workdir import files as workdir
 from experiments import base, unet_ce, unet_dice
 from tests.conftest import REPOSITORY
@@ -55,10 +56,12 @@ def test_every_experiment_builds(name):
     loaded = config_of(name)
     loaded.batch_size = max(loaded.batch_size, jax.device_count())  # one image per device
     config.check(loaded)
-    run = assemble(loaded, num_classes=4, num_channels=3)
-    state = run.shapes()
-    batch = batch_shapes(loaded, loaded.data.crop_size, num_channels=3)
-    new_state, metrics = jax.eval_shape(run.train_step, state, batch, jax.random.key(0))
+    fields = task.target_fields(loaded)
+    program = assemble(loaded, num_classes=4)
+    training = task.bind(loaded, program, num_channels=3, fields=fields)
+    state = training.shapes()
+    batch = task.batch_shapes(loaded, loaded.data.crop_size, 3, fields)
+    new_state, metrics = jax.eval_shape(training.train_step, state, batch, jax.random.key(0))
     assert jax.tree.structure(new_state) == jax.tree.structure(state)
     assert metrics["train/loss"].shape == ()
 
@@ -187,7 +190,7 @@ def test_dice_and_cross_entropy_differ_in_the_loss_alone():
 def test_what_needs_rgb_is_refused_on_gray_before_anything_is_computed(field):
     loaded = base.get_config()
     loaded.augment[field] = 0.5
-    batch = batch_shapes(loaded, loaded.data.crop_size, num_channels=1)
-    run = assemble(loaded, num_classes=2, num_channels=1)
+    batch = task.batch_shapes(loaded, loaded.data.crop_size, num_channels=1)
+    training = task.bind(loaded, assemble(loaded, num_classes=2), num_channels=1)
     with pytest.raises(ValueError, match=f"augment.{field}=0.5 needs images of 3 channels"):
-        jax.eval_shape(run.train_step, run.shapes(), batch, jax.random.key(0))
+        jax.eval_shape(training.train_step, training.shapes(), batch, jax.random.key(0))

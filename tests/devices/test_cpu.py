@@ -143,7 +143,9 @@ def test_a_convolution_runs_without_jit_and_in_bfloat16():
         {"kernel_size": (1, 1), "padding": ((0, 0), (0, 1))},
         {"conv_general_dilated": plain},  # somebody else's
     ],
-    ids=str,
+    ids=lambda options: " ".join(
+        f"{name}={value}" for name, value in options.items() if value != plain
+    ),
 )
 def test_a_layer_without_a_fast_form_is_flaxs(options):
     """The very program, gradients included."""
