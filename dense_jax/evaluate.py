@@ -1,15 +1,20 @@
 """Scores a trained workdir: python -m dense_jax.evaluate --workdir=DIR [--split=test].
 
-Writes evaluation_SPLIT.json and .md, .npz with the name and the measurements of each image, .zip
-with the predicted class maps, as PNG files in the classes' colors, and .png with the images that
-score worst. Every valid pixel of the split is counted exactly once, at the labels' own resolution;
-ignored pixels count nowhere. A class that is neither in the labels nor predicted has no score (null),
-is named, and is left out of the means.
+Writes evaluation_SPLIT with these extensions:
 
-Region scores, boundary_iou and trimap_mean_iou/PIXELS are of all pixels of the split together;
-boundary_f1, hausdorff95, average_surface_distance, rand_score and information_score are means over
-the images that have them, because a contour or an object belongs to one image. mean_over_images/NAME
-is the mean of each image's own NAME.
+  .json, .md  the scores
+  .npz        each image's name and measurements
+  .zip        the predicted class maps as PNGs in the class colors
+  .png        the worst-scoring images
+
+Every valid pixel of the split is counted exactly once, at the labels' original resolution. Ignored
+pixels are not counted. A class that appears in neither the labels nor the predictions gets a null
+score, is listed, and is excluded from the means.
+
+Region scores, boundary_iou and trimap_mean_iou/PIXELS are computed over all pixels of the split at
+once. boundary_f1, hausdorff95, average_surface_distance, rand_score and information_score are
+averaged over the images for which they are defined, because a contour or an object belongs to one
+image. mean_over_images/NAME is the mean of NAME computed for each image separately.
 """
 
 import contextlib
@@ -33,8 +38,8 @@ from dense_jax.trained import Trained, load
 from dense_jax.workdir import files
 
 _LOG = logging.getLogger("dense_jax")
-NUM_DRAWN = 6  # of the worst images
-# Flags that `evaluate` takes as they are.
+NUM_DRAWN = 6  # number of worst-scoring images to draw
+# Flags that are passed to `evaluate` unchanged.
 OPTIONS = (
     "split",
     "checkpoint",
@@ -60,16 +65,17 @@ def evaluate(
     root: str | None = None,
     output: str | None = None,
 ) -> dict[str, Any]:
-    """Scores one split with one checkpoint; writes and returns evaluation_SPLIT.json.
+    """Scores one checkpoint on one split, writes all files, and returns the JSON file's contents.
 
-    Options that are None are those of the run: its eval_split, and eval.batch_size in tiles per
-    step, eval.tile_size and eval.margin in pixels. The scores do not depend on the batch size.
+    An option that is None has the value from the run's config: data.eval_split, eval.batch_size (in
+    tiles per step), eval.tile_size and eval.margin (in pixels). The scores do not depend on the
+    batch size.
 
-    boundaries: whether to measure boundaries, which needs whole class maps on the host.
-    foreground: classes to be scored as one against all others, and whose connected components are
-      told apart by the Rand and information scores.
-    root: the folder of the data, if the run's data.root is gone or other data is to be scored.
-    output: the folder that the files go to; by default the workdir.
+    boundaries: Whether to measure boundaries, which needs complete class maps on the host.
+    foreground: The classes to score as one against all others. Their connected components are the
+      objects of the Rand and information scores.
+    root: The data folder to use instead of the run's data.root, for moved or different data.
+    output: The output folder. If None, the workdir.
     """
     run = load(directory, checkpoint)
     config = run.config
@@ -117,7 +123,7 @@ def evaluate(
 
 
 def _check_writable(folder: epath.Path) -> None:
-    """Raises ValueError if the evaluation cannot be written to a folder."""
+    """Raises ValueError if the evaluation cannot be written to `folder`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "evaluation.tmp").write_text("")
@@ -129,14 +135,14 @@ def _check_writable(folder: epath.Path) -> None:
 
 
 def _open(run: Trained, root: str | None, split: str) -> tuple[str, Any]:
-    """Opens the split; returns its folder and the source. Raises ValueError if it does not fit."""
+    """Returns the split's folder and source. Raises ValueError if the data does not fit the run."""
     config = run.config.data
     if root is None and not epath.Path(config.root).is_dir():
         raise ValueError(f"{config.root} is gone: pass --root=FOLDER, where the data is now")
     folder = files.absolute(config.root if root is None else root)
     source = data.open_dataset(config.name, folder, split)
     facts = {"class_names": source.class_names, "num_channels": source.num_channels}
-    if root is None:  # other files may store the same in another way
+    if root is None:  # other files may store the same data differently
         facts |= {"values": source.values, "value_range": source.value_range}
     for field, value in storage.to_json(facts).items():
         if value != run.dataset[field]:
@@ -148,8 +154,8 @@ def _open(run: Trained, root: str | None, split: str) -> tuple[str, Any]:
 
 
 def _warn_of_other_data(path: epath.Path, source: Any) -> None:
-    """Warns if the evaluation replaces one of other data."""
-    with contextlib.suppress(ValueError):  # a damaged file may be replaced
+    """Warns if the evaluation replaces an evaluation of other data."""
+    with contextlib.suppress(ValueError):  # a corrupted file may be replaced
         before = files.read_json(path) if path.exists() else {}
         if before.get("dataset_fingerprint", source.fingerprint) != source.fingerprint:
             _LOG.warning("%s was of other data, %s, and is replaced", path, before.get("root"))
@@ -166,7 +172,7 @@ def _measure(
 ) -> dict[str, np.ndarray]:
     """Predicts the split and writes the class maps.
 
-    Returns confusion_matrices [n, c, c] and, with boundaries, the stacked results of
+    Returns confusion_matrices [n, c, c] and, if `boundaries`, the stacked results of
     `per_image.measure`.
     """
     source = tilings[0].source
@@ -195,14 +201,17 @@ def _measure(
         )
         measured = {"confusion_matrices": matrices} | (pool.results() if pool else {})
         if jax.process_index() == 0:
-            path.unlink(missing_ok=True)  # written last: if it exists, all files do
+            path.unlink(missing_ok=True)  # written last, so all files exist if this one does
     return measured
 
 
 def _scores(
     measured: Mapping[str, np.ndarray], class_names: Sequence[str], foreground: Sequence[int]
 ) -> dict[str, Any]:
-    """Returns the scores by path, their intervals, and the classes that images or the split lack."""
+    """Returns the scores and confidence intervals by path, and the classes without a score.
+
+    For each class, also counts the images in which the prediction misses or invents the class.
+    """
     statistics = aggregation.image_statistics(measured, foreground)
     scores, low, high = (
         metrics.named_scores(scores, class_names)
@@ -212,7 +221,7 @@ def _scores(
         )
     )
     matrices = measured["confusion_matrices"]
-    true, guessed = matrices.any(axis=2), matrices.any(axis=1)  # [n, c]: does the image show it?
+    true, guessed = matrices.any(axis=2), matrices.any(axis=1)  # [n, c]: whether image shows class
     somewhere = np.any(true | guessed, axis=0)
     return {
         "classes_without_score": [
@@ -232,7 +241,7 @@ def _write(
     evaluation: Mapping[str, Any],
     measured: Mapping[str, np.ndarray],
 ) -> None:
-    """Writes all files but the class maps; the JSON file last."""
+    """Writes all files except the class maps. The JSON file is written last."""
     path.with_suffix(".md").write_text(tables.to_markdown(evaluation))
     scores = metrics.image_mean_ious(measured["confusion_matrices"])
     worst = np.argsort(scores)[:NUM_DRAWN].tolist()  # images without a score come last
@@ -245,7 +254,7 @@ def _write(
 
 
 def main(argv: list[str]) -> None:
-    """Evaluates the run, or every seed of it, and prints the tables."""
+    """Evaluates a run, or every seed of a run, and prints the tables."""
     runtime.prepare()
     args = flags.FLAGS
     options = {name: getattr(args, name) for name in OPTIONS}

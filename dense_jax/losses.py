@@ -1,15 +1,15 @@
-"""Losses of semantic segmentation, called as `LOSSES[name](logits, labels, **options)`.
+"""Losses for semantic segmentation, called as `LOSSES[name](logits, labels, **options)`.
 
-They are pure functions. logits are floats [b, h, w, c] before the softmax, labels integers [b, h, w]
-in [0, c), c <= 255. The result is one float32 number over the whole batch; under `jit`, over the
-global batch.
+All losses are pure functions. logits are floats [b, h, w, c] before the softmax. labels are
+integers [b, h, w] in [0, c), c <= 255. The result is a scalar for the whole batch; under `jit`, for
+the global batch. Sums are float32, or float64 if the logits are float64.
 
-A pixel labeled IGNORE_LABEL, or anything else outside [0, c), is ignored: it has no value and no
-gradient, even where its logits are NaN. If no pixel is valid, loss and gradient are 0. Sums are
-float32 under float16 and bfloat16 logits, float64 under float64. `class_weights` are c numbers, not
-negative. Shapes, types and options that do not fit raise ValueError while tracing.
+A pixel is ignored if its label is IGNORE_LABEL or any other number outside [0, c). An ignored pixel
+affects neither the loss nor the gradient, even if its logits are NaN. If no pixel is valid, the
+loss and the gradient are 0. `class_weights` are c nonnegative numbers. Invalid shapes, types and
+options raise ValueError during tracing.
 
-In the formulas p is the softmax probability, t the one-hot label, and sums run over valid pixels.
+In formulas, p is the softmax probability, t the one-hot label, and sums run over valid pixels.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float
 
 from dense_jax.labels import IGNORE_LABEL
 
-Number = float | int  # the tests' type checker does not accept 1 as a float
+Number = float | int  # because the type checker in the tests rejects 1 as a float
 Weights = Sequence[Number] | ArrayLike | None
 
 
@@ -36,14 +36,15 @@ def cross_entropy(
 ) -> Float[Array, ""]:
     """Returns the weighted mean of the negative log-likelihood, in nats per pixel.
 
-    sum_i v_i l_i / sum_i v_i w[y_i], where v are the pixel weights [b, h, w], w the class weights,
-    e the label smoothing, and l_i = -sum_c w[c] ((1 - e) t[i, c] + e / c) log p[i, c]. That is
-    PyTorch's convention: smoothing spreads e over all classes, each with its own weight.
+    The loss is sum_i v_i l_i / sum_i v_i w[y_i], with the labels y, the pixel weights v [b, h, w],
+    the class weights w, the label smoothing e, and
+    l_i = -sum_k w[k] ((1 - e) t[i, k] + e / c) log p[i, k]. As in PyTorch, label smoothing spreads
+    e over all classes, each with its class weight.
 
-    With `top_k_fraction` < 1 both sums run over only the hardest pixels of the batch: that fraction
-    of the valid pixels, rounded up, with the largest v l (Wu et al. 2016, "Bridging category-level
-    and instance-level semantic image segmentation", section 3.2). Pixels that tie with the last of
-    them are kept too.
+    If `top_k_fraction` < 1, both sums run only over the hardest pixels of the batch: the
+    ceil(top_k_fraction * n) of n valid pixels with the largest v l (Wu et al. 2016, "Bridging
+    category-level and instance-level semantic image segmentation", section 3.2). Pixels that tie
+    with the last of these pixels are kept too.
     """
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be in [0, 1], not {label_smoothing}")
@@ -61,12 +62,12 @@ def cross_entropy(
     pixel_weights = jnp.where(valid, jnp.asarray(pixel_weights, logits.dtype), 0)  # [b, h, w]
 
     weighted = class_weights * jax.nn.log_softmax(logits)
-    # Select, do not multiply: a product needs a float32 one-hot in memory.
+    # Select instead of multiplying, because a product needs a float32 one-hot array in memory.
     nll = -(1 - label_smoothing) * jnp.sum(weighted, axis=-1, where=target)
     if label_smoothing:
         nll -= label_smoothing * jnp.mean(weighted, axis=-1)
     loss = pixel_weights * nll  # [b, h, w], in nats
-    # An ignored label reads some class's weight, but its pixel weight is 0.
+    # An ignored pixel gets an arbitrary class's weight, but its pixel weight is 0.
     weights = pixel_weights * jnp.take(jnp.ravel(class_weights), labels, mode="clip")  # [b, h, w]
     if top_k_fraction < 1:
         hardest_first = jnp.sort(
@@ -81,11 +82,11 @@ def cross_entropy(
 def focal(
     logits: ArrayLike, labels: ArrayLike, *, gamma: Number = 2.0, class_weights: Weights = None
 ) -> Float[Array, ""]:
-    """Returns cross-entropy that fades out on pixels that are already right, in nats per pixel.
+    """Returns the focal loss, which down-weights well-classified pixels, in nats per pixel.
 
-    sum w[y] (1 - p[y])^gamma (-log p[y]) / sum w[y], with a softmax, not one sigmoid per class.
-    gamma = 0 is `cross_entropy` (Lin et al. 2017, "Focal loss for dense object detection",
-    section 3.2; their alpha is `class_weights`).
+    The loss is sum w[y] (1 - p[y])^gamma (-log p[y]) / sum w[y]. p is a softmax, not one sigmoid
+    per class. gamma = 0 gives `cross_entropy` (Lin et al. 2017, "Focal loss for dense object
+    detection", section 3.2; their alpha is `class_weights`).
     """
     logits, target, valid = _prepare(logits, labels)
     class_weights = jnp.ravel(_class_weights(class_weights, logits))
@@ -111,19 +112,19 @@ def tversky(
 ) -> Float[Array, ""]:
     """Returns the mean over classes of (1 - Tversky index)^gamma, in [0, 1].
 
-    index = (tp + smooth) / (tp + alpha fp + beta fn + smooth), with, in pixels, tp = sum p t,
-    fp = sum p (1 - t), fn = sum (1 - p) t; with `squared`, fp = sum p^2 (1 - t) and
-    fn = sum (1 - p)^2 t. alpha weighs false positives, beta misses (Salehi et al. 2017, "Tversky
-    loss function", section 2.2). gamma is the exponent itself: Abraham and Khan 2019 write the
-    exponent of their focal Tversky loss as 1 / gamma, with gamma = 4 / 3.
+    index = (tp + smooth) / (tp + alpha fp + beta fn + smooth). The terms, in pixels, are
+    tp = sum p t, fp = sum p (1 - t) and fn = sum (1 - p) t. If `squared`, fp = sum p^2 (1 - t) and
+    fn = sum (1 - p)^2 t. alpha weights false positives, and beta weights false negatives (Salehi et
+    al. 2017, "Tversky loss function", section 2.2). gamma is the exponent, whereas Abraham and Khan
+    2019 write the exponent of the focal Tversky loss as 1 / gamma, with gamma = 4 / 3.
 
-    per: "batch" sums over all pixels of the batch; "image" scores each (image, class) by itself and
-      averages over all those pairs, leaving out images without a valid pixel.
-    absent: how a class counts that has no valid pixel in the labels of the batch (or image). "skip"
-      leaves it out of the mean; "zero" lets it count with loss 0; "one" applies the formula, which
-      is 1 for any false positive if smooth = 0.
-    class_weights: the mean is sum w l / sum w over the classes that count.
-    include_background: whether class 0 counts.
+    per: "batch" sums over all pixels of the batch. "image" computes a loss for each (image, class)
+      pair and averages over all pairs, except for images without a valid pixel.
+    absent: How to treat a class without valid pixels in the labels of the batch (or image). "skip"
+      excludes the class from the mean. "zero" includes the class with loss 0. "one" applies the
+      formula, which gives 1 for any false positive if smooth = 0.
+    class_weights: The weights w of the mean sum w l / sum w over the included classes.
+    include_background: Whether the mean includes class 0.
     """
     _check_choice("per", per, "batch", "image")
     _check_choice("absent", absent, "skip", "zero", "one")
@@ -140,8 +141,9 @@ def tversky(
     ones = jnp.ones_like(probs)
     true_positive = count(probs, target)
     missed = alpha * count(error, valid[..., None] & ~target) + beta * count(error, target)
-    # 1 - index as one fraction is exact near 0. The floor, in pixels, is far below any prediction
-    # that matters. It turns 0 / 0 into 0 and keeps 1 / x^2, in the gradient, finite in float32.
+    # Computing 1 - index as a single fraction is exact near 0. The lower bound of 1e-12 pixels
+    # turns 0 / 0 into 0 and keeps 1 / x^2 in the gradient finite in float32. The bound is far below
+    # any prediction that matters.
     loss = missed / jnp.maximum(true_positive + missed + smooth, 1e-12)
     loss = _power(loss, gamma)  # [b or 1, c]
 
@@ -168,9 +170,9 @@ def soft_dice(
 ) -> Float[Array, ""]:
     """Returns one minus the soft Dice coefficient, averaged over classes, in [0, 1].
 
-    dice = (2 sum p t + smooth) / (sum p + sum t + smooth), with `squared` sum p^2 for sum p
-    (Milletari et al. 2016, "V-Net", section 3). This is `tversky`, which explains the
-    options, with alpha = beta = 1/2.
+    dice = (2 sum p t + smooth) / (sum p + sum t + smooth). If `squared`, sum p^2 replaces sum p
+    (Milletari et al. 2016, "V-Net", section 3). This is `tversky`, which explains the options, with
+    alpha = beta = 1/2.
     """
     return tversky(
         logits,
@@ -199,9 +201,9 @@ def soft_jaccard(
 ) -> Float[Array, ""]:
     """Returns one minus the soft Jaccard index (IoU), averaged over classes, in [0, 1].
 
-    jaccard = (sum p t + smooth) / (sum p + sum t - sum p t + smooth), with `squared` sum p^2 for
-    sum p (Rahman and Wang 2016, "Optimizing intersection-over-union in deep neural networks").
-    This is `tversky`, which explains the options, with alpha = beta = 1.
+    jaccard = (sum p t + smooth) / (sum p + sum t - sum p t + smooth). If `squared`, sum p^2
+    replaces sum p (Rahman and Wang 2016, "Optimizing intersection-over-union in deep neural
+    networks"). This is `tversky`, which explains the options, with alpha = beta = 1.
     """
     return tversky(
         logits,
@@ -232,10 +234,11 @@ def dice_ce(
     squared: bool = False,
     include_background: bool = True,
 ) -> Float[Array, ""]:
-    """Returns ce_weight * cross_entropy + dice_weight * soft_dice; class weights go to both.
+    """Returns ce_weight * cross_entropy + dice_weight * soft_dice.
 
-    Pixel weights and label smoothing go to the cross-entropy, the other options to the Dice loss
-    (the sum of Isensee et al. 2018, "nnU-Net", up to their constant -1).
+    Class weights apply to both losses. Pixel weights and label smoothing apply to the
+    cross-entropy, and the other options to the Dice loss. Up to a constant of -1, the sum is the
+    loss of nnU-Net (Isensee et al. 2018).
     """
     ce = cross_entropy(
         logits,
@@ -260,18 +263,19 @@ def dice_ce(
 def lovasz_softmax(
     logits: ArrayLike, labels: ArrayLike, *, class_weights: Weights = None, per: str = "batch"
 ) -> Float[Array, ""]:
-    """Returns a convex surrogate of one minus IoU, averaged over the classes present, in [0, 1].
+    """Returns the Lovász-softmax loss, a convex surrogate of one minus IoU, in [0, 1].
 
-    For each class sum_i e_i (J_i - J_(i-1)), with e = |t - p| in descending order and J_i the Jaccard
-    loss if exactly the first i pixels are wrong (Berman et al. 2018, "The Lovász-softmax
-    loss", section 3). per="batch" sorts all pixels of the batch together; per="image" is the mean,
-    over images with a valid pixel, of each image's loss (their `per_image`).
+    The loss is averaged over the classes that are present. The loss for one class is
+    sum_i e_i (J_i - J_(i-1)), with e = |t - p| in descending order. J_i is the Jaccard loss if
+    exactly the first i pixels are wrong (Berman et al. 2018, "The Lovász-softmax loss", section 3).
+    per="batch" sorts all pixels of the batch together. per="image" computes one loss per image and
+    averages over the images with a valid pixel (`per_image` in their code).
     """
     _check_choice("per", per, "batch", "image")
     logits, target, valid = _prepare(logits, labels)
     probs = jax.nn.softmax(logits)
     error = jnp.where(target, 1 - probs, probs)
-    # Lower than every valid error, so that ignored pixels come last, where J no longer changes.
+    # -1 is below every valid error, so ignored pixels come last, where J no longer changes.
     error = jnp.where(valid[..., None], error, -1)
 
     def flat(x: Array) -> Array:  # [b, h, w, c] -> [b or 1, c, pixels]
@@ -281,7 +285,7 @@ def lovasz_softmax(
     size = jnp.sum(hit, axis=-1, keepdims=True)
     intersection = size - jnp.cumsum(hit, axis=-1)
     union = (size + jnp.cumsum(~hit, axis=-1)).astype(error.dtype)
-    # J_i - J_(i-1) in closed form: the difference itself would lose its digits in a large image.
+    # J_i - J_(i-1) in closed form, because the subtraction loses precision for large images.
     step = jnp.where(hit, 1 / union, intersection / (union * jnp.maximum(union - 1, 1)))
     loss = jnp.sum(-negated * step, axis=-1)  # [b or 1, c]; 0 for an absent class
 
@@ -293,16 +297,16 @@ def lovasz_softmax(
 def with_border_weights(
     loss: Callable[..., Float[Array, ""]], class_weights: Weights
 ) -> Callable[..., Float[Array, ""]]:
-    """Returns loss(logits, labels, border), in which a pixel weighs w[y] + border.
+    """Returns loss(logits, labels, border), in which a pixel has the weight w[y] + border.
 
-    That is formula 2 of Ronneberger et al. 2015 ("U-Net", section 3), whose second term is border
-    [b, h, w], the field of `data.targets`. A loss multiplies the class weights w by its pixel weights
-    v, so v = 1 + border / w[y]. A class of weight 0 keeps it.
+    This is equation 2 of Ronneberger et al. 2015 ("U-Net", section 3). Its second term is border
+    [b, h, w], the field from `data.targets`. Losses multiply the class weights w by the pixel
+    weights v, so v = 1 + border / w[y]. A pixel whose class has weight 0 keeps weight 0.
     """
 
     def weighted_loss(logits: Array, labels: Array, border: Array) -> Float[Array, ""]:
         weights = jnp.ravel(_class_weights(class_weights, logits))
-        # An ignored label reads some class's weight, but its pixel weight is 0.
+        # An ignored pixel gets an arbitrary class's weight, but `loss` ignores the pixel.
         weights = jnp.take(weights, labels, mode="clip")
         return loss(logits, labels, pixel_weights=1 + _ratio(border, weights))
 
@@ -323,7 +327,7 @@ LOSSES: dict[str, Callable[..., Float[Array, ""]]] = {
 def _prepare(
     logits: ArrayLike, labels: ArrayLike
 ) -> tuple[Float[Array, "b h w c"], Bool[Array, "b h w c"], Bool[Array, "b h w"]]:
-    """Checks the input; returns logits (0 where ignored), the one-hot target, and the valid pixels."""
+    """Checks the inputs; returns logits (0 if ignored), the one-hot target, and valid pixels."""
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     if logits.ndim != 4 or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"logits must be floats [b, h, w, c], not {logits.dtype} {logits.shape}")
@@ -340,7 +344,7 @@ def _prepare(
     labels = labels.astype(jnp.int32)
     valid = (labels >= 0) & (labels < num_classes)
     target = labels[..., None] == jax.lax.broadcasted_iota(jnp.int32, logits.shape, 3)
-    # Before any arithmetic: selecting later would leave 0 * NaN = NaN in the gradient.
+    # Select before any arithmetic. Selecting later would leave 0 * NaN = NaN in the gradient.
     logits = jnp.where(valid[..., None], logits, 0)
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), target, valid
 
@@ -361,12 +365,12 @@ def _check_choice(name: str, value: object, *choices: str) -> None:
 
 
 def _ratio(numerator: Array, denominator: Array) -> Array:
-    """Returns numerator / denominator; 0, in value and gradient, where the denominator is 0."""
+    """Returns numerator / denominator, or 0 with gradient 0 if the denominator is 0."""
     some = denominator > 0
     return jnp.where(some, numerator, 0) / jnp.where(some, denominator, 1)
 
 
 def _power(base: Float[Array, "*d"], exponent: Number) -> Float[Array, "*d"]:
-    """Returns base ** exponent for base >= 0; the gradient at 0 is 0, even for exponents < 1."""
+    """Returns base ** exponent for base >= 0. The gradient at 0 is 0, even for exponents < 1."""
     some = base > 0
     return jnp.where(some, jnp.where(some, base, 1) ** exponent, 0)

@@ -1,8 +1,8 @@
-"""The class maps that a network predicted for a split, in one file: a zip archive of palette PNGs.
+"""Reads and writes the predicted class maps of a split as one zip archive of palette PNGs.
 
-A single file, because clusters limit the number of files, and because one file can be written
-atomically; any file manager opens it. Members are named by the image's number and a sanitized part
-of its name, since names may repeat or contain any character. Never uses jax.
+A single file can be written atomically, opens in any file manager, and suits clusters that limit
+the number of files. Members are named by the image's index and a sanitized part of the image's
+name, because names may repeat or contain any character. This module never imports jax.
 """
 
 import contextlib
@@ -24,22 +24,22 @@ from dense_jax import class_colors, drawing, storage
 def writing(
     path: epath.PathLike, names: Sequence[str], palette: UInt8[np.ndarray, "classes 3"]
 ) -> Iterator[Callable[[int, np.ndarray], None]]:
-    """Gives a function that adds (image number, class map uint8 [h, w]); writes the file at the end."""
+    """Yields add(i, classes) for image i's class map, uint8 [h, w]. Writes the file on exit."""
     with storage.atomic(path) as file, zipfile.ZipFile(file, "w") as archive:
 
         def add(i: int, classes: np.ndarray) -> None:
             picture = io.BytesIO()
-            # Level 1 is 4 times as fast and gives files 20 % larger.
+            # Compression level 1 is 4 times as fast as the default. The files are 20% larger.
             class_colors.indexed(classes, palette).save(picture, "PNG", compress_level=1)
             name = re.sub(r"[^A-Za-z0-9.-]", "_", names[i])[:100]
-            # ZipInfo has a fixed date, so that equal class maps give equal files.
+            # ZipInfo has a fixed date, so equal class maps produce identical files.
             archive.writestr(zipfile.ZipInfo(f"{i:05d}_{name}.png"), picture.getvalue())
 
         yield add
 
 
 def read(path: epath.PathLike, numbers: Sequence[int]) -> list[UInt8[np.ndarray, "_ _"]]:
-    """Reads the class maps of some images. Raises KeyError if the file lacks one."""
+    """Reads the class maps of the images `numbers`. Raises KeyError if the file lacks one."""
     with epath.Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
         members = {int(name.partition("_")[0]): name for name in archive.namelist()}
         return [np.array(Image.open(io.BytesIO(archive.read(members[i])))) for i in numbers]
@@ -48,7 +48,7 @@ def read(path: epath.PathLike, numbers: Sequence[int]) -> list[UInt8[np.ndarray,
 def draw(
     path: epath.PathLike, source: Any, numbers: Sequence[int], scores: np.ndarray
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Draws some images of a split with their predictions and scores; scores [n] are of all images."""
+    """Draws the images `numbers` with predictions and mean IoU; `scores` [n] covers all images."""
     palette = class_colors.palette_of(source)
     rows = []
     for i, classes in zip(numbers, read(path, numbers), strict=True):

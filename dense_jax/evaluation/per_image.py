@@ -1,4 +1,4 @@
-"""Scores that need whole class maps, measured image by image in worker processes. Never uses jax."""
+"""Measures per-image scores that need complete class maps, in processes that never import jax."""
 
 import multiprocessing
 import os
@@ -19,16 +19,16 @@ from dense_jax.data import workers
 from dense_jax.labels import IGNORE_LABEL, components
 from dense_jax.metrics import boundary
 
-PERIOD = 16  # pixels: a multiple of the period of every upsampling by a power of two up to this
+PERIOD = 16  # pixels; a multiple of the upsampling strides 2, 4, 8 and 16
 
 
 def measure(
     prediction: np.ndarray, label: np.ndarray, num_classes: int, foreground: Sequence[int] = ()
 ) -> dict[str, np.ndarray]:
-    """Returns the boundary metrics of two class maps [h, w], `trimap_iou` and `phase_errors`.
+    """Returns the boundary metrics, `trimap_iou` and `phase_errors` for two class maps [h, w].
 
-    With foreground classes, also the object metrics. Objects are the connected components of all
-    foreground classes together.
+    If there are foreground classes, also returns the object metrics. Objects are the connected
+    components of all foreground classes together.
     """
     maps = boundary.MapPair(prediction, label, num_classes)
     measured = {metric.name: metric.function(maps) for metric in metrics.of_kind("boundary")}
@@ -48,10 +48,10 @@ def measure(
 def phase_errors(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
     """Counts wrong and valid pixels by (y mod PERIOD, x mod PERIOD): int64 [PERIOD, PERIOD, 2].
 
-    Upsampling that treats pixels unequally by where they lie in a cell of its stride errs more at
-    some phases than at others (Odena et al. 2016, "Deconvolution and checkerboard artifacts").
-    Phases are the image's. They are the network's own where the image fits into one tile and is not
-    resized.
+    If upsampling treats pixels differently by their position within a stride, errors are more
+    frequent at some phases (Odena et al. 2016, "Deconvolution and checkerboard artifacts"). Phases
+    are relative to the image. They equal the network's phases if the image fits into one tile and
+    is not resized.
     """
     valid = label != IGNORE_LABEL
     counts = np.stack([valid & (prediction != label), valid], axis=-1)
@@ -62,37 +62,36 @@ def phase_errors(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 class Pool:
-    """Measures images as their predictions come, in one process per processor."""
+    """Measures images as their predictions arrive, in one process per CPU."""
 
     def __init__(self, num_classes: int, foreground: Sequence[int] = ()):
         num_processes = len(os.sched_getaffinity(0))
         self._pool = futures.ProcessPoolExecutor(
             num_processes, multiprocessing.get_context("spawn"), initializer=_start_worker
         )
-        # Bounds the class maps that wait: those of a large split do not fit into memory.
+        # Limits the waiting class maps, because a large split's class maps do not fit into memory.
         self._room = threading.Semaphore(8 * num_processes)
         self._pending: dict[futures.Future, int] = {}
         self._options = num_classes, tuple(foreground)
-        for _ in range(
-            num_processes
-        ):  # starts the processes now: that takes as long as many images
+        # Start the processes now, because starting them takes as long as measuring many images.
+        for _ in range(num_processes):
             self._submit(os.getpid)
 
     def submit(self, i: int, prediction: np.ndarray, label: np.ndarray) -> None:
-        """Takes image i's class maps [h, w]; waits while too many are unfinished."""
+        """Queues image i's class maps [h, w]. Blocks while too many images are unfinished."""
         self._room.acquire()
         future = self._submit(measure, prediction, label, *self._options)
         future.add_done_callback(lambda _: self._room.release())
         self._pending[future] = i
 
     def _submit(self, function: Callable[..., Any], *args: Any) -> futures.Future:
-        # Keeps the processes from importing this process's main module, and all of JAX with it.
+        # Keep the workers from importing this process's main module, which imports JAX.
         main = sys.modules["__main__"]
         with mock.patch.multiple(main, create=True, __spec__=None, __file__=None):
             return self._pool.submit(function, *args)
 
     def results(self) -> dict[str, np.ndarray]:
-        """Waits for all images; returns the results of `measure`, stacked over images."""
+        """Waits for all images and returns the results of `measure`, stacked over images."""
         done = futures.as_completed(self._pending)
         bar = tqdm(done, "boundaries", len(self._pending), unit="image", leave=False, disable=None)
         measured = {self._pending[future]: future.result() for future in bar}
@@ -101,18 +100,18 @@ class Pool:
         }
 
     def close(self) -> None:
-        """Ends the processes."""
+        """Shuts down the worker processes."""
         self._pool.shutdown(cancel_futures=True)
 
 
 def _start_worker() -> None:
-    """Prepares a process, which ends with the evaluating process, however that ends.
+    """Sets up a worker process that ends when the evaluating process ends for any reason.
 
-    Runs at idle priority: the network needs all cores at once, so any competing process would slow
-    it down.
+    The worker runs at idle priority, because the network needs all cores at once and any competing
+    process would slow the network down.
     """
-    # A Ctrl-C is for the evaluating process alone. SIGTERM must still end this process: the pool
-    # sends it once another process has died.
+    # Only the evaluating process handles Ctrl-C. SIGTERM must still end this process, because the
+    # pool sends SIGTERM after another worker dies.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     workers.end_with_parent()
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

@@ -1,4 +1,4 @@
-"""Exact evaluation of a split: every valid pixel of every image is counted exactly once."""
+"""Exact evaluation of a split, which counts every valid pixel of every image exactly once."""
 
 import contextlib
 import functools
@@ -16,7 +16,7 @@ from dense_jax.devices.mesh import to_global
 from dense_jax.devices.one_step_late import OneStepLate
 from dense_jax.inference.stitching import Stitcher
 
-# Takes the index of an image, and its predicted classes and label, uint8 [h, w].
+# Takes an image's index, predicted classes, and label; both maps are uint8 [h, w].
 Receive = Callable[[int, np.ndarray, np.ndarray], object]
 
 
@@ -32,13 +32,16 @@ def score(
     receive: Receive | None = None,
     num_received: int | None = None,
 ) -> np.ndarray:
-    """Returns the confusion matrix of each image, int32 [n, c, c]; use int64 to add them up.
+    """Returns the confusion matrix of each image, int32 [n, c, c]. Sum the matrices in int64.
 
-    eval_step: see `program.jit_eval_step`; every host gets the results of all tiles.
-    tilings: the tiles of one source; see `tiles.tilings`.
-    batch_size: tiles per step over all hosts, rounded up to a multiple of the devices.
-    per_image: False returns the sum alone, int64 [c, c], because [n, c, c] may not fit into memory.
-    receive: called for the first `num_received` images of the source, or for all.
+    eval_step: The step from `program.jit_eval_step`. Every host gets the results of all tiles.
+    tilings: The tiles of one source; see `tiles.tilings`.
+    batch_size: The number of tiles per step over all hosts, rounded up to a multiple of the number
+      of devices.
+    per_image: Whether to return one matrix per image. If False, returns only the sum, int64 [c, c],
+      because [n, c, c] may not fit into memory.
+    receive: The function to call for the first `num_received` images of the source, or for all
+      images if `num_received` is None.
     """
     source = tilings[0].source
     scores = _Scores(
@@ -54,7 +57,7 @@ def score(
         )
         late = OneStepLate(functools.partial(scores.add, Stitcher(tiles, whole=True)))
         bar = tqdm(total=len(tiles), unit="tile", leave=False, disable=None)
-        with bar, contextlib.closing(batches):  # ends the workers, also after an error
+        with bar, contextlib.closing(batches):  # shuts down the workers, even after an error
             for batch in batches:
                 late.put(*eval_step(variables, to_global(batch, mesh)))
                 bar.update(int(np.sum(batch["index"] >= 0)))
@@ -63,7 +66,7 @@ def score(
 
 
 class _Scores:
-    """The confusion matrices of a source, added up tile by tile."""
+    """The confusion matrices of a source, accumulated tile by tile."""
 
     def __init__(self, source: Any, per_image: bool, receive: Receive | None, num_received: int):
         shape = source.num_classes, source.num_classes
@@ -74,7 +77,7 @@ class _Scores:
         self._num_received = num_received
 
     def add(self, stitcher: Stitcher, counted: Mapping[str, Any], maps: Any) -> None:
-        """Takes what `eval_step` returns; tiles of padding have the number -1."""
+        """Adds the results of `eval_step` for one batch. Padding tiles have the index -1."""
         counts = np.asarray(counted["counts"])
         for k, number in enumerate(np.asarray(counted["index"]).tolist()):
             if number < 0:

@@ -1,4 +1,4 @@
-"""Markdown tables, and those of an evaluation. Never uses jax."""
+"""Markdown tables in general, and the tables of an evaluation. Never imports jax."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,11 +21,11 @@ _KNOWN_AS = {"boundary_f1": " (SegNet's BF)"}
 def markdown_table(
     lines: Iterable[Sequence[str]], num_names: int = 1, *, padded: bool = False
 ) -> str:
-    """Returns a Markdown table, without a line break at its end.
+    """Returns a Markdown table without a trailing newline.
 
-    lines: rows of cells; the first one is the head. Cells are Markdown: see `escape`.
-    num_names: the number of columns of text, on the left; the others are numbers.
-    padded: whether columns are made equally wide, for reading them as plain text.
+    lines: The rows of cells, of which the first is the header. Cells are Markdown; see `escape`.
+    num_names: The number of text columns, on the left. The other columns contain numbers.
+    padded: Whether to align the columns with spaces, for reading the table as plain text.
     """
     head, *body = map(list, lines)
     widths = [0] * len(head)
@@ -47,15 +47,15 @@ def markdown_table(
 
 
 def escape(name: str) -> str:
-    """Escapes what GitHub would read as markup; snake_case stays readable."""
+    """Escapes GitHub markup in a name, but keeps underscores as in snake_case."""
     name = re.sub(r"([\\`*\[\]<>|~&$])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", name)
     return " ".join(name.split())
 
 
 def to_markdown(evaluation: Mapping[str, Any]) -> str:
-    """Returns the text of evaluation_SPLIT.md: the means and the scores of each class.
+    """Returns the contents of evaluation_SPLIT.md: the mean scores and the scores of each class.
 
-    evaluation: the content of evaluation_SPLIT.json, in which a missing score is NaN.
+    evaluation: The contents of evaluation_SPLIT.json, in which a missing score is NaN.
     """
     name = f"{evaluation['dataset']} {evaluation['root']}".rstrip()
     about = (
@@ -149,7 +149,7 @@ def _row(
 
 
 def _cell(evaluation: Mapping[str, Any], metric: Metric, path: str) -> str:
-    """Returns a score with its interval; "" for one that does not exist."""
+    """Returns a score with its confidence interval, or "" if there is no such score."""
     score = evaluation.get(f"eval/{path}")
     if score is None:
         return ""

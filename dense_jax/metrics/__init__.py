@@ -1,17 +1,17 @@
-"""Scores of a segmentation. `METRICS` declares each of them once, for computing and for showing it.
+"""Metrics for segmentation. `METRICS` declares how each metric is computed and displayed.
 
-Region metrics come in two steps. `confusion_matrix` counts pixels on the device, in int32; the host
-adds the matrices up in int64 and calls `summarize` once, in float64. Scores are never averaged over
-batches, so batch size, padding, order and number of devices cannot change them.
+Region metrics take two steps. `confusion_matrix` counts pixels on the device, in int32. The host
+adds up the matrices in int64 and calls `summarize` once, in float64. Scores are never averaged over
+batches, so the batch size, padding, order and number of devices cannot change the scores.
 
-Boundary and object metrics need an image's whole class maps [h, w], on the host: see `boundary` and
-`instances`. `aggregation` adds up over the images of a split.
+Boundary and object metrics need an image's complete class maps [h, w] on the host; see `boundary`
+and `instances`. `aggregation` combines the results for the images of a split.
 
-A pixel labeled IGNORE_LABEL, or anything else outside [0, num_classes), counts nowhere. A class
-that has nothing to score is NaN, not 0 and not 1, and means leave it out.
+A pixel is not counted if its label is IGNORE_LABEL or any other number outside [0, num_classes). A
+class without anything to score gets NaN, not 0 or 1, and is excluded from the means.
 
-To add a region metric, add its formula to METRICS; to add a boundary or an object metric, write a
-function in `boundary` or `instances` and add a line to METRICS.
+To add a region metric, add its formula to `_ALL`. To add a boundary or object metric, write a
+function in `boundary` or `instances` and add a line to `_ALL`.
 """
 
 import functools
@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike
 
 from dense_jax.metrics import boundary, instances
 
-# Version of the metric definitions. Increase it when the same prediction would be scored differently.
+# The version of the metric definitions. Increase it when a prediction's score would change.
 CONVENTION = 1
 
 PerClass = Float64[np.ndarray, " c"]
@@ -33,43 +33,45 @@ Scores = dict[str, float | PerClass]
 
 
 class PixelCounts(NamedTuple):
-    """The sums of a confusion matrix, in float64; region metrics are functions of them."""
+    """The sums of a confusion matrix, in float64, from which region metrics are computed."""
 
-    true: PerClass  # pixels of the class in the label
-    predicted: PerClass
-    hit: PerClass  # in both
-    total: np.float64  # of all classes
+    true: PerClass  # number of pixels of each class in the label
+    predicted: PerClass  # number of pixels of each class in the prediction
+    hit: PerClass  # number of pixels of each class in both
+    total: np.float64  # number of pixels of all classes
 
 
 class Metric(NamedTuple):
-    """A metric: how it is computed, how it adds up over images, and how it is shown."""
+    """Defines how a metric is computed, aggregated over images, and displayed."""
 
     name: str
-    label: str  # heads its columns
-    function: Callable[..., Any]  # returns [c], or a number if it is not per_class
-    # What `function` takes, and how its results add up over the images of a split:
-    # "region"    a PixelCounts. The images' confusion matrices are added up.
-    # "boundary"  a boundary.MapPair. The score is the mean over images; or, if `pooled`, `function`
-    #             returns [c, 2], a numerator and a denominator, and the score is the ratio of sums.
-    # "object"    the objects of prediction and label. The score is the mean over images.
+    label: str  # the column heading
+    function: Callable[..., Any]  # returns [c], or a number if not per_class
+    # The kind sets the argument of `function` and the aggregation over the images of a split:
+    # "region"    The argument is a PixelCounts of the sum of the images' confusion matrices.
+    # "boundary"  The argument is a boundary.MapPair. The score is the mean over images. If `pooled`,
+    #             `function` returns [c, 2], a numerator and a denominator, and the score is the
+    #             ratio of their sums.
+    # "object"    The arguments are the objects of prediction and label. The score is the mean over
+    #             images.
     kind: str = "region"
     per_class: bool = True
-    averaged: bool = True  # whether there is a mean over classes, mean_NAME
+    averaged: bool = True  # whether mean_NAME, the mean over classes, is a score
     pooled: bool = False
-    # Whether there is also a mean over images of each image's mean over the classes in its label.
+    # Whether to also average, over images, each image's mean over the classes in its label.
     image_mean: bool = False
-    unit: str = "%"  # or "pixels"; a score in percent is a fraction in files
+    unit: str = "%"  # or "pixels"; files store percentages as fractions
     higher_is_better: bool = True
-    reported: bool = True  # whether the report's table has a column of it
+    reported: bool = True  # whether the report's table has a column for the metric
 
     @property
     def score(self) -> str:
-        """The name of the one number that scores a split."""
+        """The name of the single number that scores a split."""
         return f"mean_{self.name}" if self.per_class else self.name
 
     @property
     def score_label(self) -> str:
-        """The label of that number."""
+        """The label of the number that `score` names."""
         return f"mean {self.label}" if self.per_class else self.label
 
 
@@ -90,9 +92,9 @@ def _weighted_iou(n: PixelCounts) -> float:
     return np.nansum(n.true * iou) / n.total
 
 
-# In the order of their columns. Where a region metric is 0 / 0 there is nothing to score: NaN.
-# accuracy is the recall. binary_accuracy = (hit + true negatives) / total, of a class against all
-# others, is much larger than pixel_accuracy. The names are those of Long et al. 2015, "Fully
+# In the order of the columns. A region metric that is 0 / 0 has nothing to score and is NaN.
+# accuracy is the recall. binary_accuracy = (hit + true negatives) / total treats one class against
+# all others, so it is much larger than pixel_accuracy. The names follow Long et al. 2015, "Fully
 # convolutional networks", section 5.
 _ALL = (
     Metric("iou", "IoU", lambda n: n.hit / (n.true + n.predicted - n.hit)),
@@ -117,16 +119,16 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
 
 
 def of_kind(kind: str) -> list[Metric]:
-    """Returns the metrics of a kind: "region", "boundary" or "object"."""
+    """Returns the metrics of one kind, which is "region", "boundary" or "object"."""
     return [metric for metric in METRICS.values() if metric.kind == kind]
 
 
 def summarize(counts: ArrayLike) -> Scores:
-    """Returns every region metric of a confusion matrix (row = truth), computed in float64.
+    """Returns all region metrics for a confusion matrix (rows are true classes), in float64.
 
-    A metric with one value per class comes by its name, as [c]; of iou, dice and accuracy there is
-    also the mean without NaN, mean_NAME. Raises ValueError for a matrix that is not square or has a
-    negative count, the mark of an int32 overflow.
+    A metric with one value per class is returned as [c] under its name. For iou, dice and accuracy,
+    mean_NAME is the mean over the classes that are not NaN. Raises ValueError if the matrix is not
+    square or has a negative count, which indicates an int32 overflow.
     """
     counts = np.asarray(counts)
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
@@ -142,7 +144,7 @@ def summarize(counts: ArrayLike) -> Scores:
 
 
 def named_scores(scores: Mapping[str, Any], class_names: Iterable[str]) -> dict[str, float]:
-    """Converts scores by name to flat paths: eval/mean_iou, eval/iou/CLASS."""
+    """Flattens scores by name to paths such as eval/mean_iou and eval/iou/CLASS."""
     paths: dict[str, float] = {}
     for name, value in scores.items():
         if isinstance(value, float):
@@ -154,18 +156,18 @@ def named_scores(scores: Mapping[str, Any], class_names: Iterable[str]) -> dict[
 
 
 def image_mean_ious(matrices: np.ndarray) -> Float64[np.ndarray, " n"]:
-    """Returns the mean IoU of each image alone, from matrices [n, c, c]; NaN without a pixel."""
+    """Returns each image's mean IoU from matrices [n, c, c], or NaN if no pixel is valid."""
     return np.array([summarize(matrix)["mean_iou"] for matrix in matrices])
 
 
 def mean(values: np.ndarray) -> float:
-    """Returns the mean without NaN; NaN, silently, if nothing is left."""
+    """Returns the mean of the values that are not NaN. If there are none, returns NaN."""
     values = values[~np.isnan(values)]
     return float(values.mean()) if values.size else math.nan
 
 
 def __getattr__(name: str) -> Any:
-    """Gives `metrics.confusion_matrix`, which imports jax only for those who ask for it."""
+    """Imports `metrics.confusion_matrix` on first use, so that other users do not import jax."""
     if name == "confusion_matrix":
         from dense_jax.metrics.confusion import confusion_matrix
 

@@ -1,8 +1,8 @@
-"""From what was measured of each image to the scores of a split.
+"""Aggregates the measurements of images into the scores of a split.
 
-Each image is reduced to numbers that can be summed: confusion matrices, numerators, denominators. A
-split's score is then a ratio of sums: images that do not show a class drop out, and a bootstrap is
-cheap.
+Each image is reduced to statistics that can be summed: confusion matrices, numerators and
+denominators. A split's score is then a ratio of sums. An image that does not show a class adds
+nothing to the class's sums, and a bootstrap is cheap.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,14 @@ Statistics = Mapping[str, np.ndarray]
 
 
 def image_statistics(measured: Statistics, foreground: Sequence[int] = ()) -> Statistics:
-    """Returns the statistics of n images, each [n, ...], whose sums over images `score` takes.
+    """Returns statistics [n, ...] of n images. `score` computes scores from their sums over images.
 
-    They are confusion matrices, and for every other score [numerator, denominator]. For a mean over
-    images that is an image's value and 1, or 0 and 0 if it has none.
+    The statistics are confusion matrices and, for every other score, pairs
+    [numerator, denominator]. For a mean over images, the pair is the image's value and 1, or 0 and
+    0 if the image has no value.
 
-    measured: confusion_matrices [n, c, c] and, stacked, what `per_image.measure` returns.
-    foreground: classes to score as one class against all others.
+    measured: The confusion_matrices [n, c, c] and the stacked results of `per_image.measure`.
+    foreground: The classes to score as one class against all others.
     """
     matrices = measured["confusion_matrices"]
     statistics = {"confusion_matrices": matrices}
@@ -50,7 +51,7 @@ def image_statistics(measured: Statistics, foreground: Sequence[int] = ()) -> St
 
 
 def add_up(statistics: Statistics) -> Statistics:
-    """Returns the sums over images; counts in int64."""
+    """Returns the sums over images. Counts are summed in int64."""
     return {
         name: values.sum(axis=0, dtype=np.result_type(values, np.int64))
         for name, values in statistics.items()
@@ -58,7 +59,7 @@ def add_up(statistics: Statistics) -> Statistics:
 
 
 def score(sums: Statistics) -> metrics.Scores:
-    """Returns every score of a split by name, from its sums over images."""
+    """Returns all scores of a split by name, computed from its statistics summed over images."""
     scores = metrics.summarize(sums["confusion_matrices"])
     for name, total in sums.items():
         if name == "confusion_matrices":
@@ -68,7 +69,7 @@ def score(sums: Statistics) -> metrics.Scores:
             continue
         with np.errstate(invalid="ignore"):
             ratio = np.asarray(total[..., 0] / total[..., 1])
-        if name == "trimap_iou":  # a curve over the width of the band, not a column
+        if name == "trimap_iou":  # a curve over the band width, not a column
             for width, iou in zip(boundary.BAND_WIDTHS, ratio, strict=True):
                 scores[f"trimap_mean_iou/{width}"] = metrics.mean(iou)
         elif ratio.ndim:
@@ -81,17 +82,17 @@ def score(sums: Statistics) -> metrics.Scores:
 def bootstrap(
     statistics: Statistics, *, num_resamples: int = 1000, seed: int = 0
 ) -> tuple[metrics.Scores, metrics.Scores]:
-    """Returns the lower and upper ends of 95 % intervals, over images, of every score.
+    """Returns the lower and upper ends of the 95% confidence intervals of all scores.
 
-    n images are drawn with replacement, num_resamples times, and the 2.5th and 97.5th percentiles
-    taken of the scores of their sums (Efron and Tibshirani 1993, "An introduction to the bootstrap",
-    chapter 13). The intervals say how much a score depends on which images were tested, not on the
-    training's randomness. Resamples without the class do not count. NaN if no resample is left, or
-    if there is one image.
+    The images are resampled with replacement `num_resamples` times. The ends are the 2.5th and
+    97.5th percentiles of the resamples' scores (Efron and Tibshirani 1993, "An introduction to the
+    bootstrap", chapter 13). The intervals say how much a score depends on the choice of test
+    images, not on the randomness of training. A class's scores skip resamples without the class. If
+    no resample is left or there is only one image, the ends are NaN.
     """
     n = len(statistics["confusion_matrices"])
     draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=num_resamples)
-    # In float64, for BLAS: sums of counts are exact up to 2^53.
+    # NumPy uses BLAS for float64, in which sums of counts are exact up to 2^53.
     sums = {
         name: (draws @ values.reshape(n, -1).astype(np.float64)).reshape(-1, *values.shape[1:])
         for name, values in statistics.items()
@@ -108,7 +109,7 @@ def bootstrap(
 
 
 def _foreground(matrix: np.ndarray) -> dict[str, float]:
-    """Returns the per-class region metrics of class 1 of a matrix [2, 2], as foreground_NAME."""
+    """Returns the per-class region metrics of class 1 in a matrix [2, 2], named foreground_NAME."""
     summary = metrics.summarize(matrix)
     names = [metric.name for metric in metrics.of_kind("region") if metric.per_class]
     return {f"foreground_{name}": float(np.ravel(summary[name])[1]) for name in names}

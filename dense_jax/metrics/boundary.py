@@ -1,11 +1,12 @@
-"""How well contours are drawn: boundary metrics of one image, in numpy.
+"""Boundary metrics for the class maps of one image, in NumPy.
 
-Each takes a `MapPair`, the class maps of an image, and returns float64 values per class. Never uses
-jax: worker processes run this.
+Each metric takes a `MapPair` and returns float64 values per class. This module never imports jax,
+because worker processes run it.
 
-A pixel labeled IGNORE_LABEL, or anything else outside [0, num_classes), counts nowhere and makes
-no boundary. A class with a boundary in neither map has no score: NaN. With a boundary in one map
-only it has the worst score, so that missing an object is never better than drawing it badly.
+A pixel is ignored if its label is IGNORE_LABEL or any other number outside [0, num_classes). An
+ignored pixel is not counted and, except in `trimap_iou`, creates no boundary. A class without a
+boundary in either map has the score NaN. A class with a boundary in only one map has the worst
+score, so that missing an object never scores better than drawing the object badly.
 """
 
 import functools
@@ -19,14 +20,14 @@ from scipy.spatial import KDTree
 
 from dense_jax.labels import IGNORE_LABEL
 
-ClassMap = Integer[np.ndarray, "..."]  # [h, w]; any other shape is a ValueError
+ClassMap = Integer[np.ndarray, "..."]  # [h, w]; any other shape raises ValueError
 PerClass = Float64[np.ndarray, " c"]
-Overlap = Float64[np.ndarray, "c 2"]  # pixels in the intersection and in the union
+Overlap = Float64[np.ndarray, "c 2"]  # number of pixels in the intersection and in the union
 Distances = Float64[np.ndarray, " _"]  # pixels
-Side = Int16[np.ndarray, "h w"]  # classes; _VOID where ignored, num_classes where no class
+Side = Int16[np.ndarray, "h w"]  # class, _VOID if ignored, or num_classes if no class
 
-TOLERANCE = 0.0075  # fraction of the diagonal
-RIM_WIDTH = 0.02  # fraction of the diagonal
+TOLERANCE = 0.0075  # fraction of the image diagonal
+RIM_WIDTH = 0.02  # fraction of the image diagonal
 BAND_WIDTHS = (1, 2, 4, 8, 16)  # pixels on either side of a boundary
 _VOID = -1
 _BEYOND = np.iinfo(np.int16).max  # outside the image
@@ -34,9 +35,9 @@ _NEIGHBORS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
 
 
 class MapPair:
-    """The class maps of one image, and the distances between their boundaries.
+    """The class maps of one image and the distances between their boundaries.
 
-    num_classes: by default one more than the largest class in the maps.
+    num_classes: The number of classes. If None, one more than the largest class in the maps.
     """
 
     def __init__(self, prediction: ClassMap, label: ClassMap, num_classes: int | None = None):
@@ -61,10 +62,11 @@ class MapPair:
 
     @functools.cached_property
     def distances(self) -> dict[int, tuple[Distances, Distances]]:
-        """Class -> (forth, back), for the classes with a boundary in either map.
+        """Maps each class with a boundary in either map to its distances (forth, back), in pixels.
 
-        forth holds the distance from each boundary pixel of the prediction to the label's boundary,
-        back the reverse; the image's diagonal where there is no boundary to reach.
+        forth contains the distance from each boundary pixel of the prediction to the label's
+        boundary. back contains the reverse distances. If the other map has no boundary, the
+        distance is the image diagonal.
         """
         points = []
         for side in (self.guess, self.truth):
@@ -80,13 +82,13 @@ class MapPair:
     def _nearest(self, start: np.ndarray, goal: np.ndarray) -> Distances:
         if not start.size or not goal.size:
             return np.full(len(start), self.diagonal)
-        # A search tree of the few boundary pixels is much faster than distance transforms of the
-        # whole image, one per class and side.
+        # A search tree of the few boundary pixels is much faster than one distance transform of the
+        # whole image per class and map.
         tree = KDTree(goal, leafsize=20, balanced_tree=False, compact_nodes=False)
         return np.asarray(tree.query(start)[0])
 
     def per_class(self, score: Callable[[Distances, Distances], float]) -> PerClass:
-        """Returns score(forth, back) of each class; NaN for a class without a boundary."""
+        """Returns score(forth, back) for each class, or NaN for a class without a boundary."""
         scores = np.full(self.num_classes, np.nan)
         for c, (forth, back) in self.distances.items():
             scores[c] = score(forth, back)
@@ -94,13 +96,14 @@ class MapPair:
 
 
 def boundary_f1(maps: MapPair, tolerance: float = TOLERANCE) -> PerClass:
-    """F1 of boundary pixels that lie within a distance of the other side's boundary, in [0, 1].
+    """Returns the F1 score of the boundary pixels of each class, in [0, 1].
 
-    Precision is the fraction of the prediction's boundary pixels at most `tolerance` (a fraction of
-    the image's diagonal) from the label's boundary, recall the reverse, per class (Csurka et al.
-    2013, "What is a good evaluation measure for semantic segmentation?", section 2.3). A pixel is a
-    boundary pixel of its class if one of its 4 neighbors is of another class or outside the image;
-    an ignored neighbor makes no boundary. 0 for a class with a boundary on one side only.
+    Precision is the fraction of the prediction's boundary pixels that are at most `tolerance` (a
+    fraction of the image diagonal) from the label's boundary. Recall is the reverse (Csurka et al.
+    2013, "What is a good evaluation measure for semantic segmentation?", section 2.3). A boundary
+    pixel of a class has a 4-neighbor that belongs to another class or is outside the image. An
+    ignored neighbor creates no boundary. The score is 0 for a class with a boundary in only one
+    map.
     """
     reach = tolerance * maps.diagonal
 
@@ -114,11 +117,12 @@ def boundary_f1(maps: MapPair, tolerance: float = TOLERANCE) -> PerClass:
 
 
 def hausdorff95(maps: MapPair) -> PerClass:
-    """95th percentile of the distance between boundaries, in pixels.
+    """Returns the 95th percentile of the distance between boundaries, in pixels, per class.
 
-    The larger of the two directions' percentiles, prediction to label and label to prediction
-    (some tools take one percentile of both together, which is smaller). Boundaries are those of
-    `boundary_f1`. The diagonal of the image for a class with a boundary on one side only.
+    The result is the larger of two percentiles, from prediction to label and from label to
+    prediction. (Some tools take one percentile over both directions, which is smaller.) Boundaries
+    are defined in `boundary_f1`. The result is the image diagonal for a class with a boundary in
+    only one map.
     """
     return maps.per_class(
         lambda forth, back: max(float(np.percentile(d, 95)) for d in (forth, back) if d.size)
@@ -126,20 +130,21 @@ def hausdorff95(maps: MapPair) -> PerClass:
 
 
 def average_surface_distance(maps: MapPair) -> PerClass:
-    """Mean distance between boundaries, in pixels: average symmetric surface distance (ASSD).
+    """Returns the average symmetric surface distance (ASSD), in pixels, per class.
 
-    The mean over the boundary pixels of both sides together of the distance to the other side's
-    boundary. Boundaries, and classes missing on one side, are as in `hausdorff95`.
+    The ASSD is the mean distance from a boundary pixel of either map to the other map's boundary.
+    Boundaries and classes with a boundary in only one map are treated as in `hausdorff95`.
     """
     return maps.per_class(lambda forth, back: float(np.mean(np.concatenate([forth, back]))))
 
 
 def boundary_iou(maps: MapPair, width: float = RIM_WIDTH) -> Overlap:
-    """The pixels in the rims of both masks and in either; their ratio is the boundary IoU.
+    """Counts the pixels in the intersection and the union of the two rims of each class.
 
-    The rim of a mask holds its pixels that are at most max(1, round(width * diagonal)) pixels, along
-    rows, columns or diagonals, from a valid pixel outside the mask or from outside the image (Cheng
-    et al. 2021, "Boundary IoU", section 4, and their code).
+    The ratio of the two counts is the boundary IoU. The rim of a class contains the pixels of the
+    class whose Chebyshev distance to a valid pixel outside the class, or to the outside of the
+    image, is at most max(1, round(width * diagonal)) pixels (Cheng et al. 2021, "Boundary IoU",
+    section 4, and their code).
     """
     reach = max(1, round(width * maps.diagonal))
     square = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
@@ -150,18 +155,18 @@ def boundary_iou(maps: MapPair, width: float = RIM_WIDTH) -> Overlap:
 
 
 def trimap_iou(maps: MapPair) -> Float64[np.ndarray, "bands c 2"]:
-    """The intersection and the union of the masks near the label's boundaries, in pixels.
+    """Counts the pixels in the intersection and the union of the masks near the label's boundaries.
 
-    A band has the pixels closer than one of BAND_WIDTHS (along rows, columns or diagonals) to a pixel
-    with a 4-neighbor of another label. Here an ignored neighbor does make a boundary, since some
-    datasets draw boundaries as ignored (Kohli et al. 2009, "Robust higher order potentials for
-    enforcing label consistency").
+    Each width in BAND_WIDTHS defines a band. A band contains the pixels whose Chebyshev distance to
+    a pixel with a 4-neighbor of another label is less than the width. An ignored neighbor creates a
+    boundary here, because some datasets draw boundaries as ignored (Kohli et al. 2009, "Robust
+    higher order potentials for enforcing label consistency").
     """
     guess, truth = maps.guess, maps.truth
     same = cv2.dilate(truth, _NEIGHBORS) == cv2.erode(truth, _NEIGHBORS)
     distance = cv2.distanceTransform(same.astype(np.uint8), cv2.DIST_C, 3)
     near = distance < max(BAND_WIDTHS)
-    # Each pixel is counted once, in the narrowest band that holds it; wider bands add those up.
+    # Count each pixel once, in the narrowest band that contains it. `cumsum` completes wider bands.
     narrowest = np.searchsorted(BAND_WIDTHS, np.arange(max(BAND_WIDTHS)), side="right")
     band = narrowest[distance[near].astype(np.uint8)]
     in_bands = _overlap(guess[near], truth[near], maps.num_classes, band, len(BAND_WIDTHS))
@@ -169,7 +174,7 @@ def trimap_iou(maps: MapPair) -> Float64[np.ndarray, "bands c 2"]:
 
 
 def _is_near_another(side: Side, around: UInt8[np.ndarray, "k k"]) -> Bool[np.ndarray, "h w"]:
-    """Returns whether another class, or the outside of the image, is where `around` is not 0."""
+    """Returns whether the kernel `around`, at each pixel, covers another class or the outside."""
     highest = cv2.dilate(side, around, borderType=cv2.BORDER_CONSTANT, borderValue=[_BEYOND])
     lowest = cv2.erode(np.where(side == _VOID, np.int16(_BEYOND), side), around)
     return (highest != side) | (lowest != side)
@@ -182,8 +187,8 @@ def _overlap(
     band: Integer[np.ndarray, "*d"] | int = 0,
     num_bands: int = 1,
 ) -> Float64[np.ndarray, "bands c 2"]:
-    """Returns per band and class the pixels in the intersection and in the union of two maps."""
-    n = num_classes + 2  # _VOID comes first, no class last
+    """Counts the pixels in the intersection and the union of two maps, per band and class."""
+    n = num_classes + 2  # _VOID, the classes, and num_classes
     pair = (np.int32(band) * n + guess + 1) * n + truth + 1
     counts = np.bincount(pair.ravel(), minlength=num_bands * n * n).reshape(num_bands, n, n)
     both = np.diagonal(counts, axis1=1, axis2=2)

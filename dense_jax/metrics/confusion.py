@@ -1,4 +1,4 @@
-"""The confusion matrix, counted on the device."""
+"""The confusion matrix, computed on the device."""
 
 import functools
 
@@ -15,9 +15,10 @@ def confusion_matrix(
 ) -> Int32[Array, "c c"]:
     """Counts pixels: entry [i, j] is the number of pixels of true class i predicted as class j.
 
-    Takes integers of any one shape. Pixels whose label or prediction is outside [0, num_classes)
-    count nowhere. Exact for up to 2**31 - 1 pixels a call: add the results up in int64, on the host.
-    Raises ValueError for shapes that differ, values that are not integers, and > 255 classes.
+    The arguments are integer arrays of equal shape. Pixels whose label or prediction is outside
+    [0, num_classes) are not counted. Counts are exact for up to 2**31 - 1 pixels per call; add up
+    the results in int64 on the host. Raises ValueError if the shapes differ, the values are not
+    integers, or there are more than 255 classes.
     """
     predictions, labels = jnp.asarray(predictions), jnp.asarray(labels)
     if predictions.shape != labels.shape:
@@ -28,7 +29,7 @@ def confusion_matrix(
     if not 0 < num_classes <= IGNORE_LABEL:
         raise ValueError(f"num_classes must be 1 to {IGNORE_LABEL}, not {num_classes}")
     truth, guess = (x.reshape(-1).astype(jnp.int32) for x in (labels, predictions))
-    # Both ways give the same integers; each is more than 10 times slower on the other's devices.
+    # Both methods give equal counts. On each platform, the other method is over 10 times slower.
     return jax.lax.platform_dependent(
         truth,
         guess,
@@ -40,7 +41,7 @@ def confusion_matrix(
 def _count_by_adding(
     truth: Int32[Array, " n"], guess: Int32[Array, " n"], num_classes: int
 ) -> Int32[Array, "c c"]:
-    """Adds 1 to an entry for each pixel."""
+    """Counts by adding 1 to the entry of each pixel."""
     valid = (truth >= 0) & (truth < num_classes) & (guess >= 0) & (guess < num_classes)
     entry = jnp.where(valid, truth * num_classes + guess, num_classes**2)
     counts = jnp.bincount(entry, length=num_classes**2 + 1)
@@ -50,7 +51,7 @@ def _count_by_adding(
 def _count_by_product(
     truth: Int32[Array, " n"], guess: Int32[Array, " n"], num_classes: int
 ) -> Int32[Array, "c c"]:
-    """Multiplies one-hot matrices of bytes into int32: float32 would lose counts above 2**24."""
+    """Multiplies one-hot int8 matrices into int32, because float32 loses counts above 2**24."""
     classes = jnp.arange(num_classes, dtype=jnp.int32)[None, :]
     return jnp.einsum(
         "nc,nk->ck",

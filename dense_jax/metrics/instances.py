@@ -1,11 +1,14 @@
-"""How well objects are told apart: Rand and information scores of one image, in numpy.
+"""Object metrics for one image: Rand and information scores, in NumPy.
 
-Both take two maps of objects [h, w], 0 for none and k for object k, and compare which pixels belong
-together; numbers need not agree. They are the scores of the ISBI 2012 challenge (Arganda-Carreras et
-al. 2015, "Crowdsourcing the creation of image segmentation algorithms for connectomics"), at equal
-weight of splits and mergers. Only the pixels of the label's objects count; a pixel there that is in
-no predicted object is an object by itself. The challenge's final ranking thinned borders before
-scoring; these functions do not. 1 is best; NaN without an object in the label. Never uses jax.
+Both scores take two object maps [h, w], in which 0 is no object and k is object k. They compare
+which pixels belong together, so the object numbers of the maps need not agree. The scores are from
+the ISBI 2012 challenge (Arganda-Carreras et al. 2015, "Crowdsourcing the creation of image
+segmentation algorithms for connectomics"), with equal weights for splits and mergers.
+
+Only the pixels of the label's objects count. If such a pixel is in no predicted object, the pixel
+is an object by itself. The challenge's final ranking thinned borders before scoring; these
+functions do not. The best score is 1. If the label has no object, the score is NaN. This module
+never imports jax.
 """
 
 import math
@@ -16,10 +19,11 @@ from dense_jax.labels import Objects
 
 
 def rand_score(prediction: Objects, label: Objects) -> float:
-    """Returns the F-score of the pairs of pixels that both maps put into one object, in [0, 1].
+    """Returns the F-score for the pairs of pixels that both maps put into one object, in [0, 1].
 
-    sum p_ij^2 / (sum s_i^2 / 2 + sum t_j^2 / 2), with p_ij the fraction of pixels in object i of the
-    prediction and j of the label, s and t their sums.
+    The score is sum p_ij^2 / (sum s_i^2 / 2 + sum t_j^2 / 2). p_ij is the fraction of pixels in
+    object i of the prediction and object j of the label. s_i is the sum of p_ij over j, and t_j
+    over i.
     """
     if not np.any(label):
         return math.nan
@@ -28,10 +32,10 @@ def rand_score(prediction: Objects, label: Objects) -> float:
 
 
 def information_score(prediction: Objects, label: Objects) -> float:
-    """Returns the mutual information over the mean of the entropies, in [0, 1].
+    """Returns the mutual information divided by the mean of the entropies, in [0, 1].
 
-    I / (H(s) / 2 + H(t) / 2), I = H(s) + H(t) - H(p), with p, s and t as in `rand_score`. 1 if both
-    maps have one object.
+    The score is I / (H(s) / 2 + H(t) / 2) with I = H(s) + H(t) - H(p). p, s and t are defined in
+    `rand_score`. If both maps have a single object, the score is 1.
     """
     if not np.any(label):
         return math.nan
@@ -41,7 +45,7 @@ def information_score(prediction: Objects, label: Objects) -> float:
 
 
 def _fractions(prediction: Objects, label: Objects) -> list[np.ndarray]:
-    """Returns p_ij where it is not 0, s_i and t_j."""
+    """Returns the nonzero p_ij, s_i and t_j that `rand_score` defines."""
     inside = label > 0
     guess, truth = prediction[inside].astype(np.int64), label[inside].astype(np.int64)
     alone = guess == 0

@@ -1,1 +1,1 @@
-"""Many runs -> tables and one page: python -m dense_jax.report --workdir=DIR."""
+"""Summarizes many runs in tables and one HTML page: python -m dense_jax.report --workdir=DIR."""

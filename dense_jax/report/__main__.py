@@ -1,15 +1,21 @@
-"""Turns a folder of runs into tables: python -m dense_jax.report --workdir=DIR.
+"""Summarizes a folder of runs in tables: python -m dense_jax.report --workdir=DIR.
 
-Writes DIR/report.html (one page, with curves, classes, confusions and pictures), .md, .csv, .tex and
-.json (the manifest), the runs' costs to DIR/report_cost.csv and .tex, and DIR/figures/, for a paper.
-A run is any folder at or below DIR with a config.json. A row is one configuration, shown by the
-fields in which the rows differ. Its runs may differ in their seed and in fields that cannot change a
-score. A cell is the mean over the seeds, with a 95 % t-interval if there are two or more, and a mark
-if it differs from the baseline row's. A run that did not finish is never part of a mean: it is named
-below the table.
+Writes these files to DIR:
 
-Scores are those of the end of training; with --split those of `dense_jax.evaluate`, which must have
-been called for each run. Runs that were not scored alike are put into one table only with --mixed.
+  report.html              one page with curves, class scores, confusion matrices and pictures
+  report.md, .csv, .tex    the table of scores
+  report.json              the manifest
+  report_cost.csv, .tex    the costs of the runs
+  figures/                 figures for a paper
+
+A run is any folder at or below DIR with a config.json or failure.json. Each table row is one
+configuration, labeled by the fields in which the rows differ. The runs of a row may differ in the
+seed and in fields that cannot change a score. Each cell is the mean over the seeds. If there are at
+least two seeds, the cell has a 95% t-interval, and a mark if the score differs from the baseline
+row. An unfinished run is never part of a mean and is named below the table.
+
+Scores are from the end of training. With --split, they are from `dense_jax.evaluate`, which must
+have evaluated each run. Runs that were scored differently share a table only with --mixed.
 """
 
 import json
@@ -26,9 +32,9 @@ from dense_jax.report.page import to_html
 
 
 def write(root: pathlib.Path, num_pictures: int = 12, **options: Any) -> list[pathlib.Path]:
-    """Writes the files of a report into `root`; options and errors are those of `rows.build`.
+    """Writes the files of a report into `root`. Options and errors are those of `rows.build`.
 
-    num_pictures: images in the page's gallery.
+    num_pictures: The number of images in the page's gallery.
     """
     report = rows.build(root, **options)
     title, pictures = f"{root.resolve().name}: results", gallery.build(report.rows, num_pictures)
@@ -48,7 +54,7 @@ def write(root: pathlib.Path, num_pictures: int = 12, **options: Any) -> list[pa
 
 
 def main(argv: Sequence[str]) -> None:
-    """Writes the report and names its files."""
+    """Writes the report and prints the names of its files."""
     args = flags.FLAGS
     options = {name: getattr(args, name) for name in ("split", "per_class", "baseline", "mixed")}
     print("wrote", *write(pathlib.Path(args.workdir), args.gallery, **options))

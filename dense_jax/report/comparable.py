@@ -1,7 +1,7 @@
-"""Decides which runs may share a table: those whose scores were measured alike.
+"""Decides which runs may share a table, because their scores were measured in the same way.
 
-How a run was trained may differ: that is what a table is for. What it was scored on, and how, may
-not. `measure` names these facts. Runs are comparable if the facts that they share are equal.
+Runs in a table may differ in how they were trained, but not in what they were scored on, or how.
+`measure` collects these facts. Runs are comparable if every fact that they share has equal values.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,9 +12,9 @@ from dense_jax.spelling import some
 
 
 def measure(runs: Sequence[RunFolder], split: str | None) -> None:
-    """Sets what each run's scores were measured on: RunFolder.measured.
+    """Sets RunFolder.measured, the facts about how each run's scores were measured.
 
-    split: the split of the evaluations that have the scores; None: the end of training has them.
+    split: The split whose evaluations contain the scores. If None, training's last scores count.
     """
     checkpoints = _checkpoints(runs)
     for run, checkpoint in zip(runs, checkpoints, strict=True):
@@ -29,7 +29,7 @@ def _training_facts(run: RunFolder) -> dict[str, Any]:
         "classes": run.dataset.get("class_names"),
         "metric convention": run.result.get("metric_convention"),
         "dataset": run.fields.get("data.name"),
-        # The only trace that training leaves of its files. Other splits have another one.
+        # Training records nothing else about its files. Fingerprints differ between splits.
         f"training data of split {run.fields.get('data.train_split')}": run.training_data,
         "checkpoint": "final",
     }
@@ -48,16 +48,19 @@ def _evaluation_facts(run: RunFolder, checkpoint: str) -> dict[str, Any]:
         "valid pixels": evaluation.get("num_pixels"),
         "classes": evaluation.get("class_names"),
         "metric convention": evaluation.get("metric_convention"),
-        # Data made in memory has no fingerprint: its name identifies it.
+        # Data created in memory has no fingerprint and is identified by name.
         "evaluated data": str(fingerprint)[:12] if fingerprint else evaluation.get("dataset"),
         "checkpoint": checkpoint,
-        # The command line may set other tiles than the config, but the same for one config.
+        # The command line may override a config's tiles, but all runs of a config must agree.
         f"tiles of config {run.config_hash}": tiles,
     }
 
 
 def _checkpoints(runs: Sequence[RunFolder]) -> list[str]:
-    """Names the checkpoints that were evaluated: "best" if that holds for all runs, else "final"."""
+    """Returns the checkpoint that each run evaluated: "best", "final" or "neither best nor final".
+
+    If a checkpoint is both, the name that fits all runs is preferred, then "best".
+    """
 
     def holds(run: RunFolder, kind: str) -> bool:
         step = mapping(run.result.get(kind)).get("step")
@@ -70,7 +73,7 @@ def _checkpoints(runs: Sequence[RunFolder]) -> list[str]:
 
 
 def conflicts(runs: Sequence[RunFolder]) -> dict[str, dict[str, list[str]]]:
-    """Returns what keeps runs from being comparable: fact -> value -> names of its runs."""
+    """Returns the facts that make runs incomparable: fact -> value -> names of the runs."""
     facts: dict[str, dict[str, list[str]]] = {}
     for run in runs:
         for fact, value in run.measured.items():
@@ -79,7 +82,7 @@ def conflicts(runs: Sequence[RunFolder]) -> dict[str, dict[str, list[str]]]:
 
 
 def refuse(differing: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-    """Raises ValueError with the result of `conflicts`, if there is any."""
+    """Raises ValueError unless `differing`, the result of `conflicts`, is empty."""
     if not differing:
         return
     lines = []
@@ -97,7 +100,7 @@ def refuse(differing: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
 
 
 def number_groups(runs: Sequence[RunFolder]) -> list[str]:
-    """Returns for each run the number of its group of comparable runs, from "1"; "" if all are."""
+    """Returns each run's group number, from "1", or "" if all runs are comparable."""
     facts = conflicts(runs)
     groups = [tuple(run.measured.get(fact) for fact in facts) for run in runs]
     distinct = list(dict.fromkeys(groups))

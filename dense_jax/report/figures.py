@@ -1,14 +1,16 @@
-"""The figures of a paper, as PNG and PDF, one column (3.3 inches) wide; each only if its data exist.
+"""Draws the figures for a paper, as PNG and PDF, one column (3.3 inches) wide.
 
-by_FIELD             mean IoU for each value of a config field in which the rows differ
-boundary_f1          boundary F1, the mean of the classes' own, over mean IoU
-flops                mean IoU over FLOPs of the forward pass per image
-band_width           mean IoU of the pixels close to the label's boundaries, over how close
-error_by_phase       how the errors depend on the pixel's place in a cell of 16 x 16
+Each figure is drawn only if its data exists:
 
-A point is the mean over the seeds of a row, and its number is the row's number in the report. Bars are
-95 % t-intervals, if there are two seeds or more. by_FIELD and flops show the table's mean IoU; the other
-figures show scores of the evaluated checkpoints.
+by_FIELD        mean IoU for each value of a config field in which the rows differ
+boundary_f1     boundary F1, averaged over classes, against mean IoU
+flops           mean IoU against the FLOPs of the forward pass per image
+band_width      mean IoU of the pixels near the label's boundaries, against the band width
+error_by_phase  error rate by the pixel's position in a cell of 16 x 16 pixels
+
+Each point is the mean over a row's seeds. Points are numbered like the rows of the report. Error
+bars are 95% t-intervals if there are at least two seeds. by_FIELD and flops show the table's mean
+IoU. The other figures show scores of the evaluated checkpoints.
 """
 
 import logging
@@ -30,19 +32,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Points = Sequence[tuple[float, float]]  # mean and half interval; NaN if there is none
+Points = Sequence[tuple[float, float]]  # mean and half interval, or NaN if there is none
 
 WIDTH = 3.3  # inches
-MARKERS = "os^Dv"  # the next one after as many rows as there are colors
+MARKERS = "os^Dv"  # the marker changes each time the colors repeat
 IOU = "eval/mean_iou"
 IOU_LABEL = METRICS["iou"].score_label
 
 
 def write(folder: pathlib.Path, report: Report) -> list[pathlib.Path]:
-    """Writes the figures; the same numbers give the same bytes."""
+    """Writes the figures. Equal numbers produce identical files."""
     from matplotlib import rc_context
 
-    for name in ("fontTools", "matplotlib"):  # they log every step of embedding or finding a font
+    for name in ("fontTools", "matplotlib"):  # these log every step of finding or embedding a font
         logging.getLogger(name).setLevel(logging.WARNING)
     paths = []
     with rc_context(fname=pathlib.Path(__file__).with_name("figures.mplstyle")):
@@ -55,7 +57,7 @@ def write(folder: pathlib.Path, report: Report) -> list[pathlib.Path]:
 
 
 def draw(report: Report) -> Iterator[tuple[str, "Figure"]]:
-    """Yields name and figure of each whose data exist."""
+    """Yields the name and the figure for each figure whose data exists."""
     from matplotlib import ticker
 
     rows = report.rows
@@ -74,7 +76,7 @@ def draw(report: Report) -> Iterator[tuple[str, "Figure"]]:
         figure, axes = scatter(rows, flops, [row.score(IOU) for row in rows])
         axes.set(xscale="log", xlabel="FLOPs per image", ylabel=IOU_LABEL)
         axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-        # 1 G rather than 10^9, which would need mathematical text.
+        # Write 1 G instead of 10^9, which would need math text.
         axes.xaxis.set_major_formatter(ticker.EngFormatter())
         axes.minorticks_off()
         yield "flops", figure
@@ -90,7 +92,7 @@ def draw(report: Report) -> Iterator[tuple[str, "Figure"]]:
 
 
 def evaluated(row: Row, path: str) -> tuple[float, float]:
-    """Returns mean and half interval over the seeds that were evaluated; NaN if none was."""
+    """Returns the mean over the evaluated seeds and half its interval, or NaN if undefined."""
     values = [number(run.evaluation, path) for run in row.runs if run.evaluation]
     return interval(values) if values else (math.nan, math.nan)
 
@@ -100,10 +102,10 @@ def _exist(points: Points) -> bool:
 
 
 def by_field(report: Report, i: int) -> "Figure":
-    """Draws a group of points for each value of field i.
+    """Draws one group of points for each value of field i.
 
-    There is a color for each value of the first other field, and a panel for each combination of the
-    rest.
+    Of the remaining fields, the first sets the color, and each combination of the others gets its
+    own panel.
     """
     rows, others = report.rows, [k for k in range(len(report.fields)) if k != i]
 
@@ -120,7 +122,7 @@ def by_field(report: Report, i: int) -> "Figure":
         axes.grid(axis="x", visible=False)
         for k, name in enumerate(series):
             chosen = [row for row, key in zip(rows, keys, strict=True) if key == (panel, name)]
-            # Series stand side by side within a group that is 0.6 wide.
+            # The series are side by side within a group of width 0.6.
             shift = 0.6 * ((k + 0.5) / len(series) - 0.5)
             x = [values.index(row.label[i]) + shift for row in chosen]
             _points(axes, x, [row.score(IOU) for row in chosen], k, name)
@@ -134,7 +136,7 @@ def by_field(report: Report, i: int) -> "Figure":
 
 
 def scatter(rows: Sequence[Row], x: Points, y: Points) -> tuple["Figure", "Axes"]:
-    """Draws a numbered point for each row that has both, with bars both ways."""
+    """Draws a numbered point, with error bars both ways, for each row that has both values."""
     figure, (axes,) = _figure(1, 2.2)
     for i, row in enumerate(rows):
         (x_mean, x_half), (y_mean, _) = x[i], y[i]
@@ -148,12 +150,12 @@ def scatter(rows: Sequence[Row], x: Points, y: Points) -> tuple["Figure", "Axes"
 
 
 def by_band_width(rows: Sequence[Row], bands: Sequence[Points]) -> "Figure":
-    """Draws a line for each row, over the distance to the label's boundaries."""
+    """Draws a line for each row: mean IoU against the distance to the label's boundaries."""
     figure, (axes,) = _figure(1, 2.2)
     axes.set(xscale="log", xlabel="pixels to a boundary, less than", ylabel=IOU_LABEL)
     for i, row in enumerate(rows):
         if _exist(bands[i]):
-            # A little apart, so that bars do not hide each other.
+            # Shift the rows slightly, so that error bars do not overlap.
             shift = 1.12 ** ((2 * i + 1) / len(rows) - 1)
             x = [shift * width for width in boundary.BAND_WIDTHS]
             _points(axes, x, bands[i], i, f"{i + 1}: {row.name}", line="-")
@@ -164,9 +166,9 @@ def by_band_width(rows: Sequence[Row], bands: Sequence[Points]) -> "Figure":
 
 
 def error_rates(row: Row) -> np.ndarray | None:
-    """Returns wrong / valid pixels by (y mod 16, x mod 16), over all evaluated seeds and images.
+    """Returns the error rate by (y mod 16, x mod 16) over all evaluated seeds and images.
 
-    None if no run was evaluated with its boundaries.
+    Returns None if no run was evaluated with boundaries.
     """
     arrays = [run.array("phase_errors", (16, 16, 2)) for run in row.runs]
     counts = [array.sum(axis=0) for array in arrays if array is not None]
@@ -177,10 +179,11 @@ def error_rates(row: Row) -> np.ndarray | None:
 
 
 def by_phase(rows: Sequence[Row], phases: dict[int, np.ndarray]) -> "Figure":
-    """Draws a map for each row: the error rate at a phase, relative to the mean over phases.
+    """Draws a map for each row: the error rate by phase, relative to the mean over phases.
 
-    1 everywhere: the place of a pixel does not matter. A pattern that repeats every s pixels is an
-    artifact of the upsampling by s. The borders of images and what few images show are in it, too.
+    If the map is 1 everywhere, a pixel's position does not matter. A pattern that repeats every s
+    pixels is an artifact of upsampling by s. The borders and the content of the images add patterns
+    too, especially if there are few images.
     """
     from matplotlib.figure import Figure
 
@@ -219,7 +222,7 @@ def _points(
     x_half: float = math.nan,
     line: str = "none",
 ) -> None:
-    """Draws means with their intervals, in the look of number i; no bar without an interval."""
+    """Draws means with error bars in the i-th style. A mean without an interval has no bar."""
     round_, color = divmod(i, len(LINE_COLORS))
     style: dict[str, Any] = {"color": LINE_COLORS[color], "marker": MARKERS[round_ % len(MARKERS)]}
     style |= {"linestyle": line, "capsize": 1.5, "elinewidth": 0.8}
@@ -228,12 +231,12 @@ def _points(
 
 
 def _clip(low: float, high: float) -> tuple[float, float]:
-    """Limits an axis of scores to 0 and 1, because only intervals reach beyond."""
+    """Limits an axis of scores to about [0, 1], because only error bars extend further."""
     return max(low, -0.03), min(high, 1.03)
 
 
 def _finish(figure: "Figure", legend: bool = True) -> None:
-    """Sets limits, and adds a legend below the figure, which grows by it."""
+    """Sets the y limits. If `legend`, enlarges the figure and adds a legend at the bottom."""
     axes = figure.axes[0]
     axes.set_ylim(_clip(*axes.get_ylim()))
     if not legend:

@@ -1,7 +1,7 @@
-"""The gallery of the page: images of a split, and the predictions of each row for them.
+"""Builds the page's gallery: images of a split, with the predictions of each row.
 
-The predictions are those that `python -m dense_jax.evaluate` keeps beside its scores. Images and
-labels come from the dataset; without it, only predictions are shown.
+The predictions are the class maps from `python -m dense_jax.evaluate`. Images and labels come from
+the dataset. If the dataset is unavailable, only predictions are shown.
 """
 
 import base64
@@ -25,25 +25,26 @@ from dense_jax.report.rows import Row
 
 
 class Evaluated(NamedTuple):
-    """A row that can be shown, by one of its runs."""
+    """A row of the report, and the evaluated run that represents the row in the gallery."""
 
-    number: int  # of the row, from 0
+    number: int  # the row's index, from 0
     run: RunFolder
-    names: tuple[str, ...]  # of the split's images
-    matrices: np.ndarray  # confusion matrices, [n, c, c]
-    path: pathlib.Path  # of the class maps
+    names: tuple[str, ...]  # the names of the split's images
+    matrices: np.ndarray  # the images' confusion matrices, [n, c, c]
+    path: pathlib.Path  # the file of class maps
 
     @property
     def truth(self) -> np.ndarray:
-        """The pixels of each class in each image's label, [n, c]."""
+        """The number of pixels of each class in each image's label map, [n, c]."""
         return self.matrices.sum(axis=2)
 
 
 def build(rows: Sequence[Row], limit: int) -> dict[str, Any] | None:
-    """Returns the `limit` images that the first row does worst on, for the page's script.
+    """Returns the data of the gallery for the page's script, or None if there is nothing to show.
 
-    A row is shown by its first run that has kept its predictions; only rows evaluated on the same
-    images are shown together. None if there are none.
+    The gallery shows the `limit` images with the lowest mean IoU in the first row that has
+    predictions. Each row is represented by its first run with predictions. Rows that were evaluated
+    on other images are left out.
     """
     evaluated = [e for i, row in enumerate(rows) if (e := _evaluated(i, row)) is not None]
     if not evaluated or limit < 1:
@@ -62,7 +63,7 @@ def build(rows: Sequence[Row], limit: int) -> dict[str, Any] | None:
         return None
     class_names = first.run.evaluation["class_names"]
     palette = class_colors.default_palette(len(class_names))
-    with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):  # none, or damaged
+    with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):  # none or corrupt
         palette = np.array(first.run.dataset["palette"], np.uint8).reshape(palette.shape)
 
     examples, missing = _examples(first, numbers)
@@ -102,7 +103,7 @@ def build(rows: Sequence[Row], limit: int) -> dict[str, Any] | None:
 
 
 def _evaluated(i: int, row: Row) -> Evaluated | None:
-    """Returns the row's first run whose evaluation is whole; None if there is none."""
+    """Returns the row's first run with a complete evaluation, or None if there is none."""
     for run in row.runs:
         if run.evaluation:
             c = len(run.evaluation["class_names"])
@@ -116,7 +117,7 @@ def _evaluated(i: int, row: Row) -> Evaluated | None:
 
 
 def _predicted(evaluated: Evaluated, numbers: Sequence[int]) -> list[np.ndarray] | None:
-    """Reads class maps; returns None if they are damaged."""
+    """Reads the class maps of the images `numbers`. Returns None if they are corrupted."""
     with contextlib.suppress(ValueError), decode.reading(str(evaluated.path)):
         return class_maps.read(evaluated.path, numbers)
     return None
@@ -125,7 +126,7 @@ def _predicted(evaluated: Evaluated, numbers: Sequence[int]) -> list[np.ndarray]
 def _examples(
     evaluated: Evaluated, numbers: Sequence[int]
 ) -> tuple[list[dict[str, Any] | None], str]:
-    """Returns the examples; if they cannot be had, None for each of them, and why."""
+    """Returns the examples and "", or a None for each example and the reason for its absence."""
     evaluation = evaluated.run.evaluation
     try:
         source = data.open_dataset(*(evaluation[key] for key in ("dataset", "root", "split")))
@@ -159,7 +160,7 @@ def _about(first: Evaluated, num_images: int, missing: str, without: set[int]) -
 def _pictures(
     maps: Sequence[np.ndarray], truths: Sequence[np.ndarray | None], palette: np.ndarray
 ) -> dict[str, list[str | None]]:
-    """Returns predictions and errors, as pictures; without a truth, None for its errors."""
+    """Returns pictures of predictions and errors. Without a label, the error picture is None."""
     predictions, errors = [], []
     for guess, truth in zip(map(drawing.shrink, maps), truths, strict=True):
         error = None
@@ -173,7 +174,8 @@ def _pictures(
 
 
 def _classes_uri(classes: np.ndarray, palette: np.ndarray) -> str:
-    """Draws ignored pixels white, as one more class, so that pictures of few classes have few bits."""
+    """Returns a class map as a PNG data URI, with ignored pixels as one more class, in white."""
+    # Index 255 would need 8 bits per pixel, even if there are few classes.
     classes = np.where(classes == IGNORE_LABEL, len(palette), classes).astype(np.uint8)
     colors = np.concatenate([palette, np.array([class_colors.IGNORED_COLOR], np.uint8)])
     return _uri(class_colors.indexed(classes, colors), "PNG")

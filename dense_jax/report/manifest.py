@@ -1,4 +1,4 @@
-"""The origin of a report's numbers, and remarks that its reader needs."""
+"""The provenance of a report's numbers, and remarks for the reader."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -14,7 +14,7 @@ VOID_POLICY = (
 
 
 def manifest(report: Report) -> dict[str, Any]:
-    """Returns for report.json each row's config hash, commits, data, versions and measurement."""
+    """Returns the manifest for report.json: each row's config hash, code, data and measurement."""
     return {"void_policy": VOID_POLICY, "rows": [_row(report, row) for row in report.rows]}
 
 
@@ -38,7 +38,7 @@ def _row(report: Report, row: Row) -> dict[str, Any]:
 
 
 def columns(report: Report) -> tuple[list[str], dict[str, list[str]]]:
-    """Returns the manifest for a reader: what holds for all rows, in words; and what differs, by row."""
+    """Returns the facts that all rows share, as text, and the facts that differ, as text by row."""
     cells = {
         "config": [row.runs[0].config_hash for row in report.rows],
         "seeds": [str(len(row.runs)) for row in report.rows],
@@ -54,7 +54,7 @@ def columns(report: Report) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def remarks(report: Report) -> list[str]:
-    """Returns sentences on how this table was made; those that hold for every table are in NOTE."""
+    """Returns sentences on how this table was made. NOTE describes what is true of all tables."""
     if not report.rows:
         return []
     runs = [run for row in report.rows for run in row.runs]
@@ -110,7 +110,7 @@ def _commit(run: RunFolder) -> str:
 
 
 def _short_commit(run: RunFolder) -> str:
-    """Returns ten digits, and the mark of changed files."""
+    """Returns the first ten digits of the commit, and "+" if files were changed."""
     commit = _commit(run)
     return commit[:10] + ("+" if commit[10:].endswith("+") else "")
 
@@ -126,19 +126,19 @@ def _version_text(run: RunFolder) -> str:
 
 def _training_data(run: RunFolder) -> str:
     name, split = run.fields.get("data.name"), run.fields.get("data.train_split")
-    # The name identifies data made in memory, which has no fingerprint.
+    # Data created in memory has no fingerprint and is identified by name.
     files = "" if run.training_data == name else f", fingerprint {run.training_data}"
     return f"{name}, split {split}{files}"
 
 
 def _measured(run: RunFolder) -> str:
-    """Returns the facts of comparable.measure, without what names a single config."""
+    """Returns the facts from comparable.measure as text, with the fact names shortened."""
     facts = (f"{fact.partition(' of ')[0]} {value}" for fact, value in run.measured.items())
     return ", ".join(facts)
 
 
 def _unscored(row: Row) -> list[str]:
-    """Returns the classes that are in no label and were never predicted."""
+    """Returns the classes that, in some run, appear in neither labels nor predictions."""
     scores = [item for run in row.runs for item in run.scores.items()]
     prefix = "eval/iou/"
     return _distinct(

@@ -1,4 +1,4 @@
-"""The page of a report: one HTML file that needs no network and no other file."""
+"""Builds the HTML page of a report, which needs no network and no other file."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,18 +12,18 @@ from dense_jax import class_colors, storage
 from dense_jax.report import manifest, tables
 from dense_jax.report.rows import ABSENT, NOTE, Report, Row, visible
 
-DASHES = "none", "7 3", "2 3"  # rows beyond the number of colors are dashed
+DASHES = "none", "7 3", "2 3"  # stroke patterns; the pattern changes each time the colors repeat
 IOU = "eval/iou/"
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Returns three to six round numbers; the first is at most low, the last at least high."""
+    """Returns three to six round numbers that span the range from low to high."""
     locator = ticker.MaxNLocator(4, steps=[1, 2, 5, 10])
     return [round(float(tick), 10) for tick in locator.tick_values(low, max(high, low + 1e-3))]
 
 
 def curve(row: Row) -> list[tuple[float, float, float, float]]:
-    """Returns (step, mean, lowest, highest) over the seeds, at the steps that all of them have."""
+    """Returns (step, mean, min, max) over the seeds, at the steps that all seeds logged."""
     runs = [dict(run.curve) for run in row.runs if run.curve]
     steps = sorted(set.intersection(*map(set, runs))) if runs else []
     scores = [[run[step] for run in runs] for step in steps]
@@ -31,7 +31,7 @@ def curve(row: Row) -> list[tuple[float, float, float, float]]:
 
 
 def plot(rows: Sequence[Row]) -> dict[str, Any] | None:
-    """Returns learning curves in percent of the plot's width and height; None if there are none."""
+    """Returns learning curves in percent of the plot's width and height, or None without curves."""
     curves = {i: points for i, row in enumerate(rows) if (points := curve(row))}
     points = [point for points in curves.values() for point in points]
     if not points:
@@ -58,7 +58,7 @@ def plot(rows: Sequence[Row]) -> dict[str, Any] | None:
 
 
 def bars(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
-    """Returns for each class a bar per row: IoU and the ends of its interval in percent."""
+    """Returns one bar per row for each class: the IoU and the ends of its interval, in percent."""
     paths = dict.fromkeys(path for row in rows for run in row.runs for path in run.final)
     return {
         path.removeprefix(IOU): [_bar(i, *row.score(path)) for i, row in enumerate(rows)]
@@ -78,7 +78,7 @@ def _bar(i: int, mean: float, half: float) -> dict[str, Any]:
 
 
 def matrices(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Returns the confusion matrices of the evaluated rows, their seeds' pixels together."""
+    """Returns the confusion matrices of the evaluated rows, summed over seeds."""
     shown = []
     for i, row in enumerate(rows):
         if seeds := [run.evaluation for run in row.runs if run.evaluation]:
@@ -89,9 +89,9 @@ def matrices(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def to_html(title: str, report: Report, gallery: Mapping[str, Any] | None = None) -> str:
-    """Returns the page; jinja2 escapes every name.
+    """Returns the page, in which Jinja2 escapes all names.
 
-    gallery: see `gallery.build`.
+    gallery: The result of `gallery.build`.
     """
     head, *body = tables.score_table(report)
     page = jinja2.Environment(

@@ -1,4 +1,4 @@
-"""One run, as its folder tells it. Any file may be missing, cut off or damaged."""
+"""Reads a run from its folder, in which any file may be missing, truncated or corrupted."""
 
 import contextlib
 import hashlib
@@ -14,17 +14,17 @@ import numpy as np
 from dense_jax.data import decode
 from dense_jax.workdir import files
 
-# Fields that cannot change a run's final scores; another eval_every may select another best step.
+# Fields that cannot change a run's final scores. eval_every can still change the best step.
 OPERATIONAL = {*files.OPERATIONAL, "eval_every"}
 
 
 class RunFolder:
-    """The files of one run, and whether it can be in a table.
+    """The contents of a run's files, and whether the run can be in a table.
 
-    The files' contents are {} where they cannot be read.
+    The contents of an unreadable file are {}.
 
-    split: the split whose evaluation has the scores. None: result.json has them; then the evaluation,
-      for what the scores do not tell, is that of the config's data.eval_split.
+    split: The split whose evaluation contains the scores. If None, result.json contains the scores,
+      and `evaluation` (for figures and pictures) is read for the config's data.eval_split.
     """
 
     def __init__(self, folder: pathlib.Path, root: pathlib.Path, split: str | None):
@@ -38,8 +38,8 @@ class RunFolder:
         )
         evaluated = split or self.fields.get("data.eval_split")
         self.evaluation = read_evaluation(folder / f"evaluation_{evaluated}.json")
-        last, self.curve = read_curve(folder / "metrics.jsonl")  # (step, mean IoU) by step
-        self.measured: dict[str, str] = {}  # see comparable.measure
+        last, self.curve = read_curve(folder / "metrics.jsonl")  # pairs (step, mean IoU)
+        self.measured: dict[str, str] = {}  # set by comparable.measure
 
         failed = ""
         if (folder / "failure.json").exists():
@@ -47,7 +47,7 @@ class RunFolder:
         is_finished = bool(self.fields) and self.result.get("status") == "finished"
         self.final = mapping(self.result.get("final")) if is_finished else {}
         self.scores = (self.evaluation if split and self.final else self.final) or {}
-        # Why there are no scores.
+        # The reason if there are no scores.
         self.status = failed or str(
             self.result.get(
                 "status", f"unfinished, at step {last} of {self.fields.get('num_steps')}"
@@ -65,10 +65,10 @@ class RunFolder:
 
     @property
     def training_data(self) -> str:
-        """Identifies the training data, wherever it lay.
+        """An identifier of the training data that does not depend on its location.
 
-        The fingerprint's first 12 digits; data made in memory has a name only. Without a
-        dataset.json nothing but the place is known.
+        The identifier is the first 12 digits of the fingerprint, or the dataset's name if the data
+        was created in memory. Without dataset.json, only the location is known.
         """
         if not self.dataset:
             return f"unknown, at {self.fields.get('data.root')}"
@@ -76,9 +76,9 @@ class RunFolder:
         return str(fingerprint)[:12] if fingerprint else str(self.fields.get("data.name"))
 
     def array(self, name: str, shape: tuple[int, ...], kinds: str = "iu") -> np.ndarray | None:
-        """Returns an array [n, *shape] of evaluation_SPLIT.npz; None if it cannot be read.
+        """Returns an array [n, *shape] from evaluation_SPLIT.npz, or None if it cannot be read.
 
-        kinds: the numpy letters of the types that are accepted.
+        kinds: The NumPy letters (dtype.kind) of the accepted types.
         """
         path = self.folder / f"evaluation_{self.evaluation.get('split')}.npz"
         with contextlib.suppress(ValueError), decode.reading(str(path)), path.open("rb") as file:
@@ -90,7 +90,7 @@ class RunFolder:
 
 
 def find_runs(root: pathlib.Path, split: str | None) -> list[RunFolder]:
-    """Returns the runs at or below `root`; raises ValueError if there are none."""
+    """Returns the runs at or below `root`. Raises ValueError if there are none."""
     names = ("config.json", "failure.json")
     folders = sorted({path.parent for name in names for path in root.rglob(name)})
     if not folders:
@@ -99,9 +99,10 @@ def find_runs(root: pathlib.Path, split: str | None) -> list[RunFolder]:
 
 
 def config_hash(fields: dict[str, Any]) -> str:
-    """Returns 12 hexadecimal digits of the SHA-256 of a config, as compact JSON with sorted keys.
+    """Returns the first 12 hexadecimal digits of the SHA-256 hash of a config.
 
-    Without the seed, operational fields and data.root, which is a place on one machine.
+    Hashes compact JSON with sorted keys. Omits the seed, operational fields and data.root, which is
+    a path on one machine.
     """
     kept = {k: v for k, v in fields.items() if k not in OPERATIONAL | {"seed", "data.root"}}
     canonical = json.dumps(kept, sort_keys=True, separators=(",", ":"))
@@ -115,7 +116,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_evaluation(path: pathlib.Path) -> dict[str, Any]:
-    """Reads an evaluation; {} if it has no split or no count for each pair of its classes."""
+    """Reads an evaluation. Returns {} if the split or a complete confusion matrix is missing."""
     evaluation = _read_json(path)
     try:
         counts = np.array(evaluation["confusion_matrix"], np.float64)
@@ -127,9 +128,9 @@ def read_evaluation(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_curve(path: pathlib.Path) -> tuple[int, list[tuple[float, float]]]:
-    """Returns the last step logged, and mean IoU by step; a step repeated after a restart counts once.
+    """Returns the last logged step and pairs (step, mean IoU). A repeated step counts once.
 
-    Of a damaged file nothing is read, because the scores do not need it.
+    If the file cannot be read, returns no pairs, because the scores do not need them.
     """
     last, points = 0, {}
     with contextlib.suppress(OSError, ValueError, RecursionError):
@@ -144,12 +145,12 @@ def read_curve(path: pathlib.Path) -> tuple[int, list[tuple[float, float]]]:
 
 
 def number(values: dict[str, Any], key: str) -> float:
-    """Returns a value; NaN if it is not a finite number."""
+    """Returns values[key] as a float, or NaN if it is not a finite number."""
     value = values.get(key)
     is_finite = isinstance(value, int | float) and abs(value) <= sys.float_info.max
     return float(value) if is_finite else math.nan
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """Returns a dict; {} for anything else."""
+    """Returns `value` if it is a dict, else {}."""
     return value if isinstance(value, dict) else {}

@@ -1,4 +1,4 @@
-"""Collects the runs of a folder into rows, independent of the output format."""
+"""Groups the runs of a folder into rows, independently of the output format."""
 
 import dataclasses
 import json
@@ -22,63 +22,63 @@ NOTE = (
     "t-test over the shared seeds, after Holm's correction for the rows of its column."
 )
 ABSENT = "–"
-# Control characters but tabs and new lines, directions of text, and halves of characters.
+# Control characters except tab and newline, text direction controls, and surrogates.
 _INVISIBLE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Column(NamedTuple):
-    """A score that the table shows."""
+    """A column of scores in the table."""
 
-    path: str  # in result.json or evaluation_SPLIT.json
+    path: str  # the key in result.json or evaluation_SPLIT.json
     label: str
     higher_is_better: bool
 
 
 @dataclasses.dataclass
 class Row:
-    """The runs of one configuration, which differ in their seed."""
+    """The runs of one configuration, which differ in the seed."""
 
     runs: list[RunFolder]
-    label: list[str]  # one text per differing field
+    label: list[str]  # the value of each differing field
     group: str = ""  # see comparable.number_groups
     is_baseline: bool = False
-    # By path, against the baseline, corrected; NaN or no entry if there is no test.
+    # Corrected p-values against the baseline, by path. NaN or no entry if there is no test.
     p_values: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """The row's label in one text."""
+        """The row's label as a single string."""
         return ", ".join(self.label)
 
     def score(self, path: str) -> tuple[float, float]:
-        """Returns the mean over the seeds and the half width of its interval; NaN if there is none."""
+        """Returns the mean over the seeds and half its interval's width, or NaN if undefined."""
         return statistics.interval([number(run.scores, path) for run in self.runs])
 
     def seed_scores(self, path: str) -> dict[str, float]:
-        """Returns the scores that exist, by seed."""
+        """Returns the scores by seed, without the seeds that have none."""
         values = {str(run.fields.get("seed")): number(run.scores, path) for run in self.runs}
         return {seed: value for seed, value in values.items() if not math.isnan(value)}
 
     @property
     def parameters(self) -> int | None:
-        """The number of parameters; None if the runs disagree or do not say."""
+        """The number of parameters, or None if the runs disagree or do not record it."""
         counts = {number(run.result, "num_parameters") for run in self.runs}
         count = counts.pop()
         return None if counts or math.isnan(count) else int(count)
 
     def cost(self, key: str) -> float:
-        """Returns the mean over the seeds that state it; NaN if none does."""
+        """Returns the mean over the seeds that record this cost, or NaN if none does."""
         values = [number(run.cost, key) for run in self.runs]
         stated = [value for value in values if not math.isnan(value)]
         return float(np.mean(stated)) if stated else math.nan
 
 
 class Report(NamedTuple):
-    """The content of a report, independent of the format."""
+    """The contents of a report, independent of the output format."""
 
-    fields: list[str]  # of the config, in which the rows differ
+    fields: list[str]  # config fields in which the rows differ
     rows: list[Row]
-    notes: list[str]  # which runs are in no row, and why
+    notes: list[str]  # runs that are in no row, and why
     columns: list[Column]
 
 
@@ -90,15 +90,16 @@ def build(
     baseline: str | None = None,
     mixed: bool = False,
 ) -> Report:
-    """Reads the runs at or below a folder.
+    """Builds a report on the runs at or below `root`.
 
-    split: the split whose evaluation_SPLIT.json has the scores; None: the end of training has them.
-    per_class: whether columns of each class's IoU follow.
-    baseline: FIELD=VALUE,... of the row to test against; None: the first.
-    mixed: whether runs that are not comparable may share the table.
+    split: The split whose evaluation_SPLIT.json contains the scores. If None, the scores are from
+      the end of training.
+    per_class: Whether to add columns for each class's IoU.
+    baseline: The FIELD=VALUE,... of the row to test against. If None, the first row.
+    mixed: Whether runs that are not comparable may share the table.
 
-    Raises ValueError if there is no run, if runs are not comparable, or if the baseline is not one
-    row.
+    Raises ValueError if there is no run, if runs are not comparable, or if not exactly one row
+    matches the baseline.
     """
     runs = find_runs(root, split)
     scored = [run for run in runs if run.scores]
@@ -107,7 +108,7 @@ def build(
     if not mixed:
         comparable.refuse(comparable.conflicts(scored))
     _name_roots(scored)
-    # The best checkpoint depends on how often one is looked for.
+    # Evaluations may use the best checkpoint, which depends on eval_every.
     ignored = (OPERATIONAL - {"eval_every"} if split else OPERATIONAL) | {"seed"}
     rows, repeated = _group(scored, ignored)
     notes += repeated
@@ -125,7 +126,7 @@ def build(
         row.label = [row.group, *label] if row.group else label
     if rows and rows[0].group:
         fields = ["data", *fields]
-    if len(rows) == 1:  # one configuration: named by its folder
+    if len(rows) == 1:  # a single configuration is named after its folder
         (row,) = rows
         row.label = [text(root.resolve().name if len(row.runs) > 1 else row.runs[0].name)]
     fields = visible(fields or ["run"])
@@ -136,7 +137,7 @@ def build(
 
 
 def _group(runs: Sequence[RunFolder], ignored: set[str]) -> tuple[list[Row], list[str]]:
-    """Puts runs of one configuration into a row; returns the rows, and notes on repeated seeds."""
+    """Groups the runs by configuration. Returns the rows, and notes on repeated seeds."""
     rows: dict[tuple[str, str], Row] = {}
     notes = []
     for run, group in zip(runs, comparable.number_groups(runs), strict=True):
@@ -146,18 +147,18 @@ def _group(runs: Sequence[RunFolder], ignored: set[str]) -> tuple[list[Row], lis
         twin = next((other for other in row.runs if other.fields.get("seed") == seed), None)
         if twin is None:
             row.runs.append(run)
-        else:  # not an independent sample: it would narrow the interval
+        else:  # a repeated run would wrongly narrow the interval
             notes.append(f"{run.name}: left out, it repeats the config and seed of {twin.name}")
     return list(rows.values()), notes
 
 
 def find_row(fields: Sequence[str], rows: Sequence[Row], wanted: str) -> Row:
-    """Returns the row of FIELD=VALUE,..., spelled as in the table.
+    """Returns the row that matches `wanted`: FIELD=VALUE,... with values as in the table.
 
-    The last words of a field's path suffice: upsampling=bilinear. Raises ValueError unless exactly
-    one row fits.
+    A field may be shortened to the last components of its path, such as upsampling=bilinear. Raises
+    ValueError unless exactly one row matches.
     """
-    # Values may have commas themselves: "model.skips=16, 8,loss=dice".
+    # Values may contain commas, as in "model.skips=16, 8,loss=dice".
     parts = [part.partition("=") for part in re.split(r",\s*(?=[\w.]+=)", wanted)]
 
     def has(row: Row, name: str, value: str) -> bool:
@@ -177,26 +178,26 @@ def find_row(fields: Sequence[str], rows: Sequence[Row], wanted: str) -> Row:
 
 
 def spelled(fields: Sequence[str], row: Row) -> str:
-    """Returns a row in the words that `find_row` reads."""
+    """Formats a row as FIELD=VALUE,..., which `find_row` reads."""
     return ",".join(f"{field}={label}" for field, label in zip(fields, row.label, strict=True))
 
 
 def order(value: Any) -> tuple[int, float, str]:
-    """Returns a sort key: numbers by size, lists by length, then names by the alphabet."""
+    """Returns a sort key: numbers by value, then lists by length, then names alphabetically."""
     if isinstance(value, int | float):
         return 0, float(value), ""
     return (1, float(len(value)), str(value)) if isinstance(value, list) else (2, 0.0, str(value))
 
 
 def text(value: Any) -> str:
-    """Returns the text that a table shows for a field's value."""
+    """Formats a field's value for a table."""
     if isinstance(value, list):
         return ", ".join(map(text, value)) or "none"
     return "none" if value is None else visible(str(value))
 
 
 def visible(value: Any) -> Any:
-    """Spells out characters that would hide or reorder others, in any nesting of texts."""
+    """Escapes characters that hide or reorder text, in strings and nested containers."""
     if isinstance(value, dict):
         return {visible(key): visible(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -207,10 +208,10 @@ def visible(value: Any) -> Any:
 
 
 def _name_roots(runs: Sequence[RunFolder]) -> None:
-    """Makes data.root identify the data: the same data may lie elsewhere on another machine.
+    """Replaces data.root by an identifier of the data, because paths differ between machines.
 
-    None, unless there is other data of the same name and split. Then it is the folder that the data
-    lay in for the first of the runs, with its fingerprint.
+    If all data with this name and split is the same, data.root is None. Otherwise, data.root is the
+    first path of the data, followed by the fingerprint.
     """
 
     def name(run: RunFolder) -> tuple[str, str]:
@@ -226,7 +227,7 @@ def _name_roots(runs: Sequence[RunFolder]) -> None:
 
 
 def _columns(runs: Sequence[RunFolder], per_class: bool) -> list[Column]:
-    """Returns the columns of METRICS. Only evaluations have scores of boundaries and objects."""
+    """Returns the table's columns. Only evaluations contain boundary and object scores."""
     paths = list(dict.fromkeys(path for run in runs for path in run.scores))
     columns = []
     for metric in METRICS.values():
@@ -241,7 +242,7 @@ def _columns(runs: Sequence[RunFolder], per_class: bool) -> list[Column]:
 
 
 def _test(rows: Sequence[Row], baseline: Row, columns: Sequence[Column]) -> None:
-    """Sets p-values of all rows that are comparable with the baseline, Holm-corrected by column."""
+    """Sets the p-values, Holm-corrected by column, of all rows comparable with the baseline."""
     baseline.is_baseline = True
     others = [row for row in rows if row is not baseline and row.group == baseline.group]
     for path, *_ in columns:

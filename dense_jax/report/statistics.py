@@ -1,4 +1,4 @@
-"""Intervals over seeds, and paired tests of one row against another."""
+"""Confidence intervals over seeds, and paired tests between two rows."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,10 @@ import scipy.stats
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Returns mean and half width: t(0.975, n - 1) * s / sqrt(n), s with n - 1; NaN for n = 1."""
+    """Returns the mean and the half width t(0.975, n - 1) * s / sqrt(n) of its 95% t-interval.
+
+    s is the sample standard deviation. The half width is NaN if n < 2.
+    """
     n = len(values)
     if n < 2:
         return float(np.mean(values)), math.nan
@@ -17,10 +20,11 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def paired_p_value(values: Sequence[float], others: Sequence[float]) -> float:
-    """Returns the two-sided p of the paired t-test: t = mean(d) / (s / sqrt(n)), d the differences.
+    """Returns the two-sided p-value of the paired t-test.
 
-    NaN for fewer than two pairs. If all d are equal, s = 0, p is its limit: 1 for no difference and
-    0 for any other. (Differences that only rounding tells apart are equal.)
+    The statistic is t = mean(d) / (s / sqrt(n)), where d are the n differences and s is their
+    standard deviation. If n < 2, returns NaN. If s = 0, returns the limit, which is 1 if d = 0 and
+    0 otherwise. Differences that differ only by rounding count as equal.
     """
     if len(values) < 2:
         return math.nan
@@ -32,10 +36,10 @@ def paired_p_value(values: Sequence[float], others: Sequence[float]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Corrects the p-values of m tests, so that the chance of any false alarm stays at the level.
+    """Applies Holm's correction for the family-wise error rate to the p-values of m tests.
 
     The i-th smallest becomes max over j <= i of min(1, (m - j + 1) p_j) (Holm 1979, "A simple
-    sequentially rejective multiple test procedure"). NaN is no test: it stays, and does not count.
+    sequentially rejective multiple test procedure"). A NaN stays NaN and does not count as a test.
     """
     p = np.array(p_values, np.float64)
     tested = np.flatnonzero(~np.isnan(p))

@@ -1,4 +1,4 @@
-"""The tables of a report as Markdown, LaTeX (booktabs) and CSV. Names are escaped in each format."""
+"""A report's tables as Markdown, LaTeX (booktabs) and CSV. Names are escaped in each format."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from dense_jax.evaluation.tables import escape, markdown_table
 from dense_jax.report import manifest
 from dense_jax.report.rows import ABSENT, NOTE, Column, Report, Row, text
 
-COSTS = {  # key in cost.json -> head, divisor, format
+COSTS = {  # key in cost.json -> column heading, divisor, format
     "flops_per_image": ("GFLOPs per image", 1e9, ",.2f"),
     "images_per_second": ("images/s in training", 1, ",.1f"),
     "peak_bytes": ("peak memory, MiB", 2**20, ",.0f"),
@@ -25,20 +25,21 @@ COST_NOTE = (
 
 
 class Cell(NamedTuple):
-    """A cell of Markdown, LaTeX and the page, and the cells of a CSV file that stand for it."""
+    """A cell for Markdown, LaTeX and HTML, and the CSV cells that represent the same value."""
 
     text: str
     is_bold: bool = False
-    plain: tuple[Any, ...] | None = None  # None: the text
+    plain: tuple[Any, ...] | None = None  # if None, `text`
 
 
-Table = list[list[Cell]]  # the first line is the head
+Table = list[list[Cell]]  # the first line is the header
 
 
 def score_table(report: Report) -> Table:
-    """Returns the table of scores; bold is the best of a column, among comparable rows.
+    """Returns the table of scores. Bold marks the best comparable row in each column.
 
-    CSV has the mean, the half width of its interval, and the corrected p-value against the baseline.
+    The CSV has the mean, the half width of its interval, and the corrected p-value against the
+    baseline.
     """
     heads = [
         Cell(label, plain=(path, f"{path}/half_interval", f"{path}/p_value"))
@@ -64,9 +65,9 @@ def _score_cell(report: Report, row: Row, column: Column) -> Cell:
 
 
 def cost_table(report: Report) -> Table:
-    """Returns what a run of each row needs.
+    """Returns the table of costs per row.
 
-    It is apart from the scores because timings differ from start to start.
+    Costs are separate from the scores, because timings vary between starts.
     """
     heads = [Cell(head, plain=(key,)) for key, (head, _, _) in COSTS.items()]
     parameters = Cell("parameters", plain=("num_parameters",))
@@ -87,7 +88,7 @@ def cost_table(report: Report) -> Table:
 
 
 def _devices(row: Row) -> list[str]:
-    """Returns the number and the kind of the devices that the row's runs used."""
+    """Returns the number and kind of the devices that the row's runs used."""
     used = (
         (run.environment.get("num_devices"), run.environment.get("device_kind")) for run in row.runs
     )
@@ -95,7 +96,7 @@ def _devices(row: Row) -> list[str]:
 
 
 def manifest_table(report: Report) -> tuple[list[str], Table]:
-    """Returns what holds for all rows, in words, and a table of what does not."""
+    """Returns the facts that all rows share, as text, and a table of the facts that differ."""
     shared, differing = manifest.columns(report)
     table = [[*map(Cell, report.fields), *map(Cell, differing)]]
     for row, *cells in zip(report.rows, *differing.values(), strict=True):
@@ -104,7 +105,7 @@ def manifest_table(report: Report) -> tuple[list[str], Table]:
 
 
 def to_markdown(report: Report) -> str:
-    """Returns report.md."""
+    """Returns the contents of report.md."""
 
     def table(lines: Table, num_names: int = len(report.fields)) -> str:
         shown = [
@@ -114,7 +115,7 @@ def to_markdown(report: Report) -> str:
         return markdown_table(shown, num_names)
 
     parts = [table(score_table(report)), NOTE, *map(escape, manifest.remarks(report))]
-    if report.notes:  # bold, so that no name can begin a heading or a list
+    if report.notes:  # bold keeps a name from starting a heading or a list
         listed = "\n".join(f"- **{escape(note)}**" for note in report.notes)
         parts += ["Not in the table:", listed]
     if report.rows:
@@ -131,13 +132,13 @@ LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 
 
 def latex(name: str) -> str:
-    """Escapes a name; the braces keep it from being an option of the command before it."""
+    """Escapes a name. Braces keep the preceding command from parsing the name as an option."""
     name = " ".join("".join(LATEX.get(c, c) for c in name).split())
     return f"{{}}{name}" if name.startswith(("[", "*")) else name
 
 
 def latex_table(table: Table, num_names: int, comments: Sequence[str]) -> str:
-    """Returns a table whose first `num_names` columns are text, below comments."""
+    """Returns a table below comments. The first `num_names` columns contain text."""
     head, *body = [
         " & ".join(
             rf"\textbf{{{latex(cell)}}}" if is_bold else latex(cell) for cell, is_bold, _ in line
@@ -152,7 +153,7 @@ def latex_table(table: Table, num_names: int, comments: Sequence[str]) -> str:
 
 
 def to_latex(report: Report) -> str:
-    """Returns report.tex: the scores, with notes and manifest as comments."""
+    """Returns the contents of report.tex: the scores, with notes and manifest as comments."""
     comments = [NOTE, *manifest.remarks(report), *report.notes]
     if report.rows:
         shared, differing = manifest_table(report)
@@ -161,7 +162,7 @@ def to_latex(report: Report) -> str:
 
 
 def cost_to_latex(report: Report) -> str:
-    """Returns report_cost.tex."""
+    """Returns the contents of report_cost.tex."""
     return latex_table(cost_table(report), len(report.fields), [COST_NOTE])
 
 
@@ -169,9 +170,9 @@ _FORMULA = re.compile(r"[=@\t\r]|[+-](?![0-9.]+(e[+-]?[0-9]+)?$)", re.IGNORECASE
 
 
 def to_csv(table: Table) -> str:
-    """Returns plain numbers at full precision; a cell without a number is empty.
+    """Returns the table as CSV with numbers at full precision. Missing numbers are empty cells.
 
-    The same scores make the same text, whenever and wherever they were made.
+    Equal scores produce identical text.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -182,7 +183,7 @@ def to_csv(table: Table) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Puts an apostrophe before text that a spreadsheet would compute; a negative number stays one."""
+    """Adds an apostrophe to text that a spreadsheet would evaluate, except for negative numbers."""
     if isinstance(value, str):
         return f"'{value}" if _FORMULA.match(value) else value
     return "" if value is None or math.isnan(value) else value
