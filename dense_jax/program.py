@@ -91,7 +91,7 @@ def assemble(config: ConfigDict, num_classes: int) -> Program:
 
 
 def normalization(model: ConfigDict) -> str:
-    """Returns the name of a model's normalization: the config's, or the one for its weights."""
+    """Returns the name of a model's normalization, by default the one that its weights need."""
     weights = ENCODERS[model.encoder].normalization if model.pretrained else "unit"
     return model.normalization or weights
 

@@ -75,7 +75,7 @@ def _check_arguments(overrides: Sequence[str], peers: Sequence[str]) -> dict[str
 
 
 def _commands(workdir: epath.Path, arguments: Sequence[str]) -> list[list[str]]:
-    """Returns the commands that the run in this workdir still needs."""
+    """Returns the commands that are left to run for this workdir."""
     args, python = flags.FLAGS, [sys.executable, "-m"]
     commands = []
     if not plan.is_finished(workdir):

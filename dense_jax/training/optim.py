@@ -48,7 +48,7 @@ def make_optimizer(
 
     grad_clip_norm: The largest global norm of the gradient. If 0, nothing is clipped.
     encoder_lr_multiplier: The factor on the learning rate of params["encoder"].
-    freeze_encoder: Whether params["encoder"] stays constant, without moments.
+    freeze_encoder: Whether params["encoder"] stays constant and has no moments.
 
     One-dimensional arrays (norm scales and biases) are not decayed. AdamW's decay is decoupled from
     the gradient, and SGD's is the classical L2 term. The learning rate multiplies both.

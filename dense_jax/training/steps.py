@@ -38,7 +38,7 @@ class TrainState:
     ema: Any
 
     def variables(self) -> Variables:
-        """Returns the variables for evaluation: the moving averages, if there are any."""
+        """Returns the variables for evaluation: the moving averages, or else the current values."""
         return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 

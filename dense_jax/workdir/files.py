@@ -191,7 +191,7 @@ def runs(directory: epath.PathLike) -> list[epath.Path]:
 
 
 def read(workdir: epath.PathLike, name: str) -> Any:
-    """Returns the content of a JSON file. Raises ValueError if this is not one run's workdir."""
+    """Returns the content of a JSON file. Raises ValueError if this is not a run's workdir."""
     path = epath.Path(workdir) / name
     if not path.exists():
         if (seeds := runs(workdir)) != [path.parent]:
