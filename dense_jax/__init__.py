@@ -3,11 +3,11 @@
 import time
 
 __version__ = "0.1.0"
-IMPORTED = time.perf_counter()  # seconds
+IMPORTED = time.perf_counter()  # time of the import, in seconds
 
 
 def __getattr__(name: str):
-    """`from dense_jax import load`, which imports jax only for those who ask for it."""
+    """Imports `load` on first access, so that importing dense_jax does not import jax."""
     if name == "load":
         from dense_jax.inference.predictor import load
 

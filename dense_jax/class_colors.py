@@ -1,4 +1,4 @@
-"""The colors of labels: each class has one in every picture, page and class map.
+"""The colors of classes, which are the same in every picture, page and class map.
 
 Never uses jax.
 """
@@ -20,14 +20,14 @@ Labels = Int[np.ndarray, "h w"] | UInt8[np.ndarray, "h w"]
 # The eight colors of Okabe and Ito 2008, "Color Universal Design", which color-blind readers can
 # tell apart.
 OKABE_ITO = "000000", "E69F00", "56B4E9", "009E73", "F0E442", "0072B2", "D55E00", "CC79A7"
-# Those of lines and bars on white or black, with a brown and a gray in place of yellow and black.
+# Colors for lines and bars on white or black, with a brown and a gray instead of yellow and black.
 LINE_COLORS = *(f"#{OKABE_ITO[i]}" for i in (5, 6, 3, 7, 1, 2)), "#8C6D31", "#7F7F7F"
 IGNORED_COLOR = (255, 255, 255)
-WRONG_COLOR = (255, 75, 0)  # far from dark grays and from white, to color-blind readers too
-MARKS = {"(ignored)": IGNORED_COLOR, "(wrong)": WRONG_COLOR}  # entries of legends besides classes
-ERROR_COLORS = np.array([(0, 0, 0), WRONG_COLOR, IGNORED_COLOR], np.uint8)  # of `mistakes`
+WRONG_COLOR = (255, 75, 0)  # distinct from dark grays and white, also for color-blind readers
+MARKS = {"(ignored)": IGNORED_COLOR, "(wrong)": WRONG_COLOR}  # legend entries besides the classes
+ERROR_COLORS = np.array([(0, 0, 0), WRONG_COLOR, IGNORED_COLOR], np.uint8)  # for 0, 1, 2
 
-# Linear RGB as seen by people without the pigment for green (Machado et al. 2009, table 1).
+# Converts linear RGB to what people with deuteranopia see (Machado et al. 2009, table 1).
 _DEUTERANOPIA = (
     (0.367322, 0.860646, -0.227968),
     (0.280085, 0.672501, 0.047413),
@@ -36,18 +36,18 @@ _DEUTERANOPIA = (
 
 
 def default_palette(num_classes: int) -> Palette:
-    """Returns Okabe and Ito's colors and, if more are needed, the color farthest from all before.
+    """Returns Okabe and Ito's colors, then one by one the color farthest from all previous ones.
 
-    Distances are in CIELAB, to all readers or to those blind to green, whichever is less. The white
-    of ignored pixels counts as a color before (Glasbey et al. 2007, "Color displays for categorical
-    images"). A short palette is the beginning of every longer one.
+    Distances are in CIELAB. The smaller distance of normal vision and deuteranopia counts. The
+    white of ignored pixels counts as a previous color (Glasbey et al. 2007, "Color displays for
+    categorical images"). A short palette is the beginning of every longer one.
     """
     levels = np.arange(0, 256, 15)
     grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
     okabe_ito = [tuple(bytes.fromhex(color)) for color in OKABE_ITO]
     colors = np.concatenate([[IGNORED_COLOR], okabe_ito, grid])
     seen = _cielab(colors)
-    distance = np.full(len(colors), np.inf)  # to the nearest color chosen
+    distance = np.full(len(colors), np.inf)  # to the nearest chosen color
     chosen: list[int] = []
     for i in range(1 + num_classes):
         chosen.append(i if i <= len(okabe_ito) else int(distance.argmax()))
@@ -57,7 +57,7 @@ def default_palette(num_classes: int) -> Palette:
 
 
 def _cielab(colors: np.ndarray) -> Float32[np.ndarray, "n 2 3"]:
-    """Returns CIELAB coordinates of RGB colors [n, 3] to all readers and to those blind to green."""
+    """Converts RGB colors [n, 3] to CIELAB, for normal vision and for deuteranopia."""
     value = colors / 255
     linear = np.where(value > 0.04045, ((value + 0.055) / 1.055) ** 2.4, value / 12.92)
     blind = np.clip(linear @ np.transpose(_DEUTERANOPIA), 0, 1)
@@ -65,24 +65,24 @@ def _cielab(colors: np.ndarray) -> Float32[np.ndarray, "n 2 3"]:
 
 
 def palette_of(source: Any) -> Palette:
-    """Returns the dataset's own colors, or the default ones."""
+    """Returns the dataset's own palette, or the default palette if the dataset has none."""
     return default_palette(source.num_classes) if source.palette is None else source.palette
 
 
 def colors_of(class_names: Sequence[str], palette: Palette) -> dict[str, Sequence[int]]:
-    """Returns {class: RGB}, which `legend` takes."""
+    """Returns {class name: RGB}, the argument of `drawing.legend`."""
     return dict(zip(class_names, palette.tolist(), strict=True))
 
 
 def colorize(labels: Labels, palette: Palette) -> Picture:
-    """Converts class ids to colors; IGNORE_LABEL is white."""
+    """Converts class ids to colors. IGNORE_LABEL becomes white."""
     table = np.full((IGNORE_LABEL + 1, 3), IGNORED_COLOR, np.uint8)
     table[: len(palette)] = palette
     return table[labels]
 
 
 def indexed(labels: UInt8[np.ndarray, "h w"], palette: Palette) -> Image.Image:
-    """Returns a palette picture whose indices are the class ids."""
+    """Returns a palette image whose pixel values are the class ids."""
     picture = Image.fromarray(labels)
     picture.putpalette(palette.tobytes())
     return picture

@@ -1,7 +1,7 @@
-"""What all commands share: flags, experiment files, and one-line errors. Never uses jax.
+"""Code that all commands share: flags, experiment files, and one-line errors. Never uses jax.
 
-A user's mistake (a flag, an option, a file, a full disk) ends a command with one line, `error: ...`,
-and exit status 1. With --verbosity=1 the traceback is shown instead.
+A user's mistake (an invalid flag or option, a missing file, a full disk) ends a command with one
+line, `error: ...`, and exit status 1. With --verbosity=1, the traceback is shown instead.
 """
 
 import argparse
@@ -20,17 +20,17 @@ from ml_collections.config_flags import tuple_parser
 
 from dense_jax.spelling import suggestion
 
-PREEMPTED = os.EX_TEMPFAIL  # 75, exit status: everything is saved, the same command resumes
+PREEMPTED = os.EX_TEMPFAIL  # exit status 75: everything is saved, the same command resumes
 MISTAKES = (ValueError, OSError, FloatingPointError, SyntaxError, flags.Error)
-WRITTEN_TO = ("output", "picture", "workdir")  # flags; a command writes to the first that is given
+WRITTEN_TO = ("output", "picture", "workdir")  # flags; a command writes to the first one given
 EXPERIMENTS = Path(__file__).parent / "experiments"
 
-flags.disclaim_key_flags()  # a flag defined here is the calling command's, and in its --help
+flags.disclaim_key_flags()  # lists the flags defined here in the calling command's --help
 
 
 def run(main: Callable[[list[str]], Any], *, flags_parser: Callable | None = None) -> None:
     """Parses the flags and calls main(argv). A mistake becomes one line and exit status 1."""
-    # The terminal's encoding may lack the letters of a class name.
+    # The terminal's encoding may lack characters of a class name.
     sys.stdout.reconfigure(errors="backslashreplace")  # pyrefly: ignore
     try:
         app.run(main, flags_parser=flags_parser or parse)
@@ -41,7 +41,7 @@ def run(main: Callable[[list[str]], Any], *, flags_parser: Callable | None = Non
 
 
 def _text(error: BaseException) -> str:
-    """Returns the error's message, with the folder written to where a full disk names no file."""
+    """Returns an error's message. If an OSError names no file, adds the command's output path."""
     if isinstance(error, OSError) and error.errno is not None and error.filename is None:
         for name in WRITTEN_TO:
             if name in flags.FLAGS and (path := flags.FLAGS[name].value):
@@ -50,7 +50,7 @@ def _text(error: BaseException) -> str:
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Parses the flags of a command that takes no other arguments."""
+    """Parses the flags of a command without positional arguments."""
     rest = flags.FLAGS(argv)
     if len(rest) > 1:
         near = suggestion(rest[1].partition("=")[0], flags.FLAGS)
@@ -61,7 +61,7 @@ def parse(argv: list[str]) -> list[str]:
 
 
 class _Path(flags.ArgumentParser):
-    """A path, in which the shell may have left "~"."""
+    """Parses a path and expands a "~" that the shell has left."""
 
     def parse(self, argument: str) -> str:
         if not argument:
@@ -70,7 +70,7 @@ class _Path(flags.ArgumentParser):
 
 
 class _Folder(_Path):
-    """The path of a folder, which need not exist."""
+    """Parses the path of a folder, which need not exist."""
 
     def parse(self, argument: str) -> str:
         path = super().parse(argument)
@@ -80,7 +80,7 @@ class _Folder(_Path):
 
 
 class _Size(flags.ArgumentParser):
-    """HEIGHT,WIDTH in pixels."""
+    """Parses HEIGHT,WIDTH in pixels."""
 
     def parse(self, argument: str) -> tuple[int, ...]:
         words = argument.split(",")
@@ -90,9 +90,9 @@ class _Size(flags.ArgumentParser):
 
 
 class _Tuple(flags.ArgumentParser):
-    """A tuple as ml_collections parses it. The last of several flags wins, as for other types.
+    """Parses a tuple in the syntax of ml_collections. If a flag is repeated, the last value wins.
 
-    ml_collections would join the values of several flags.
+    ml_collections would concatenate the values, unlike for other types.
     """
 
     def parse(self, argument: Any) -> tuple:
@@ -103,7 +103,7 @@ config_flags.register_flag_parser_for_type(tuple, _Tuple())
 
 
 def define_path(name: str, about: str, *, required: bool = False) -> None:
-    """Defines a flag for the path of a file, or of either a file or a folder."""
+    """Defines a flag for the path of a file or folder."""
     flags.DEFINE(_Path(), name, None, about, required=required)
 
 
@@ -113,21 +113,21 @@ def define_folder(name: str, about: str, *, required: bool = False) -> None:
 
 
 def define_size(name: str, default: str | None, about: str) -> None:
-    """Defines a flag for a height and a width in pixels. Its value is a tuple."""
+    """Defines a flag for a height and a width in pixels. The flag's value is a tuple."""
     flags.DEFINE(_Size(), name, default, about)
 
 
 def define_config() -> None:
-    """Defines --config, for commands that use `parse_flags`."""
+    """Defines --config for commands that use `parse_flags`."""
     flags.DEFINE_string(
         "config", None, "Experiment: a file or a shipped one's name.", required=True
     )
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the flags of a command with --config; flags.FLAGS.config becomes the ConfigDict.
+    """Parses the flags of a command with --config, and sets flags.FLAGS.config to the ConfigDict.
 
-    Raises ValueError if the experiment has no config, or if a flag is for an option that the config
+    Raises ValueError if the experiment has no config, or if a flag sets an option that the config
     does not have.
     """
     argv = [argv[0], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
@@ -149,9 +149,9 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def experiment_file(name: str) -> str:
-    """Returns the file of a --config: of a path, or of the name of an experiment of ours.
+    """Returns the file that --config names: a path, or the name of a shipped experiment.
 
-    name: may end in ":ARGUMENT", which get_config() is called with.
+    name: The value of --config. It may end in ":ARGUMENT", the argument of get_config().
 
     Raises ValueError, with the most similar names, if there is no such file.
     """
@@ -170,7 +170,7 @@ def experiment_file(name: str) -> str:
 
 
 def experiment(name: str) -> ModuleType:
-    """Imports the file of a --config. Raises ValueError if there is none."""
+    """Imports the file that --config names. Raises ValueError if there is no such Python file."""
     file = experiment_file(name)
     spec = importlib.util.spec_from_file_location("experiment", file)
     if spec is None or spec.loader is None:
@@ -181,13 +181,13 @@ def experiment(name: str) -> ModuleType:
 
 
 def load_config(name: str) -> ConfigDict:
-    """Returns the config of an experiment, by its get_config()."""
+    """Returns the config that an experiment's get_config() returns."""
     get_config = getattr(experiment(name), "get_config", None)
     if get_config is None:
         raise ValueError(f"{name} has no get_config()")
     try:
         config = get_config(*name.split(":", 1)[1:])
-    except TypeError as error:  # another number of arguments, or a value of another type
+    except TypeError as error:  # a wrong number of arguments, or a value of a wrong type
         raise ValueError(f"get_config() of {name}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise ValueError(  # noqa: TRY004
@@ -197,7 +197,7 @@ def load_config(name: str) -> ConfigDict:
 
 
 def check_fields(config: ConfigDict, paths: Iterable[str]) -> None:
-    """Raises ValueError if a config does not have one of these dotted paths."""
+    """Raises ValueError if a config lacks one of these dotted paths."""
     for path in dict.fromkeys(paths):
         section: Any = config
         for name in path.split("."):

@@ -1,13 +1,13 @@
-"""The declaration of every option: its default, its valid values, and its meaning with its unit.
+"""Declares every option: its default, its valid values, and its meaning with its unit.
 
-`OPTIONS` is the only place that declares an option, and `check` holds configs to it.
-experiments/base.py, which lists every option for a reader, and the tables of docs/configuration.md
-are generated from it:
+`OPTIONS` is the only place that declares options, and `check` validates configs against it. This
+command generates experiments/base.py and the tables of docs/configuration.md:
 
     python -m docs.generate
 
-To add an option, add it to OPTIONS and run this command. Registries of parts, such as losses.LOSSES,
-are imported when a value is checked, so that importing this module never imports jax.
+To add an option, add it to OPTIONS and run this command. Registries of parts, such as
+losses.LOSSES, are imported when a value is checked, so that importing this module never imports
+jax.
 """
 
 import importlib
@@ -21,18 +21,18 @@ from ml_collections import ConfigDict
 from dense_jax.spelling import suggestion
 
 _LOG = logging.getLogger("dense_jax")
-# The types whose options also take values of another type.
+# The types whose options also accept values of another type.
 _ALSO: dict[type, Any] = {float: float | int, tuple: tuple | list}
 
 
 class Option(NamedTuple):
     """One option of a config.
 
-    default: the value in experiments/base.py. A type means that the option is unset there (None)
-      and takes values of this type.
-    valid: the interval of the number, or of each number of a tuple, such as "[0, 1)"; a tuple of
-      names; the registry that has the names, such as "losses.LOSSES"; or "", any value.
-    meaning: what it is, in which unit.
+    default: The value in experiments/base.py. A type means that the option is unset there (None)
+      and accepts values of this type.
+    valid: The interval of the number, or of each number of a tuple, such as "[0, 1)"; a tuple of
+      names; the registry that has the names, such as "losses.LOSSES"; or "" if any value is valid.
+    meaning: The meaning of the option, with its unit.
     """
 
     default: Any
@@ -49,20 +49,20 @@ class Option(NamedTuple):
 
     @property
     def interval(self) -> str:
-        """The interval of the numbers, or "" if other values are valid."""
+        """The interval of the valid numbers, or "" if `valid` is not an interval."""
         if isinstance(self.valid, tuple) or not self.valid.startswith(("[", "(")):
             return ""
         return self.valid
 
     def names(self) -> list[str]:
-        """Returns the valid names: those given, or the keys of a registry of this package."""
+        """Returns the valid names: the declared ones, or the keys of a registry of this package."""
         if not isinstance(self.valid, str):
             return list(self.valid)
         module, _, registry = self.valid.rpartition(".")
         return list(getattr(importlib.import_module(f"dense_jax.{module}"), registry))
 
 
-# What the generated files say about a section.
+# The text about each section in the generated files.
 SECTIONS = {
     "loss_options": "Unset: the loss's own default. Each loss has some of these.",
     "model.upsampling_options": "Unset: the method's own default.",
@@ -122,7 +122,7 @@ OPTIONS: dict[str, Any] = {
             "encoder weights, .safetensors, .npz, .pth or hf://OWNER/NAME/FILE",
         ),
         "freeze_encoder": (False, "", "True: the encoder's parameters and statistics stay"),
-        # Parts of the model have some of these. Unset: the part's own default.
+        # Each part of the model has some of these. If one is unset, the part's own default applies.
         "width_multiplier": (float, "(0, inf)", "factor of the channels (encoders of fixed width)"),
         "dropout": (float, "[0, 1)", "probability, for the deepest features (after fc6, fc7)"),
         "remat": (bool, "", "True: compute activations twice, to save memory (not fcn's)"),
@@ -197,7 +197,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def check(config: ConfigDict) -> None:
-    """Raises ValueError, naming the option and its valid values, if no run can have this config."""
+    """Raises ValueError, naming the option and its valid values, if a config is invalid."""
     _check_fields(config)
     check_values(config)
     _check_loss(config)
@@ -205,13 +205,13 @@ def check(config: ConfigDict) -> None:
 
 
 def _check_fields(config: ConfigDict) -> None:
-    """Raises ValueError, listing all, for unknown options, missing options and wrong types."""
+    """Raises ValueError, listing all unknown options, missing options and wrong types."""
     options, values = declared(), dict(_flatten(config))
     wrong = [f"{path}: missing" for path in options if path not in values]
     for path, value in values.items():
         section, _, name = path.rpartition(".")
         if path not in options:
-            # Suggests a similar name of the same section, or this name of another section.
+            # Suggests a similar name in the same section, or the same name in another section.
             split = [valid.rpartition(".") for valid in options]
             near = {leaf: a + dot + leaf for a, dot, leaf in split if a == section or leaf == name}
             wrong.append(f"{path}: no such option{suggestion(name, near, near)}")
@@ -226,9 +226,9 @@ def _check_fields(config: ConfigDict) -> None:
 
 
 def check_values(config: ConfigDict, section: str = "") -> None:
-    """Raises ValueError for the first value that its option's declaration rules out.
+    """Raises ValueError for the first value that is not valid for its option.
 
-    section: checks only the options whose path starts with this, such as "model.".
+    section: The prefix of the options to check, such as "model.". By default, all are checked.
     """
     options = declared()
     for path, value in _flatten(config):
@@ -246,7 +246,7 @@ def check_values(config: ConfigDict, section: str = "") -> None:
 
 
 def _is_within(number: Any, interval: str) -> bool:
-    """Returns whether a number lies in an interval such as "[0, 1)". NaN lies in none."""
+    """Returns whether a number lies in an interval such as "[0, 1)". NaN lies in no interval."""
     if not isinstance(number, int | float):
         return False
     low, high = map(float, interval[1:-1].split(","))
@@ -255,7 +255,7 @@ def _is_within(number: Any, interval: str) -> bool:
 
 
 def _check_loss(config: ConfigDict) -> None:
-    """Raises ValueError if the loss lacks a given option, or for impossible class weights."""
+    """Raises ValueError if the loss lacks a given option, or if the class weights are invalid."""
     losses = importlib.import_module("dense_jax.losses").LOSSES
     balance = importlib.import_module("dense_jax.data.balance")
     accepted = {name: list(inspect.signature(loss).parameters)[2:] for name, loss in losses.items()}
@@ -287,7 +287,7 @@ def _check_loss(config: ConfigDict) -> None:
 
 
 def _check_combinations(config: ConfigDict) -> None:
-    """Raises ValueError for sizes that are none, and for values that exclude each other."""
+    """Raises ValueError for malformed sizes, and for values that exclude each other."""
     for section, name in (("data", "crop_size"), ("data", "canvas_size"), ("eval", "tile_size")):
         size = config[section][name]
         if size is not None and not (
@@ -296,7 +296,7 @@ def _check_combinations(config: ConfigDict) -> None:
             raise ValueError(
                 f"{section}.{name}={tuple(size)} must be a height and a width in pixels"
             )
-    if config.seed + config.num_seeds > 2**32:  # jax.random.key takes 32 bits
+    if config.seed + config.num_seeds > 2**32:  # jax.random.key accepts 32 bits
         raise ValueError(
             f"seed={config.seed} with num_seeds={config.num_seeds}: seeds must be below 2**32"
         )
@@ -320,12 +320,12 @@ def _check_combinations(config: ConfigDict) -> None:
 
 
 def declared() -> dict[str, Option]:
-    """Returns {dotted.path: option}."""
+    """Returns {dotted.path: option} for all options."""
     return {path: Option(*declared) for path, declared in _flatten(OPTIONS)}
 
 
 def _flatten(nested: Mapping | ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (dotted.path, value) for every value."""
+    """Yields (dotted.path, value) for every value in nested sections."""
     for name, value in nested.items():
         if isinstance(value, Mapping | ConfigDict):
             yield from _flatten(value, f"{prefix}{name}.")

@@ -1,7 +1,7 @@
-"""Pictures of images with their labels: overlays, errors, legends, contact sheets.
+"""Draws pictures of images with their labels: overlays, errors, legends, contact sheets.
 
-Training, evaluate, predict, the report and the demo draw with these functions. A picture is RGB,
-uint8 [h, w, 3]. Never uses jax.
+Training, evaluate, predict, the report and the demo use these functions. A picture is RGB, uint8
+[h, w, 3]. Never uses jax.
 """
 
 import functools
@@ -18,30 +18,30 @@ from dense_jax.labels import IGNORE_LABEL
 
 Pixels = UInt8[np.ndarray, "h w c"]  # an image of any number of channels
 
-OPACITY = 0.5  # default of label colors over an image
-LONGEST = 480  # pixels, of the longer side of a picture among others
+OPACITY = 0.5  # of label colors over an image, by default
+LONGEST = 480  # pixels, limit on the longer side of a picture shown with others
 GAP = 4  # pixels between pictures
 
 
 def to_rgb(image: Pixels) -> Picture:
-    """Returns the first three channels, or the first one as gray if there are fewer."""
+    """Returns the first three channels, or the first one as gray if there are fewer than three."""
     shown = 3 if image.shape[2] >= 3 else 1
     return np.broadcast_to(image[:, :, :shown], (*image.shape[:2], 3))
 
 
 def overlay(image: Pixels, labels: Labels, palette: Palette, opacity: float = OPACITY) -> Picture:
-    """Lays the label colors over the image."""
+    """Blends the label colors into the image."""
     mixed = (1 - opacity) * to_rgb(image) + opacity * colorize(labels, palette)
     return mixed.round().astype(np.uint8)
 
 
 def mistakes(truth: Labels, prediction: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
-    """Returns 1 where the prediction is wrong, 2 where the truth is ignored, 0 elsewhere."""
+    """Returns 1 where the prediction is wrong, 2 where the truth is ignored, and 0 elsewhere."""
     return np.where(truth == IGNORE_LABEL, 2, truth != prediction).astype(np.uint8)
 
 
 def errors(image: Pixels, truth: Labels, prediction: UInt8[np.ndarray, "h w"]) -> Picture:
-    """Shows mistakes in ERROR_COLORS, and elsewhere the image, gray and half as bright."""
+    """Draws mistakes in ERROR_COLORS over the image, which is shown gray and half as bright."""
     wrong = mistakes(truth, prediction)
     gray = to_rgb(image).mean(axis=2, keepdims=True) / 2
     return np.where(wrong[..., None] > 0, ERROR_COLORS[wrong], gray).astype(np.uint8)
@@ -50,7 +50,7 @@ def errors(image: Pixels, truth: Labels, prediction: UInt8[np.ndarray, "h w"]) -
 def comparison(
     image: Pixels, truth: Labels, prediction: UInt8[np.ndarray, "h w"], palette: Palette
 ) -> dict[str, Picture]:
-    """Returns input, truth, prediction and errors, shrunk; the last three show ignored pixels white."""
+    """Returns shrunken pictures. Ignored pixels are white in truth, prediction and errors."""
     image, truth, prediction = map(shrink, (to_rgb(image), truth.astype(np.uint8), prediction))
     visible = np.where(truth == IGNORE_LABEL, IGNORE_LABEL, prediction)
     return {
@@ -62,7 +62,7 @@ def comparison(
 
 
 def shrink(pixels: UInt8[np.ndarray, "..."], longest: int = LONGEST) -> UInt8[np.ndarray, "..."]:
-    """Limits the longer side: a picture [h, w, 3] is smoothed, classes [h, w] are sampled."""
+    """Limits the longer side. Pictures [h, w, 3] are smoothed, class maps [h, w] are subsampled."""
     height, width = pixels.shape[:2]
     scale = min(1.0, longest / max(height, width))
     size = max(1, round(scale * width)), max(1, round(scale * height))
@@ -71,7 +71,7 @@ def shrink(pixels: UInt8[np.ndarray, "..."], longest: int = LONGEST) -> UInt8[np
 
 
 def stack(pictures: Sequence[Picture], axis: int = 0) -> Picture:
-    """Puts pictures one below the other or, with axis 1, side by side, on white."""
+    """Stacks pictures vertically, or horizontally if axis is 1, on a white background."""
     across = 1 - axis
     length = max(picture.shape[across] for picture in pictures)
     padded = []
@@ -83,9 +83,9 @@ def stack(pictures: Sequence[Picture], axis: int = 0) -> Picture:
 
 
 def legend(colors: Mapping[str, Sequence[int]], width: int = LONGEST) -> Picture:
-    """Draws {name: RGB} as squares with names, in as many columns as the width has room for.
+    """Draws {name: RGB} as squares with names, in as many columns as fit into the width.
 
-    width: pixels; the longest name may need more.
+    width: The width in pixels. The longest name may exceed this width.
     """
     entries = []
     for name, color in colors.items():
@@ -102,12 +102,12 @@ def legend(colors: Mapping[str, Sequence[int]], width: int = LONGEST) -> Picture
 def contact_sheet(
     rows: Sequence[tuple[str, Mapping[str, Picture]]], colors: Mapping[str, Sequence[int]]
 ) -> Picture:
-    """Draws rows (name, {title: picture}), each below its name, and the legend of {name: RGB}."""
+    """Draws one row of pictures per (name, {title: picture}), and a legend of {name: RGB}."""
     sheet = []
     for name, pictures in rows:
         cells = []
         for title, picture in pictures.items():
-            zoom = max(1, LONGEST // 2 // max(picture.shape))  # shows small pictures' pixels
+            zoom = max(1, LONGEST // 2 // max(picture.shape))  # enlarges small pictures
             picture = picture.repeat(zoom, 0).repeat(zoom, 1)
             cells.append(stack([_text(title), _framed(picture)]))
         sheet += [_text(name), stack(cells, axis=1)] if cells else [_text(name)]
@@ -116,20 +116,20 @@ def contact_sheet(
 
 
 def _framed(picture: Picture) -> Picture:
-    """Adds a gray line around a picture, so that white shows on white."""
+    """Adds a gray line around a picture, so that a white picture is visible on white."""
     return np.pad(picture, ((1, 1), (1, 1), (0, 0)), constant_values=128)
 
 
 @functools.cache
 def _font() -> Any:
-    """Returns Matplotlib's DejaVu Sans: Latin, Greek, Cyrillic and more, but no Chinese."""
-    import matplotlib  # slow to import, and most commands draw nothing
+    """Returns Matplotlib's DejaVu Sans, which has Latin, Greek and Cyrillic, but no Chinese."""
+    import matplotlib  # slow to import, and most commands draw no text
 
     return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", 14)
 
 
 def _text(text: str) -> Picture:
-    """Draws a line of text, cut to 60 characters."""
+    """Draws a line of text, truncated to 60 characters."""
     text = " ".join(text.split())
     text = text if len(text) <= 60 else f"{text[:59]}…"
     line = Image.new("RGB", (math.ceil(_font().getlength(text)) + 1, 18), "white")

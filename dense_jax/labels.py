@@ -1,6 +1,6 @@
-"""What labels are: the value of ignored pixels, and objects as connected components.
+"""The conventions of labels: the value of ignored pixels, and objects as connected components.
 
-Ground: any room may use it. Never uses jax.
+Base module: any other module may import it. Never uses jax.
 """
 
 from collections.abc import Iterable
@@ -9,15 +9,15 @@ import cv2
 import numpy as np
 from jaxtyping import Integer
 
-# Every loss, metric and pipeline leaves out pixels of this value. Labels are uint8 on disk and on the
-# way to the device, so it is also the largest label: a dataset has at most 255 classes.
+# Every loss, metric and pipeline ignores pixels of this value. Labels are uint8 on disk and on the
+# way to the device, so 255 is also the largest label, and a dataset has at most 255 classes.
 IGNORE_LABEL = 255
 
-Objects = Integer[np.ndarray, "h w"]  # 0 is no object, k is object k
+Objects = Integer[np.ndarray, "h w"]  # k in object k, 0 outside all objects
 
 
 def components(label: Integer[np.ndarray, "h w"], classes: Iterable[int]) -> Objects:
-    """Returns the 4-connected components of some classes, each class by itself, as int32."""
+    """Returns the 4-connected components of the given classes, each class separately, as int32."""
     objects = np.zeros(label.shape, np.int32)
     for k in classes:
         _, numbers = cv2.connectedComponents((label == k).astype(np.uint8), connectivity=4)

@@ -1,6 +1,6 @@
 """Trains one model: python -m dense_jax.main --config=FILE --workdir=DIR [--config.x=y].
 
-The same command on the same workdir resumes. Exit status: 0 finished, 75 interrupted and saved.
+The same command on the same workdir resumes. Exit status: 0 if finished, 75 if stopped and saved.
 """
 
 from absl import flags

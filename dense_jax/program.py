@@ -1,7 +1,7 @@
-"""A config's network as pure functions: from an image to logits, classes and counts.
+"""A config's network as pure functions, which map an image to logits, classes and counts.
 
-`assemble` builds the model and binds the steps to it. The steps take one example;
-`mesh.map_examples` runs them over batches. The steps that train are in `training.steps`.
+`assemble` builds the model and the steps that use it. Each step takes a single example;
+`mesh.map_examples` applies a step to batches. The training steps are in `training.steps`.
 """
 
 import fractions
@@ -28,14 +28,14 @@ Variables = Mapping[str, Any]
 class Program(NamedTuple):
     """The network of a config.
 
-    model: returns the logits of the whole image, whose border it mirrors.
-    inner_model: takes the outer `model.context` pixels of an image as context, and returns logits of
-      the rest. The same as `model` unless convolutions are unpadded.
-    normalize: from an image's values to the network's input.
+    model: Returns the logits of the whole image, and mirrors the image at its border.
+    inner_model: Uses the outer `model.context` pixels of an image as context, and returns the
+      logits of the rest. It equals `model` unless convolutions are unpadded.
+    normalize: Maps an image's values to the network's input.
     logits_step: (variables, image [h, w, c]) -> float32 logits [h, w, num_classes].
     predict_step: (variables, image [h, w, c]) -> the class of each pixel, uint8 [h, w].
     eval_step: (variables, example) -> (counts, maps); see `eval_step`.
-    context: pixels around what a tile predicts that the three steps need.
+    context: The number of pixels that the steps need on each side of a tile's predicted part.
     """
 
     model: nn.Module
@@ -53,22 +53,22 @@ class Program(NamedTuple):
         )
 
     def init(self, key: Array, *, num_channels: int) -> Variables:
-        """Returns random variables of the model."""
+        """Returns randomly initialized variables for the model."""
         image = self.normalize(jnp.zeros((1, 64, 64, num_channels), jnp.uint8))
         return self.model.init(key, image, train=False)
 
 
 def assemble(config: ConfigDict, num_classes: int) -> Program:
-    """Builds a config's model and binds the steps to it.
+    """Builds a config's model and the steps that use it.
 
-    Raises ValueError, naming the field, if no model can be made of config.model.
+    Raises ValueError, naming the field, if config.model does not describe a valid model.
     """
     model = models.build(config.model, num_classes)
     normalize = NORMALIZATIONS[normalization(config.model)]
     resolution = config.data.resolution
-    # Unpadded convolutions get real context around what they predict. At another resolution it may
-    # not be a whole number of pixels. The outermost predictions of a tile are then made from mirrored
-    # context, and are not used.
+    # Unpadded convolutions get real pixels as context. At another resolution, the context may not
+    # be a whole number of pixels. Then the model mirrors the border of a tile, and the predictions
+    # there are not used.
     inner_model = model.clone(has_context=True)
     logits = cpu.fast(
         functools.partial(
@@ -91,7 +91,7 @@ def assemble(config: ConfigDict, num_classes: int) -> Program:
 
 
 def normalization(model: ConfigDict) -> str:
-    """Returns the name of a model's normalization: the config's, or the one its weights need."""
+    """Returns the name of a model's normalization, by default the one that its weights need."""
     weights = ENCODERS[model.encoder].normalization if model.pretrained else "unit"
     return model.normalization or weights
 
@@ -104,13 +104,13 @@ def logits_step(
     normalize: Callable[[Array], Array],
     resolution: float = 1.0,
 ) -> Float[Array, "h w num_classes"]:
-    """Returns the logits of one image, at its own resolution.
+    """Returns the logits of one image, at the image's resolution.
 
-    resolution: the network sees the image resized by this factor, to whole pixels (halves up), and
-      its logits are resized back.
+    resolution: The factor by which the image is resized for the network, to whole pixels (halves
+      round up). The logits are resized back.
 
-    A model that returns logits of the middle alone leaves a border, in which they are 0 and mean
-    nothing.
+    If a model returns logits of only the central part, the logits of the border are 0 and
+    meaningless.
     """
     h, w, _ = image.shape
     if resolution != 1.0:  # before normalization, as in training
@@ -136,9 +136,9 @@ def eval_step(
 ) -> tuple[dict[str, Array], UInt8[Array, "h w 2"]]:
     """Returns the confusion matrix of one example, and its maps.
 
-    The first result is {"index": the example's, "counts": [num_classes, num_classes]}, both for the
-    host. The second one has the predicted classes and the label, side by side so that they stay
-    together.
+    The first result is {"index": the example's index, "counts": [num_classes, num_classes]}, which
+    the host reads. The second result stacks the predicted classes and the label in one array, so
+    that they stay together.
     """
     classes = predict_step(variables, example["image"])
     counts = metrics.confusion_matrix(classes, example["label"], num_classes)
@@ -149,21 +149,21 @@ def eval_step(
 def jit_eval_step(program: Program, devices: Mesh) -> Any:
     """Compiles eval_step(variables, batch) for batches that are split over the devices.
 
-    The results of all examples go to every device, and so to every host; see `scoring.score`.
+    Every device, and therefore every host, gets the results of all examples; see `scoring.score`.
     """
     mapped = mesh.map_examples(program.eval_step, devices)
     return jax.jit(mapped, out_shardings=mesh.replicated(devices))
 
 
 def _resize(image: Float[Array, "h w c"], size: Sequence[Any]) -> Float[Array, "H W c"]:
-    """Bilinear interpolation with half-pixel centers and clamped edges.
+    """Resizes an image bilinearly, with half-pixel centers and clamped edges.
 
-    Equal to jax.image.resize(antialias=False), but the weights are computed from integers, so that
-    they are bitwise the same where sizes are symbolic (jax.export).
+    Equal to jax.image.resize(antialias=False), but the weights are computed from integers. Symbolic
+    sizes (jax.export) therefore give bitwise the same weights as concrete sizes.
     """
     products = ("hwc,Hh->Hwc", "hwc,Ww->hWc")
     for product, old, new in zip(products, image.shape[:2], size, strict=True):
-        # Pixel centers, in units of 1 / (2 * new) of an old pixel, from the first old center.
+        # Pixel centers relative to the first old center, in units of 1 / (2 * new) of an old pixel.
         old_centers = 2 * new * jnp.arange(old)[None]
         new_centers = ((2 * jnp.arange(new) + 1) * old - new)[:, None]
         distances = jnp.abs(jnp.clip(new_centers, 0, 2 * new * (old - 1)) - old_centers)

@@ -1,4 +1,4 @@
-"""The nearest valid names for an unknown one, and short lists of names."""
+"""Suggestions for misspelled names, and short lists of names."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 def suggestion(
     name: str, valid: Iterable[str], spelled: Mapping[str, str] | None = None, *, most: int = 1
 ) -> str:
-    """Returns "; did you mean 'NAME'?" with the valid name nearest to `name`, or "".
+    """Returns "; did you mean 'NAME'?" with the valid name closest to `name`, or "".
 
-    spelled: how to spell each valid name, if not as it is.
-    most: the largest number of names to suggest.
+    spelled: The text to show for each valid name. If None, the name itself is shown.
+    most: The largest number of names to suggest.
     """
     near = difflib.get_close_matches(name, list(valid), most)
     names = [repr(spelled[word] if spelled else word) for word in near]
@@ -18,6 +18,6 @@ def suggestion(
 
 
 def some(names: Sequence[str], limit: int = 5) -> str:
-    """Returns the first names, and how many more there are: "a, b, c and 2 more"."""
+    """Returns the first names and the number of the others: "a, b, c and 2 more"."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

@@ -1,6 +1,6 @@
-"""Files that are either the old or the new ones, whenever the process or the machine dies.
+"""Atomic file writes: after a crash, a file has its old or its new contents, never a mixture.
 
-Ground: any room may use it. Never uses jax.
+Base module: any other module may import it. Never uses jax.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ _LOG = logging.getLogger("dense_jax")
 
 @contextlib.contextmanager
 def atomic(path: epath.PathLike) -> Iterator[IO[bytes]]:
-    """Opens a file for writing that gets its name when it is complete and on the disk.
+    """Opens a file for writing. The file gets its name only when it is complete and on disk.
 
-    After an error there is no new file, and an old one stays as it was.
+    After an error, no new file is left, and an old file is unchanged.
     """
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Another process may write the same file at the same time.
+    # The name is unique, because another process may write the same file at the same time.
     unfinished = path.parent / f".{path.name[:200]}.{uuid.uuid4().hex[:12]}.tmp"
     try:
         with unfinished.open("wb") as file:
@@ -42,25 +42,25 @@ def atomic(path: epath.PathLike) -> Iterator[IO[bytes]]:
 
 
 def sync(file: IO) -> None:
-    """Returns when everything written to an open file is on the disk."""
+    """Waits until everything written to an open file is on disk."""
     file.flush()
     with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # a file in a bucket
         os.fsync(file.fileno())
 
 
 def write_text(path: epath.PathLike, text: str) -> None:
-    """Writes a text file, atomically."""
+    """Writes a text file atomically."""
     with atomic(path) as file:
         file.write(text.encode())
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:
-    """Writes a JSON file, atomically."""
+    """Writes a JSON file atomically."""
     write_text(path, json.dumps(to_json(value), indent=2) + "\n")
 
 
 def to_json(value: Any) -> Any:
-    """Converts a value to plain JSON values. NaN, a score that does not exist, becomes null."""
+    """Converts a value to plain JSON values. NaN (an undefined score) becomes null."""
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
@@ -71,11 +71,11 @@ def to_json(value: Any) -> Any:
 
 
 def try_lock(file: IO | int, path: epath.PathLike) -> bool:
-    """Locks an open file until it is closed; returns False if another process has locked it.
+    """Locks an open file until it is closed. Returns False if another process holds the lock.
 
-    Where the file system has no locks it warns and returns True.
+    If the file system does not support locks, warns and returns True.
 
-    file: the open file, or its descriptor. path: its path, for the warning.
+    file: The open file or its descriptor. path: The path of the file, for the warning.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,9 +87,9 @@ def try_lock(file: IO | int, path: epath.PathLike) -> bool:
 
 
 def cache_folder() -> Path:
-    """Returns the user's folder for results that can be computed again.
+    """Returns the user's folder for results that can be recomputed.
 
-    For a user without a home folder it is a path at which no folder can be made: every cache is
+    For a user without a home folder, no folder can be created at this path. Every cache is
     optional.
     """
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")

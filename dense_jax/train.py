@@ -1,4 +1,4 @@
-"""Training: from a config and a workdir to a scored checkpoint."""
+"""The training loop, which leads from a config and a workdir to a scored checkpoint."""
 
 import sys
 
@@ -16,14 +16,14 @@ from dense_jax.workdir.record import summary
 
 @distributed.together()
 def train(config: ConfigDict, directory: str) -> None:
-    """Trains the config's model in a workdir, or goes on where the workdir's run stopped.
+    """Trains the config's model in a workdir, or resumes the run in the workdir.
 
-    With config.num_seeds, several seeds train side by side, each on its share of the devices and in
-    a workdir of its own.
+    If config.num_seeds > 1, several seeds train side by side. Each seed has a share of the devices
+    and a separate workdir.
 
-    Exits with PREEMPTED after SIGTERM or Ctrl-C. Raises ValueError for bad input, before any
-    compilation, and FloatingPointError when loss or gradient are no longer finite. Several processes
-    must have the same code, config, data and workdir, and fail together.
+    Exits with PREEMPTED after SIGTERM or Ctrl-C. Raises ValueError for invalid input, before any
+    compilation, and FloatingPointError when the loss or the gradient is no longer finite. All
+    processes must have the same code, config, data and workdir. If one process fails, all fail.
     """
     path = files.check_path(directory)
     folders = run_folders(config, path)
@@ -38,7 +38,7 @@ def train(config: ConfigDict, directory: str) -> None:
     distributed.check_shared(path)
     with Ensemble(config, task, folders) as seeds, Interrupts() as interrupts:
         if seeds.step and is_due(seeds.step, config):
-            seeds.evaluate()  # killed after this step was saved, and before it was scored
+            seeds.evaluate()  # the run was killed between saving and scoring this step
         for step in range(seeds.step + 1, config.num_steps + 1):
             seeds.train_step()
             interrupted = interrupts.requested(step)

@@ -1,4 +1,4 @@
-"""The trained network of a workdir."""
+"""Loads the trained network of a workdir."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -17,15 +17,15 @@ class Trained(NamedTuple):
     """A network with its weights."""
 
     config: ConfigDict
-    dataset: Mapping[str, Any]  # dataset.json
+    dataset: Mapping[str, Any]  # the content of dataset.json
     program: Program
     step: int
-    variables: Variables  # on every device of the mesh
+    variables: Variables  # replicated on every device of the mesh
     mesh: Mesh
 
 
 def load(directory: epath.PathLike, which: str) -> Trained:
-    """Restores a run's network; the optimizer's state is not read.
+    """Restores the network of a run, without the optimizer's state.
 
     which: "best" (by eval/mean_iou), "latest", or a step.
 

@@ -1,18 +1,18 @@
-"""Sweeps: `grid` for experiment files, and the command that runs what they list.
+"""Sweeps: `grid` builds a list of runs in an experiment file, and this command runs the list.
 
     python -m dense_jax.sweep --config=experiments/ablation.py --workdir=DIR
-    python -m dense_jax.sweep ... --jobs=2                   # two at once, on this machine
-    python -m dense_jax.sweep ... --evaluate=test            # then dense_jax.evaluate for each
+    python -m dense_jax.sweep ... --jobs=2                   # two runs at once, on this machine
+    python -m dense_jax.sweep ... --evaluate=test            # then dense_jax.evaluate for each run
     python -m dense_jax.sweep ... --list                     # prints runs, flags and statuses
-    python -m dense_jax.sweep ... --index=3                  # runs this one only
+    python -m dense_jax.sweep ... --index=3                  # runs only the run with this index
     python -m dense_jax.sweep ... --config.data.name=folder  # passed on to every run
 
-A sweep is plain data: a list of `{dotted.path: value}`, the overrides of one run each, which an
-experiment's `get_sweep()` returns. Each run is a process of its own, `python -m dense_jax.main`, in
-DIR/RUN_NAME, and its output goes to log.txt there. The same command resumes: finished runs are
-skipped, unfinished ones resumed, failed ones tried again. DIR/sweep.json says what was started.
+A sweep is a list of `{dotted.path: value}`, the overrides for each run, which an experiment's
+`get_sweep()` returns. Each run is a separate process, `python -m dense_jax.main`, with the workdir
+DIR/RUN_NAME and its output in log.txt there. The same command resumes: finished runs are skipped,
+unfinished ones resumed, failed ones tried again. DIR/sweep.json records what was started.
 
-Experiment files import this module inside any command: it never imports jax and defines no flags.
+Experiment files import this module in any command, so it never imports jax and defines no flags.
 """
 
 import itertools
@@ -23,7 +23,7 @@ from typing import Any
 def grid(**axes: Sequence[Any]) -> list[dict[str, Any]]:
     """Returns every combination of the axes' values. The last axis varies fastest.
 
-    Dotted paths go in as `grid(**{"model.upsampling": ["bilinear", "nearest"], "seed": [0, 1]})`.
+    Pass dotted paths as `grid(**{"model.upsampling": ["bilinear", "nearest"], "seed": [0, 1]})`.
     """
     for path, values in axes.items():
         if isinstance(values, str) or not isinstance(values, Sequence):

@@ -1,4 +1,4 @@
-"""The command `python -m dense_jax.sweep`; see `dense_jax.sweep`."""
+"""The command `python -m dense_jax.sweep`, which the package `dense_jax.sweep` documents."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from dense_jax.sweep import jobs, plan
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Leaves unknown flags in argv, because absl would reject --config.x=y, which is for the runs."""
+    """Leaves unknown flags in argv, because absl would reject the runs' flags --config.x=y."""
     return flags.FLAGS(argv, known_only=True)
 
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _check_arguments(overrides: Sequence[str], peers: Sequence[str]) -> dict[str, str]:
-    """Returns the overrides by their dotted path. Raises ValueError for flags that exclude others."""
+    """Returns the overrides by dotted path. Raises ValueError for flags that exclude each other."""
     for extra in overrides:
         if not re.match(r"--config\.[^=]+=", extra):
             raise ValueError(f"unexpected argument {extra!r}; overrides are --config.x=y")
@@ -75,7 +75,7 @@ def _check_arguments(overrides: Sequence[str], peers: Sequence[str]) -> dict[str
 
 
 def _commands(workdir: epath.Path, arguments: Sequence[str]) -> list[list[str]]:
-    """Returns the commands that the run in this workdir still needs."""
+    """Returns the commands that are left to run for this workdir."""
     args, python = flags.FLAGS, [sys.executable, "-m"]
     commands = []
     if not plan.is_finished(workdir):

@@ -1,7 +1,7 @@
-"""Runs jobs as processes of this machine, several at once, each with its share of the devices.
+"""Runs jobs as processes on this machine, several at once, each with its share of the devices.
 
 A job is a workdir and the commands to run for it, one after the other. Their output is appended to
-log.txt there. If a command fails, the rest of its job is left out, and failure.json says why:
+log.txt in the workdir. If a command fails, the rest of the job is skipped. failure.json says why:
 
     {"exit_code": 1, "error": "the command's error, or the last line of its output"}
 
@@ -38,18 +38,18 @@ class Job(NamedTuple):
 
 
 class Share(NamedTuple):
-    """What the jobs of one worker may use. No cores: all of them."""
+    """The devices for the jobs of one worker. If `cores` is empty, the jobs may use all cores."""
 
     cores: frozenset[int] = frozenset()
     environment: Mapping[str, str] = {}
 
 
 def shares(num_jobs: int) -> list[Share]:
-    """Returns equal shares of this machine for several jobs at once. The remainder is unused.
+    """Divides this machine into equal shares for several jobs at once. A remainder is unused.
 
-    Shares are equal, because results on a CPU depend on the number of cores: a job may start in one
-    share and resume in another. Cores are shared by affinity, which also sizes XLA's thread pool;
-    GPUs are shared if there are any. Raises ValueError if there are too few.
+    The shares are equal because results on a CPU depend on the number of cores, and a job may
+    resume in another share. Cores are divided by affinity, which also sizes XLA's thread pool. GPUs
+    are divided if there are any. Raises ValueError if there are fewer cores or GPUs than jobs.
     """
     if num_jobs == 1:
         return [Share()]
@@ -63,7 +63,7 @@ def shares(num_jobs: int) -> list[Share]:
 
 
 def gpus() -> list[str]:
-    """Returns the ids of the NVIDIA GPUs that jax would use, as CUDA_VISIBLE_DEVICES has them."""
+    """Returns the ids of the NVIDIA GPUs that jax would use, as in CUDA_VISIBLE_DEVICES."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms and not {"cuda", "gpu"} & set(platforms.split(",")):
         return []
@@ -89,7 +89,7 @@ def _share_out(what: str, items: Sequence, num_jobs: int) -> list[Sequence]:
 class Runner:
     """Runs jobs in order, as many at once as there are shares.
 
-    logs: False leaves output in the terminal, for runs that consist of several processes.
+    logs: Whether to log output to files. If False, it stays in the terminal (multi-process runs).
     """
 
     def __init__(self, jobs: Sequence[Job], shares: Sequence[Share], *, logs: bool = True):
@@ -110,22 +110,22 @@ class Runner:
             _say(f"{num_finished} of {len(jobs)} runs are already finished")
 
     def stop_on_signals(self) -> None:
-        """Stops on Ctrl-C, a launcher's SIGTERM and a closed terminal; nohup still works."""
+        """Stops on Ctrl-C, SIGTERM or a closed terminal. Signals that are ignored stay ignored."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, lambda *_: self.stop())
 
     def stop(self) -> None:
-        """Starts no more commands, and sends SIGTERM to those that run, so that they can save."""
+        """Starts no more commands, and sends SIGTERM to the running ones so that they can save."""
         self.stopped = True
         for child in list(self._children):
             child.terminate()
 
     def run(self) -> int:
-        """Returns the exit status, when no job runs any more.
+        """Runs the jobs and returns the exit status.
 
-        It is 0 if all jobs are finished, 1 if some failed, and PREEMPTED if a signal stopped this
-        process or one of the commands; then the same sweep resumes.
+        The status is 0 if all jobs are finished, and 1 if some failed. It is PREEMPTED if a signal
+        stopped this process or one of the commands. Then the same command resumes.
         """
         todo = iter([(k, job) for k, job in enumerate(self.jobs, 1) if job.commands])
         with self._progress, concurrent.futures.ThreadPoolExecutor(len(self.shares)) as pool:
@@ -151,9 +151,9 @@ class Runner:
         return 0
 
     def _work(self, share: Share, todo: Iterator[tuple[int, Job]]) -> None:
-        """Runs jobs with one share of the devices, until none is left for any worker."""
+        """Runs jobs with one share of the devices, until no job is left."""
         if share.cores:
-            os.sched_setaffinity(0, share.cores)  # of this thread, and so of all that it starts
+            os.sched_setaffinity(0, share.cores)  # for this thread and the processes that it starts
         for number, job in todo:
             if self.stopped:
                 return
@@ -178,11 +178,11 @@ class Runner:
             _say(f"{title}: {outcome} after {duration}; {self._progress}")
 
     def _run_job(self, job: Job, environment: Mapping[str, str]) -> tuple[int, str]:
-        """Returns the exit code and the error of the first command that fails, or 0."""
+        """Returns the exit code and the error of the first command that fails, or (0, "")."""
         path = job.workdir / LOG
         with path.open("ab") if self.logs else contextlib.nullcontext() as log:
             said = False
-            # Commands inherit the lock. One that outlived a killed sweep may still run.
+            # Commands inherit the lock. A command that outlived a killed sweep may still hold it.
             while log and not self.stopped and not storage.try_lock(log, path):
                 if not said:
                     _say(f"{job.name} is still run by another process: waiting for its end")
@@ -208,11 +208,11 @@ class Runner:
             stderr=log and subprocess.STDOUT,
             # Without buffering, a traceback is the last thing in the log.
             env=os.environ | {"PYTHONUNBUFFERED": "1"} | dict(environment),
-            # In a process group of its own, it does not get Ctrl-C, which would kill it.
+            # In its own process group, the command does not get Ctrl-C, which would kill it.
             process_group=0,
         )
         self._children.add(child)
-        if self.stopped:  # while the child was started
+        if self.stopped:  # a signal arrived while the child was started
             child.terminate()
         code = child.wait()
         self._children.discard(child)
@@ -226,10 +226,10 @@ def _say(text: str) -> None:
 
 
 def _error(path: epath.Path, start: int) -> str:
-    """Returns the error in a log from byte `start` on, or its last line that is not empty.
+    """Returns the last error in a log after byte `start`, or the last nonempty line if none.
 
-    An error is what `command.run` prints: "error: ", and maybe indented lines. Others may follow, of
-    threads that end.
+    An error is printed by `command.run`: a line that starts with "error: ", and possibly indented
+    lines. Output of threads that end may follow.
     """
     with path.open("rb") as file:
         file.seek(max(start, file.seek(0, os.SEEK_END) - 65536))

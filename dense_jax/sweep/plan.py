@@ -1,4 +1,4 @@
-"""The runs of a sweep: their names and flags, and how far each is. Never imports jax."""
+"""The names, flags and statuses of the runs of a sweep. Never imports jax."""
 
 import json
 import os
@@ -6,19 +6,19 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from etils import epath  # like pathlib, also for gs://
+from etils import epath  # like pathlib, but also supports gs://
 
 from dense_jax import command, storage
 from dense_jax.workdir import files
 
-Override = dict[str, Any]  # {dotted.path: value}, the changes that make a run
+Override = dict[str, Any]  # {dotted.path: value}, the changes to the config for one run
 
 FAILURE = "failure.json"  # in the workdir of a run that failed
 MAX_NAME = 200  # characters; file systems allow 255 bytes
 
 
 def load_sweep(config: str) -> list[Override]:
-    """Returns what `get_sweep()` of an experiment lists. Raises ValueError if that is no sweep."""
+    """Returns the list from an experiment's `get_sweep()`. Raises ValueError if it is invalid."""
     module, file = command.experiment(config), config.partition(":")[0]
     if not hasattr(module, "get_sweep"):
         raise ValueError(f"{file} has no get_sweep(): to train it once, use dense_jax.main")
@@ -31,9 +31,9 @@ def load_sweep(config: str) -> list[Override]:
 
 
 def as_flags(override: Override) -> list[str]:
-    """Returns the command-line flags of an override. Raises ValueError for None."""
+    """Returns the command-line flags for an override. Raises ValueError if a value is None."""
     for path, value in override.items():
-        if value is None:  # it would arrive as the word "None", or not at all
+        if value is None:  # the run would get the word "None", or nothing
             raise ValueError(f"{path}=None cannot be written as a flag; use a value that means off")
     return [f"--config.{path}={value}" for path, value in override.items()]
 
@@ -41,11 +41,11 @@ def as_flags(override: Override) -> list[str]:
 def run_names(sweep: Sequence[Override]) -> list[str]:
     """Returns a folder name for each run, such as `upsampling=bilinear,skips=4-2,seed=0`.
 
-    A name consists of what differs between the runs. If all runs have a `label`, it stands for the
-    fields that it tells. The seed is always named: a sweep often starts with one seed and gets
-    more, and must then find its runs again.
+    A name consists of the fields that differ between the runs. If all runs have a `label`, the
+    label replaces the fields that it determines. The seed is always included, because a sweep that
+    starts with one seed and later gets more must find its earlier runs.
 
-    Raises ValueError if two runs would share a folder.
+    Raises ValueError if two runs would share a folder, or if a name is too long.
     """
     differing = {"seed", "label", *files.differing_fields(sweep)}
     paths = [path for path in dict.fromkeys(p for run in sweep for p in run) if path in differing]
@@ -70,7 +70,7 @@ def run_names(sweep: Sequence[Override]) -> list[str]:
 
 
 def _short(path: str, paths: Sequence[str]) -> str:
-    """Returns the shortest end of a path, in whole words, that no other path has."""
+    """Returns the shortest suffix of a dotted path, in whole words, that no other path has."""
     words = path.split(".")
     ends = (".".join(words[i:]) for i in reversed(range(len(words))))
     others = [f".{other}" for other in paths if other != path]
@@ -78,7 +78,7 @@ def _short(path: str, paths: Sequence[str]) -> str:
 
 
 def _text(value: Any) -> str:
-    """Returns a value in characters that any file system, shell and bucket takes."""
+    """Returns a value as text that is valid in any file system, shell and bucket."""
     if isinstance(value, dict):
         return "-".join(f"{key}-{_text(item)}" for key, item in value.items()) or "none"
     if isinstance(value, list | tuple):
@@ -87,7 +87,7 @@ def _text(value: Any) -> str:
 
 
 def status(workdir: epath.Path) -> str:
-    """Returns `finished`, `failed`, `unfinished` (it was started and will resume) or `new`."""
+    """Returns `finished`, `failed`, `unfinished` (started, and will resume) or `new`."""
     if (workdir / FAILURE).exists():
         return "failed"
     if is_finished(workdir):
@@ -96,13 +96,13 @@ def status(workdir: epath.Path) -> str:
 
 
 def is_finished(workdir: epath.Path) -> bool:
-    """Whether the run, or the run of every seed in it, has its result."""
+    """Returns whether the run in the workdir, or every seed's run, has its result."""
     results = [_read_json(run / "result.json") for run in files.runs(workdir)]
     return all(result.get("status") == "finished" for result in results)
 
 
 def is_evaluated(workdir: epath.Path, split: str) -> bool:
-    """Whether the split was scored after the run was finished."""
+    """Returns whether the split was scored after the run was finished."""
 
     def is_newer(run: epath.Path) -> bool:
         evaluation, result = run / f"evaluation_{split}.json", run / "result.json"
@@ -112,14 +112,14 @@ def is_evaluated(workdir: epath.Path, split: str) -> bool:
 
 
 def remember(directory: epath.Path, started: dict[str, Any]) -> list[str]:
-    """Writes DIR/sweep.json, and returns the begun runs in DIR that the sweep no longer has.
+    """Writes DIR/sweep.json, and returns the begun runs in DIR that are no longer in the sweep.
 
-    started: the config file, the flags {dotted path: text}, the split to evaluate, and the runs
-      {name: override}. A sweep may get and lose runs, and get another split.
+    started: The config file, the flags {dotted path: text}, the split to evaluate, and the runs
+      {name: override}. Runs may be added or removed, and the split may change.
 
-    Raises ValueError, listing what differs, if DIR has runs of another config, because finished
-    ones would be taken for runs of this one; and if no run can save its checkpoints there. A run
-    without config.json has not begun and binds to nothing.
+    Raises ValueError, listing the differences, if DIR has runs of another config, because their
+    results would be mistaken for results of this sweep. Also raises ValueError if checkpoints
+    cannot be saved in DIR. A run without config.json has not begun, so its override may change.
     """
     files.check_path(directory)
     path = directory / "sweep.json"
@@ -129,7 +129,7 @@ def remember(directory: epath.Path, started: dict[str, Any]) -> list[str]:
         for name, override in old.get("runs", {}).items()
         if any((run / "config.json").exists() for run in files.runs(directory / name))
     }
-    new = json.loads(json.dumps(started))  # as JSON reads it: tuples become lists
+    new = json.loads(json.dumps(started))  # as read back from JSON, where tuples become lists
     if begun:
         differences = _differences("--config", {"": old["config"]}, {"": new["config"]})
         differences += _differences("--config.", old["flags"], new["flags"])
@@ -156,5 +156,5 @@ def _differences(what: str, old: dict[str, Any], new: dict[str, Any]) -> list[st
 def _read_json(path: epath.Path) -> dict[str, Any]:
     try:
         return files.read_json(path)
-    except (OSError, ValueError):  # it is missing, or a crash cut it off
+    except (OSError, ValueError):  # missing, or truncated by a crash
         return {}

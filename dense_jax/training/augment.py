@@ -1,11 +1,11 @@
-"""Random geometry on the device: image and label move together, in one resample per array.
+"""Random geometric augmentation on the device. Each array of an example is resampled once.
 
-`augment` maps one example on its padded canvas to a crop. The entries of GEOMETRY compose into one
-map from output to input positions. There the image is read bilinearly, and the label at the nearest
-pixel, so that no label value is ever made up. Outside the image the label is IGNORE_LABEL and the
-image mirrored, which is also what evaluation shows the network beyond the border. Then the image
-alone changes its colors (`color`). The result depends on the example's key alone, not on its batch,
-and a transformation of strength 0 is not computed.
+`augment` turns one example on its padded canvas into a random crop, in which image and label stay
+aligned. The entries of GEOMETRY compose into one map from output to input positions. At these
+positions the image is read bilinearly and the label at the nearest pixel, so that no label value is
+made up. Outside the image, the label is IGNORE_LABEL and the image is mirrored, as in evaluation.
+At the end, the colors of the image change (`color_jitter`). The result depends only on the example
+and its key, not on the batch. A transformation of strength 0 is not computed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +21,11 @@ from dense_jax.geometry import reflect
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.training.color_jitter import change_colors
 
-ELASTIC_POINTS = 3  # of the displacement grid, along each axis, as in the U-Net paper
-NUM_CANDIDATES = 10  # windows to choose from, as MMSegmentation tries
-NUM_SAMPLES = 32  # pixels along each axis by which a window is judged
-# What has a random key of its own. Transformations that are not listed fold their number into the
-# example's key: so a new one changes nothing of the others.
+ELASTIC_POINTS = 3  # points of the displacement grid along each axis, as in the U-Net paper
+NUM_CANDIDATES = 10  # windows to choose from, as in MMSegmentation
+NUM_SAMPLES = 32  # pixels sampled along each axis to judge a window
+# Draws with their own random keys. Any other transformation folds its position in GEOMETRY into the
+# example's key, so that a new transformation does not change the draws of the others.
 KEYS = ("scale", "flip", "flip_vertical", "crop", "rotation", "shear", "elastic", "color")
 
 Coordinates = tuple[Float[Array, "h w"], Float[Array, "h w"]]
@@ -43,21 +43,22 @@ def augment(
     fields: Sequence[Field] = (),
     **strengths: float,
 ) -> dict[str, Array]:
-    """Returns a random crop: {"image": float [hi, wi, c], "label": int32 [h, w]} and its fields.
+    """Returns a random crop: {"image": float [hi, wi, c], "label": int32 [h, w]} and the fields.
 
-    example: `image` uint8 [H, W, c], `label` uint8 [H, W], `size` int32 [2], the height and width in
-      pixels that hold it, and the fields [H, W].
-    crop_size: height and width of the label, in pixels.
-    context: pixels by which the image is larger than the label on every side.
-    resolution: of the result relative to the example's, e.g. 0.5 to halve height and width.
-    scale: the zoom is log-uniform in [1 / (1 + scale), 1 + scale].
-    max_class_fraction: below 1, the crop is the first of 10 random windows in which every class has
-      less than this fraction of the valid pixels, or else the last of them.
-    fields: per-pixel targets. They move with the label, and have their `fill` where it is ignored.
-    strengths: of entries of GEOMETRY and COLORS.
+    example: `image` uint8 [H, W, c], `label` uint8 [H, W], `size` int32 [2] (the height and width
+      in pixels of the valid part), and the fields [H, W].
+    crop_size: The height and width of the label, in pixels.
+    context: The number of pixels by which the image extends beyond the label on every side.
+    resolution: The resolution of the result relative to the example, such as 0.5 to halve the size.
+    scale: The zoom is log-uniform in [1 / (1 + scale), 1 + scale].
+    max_class_fraction: If below 1, the crop is the first of 10 random windows in which every class
+      has less than this fraction of the valid pixels, or the last window if none qualifies.
+    fields: The per-pixel targets. They move with the label, and have their `fill` where the label
+      is IGNORE_LABEL.
+    strengths: The strengths of entries of GEOMETRY and COLORS.
     """
     keys = dict(zip(KEYS, jax.random.split(key, len(KEYS)), strict=True))
-    # From the crop's middle, so that it stays where it is.
+    # Positions relative to the center of the crop, which the transformations leave in place.
     y, x = jnp.meshgrid(
         *(jnp.arange(-context, n + context) + (1 - n) / 2 for n in crop_size), indexing="ij"
     )
@@ -109,7 +110,7 @@ def window_centers(
 ) -> Float[Array, "n 2"]:
     """Returns the centers of random windows, in pixels of the image.
 
-    A window lies inside an image that is larger, and holds all of one that is smaller.
+    A window lies inside an image that is larger, and contains an image that is smaller.
     """
     window = jnp.array(crop_size) / zoom  # in pixels of the image
     free = size - window
@@ -125,9 +126,9 @@ def first_mixed(
     centers: Float[Array, "n 2"],
     max_class_fraction: float,
 ) -> Int[Array, ""]:
-    """Returns the number of the first window that is not of one class, or else the last.
+    """Returns the index of the first window where no class reaches max_class_fraction, or the last.
 
-    at: positions of some pixels of a window, relative to its center.
+    at: The positions of the sampled pixels of a window, relative to the window's center.
     """
 
     def is_mixed(center: Float[Array, "2"]) -> Bool[Array, ""]:
@@ -139,9 +140,9 @@ def first_mixed(
 
 
 def elastic(key: Key[Array, ""], strength: float, at: Coordinates) -> Coordinates:
-    """Displaces a 3 x 3 grid of points, and the pixels between them by bicubic splines.
+    """Displaces a 3 x 3 grid of points at random, and interpolates between them bicubically.
 
-    strength: the standard deviation of the Gaussian displacements, in pixels of the crop (U-Net
+    strength: The standard deviation of the Gaussian displacements, in pixels of the crop (U-Net
       paper, section 3.1).
     """
     points = strength * jax.random.normal(key, (2, ELASTIC_POINTS, ELASTIC_POINTS))
@@ -150,28 +151,28 @@ def elastic(key: Key[Array, ""], strength: float, at: Coordinates) -> Coordinate
 
 
 def flip(key: Key[Array, ""], probability: float, at: Coordinates) -> Coordinates:
-    """Mirrors left and right."""
+    """Flips the crop horizontally with the given probability."""
     return at[0], jnp.where(jax.random.bernoulli(key, probability), -at[1], at[1])
 
 
 def flip_vertical(key: Key[Array, ""], probability: float, at: Coordinates) -> Coordinates:
-    """Mirrors top and bottom."""
+    """Flips the crop vertically with the given probability."""
     return jnp.where(jax.random.bernoulli(key, probability), -at[0], at[0]), at[1]
 
 
 def shear(key: Key[Array, ""], degrees: float, at: Coordinates) -> Coordinates:
-    """Leans vertical lines by an angle uniform in +- degrees."""
+    """Shears the crop so that vertical lines lean by an angle uniform in [-degrees, degrees]."""
     angle = jax.random.uniform(key, (), minval=-degrees, maxval=degrees)
     return at[0], at[1] + jnp.tan(jnp.deg2rad(angle)) * at[0]
 
 
 def rotation(key: Key[Array, ""], degrees: float, at: Coordinates) -> Coordinates:
-    """Rotates about the crop's middle by an angle uniform in +- degrees."""
+    """Rotates the crop about its center by an angle uniform in [-degrees, degrees]."""
     return rotate(at, jax.random.uniform(key, (), minval=-degrees, maxval=degrees))
 
 
-# Every entry is called as (key, strength, positions) and returns the positions to read at, in pixels
-# from the crop's middle. They are applied in this order.
+# Each entry is called as (key, strength, positions) and returns the positions to read from, in
+# pixels from the center of the crop. The entries are applied in this order.
 GEOMETRY: dict[str, Callable[..., Coordinates]] = {
     "elastic": elastic,
     "flip": flip,
@@ -184,14 +185,15 @@ GEOMETRY: dict[str, Callable[..., Coordinates]] = {
 def displacements(
     points: Float[Array, "k p q"], height: int, width: int
 ) -> Float[Array, "k {height} {width}"]:
-    """Returns cubic splines through p x q points whose outermost lie on the outermost pixels.
+    """Interpolates each p x q grid of points to height x width with cubic splines.
 
-    The slope is 0 at the border: scipy.ndimage.zoom with order=3 and mode="mirror" is the same.
+    The corner points of the grid fall on the corner pixels, and the slope is 0 at the border.
+    Equivalent to scipy.ndimage.zoom(order=3, mode="mirror").
     """
-    from scipy.interpolate import CubicSpline  # slow to import, and off by default
+    from scipy.interpolate import CubicSpline  # slow to import, and `elastic` is off by default
 
     rows, columns = (
-        # How a displacement of 1 at each point moves each pixel.
+        # The displacement of each pixel when a single point is displaced by 1.
         CubicSpline(np.arange(p), np.eye(p), bc_type="clamped")(np.linspace(0, p - 1, n))
         for p, n in zip(points.shape[1:], (height, width), strict=True)
     )
@@ -199,7 +201,7 @@ def displacements(
 
 
 def rotate(at: Coordinates, degrees: Float[Array, ""] | float) -> Coordinates:
-    """Rotates positions about (0, 0). Reading there turns the picture counterclockwise."""
+    """Rotates positions about (0, 0), so that an image read there is rotated counterclockwise."""
     y, x = at
     cos, sin = jnp.cos(jnp.deg2rad(degrees)), jnp.sin(jnp.deg2rad(degrees))
     return cos * y + sin * x, cos * x - sin * y
@@ -215,12 +217,12 @@ def mirror(position: Float[Array, "h w"], size: Int[Array, ""]) -> Float[Array, 
 
 
 def sample_bilinear(image: Num[Array, "H W c"], at: Coordinates) -> Float[Array, "h w c"]:
-    """Reads the image between pixels; exact where the coordinates are whole."""
+    """Interpolates an image bilinearly. The result is exact at integer coordinates."""
     y, x = at
     top, left = jnp.floor(y), jnp.floor(x)
     down, right = (y - top)[..., None], (x - left)[..., None]
     y0, x0 = top.astype(jnp.int32), left.astype(jnp.int32)
-    y1 = jnp.minimum(y0 + 1, image.shape[0] - 1)  # there, its weight is 0
+    y1 = jnp.minimum(y0 + 1, image.shape[0] - 1)  # where this clips, the weight is 0
     x1 = jnp.minimum(x0 + 1, image.shape[1] - 1)
     upper = (1 - right) * image[y0, x0] + right * image[y0, x1]
     lower = (1 - right) * image[y1, x0] + right * image[y1, x1]
@@ -230,7 +232,7 @@ def sample_bilinear(image: Num[Array, "H W c"], at: Coordinates) -> Float[Array,
 def sample_nearest(
     values: Num[Array, "H W"], at: Coordinates, size: Int[Array, "2"], outside: ArrayLike
 ) -> Num[Array, "h w"]:
-    """Reads the nearest pixel; the value beyond the valid size is `outside`."""
+    """Reads the nearest pixels. Positions outside the valid size get the value `outside`."""
     y, x = (jnp.floor(position + 0.5).astype(jnp.int32) for position in at)
     inside = (y >= 0) & (y < size[0]) & (x >= 0) & (x < size[1])
     return jnp.where(inside, values[y, x], outside)

@@ -1,7 +1,7 @@
-"""Random changes of color on the device, of the image alone.
+"""Random color augmentation on the device. It changes the image but not the label.
 
-Every entry of COLORS is called as (key, strength, planes), draws a random amount and applies it to
-the channels, float [c, h, w] with values from 0 to 255.
+Each entry of COLORS is called as (key, strength, planes). It draws a random amount and applies it
+to the channels, float [c, h, w] with values from 0 to 255.
 """
 
 import math
@@ -18,14 +18,14 @@ Planes = Float[Array, "c h w"]
 def change_colors(
     key: Key[Array, ""], image: Float[Array, "h w c"], strengths: Mapping[str, float]
 ) -> Float[Array, "h w c"]:
-    """Applies the entries of COLORS that have a strength, in order; each is clipped to 0 and 255.
+    """Applies the COLORS that have a strength, in order, and clips each result to [0, 255].
 
-    Raises ValueError for a change of hue or saturation where there are not 3 channels.
+    Raises ValueError if hue or saturation has a strength and the image does not have 3 channels.
     """
     if not any(strengths.get(name) for name in COLORS):
         return image
-    # Rows compute faster than pixels of 3 values. The channels are taken in a loop, because XLA:CPU
-    # computes its input once, and otherwise the whole resample again for each value that reads it.
+    # Computing on rows is faster than on pixels of 3 values. The loop over the channels makes
+    # XLA:CPU resample the image once. Otherwise each use of a value would repeat the resample.
     planes = jax.lax.map(lambda c: image[..., c], jnp.arange(image.shape[-1]))
     for i, (name, change) in enumerate(COLORS.items()):
         if strength := strengths.get(name):
@@ -39,26 +39,26 @@ def change_colors(
 
 
 def brightness(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
-    """Multiplies by a factor uniform in 1 +- strength."""
+    """Multiplies the image by a factor uniform in [1 - strength, 1 + strength]."""
     return _factor(key, strength) * planes
 
 
 def contrast(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
-    """Multiplies differences from the image's mean luma by a factor uniform in 1 +- strength."""
+    """Scales differences from the mean luma by a factor uniform in [1 - strength, 1 + strength]."""
     return _blend(jnp.mean(_gray(planes)), planes, _factor(key, strength))
 
 
 def saturation(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
-    """Multiplies differences from each pixel's luma by a factor uniform in 1 +- strength."""
+    """Scales differences from pixels' luma by a factor uniform in [1 - strength, 1 + strength]."""
     return _blend(_gray(planes), planes, _factor(key, strength))
 
 
 def hue(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
-    """Turns the hue of HSV by an angle uniform in +- strength degrees."""
+    """Rotates the HSV hue by an angle uniform in [-strength, strength] degrees."""
     red, green, blue = planes
     value = planes.max(axis=0)
     chroma = value - planes.min(axis=0)
-    # Hue in sixths of a turn from red. Gray has none, so that any number will do.
+    # The hue in sixths of a turn from red. Gray has no hue, so any number works.
     sixths = jnp.select(
         [value == red, value == green],
         [green - blue, 2 * chroma + blue - red],
@@ -72,16 +72,16 @@ def hue(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
 
 
 def gamma(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
-    """Computes 255 (v / 255)^g with g log-uniform in [1 / (1 + strength), 1 + strength]."""
+    """Maps v to 255 (v / 255)^g, with g log-uniform in [1 / (1 + strength), 1 + strength]."""
     limit = math.log1p(strength)
     exponent = jnp.exp(_uniform(key, -limit, limit))
     return 255 * jnp.exp(exponent * jnp.log(planes / 255))  # far faster than ** on a CPU
 
 
 def blur(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
-    """Blurs by a Gaussian of sigma uniform in [0, strength] pixels; the image is mirrored outside.
+    """Blurs with a Gaussian whose sigma is uniform in [0, strength] pixels.
 
-    The kernel reaches 3 strength pixels.
+    The radius of the kernel is 3 * strength pixels. The image is mirrored at the border.
     """
     radius = math.ceil(3 * strength)
     sigma = _uniform(key, 1e-3, strength)  # a sigma this small changes nothing
@@ -91,7 +91,8 @@ def blur(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
         padding = [(0, 0)] * 3
         padding[axis] = (radius, radius)
         padded = jnp.pad(planes, padding, mode="reflect")
-        # Shifted sums fuse into one loop; a convolution with a kernel per example is slow.
+        # Shifted sums fuse into one loop. A convolution is slow if each example has a different
+        # kernel.
         blurred = jnp.zeros_like(planes)
         for i, weight in enumerate(weights):
             blurred += weight * jax.lax.slice_in_dim(padded, i, i + planes.shape[axis], axis=axis)
@@ -100,7 +101,7 @@ def blur(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
 
 
 def noise(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
-    """Adds Gaussian noise of a standard deviation uniform in [0, strength] gray levels."""
+    """Adds Gaussian noise with a standard deviation uniform in [0, strength] gray levels."""
     key_amount, key_noise = jax.random.split(key)
     return planes + _uniform(key_amount, 0.0, strength) * jax.random.normal(key_noise, planes.shape)
 
@@ -118,7 +119,7 @@ def _blend(gray: Float[Array, "..."], planes: Planes, factor: Float[Array, ""]) 
 
 
 def _gray(planes: Planes) -> Float[Array, "1 h w"]:
-    """Returns the luma of RGB, else the mean of the channels."""
+    """Returns the luma of an RGB image, or the channel mean of any other."""
     if len(planes) != 3:
         return planes.mean(axis=0, keepdims=True)
     red, green, blue = planes

@@ -1,6 +1,6 @@
-"""A whole training set in device memory: the step gathers a batch by the numbers of its rows.
+"""Keeps a whole training set in device memory, where the training step gathers each batch by row.
 
-The host sends row numbers and nothing else: no image is decoded or copied after `load`.
+The host sends only row numbers. No image is decoded or copied after `load`.
 """
 
 import math
@@ -18,13 +18,13 @@ from dense_jax.devices import mesh as meshes
 def load(
     source: Examples, batch_shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh
 ) -> tuple[dict[str, jax.Array], list[dict[str, Any]]]:
-    """Decodes a source into the memory of every device: (arrays [n, ...], rows).
+    """Decodes a source into the memory of every device and returns (arrays [n, ...], rows).
 
-    batch_shapes: the shapes of the batches to be gathered, by field.
-    rows: examples for the batches, with `row`, the example's number, and `name` instead of images.
+    batch_shapes: The shapes of the gathered batches, by field.
+    rows: A source for the batches. Its examples hold only `row` (the example's index) and `name`.
 
-    Raises ValueError if an image is larger than the canvas, the memory is not there, or examples
-    are bad.
+    Raises ValueError if an image is larger than the canvas or unreadable, or if the host or a
+    device does not have enough memory.
     """
     n = len(source)
     _, height, width = batch_shapes["label"].shape
@@ -38,7 +38,7 @@ def load(
     shapes = {
         field: jax.ShapeDtypeStruct((n, *of_batch.shape[1:]), of_batch.dtype)
         for field, of_batch in batch_shapes.items()
-        if field != "index"  # the example's number in the run
+        if field != "index"  # the example's running number, which is added to each batch
     }
     needed = sum(shape.size * shape.dtype.itemsize for shape in shapes.values())
     what = f"{n} examples of {height} x {width} pixels"
@@ -49,7 +49,7 @@ def load(
     arrays = {field: np.empty(shape.shape, shape.dtype) for field, shape in shapes.items()}
 
     def place(i: int) -> dict[str, Any]:
-        rng = np.random.default_rng()  # draws nothing
+        rng = np.random.default_rng()  # unused, because no image exceeds the canvas
         fitted = pipeline.fit(source[i], canvas, rng, source.fields)
         for field, array in arrays.items():
             array[i] = fitted[field]
@@ -58,7 +58,7 @@ def load(
     rows, errors = verify.visit(place, n, "decoding")
     verify.refuse(errors, n)
     sharding = meshes.replicated(mesh)
-    # Each host gives its own copy; `device_put` would compare them all.
+    # Each host supplies its own copy. `device_put` would compare the copies of all hosts.
     return {
         field: jax.make_array_from_callback(array.shape, sharding, lambda _, array=array: array)
         for field, array in arrays.items()
@@ -66,11 +66,11 @@ def load(
 
 
 def gather(arrays: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Adds the examples of a batch's rows to it; without arrays, returns the batch itself."""
+    """Adds a batch's examples, gathered by row. If `arrays` is empty, only copies the batch."""
     return {**batch, **{field: array[batch["row"]] for field, array in arrays.items()}}
 
 
 def free_memory(device: jax.Device) -> float:
-    """Returns the free bytes of a device's memory; infinite where the device does not tell."""
+    """Returns a device's free memory in bytes, or infinity if the device does not report it."""
     stats = device.memory_stats()
     return float(stats["bytes_limit"] - stats["bytes_in_use"]) if stats else math.inf

@@ -1,8 +1,8 @@
-"""The runs of one command: one per seed, trained side by side. Together they stop, resume and fail.
+"""Trains the runs of one command, one per seed, side by side. They stop, resume and fail together.
 
-Three rules, which the methods of `Ensemble` keep:
-- The device never waits for the host: a step's metrics are recorded after the next step was started.
-- A state is saved only after its metrics were recorded: one that is not finite is never on disk.
+The methods of `Ensemble` keep three rules:
+- The device never waits for the host. A step's metrics are recorded while the next step runs.
+- A state is saved after its metrics are recorded, so a state that is not finite is never on disk.
 - No seed is two checkpoints ahead of another, and `best` is on disk before the next `latest`.
 """
 
@@ -37,11 +37,11 @@ _LOG = logging.getLogger("dense_jax")
 
 
 def run_folders(config: ConfigDict, path: epath.Path) -> list[RunFolder]:
-    """Returns the folders of a command's runs: the workdir itself, or one per seed below it.
+    """Returns the folders of a command's runs: the workdir itself, or one folder per seed in it.
 
-    Several seeds have WORKDIR/seed=S, from config.seed on: workdirs like any other.
+    The folder of a seed is WORKDIR/seed=S, a complete workdir. Seeds start at config.seed.
 
-    Raises ValueError if the workdir is another config's.
+    Raises ValueError if the workdir belongs to another config, or if only some runs were begun.
     """
     seeds = [path / f"seed={seed}" for seed in range(config.seed, config.seed + config.num_seeds)]
     if config.num_seeds == 1:
@@ -75,9 +75,9 @@ def run_folders(config: ConfigDict, path: epath.Path) -> list[RunFolder]:
 
 
 class Ensemble:
-    """The seeds of a config, with their states, data and records; a context manager.
+    """All seeds of a config, with their states, data and records. A context manager.
 
-    step: optimizer steps done, the same for all seeds.
+    step: The number of optimizer steps done, which is the same for all seeds.
     """
 
     def __init__(self, config: ConfigDict, task: Task, folders: Sequence[RunFolder]):
@@ -85,9 +85,9 @@ class Ensemble:
         self._devices, self._all_devices = task.placed.mesh, mesh.make_mesh()
         self._seeds_here, self._host, self._num_hosts = mesh.share(self._devices)
         self._late = OneStepLate(self._record)
-        self._program: Any = None  # the compiled step
-        self._seconds: list[float] = []  # of steps
-        self._recorded_at: float | None = None  # when the step before was done
+        self._program: Any = None  # the compiled training step
+        self._seconds: list[float] = []  # the duration of each step
+        self._recorded_at: float | None = None  # when the previous step was recorded
         source, evaluated = self._load_data()
         self._tiles = tilings(
             *(evaluated, task.dataset["image_size"], config.eval.tile_size, config.eval.margin),
@@ -111,7 +111,7 @@ class Ensemble:
         self._opened.close()
 
     def _load_data(self) -> tuple[Any, data.Examples]:
-        """Returns what to draw batches from and what to evaluate, in the caches of the config."""
+        """Returns the training source and the evaluation source, cached as the config says."""
         config, task = self._config, self._task
         source, evaluated = task.source, task.eval_source
         self._resident: Mapping[str, jax.Array] = {}
@@ -120,13 +120,13 @@ class Ensemble:
             source = Cached(source)
         elif config.data.cache == "device":
             self._resident, source = device_cache.load(source, task.batch_shapes, self._devices)
-            self._stream = {"canvas": None}  # batches of numbers: nothing for workers to do
+            self._stream = {"canvas": None}  # only row numbers, so workers have nothing to do
         if config.data.cache != "none":
             evaluated = Cached(evaluated)
         return source, evaluated
 
     def _start(self) -> None:
-        """Restores or makes the states, and rewinds the records to their step."""
+        """Restores or initializes the states, and rewinds the records to their step."""
         config, task = self._config, self._task
         whole, shardings = mesh.replicated(self._all_devices), task.placed.shardings
         keys = [
@@ -136,8 +136,8 @@ class Ensemble:
         shapes = task.training.shapes()
         states = restore(self._records, mesh.placed(shapes, shardings))
         if states is None:
-            # A run killed before its first checkpoint has a config.json, so the published weights
-            # were not read with the task.
+            # If a run was killed before its first checkpoint, its config.json exists, so
+            # `open_task` did not read the published weights.
             encoder = task.encoder or published_weights(config, task.training)
             init = jax.jit(task.training.init_state, out_shardings=shardings)
             states = [init(key, encoder) for key in keys]
@@ -159,7 +159,7 @@ class Ensemble:
             record.rewind(self.step)
 
     def _open_batches(self, source: Any, k: int) -> Any:
-        """Returns the batches of seed number k, from the next step on."""
+        """Returns the batches of the k-th seed, starting from the next step."""
         return pipeline.train_batches(
             source,
             seed=self._records[k].config.seed,
@@ -171,7 +171,7 @@ class Ensemble:
         )
 
     def train_step(self) -> None:
-        """Starts the next step of all seeds, and records the one before."""
+        """Starts the next step of all seeds, and records the previous step."""
         batches = [next(batches) for batches in self._batches]
         names = {k: batch["name"] for k, batch in zip(self._seeds_here, batches, strict=True)}
         batch = mesh.to_global(pipeline.join(batches), self._devices)
@@ -190,7 +190,7 @@ class Ensemble:
         self._late.put(self.step, values, names)
 
     def _record(self, step: int, values: Mapping[str, jax.Array], names: Mapping[int, Any]) -> None:
-        """Waits for a step's metrics, of all seeds, and records them."""
+        """Waits for the metrics of one step, and records them for all seeds."""
         shared = {}
         if step % self._config.log_every == 0:
             learning_rate = np.asarray(self._task.training.schedule(step - 1)).item()
@@ -209,7 +209,7 @@ class Ensemble:
         self._late.flush()
         self._recorded_at = None
         for record in self._records:
-            record.best.wait()  # its scores are on disk: it must not be missing after a kill
+            record.best.wait()  # its scores are on disk, so it must survive a kill
             record.latest.wait()
         for k, record in enumerate(self._records):
             record.save(self.step, self._state_of(self._states, k))
@@ -247,23 +247,24 @@ class Ensemble:
         )
 
     def finish(self) -> None:
-        """Closes the records, and writes the results of all seeds and what training them has cost."""
-        self._opened.close()  # first: a finished run has all its checkpoints on disk
+        """Closes the records, then writes the results of all seeds and the cost of the training."""
+        self._opened.close()  # first, so that a finished run has all its checkpoints on disk
         config, task = self._config, self._task
-        # Unpadded convolutions are given the context of a crop, but none where logits_step mirrors it.
+        # Unpadded convolutions need context around the crop. At other resolutions, the model
+        # mirrors the border instead.
         context = 2 * task.program.context if config.data.resolution == 1.0 else 0
         size = [round(n / config.data.resolution) + context for n in config.data.crop_size]
         num_channels = task.dataset["num_channels"]
         image = jax.ShapeDtypeStruct((*size, num_channels), "uint8")
         variables = task.program.variables(num_channels)
         costs = {
-            # Forward, of one image as large as the crops.
+            # The forward pass on one image of the crop size.
             "flops_per_image": cost.flops(task.program.predict_step, variables, image),
-            # In training, of each seed; not known where this start had nothing left to do.
+            # The training speed of each seed. None if this start had no steps left to do.
             "images_per_second": (
                 config.batch_size / float(np.median(self._seconds)) if self._seconds else None
             ),
-            # Of a device, in training.
+            # The peak memory of each device in training.
             "peak_bytes": cost.memory(self._program)["peak"] if self._program else None,
         }
         for record in self._records:
@@ -271,17 +272,17 @@ class Ensemble:
 
 
 def restore(records: Sequence[RunRecord], like: Any) -> list[Any] | None:
-    """Returns the states at the newest step that all runs can go on from; None at the start.
+    """Returns the states at the newest step from which all runs can resume, or None at the start.
 
-    like: the shapes of a state, with their shardings.
+    like: The shapes of a state, with their shardings.
 
-    Raises ValueError if a run has gone on by itself.
+    Raises ValueError if a run has continued without the others.
     """
     states = [record.latest.restore_latest(like) for record in records]
     steps = [0 if state is None else int(state.step) for state in states]
     first = min(steps)
     for k, (record, step) in enumerate(zip(records, steps, strict=True)):
-        # Killed while it saved, a command leaves some runs one checkpoint ahead.
+        # A command that was killed while saving leaves some runs one checkpoint ahead.
         saved = record.latest.steps
         finished = (record.path / "result.json").exists()
         if step > first and (finished or first not in (saved if len(saved) > 1 else [0])):

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules, all optax."""
+"""Optimizers and learning-rate schedules, all built with Optax."""
 
 from collections.abc import Callable
 
@@ -8,10 +8,10 @@ import optax
 SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
     "constant": lambda peak, steps: optax.constant_schedule(peak),
     "cosine": lambda peak, steps: optax.cosine_decay_schedule(peak, max(steps, 1)),
-    # (1 - t / T)^0.9, the field's usual choice since DeepLab (arXiv 1606.00915, section 4.1).
+    # (1 - t / T)^0.9, usual in segmentation since DeepLab (arXiv 1606.00915, section 4.1).
     "poly": lambda peak, steps: optax.polynomial_schedule(peak, 0.0, 0.9, max(steps, 1)),
 }
-# Called as (schedule, momentum, weight decay, mask of the decayed parameters).
+# Each entry is called as (schedule, momentum, weight decay, mask of the decayed parameters).
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adamw": lambda schedule, momentum, decay, mask: optax.adamw(
         schedule, b1=momentum, weight_decay=decay, mask=mask
@@ -26,7 +26,7 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 def make_schedule(
     name: str, learning_rate: float, *, warmup_steps: int, num_steps: int
 ) -> optax.Schedule:
-    """Returns a schedule: linear from 0 over warmup_steps, then `name` until num_steps."""
+    """Returns a schedule that rises linearly from 0 over warmup_steps, then follows `name`."""
     decay = SCHEDULES[name](learning_rate, num_steps - warmup_steps)
     if not warmup_steps:
         return decay
@@ -44,13 +44,14 @@ def make_optimizer(
     encoder_lr_multiplier: float = 1.0,
     freeze_encoder: bool = False,
 ) -> optax.GradientTransformation:
-    """Returns the optimizer: clipping by the global norm (0: off), then an entry of OPTIMIZERS.
+    """Returns an optimizer that clips by the global norm, then applies an entry of OPTIMIZERS.
 
-    encoder_lr_multiplier: multiplies the learning rate of params["encoder"].
-    freeze_encoder: params["encoder"] does not change, and has no moments.
+    grad_clip_norm: The largest global norm of the gradient. If 0, nothing is clipped.
+    encoder_lr_multiplier: The factor on the learning rate of params["encoder"].
+    freeze_encoder: Whether params["encoder"] stays constant and has no moments.
 
-    Scales of norms and biases, the arrays of one axis, are not decayed. AdamW's decay is decoupled
-    from the gradient, and SGD's is the classical L2 term; the learning rate multiplies both.
+    One-dimensional arrays (norm scales and biases) are not decayed. AdamW's decay is decoupled from
+    the gradient, and SGD's is the classical L2 term. The learning rate multiplies both.
     """
 
     def decayed(params):

@@ -1,4 +1,4 @@
-"""Interrupts: how a signal asks the training of all processes to save and stop."""
+"""Handles signals that ask the training, on all processes, to save and stop."""
 
 import signal
 
@@ -7,10 +7,10 @@ from jax.experimental import multihost_utils
 
 
 class Interrupts:
-    """A context in which SIGTERM (preemption) and Ctrl-C ask to save and stop; a second one kills.
+    """A context in which SIGTERM (preemption) or Ctrl-C asks the training to save and stop.
 
-    With several processes JAX has a SIGTERM handler of its own, which tells all of them; Ctrl-C is
-    passed on to it.
+    A second signal kills the process. With several processes, JAX has its own SIGTERM handler,
+    which tells all of them, so Ctrl-C is passed on as SIGTERM.
     """
 
     def __enter__(self):
@@ -30,7 +30,7 @@ class Interrupts:
             signal.raise_signal(signal.SIGTERM)
 
     def requested(self, step: int) -> bool:
-        """Returns whether to stop after this step; the answer is the same on every host."""
+        """Returns whether to stop after this step. The answer is the same on every host."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._received

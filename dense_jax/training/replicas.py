@@ -1,7 +1,7 @@
-"""Several seeds as one program: each trains on its share of the devices, a replica of the mesh.
+"""Trains several seeds in one program, each seed on a replica: its share of the mesh's devices.
 
 The states of all seeds are stacked along a leading axis, which the mesh splits over its replicas.
-With a single replica nothing is stacked, and the program is that of one seed.
+With a single replica nothing is stacked, so the program is the same as for one seed.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,10 +17,10 @@ from dense_jax.devices.mesh import sharded
 
 
 def side_by_side(step: Callable, mesh: Mesh) -> Callable:
-    """Runs step(state, batch, key, shared) on all replicas at once, without communication.
+    """Returns a step that runs step(state, batch, key, shared) on all replicas at once.
 
-    States, keys and results are stacked; see `stack`. The batch holds those of all replicas, one
-    after the other; see `mesh.to_global`. `shared` is the same for all.
+    States, keys and results are stacked; see `stack`. The batches of all replicas are concatenated;
+    see `mesh.to_global`. All replicas get the same `shared`, and they do not communicate.
     """
     if mesh.shape["replica"] == 1:
         return step
@@ -35,13 +35,13 @@ def side_by_side(step: Callable, mesh: Mesh) -> Callable:
         mesh=mesh,
         in_specs=(P("replica"), P("replica"), P("replica"), P()),
         out_specs=P("replica"),
-        axis_names={"replica"},  # within a replica, XLA propagates shardings as ever
+        axis_names={"replica"},  # within a replica, XLA propagates shardings as usual
         check_vma=False,
     )
 
 
 def stack(states: Sequence[Any], shardings: Any, mesh: Mesh) -> Any:
-    """Moves the state of each replica, in these shardings over all devices, to its own devices."""
+    """Stacks the states of all replicas, and moves each state to the devices of its replica."""
     if mesh.shape["replica"] == 1:
         return states[0]
 
@@ -52,7 +52,7 @@ def stack(states: Sequence[Any], shardings: Any, mesh: Mesh) -> Any:
 
 
 def unstacker(shardings: Any, mesh: Mesh) -> Callable[[Any, int], Any]:
-    """Returns the inverse of `stack`, (states, k) -> the state of replica k, compiled once."""
+    """Returns the inverse of `stack`, compiled once: (states, k) -> the state of replica k."""
     if mesh.shape["replica"] == 1:
         return lambda states, k: states
     take = jax.jit(lambda states, k: jax.tree.map(lambda x: x[k], states), out_shardings=shardings)
@@ -60,7 +60,7 @@ def unstacker(shardings: Any, mesh: Mesh) -> Callable[[Any, int], Any]:
 
 
 def stacked_shardings(shardings: Any, mesh: Mesh) -> Any:
-    """Returns where `stack` puts arrays that have these shardings over all devices."""
+    """Converts shardings over all devices to the shardings of the arrays that `stack` returns."""
     if mesh.shape["replica"] == 1:
         return shardings
     return jax.tree.map(
@@ -71,7 +71,7 @@ def stacked_shardings(shardings: Any, mesh: Mesh) -> Any:
 def stacked_shapes(shapes: Any, mesh: Mesh) -> Any:
     """Returns the shapes and shardings of the arrays that `stack` returns.
 
-    shapes: those of one replica, with their shardings over all devices.
+    shapes: The shapes of the arrays of one replica, with their shardings over all devices.
     """
     num_replicas = mesh.shape["replica"]
     if num_replicas == 1:
@@ -85,9 +85,9 @@ def stacked_shapes(shapes: Any, mesh: Mesh) -> Any:
 
 
 def batch_shapes(shapes: Any, mesh: Mesh) -> Any:
-    """Returns the shapes of the batches of all replicas, one after the other.
+    """Returns the shapes of the concatenated batches of all replicas.
 
-    shapes: those of the batch of one replica.
+    shapes: The shapes of the batch of one replica.
     """
 
     def joined(x):

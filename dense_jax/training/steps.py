@@ -1,9 +1,9 @@
-"""The training state, and the step that changes it: pure functions, compiled by `jit` at the call site.
+"""The training state and the training step, as pure functions that the caller compiles.
 
 A training batch holds `image` [b, H, W, c], `label` uint8 [b, H, W], `size` int32 [b, 2] (the valid
 part of the canvas), `index` uint32 [b] (the example's number in the run), and the source's other
-per-pixel fields [b, H, W]. Model, optimizer, loss and augmentation are arguments. A model may return
-the logits of the middle of its images alone; then the training labels are those of the middle.
+per-pixel fields [b, H, W]. Model, optimizer, loss and augmentation are arguments. If a model
+returns logits for only the central part of its images, the training labels cover this part.
 """
 
 import functools
@@ -25,10 +25,10 @@ Variables = Mapping[str, Any]
 
 @struct.dataclass
 class TrainState:
-    """Everything that a checkpoint must hold. Arrays only.
+    """Everything that a checkpoint must hold, as arrays only.
 
-    step: int32, optimizer steps done.
-    ema: moving averages of params and batch_stats, or None.
+    step: The number of optimizer steps done, int32.
+    ema: The moving averages of params and batch_stats, or None.
     """
 
     step: Any
@@ -38,7 +38,7 @@ class TrainState:
     ema: Any
 
     def variables(self) -> Variables:
-        """Returns the variables that the model is evaluated with."""
+        """Returns the variables for evaluation: the moving averages, or else the current values."""
         return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 
@@ -54,8 +54,8 @@ def init_state(
 
     Call it under `jit` with `out_shardings`, so that the state is created on its final devices.
 
-    encoder: variables of the encoder, instead of random ones.
-    init: returns the model's random variables.
+    encoder: The variables that replace the encoder's random ones, or None.
+    init: Returns randomly initialized variables for the model.
     """
     variables = dict(init(key))
     for collection, values in (encoder or {}).items():
@@ -84,15 +84,15 @@ def train_step(
     ema_decay: float = 0.0,
     num_microbatches: int = 1,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """Does one optimizer step; returns the new state and the step's metrics.
+    """Performs one optimizer step and returns the new state and the step's metrics.
 
-    key: the run's; the same in every step.
-    resident: a training set in device memory, returned by `device_cache.load`; then the batch holds
-      `row` [b] in place of the examples.
+    key: The random key of the run, the same in every step.
+    resident: A training set in device memory, returned by `device_cache.load`. If given, the batch
+      holds `row` [b] instead of the examples.
     augment: (key, example) -> {"image", "label", ...}, for one example.
-    loss_fn: (logits, label, **fields) -> loss, with what augment returns beside image and label.
-    num_microbatches: parts of the batch that are taken one after the other (gradient accumulation);
-      only one part's activations are in memory.
+    loss_fn: (logits, label, **fields) -> loss. The fields are the other arrays from `augment`.
+    num_microbatches: The number of parts of the batch (gradient accumulation). They are processed
+      one after the other, so only one part's activations are in memory.
     """
     batch = device_cache.gather(resident, batch)
     gradient = functools.partial(
@@ -105,16 +105,16 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if ema is not None:
-        # The average starts from the first steps, not from the random initial values.
+        # A lower decay in the first steps makes the average forget the random initial values.
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
         new = {"params": params, "batch_stats": batch_stats}
-        # Written this way, values that do not change stay bitwise the same.
+        # In this form, values that do not change stay bitwise equal.
         ema = jax.tree.map(lambda old, x: old + (1 - decay) * (x - old), ema, new)
     state = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
     return state, {
         "train/loss": loss,
         "train/grad_norm": optax.tree.norm(grads),
-        "train/param_norm": optax.tree.norm(params),  # not finite: the update was not
+        "train/param_norm": optax.tree.norm(params),  # not finite if the update is not
     }
 
 
@@ -130,14 +130,14 @@ def _gradient(
     augment: Callable[..., dict[str, Array]],
     normalize: Callable[[Array], Array],
 ) -> tuple[tuple[Array, Any], Any]:
-    """Returns ((loss, new batch_stats), gradient) of a microbatch, number `number` of the run."""
-    # The key belongs to the example, not to its place in the batch: the pixels do not depend on how
-    # many devices, hosts or microbatches share the batch.
+    """Returns ((loss, new batch_stats), gradient) for microbatch `number` of the run."""
+    # Each key depends on the example, not on its place in the batch. The pixels therefore do not
+    # depend on how many devices, hosts or microbatches share the batch.
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch["index"])
     targets = jax.vmap(augment)(keys, batch)
     image, label = targets.pop("image"), targets.pop("label")
-    # No example has the index 2**32 - 1, so this key is not shared with any augmentation. Dropout
-    # masks depend on the place in the microbatch, so they do not change with the number of devices.
+    # No example has the index 2**32 - 1, so no augmentation uses this key. Dropout masks depend on
+    # the place in the microbatch, so they do not change with the number of devices.
     dropout = jax.random.fold_in(key, 2**32 - 1)
 
     def loss_of(params):
@@ -161,12 +161,13 @@ def _accumulated(
     batch: Batch,
     step: Array,
 ) -> tuple[tuple[Array, Any], Any]:
-    """Returns what `gradient` returns, of a batch that is taken in microbatches.
+    """Returns the result of `gradient` for a batch that is processed in microbatches.
 
-    Loss and gradient are the mean of the microbatches' own, each with its own normalization. They
-    are the whole batch's only where the loss is a mean over pixels, or over images, and every
-    microbatch has the same weight of valid ones. Overlaps (Dice, Jaccard, Lovász) per batch are per
-    microbatch. Batch norm sees one microbatch, and its running averages take each in turn.
+    Loss and gradient are means over the microbatches, which are normalized separately. They equal
+    the loss and gradient of the whole batch only if the loss is a mean over pixels or images, and
+    every microbatch has the same weight of valid ones. Overlaps per batch (Dice, Jaccard, Lovász)
+    become overlaps per microbatch. Batch norm sees one microbatch at a time and updates its running
+    averages after each.
     """
 
     def add(carry, numbered):
@@ -174,9 +175,9 @@ def _accumulated(
         (loss, batch_stats), grads = gradient(params, batch_stats, *numbered)
         return (batch_stats, jax.tree.map(jnp.add, total, grads)), loss
 
-    # Number m takes the places m, m + num_microbatches, ... of the batch. Each device has as many of
-    # them as any other, so no example moves. On several hosts, a microbatch holds other examples
-    # than on one.
+    # Microbatch m holds the examples m, m + num_microbatches, ... of the batch. Every device has
+    # the same number of them, so no example moves. With several hosts, a microbatch holds other
+    # examples than with one host.
     size = len(batch["index"]) // num_microbatches
     microbatches = optax.microbatching.reshape_batch_axis(batch, size)
     numbers = step * num_microbatches + jnp.arange(num_microbatches)

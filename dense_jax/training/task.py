@@ -1,6 +1,6 @@
-"""What a config trains, and on what: the data, the network's steps, and where they run.
+"""A training task built from a config: its data, its steps, and the devices they run on.
 
-Opening a task finds everything that cannot be trained, before anything is written or compiled.
+Opening a task detects everything that prevents training, before anything is written or compiled.
 """
 
 import functools
@@ -27,7 +27,7 @@ from dense_jax.workdir import files
 from dense_jax.workdir.record import RunFolder
 
 _LOG = logging.getLogger("dense_jax")
-# The fields that may differ between processes: where a disk is, and what changes no number.
+# The fields that may differ between processes: a local path, and what does not affect results.
 PER_PROCESS = ("data.root", "data.workers", "data.verify")
 
 
@@ -39,7 +39,7 @@ class Training(NamedTuple):
     schedule: optax.Schedule
 
     def shapes(self) -> steps.TrainState:
-        """Returns the training state as jax.ShapeDtypeStructs."""
+        """Returns the shapes of the training state, as jax.ShapeDtypeStructs."""
         return jax.eval_shape(self.init_state, jax.random.key(0))
 
 
@@ -50,10 +50,10 @@ def bind(
     class_weights: Sequence[float] | None = None,
     fields: Sequence[data.Field] = (),
 ) -> Training:
-    """Makes a config's optimizer, loss and augmentation, and binds the training steps to them.
+    """Builds a config's optimizer, loss and augmentation, and returns training steps that use them.
 
-    class_weights: the numbers that loss_options.class_weights stands for.
-    fields: the per-pixel targets of the examples, arguments of the loss.
+    class_weights: The numbers for which loss_options.class_weights stands, one per class.
+    fields: The per-pixel targets of the examples, which are arguments of the loss.
     """
     schedule = optim.make_schedule(
         config.optimizer.schedule,
@@ -103,13 +103,13 @@ def bind(
 
 
 class Placed(NamedTuple):
-    """The compiled step of all seeds, and where its arguments are.
+    """The jitted step of all seeds, and the placement of its arguments.
 
-    mesh: all devices, a replica per seed. A state is trained on the devices of its replica, and
-      saved, restored and evaluated over all devices.
-    shardings: those of one seed's state over all devices, a TrainState.
-    train_step: (states, batch, keys, resident) -> (states, metrics); the states are donated.
-    arguments: the shapes of states, batch and keys, with their shardings.
+    mesh: All devices, with one replica per seed. A state is trained on the devices of its replica,
+      but saved, restored and evaluated over all devices.
+    shardings: The shardings of one seed's state over all devices, as a TrainState.
+    train_step: (states, batch, keys, resident) -> (states, metrics). The input states are donated.
+    arguments: The shapes of states, batch and keys, with their shardings.
     """
 
     mesh: Mesh
@@ -121,9 +121,9 @@ class Placed(NamedTuple):
 def place(
     config: ConfigDict, training: Training, batch_shapes: Mapping[str, jax.ShapeDtypeStruct]
 ) -> Placed:
-    """Places a config's training on all devices.
+    """Places the training of a config on all devices.
 
-    batch_shapes: those of the batch of one seed.
+    batch_shapes: The shapes of the batch of one seed.
     """
     all_devices, devices = mesh.make_mesh(), mesh.make_mesh(config.num_seeds)
     whole = mesh.replicated(all_devices)
@@ -147,7 +147,7 @@ def place(
 
 
 def target_fields(config: ConfigDict) -> tuple[data.Field, ...]:
-    """Returns the per-pixel targets that a config's loss needs beside the labels."""
+    """Returns the per-pixel targets that a config's loss needs besides the labels."""
     return (targets.BORDER,) if config.border.weight > 0 else ()
 
 
@@ -157,7 +157,7 @@ def batch_shapes(
     num_channels: int,
     fields: Sequence[data.Field] = (),
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of the arrays of a global training batch of one seed."""
+    """Returns the shapes of the arrays in the global training batch of one seed."""
     b = config.batch_size
     return {
         "image": jax.ShapeDtypeStruct((b, *canvas, num_channels), "uint8"),
@@ -171,10 +171,11 @@ def batch_shapes(
 class Task(NamedTuple):
     """An opened task.
 
-    source: the training split, with the per-pixel targets of the config. eval_source: the other.
-    dataset: the content of dataset.json.
-    canvas: height and width, in pixels, that all training images are put on.
-    encoder: the encoder's published weights; None without any, or where all runs were begun.
+    source: The training split, with the per-pixel targets of the config.
+    eval_source: The evaluation split.
+    dataset: The content of dataset.json.
+    canvas: The height and width, in pixels, to which every training image is padded or cropped.
+    encoder: The encoder's published weights. None if the config has none, or if a run was begun.
     """
 
     source: data.Examples
@@ -189,10 +190,10 @@ class Task(NamedTuple):
 
 
 def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
-    """Opens the data and binds the steps of a config.
+    """Opens the data that a config names and builds its training and evaluation steps.
 
-    Raises ValueError, on all processes, for data or a config that cannot be trained, for folders
-    that were begun with other data, and for processes that differ.
+    Raises ValueError, on all processes, if the data or the config cannot be used for training, if a
+    folder was begun with other data, or if the processes differ.
     """
     mesh.check_shares(config.num_seeds, config.batch_size, config.num_microbatches)
     source, eval_source = (
@@ -216,7 +217,7 @@ def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
     canvas = config.data.canvas_size or tuple(source.sizes.max(axis=0).tolist())
     shapes = batch_shapes(config, canvas, source.num_channels, fields)
     placed = place(config, training, shapes)
-    # Traced with the shardings of the arrays to come, so that it is not traced again.
+    # Tracing with the final shardings saves a second trace later.
     placed.train_step.eval_shape(*placed.arguments, {})
     begun = any(folder.is_begun for folder in folders)
     encoder = None if begun else published_weights(config, training)
@@ -249,7 +250,7 @@ def published_weights(config: ConfigDict, training: Training) -> Any:
 
 
 def describe(source: Any, eval_source: Any) -> dict[str, Any]:
-    """Returns the content of dataset.json: all that is needed to use the model without the data."""
+    """Returns the content of dataset.json: everything needed to use the model without the data."""
     return {
         "class_names": source.class_names,
         "num_channels": source.num_channels,
@@ -264,7 +265,7 @@ def describe(source: Any, eval_source: Any) -> dict[str, Any]:
 
 
 def facts(config: ConfigDict, folders: Sequence[RunFolder]) -> dict[str, Any]:
-    """Returns the facts that all processes must share before they open the data."""
+    """Returns the facts in which all processes must agree before they open the data."""
     package = sorted(pathlib.Path(__file__).parents[1].rglob("*.py"))
     fields = files.flatten(config.to_dict())
     return storage.to_json(

@@ -1,8 +1,8 @@
-"""Saving and restoring the training state, with orbax.
+"""Saves and restores the training state with Orbax.
 
-A checkpoint holds arrays only: the position in the data is a function of the step. It has two items:
-`default`, the state, and `about`, a digest of each array and the state's scores. The digests are
-ours because neither orbax nor tensorstore notices a flipped bit.
+A checkpoint holds only arrays, because the position in the data is a function of the step. It has
+two items: `default` is the state, and `about` holds a digest of each array and the state's scores.
+We add the digests because neither Orbax nor TensorStore detects a flipped bit.
 """
 
 import concurrent.futures
@@ -24,23 +24,22 @@ _LOG = logging.getLogger("dense_jax")
 
 
 class Checkpoints:
-    """The checkpoints in one directory, DIRECTORY/STEP. The oldest go when there are too many.
+    """The checkpoints in one directory, DIRECTORY/STEP, of which the newest `max_to_keep` are kept.
 
-    Saving copies the state to the host at once and writes it in the background. A checkpoint
-    appears under its final name only when it is complete. The next call of save, wait or close
-    raises an error of the background as OSError: a full disk, or a first checkpoint that cannot be
-    read.
+    Saving copies the state to the host immediately and writes it in the background. A checkpoint
+    gets its final name only when it is complete. If the background fails (a full disk, or a first
+    checkpoint that cannot be read), the next call of save, wait or close raises OSError.
     """
 
     def __init__(self, directory: epath.PathLike, max_to_keep: int | None = None):
         self.directory = epath.Path(directory).resolve()
         self._max_to_keep = max_to_keep
-        # The step that was saved first; 0 once its checkpoint was read.
+        # The first step that was saved, or 0 once its checkpoint has been read back.
         self._first: int | None = None
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
-        # `latest` and `best` are saved concurrently, so each needs barriers of its own.
+        # `latest` and `best` are saved concurrently, so each needs its own barriers.
         prefix = "-".join(self.directory.parts[-3:])
         options = ocp.CheckpointManagerOptions(
             max_to_keep=self._max_to_keep,
@@ -58,7 +57,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, scores: Mapping[str, float] = {}) -> None:
-        """Saves the state after `step` optimizer steps, unless it is saved already."""
+        """Saves the state after `step` optimizer steps, unless this step is already saved."""
         if step not in self.steps:
             self.wait()
             about = {"digests": digests(state), "scores": dict(scores)}
@@ -71,7 +70,7 @@ class Checkpoints:
             self._first = step if self._first is None else self._first
 
     def wait(self) -> None:
-        """Returns when everything is on disk."""
+        """Waits until everything is on disk."""
         with self._writing():
             self._manager.wait_until_finished()
         if self._first:
@@ -89,18 +88,18 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # orbax and tensorstore raise all sorts
-            saved = sorted(self._manager.all_steps(read=True))  # those on the disk
+            saved = sorted(self._manager.all_steps(read=True))  # read from the disk
             raise OSError(
                 f"cannot save to {self.directory}: {error}; is the disk full? The "
                 f"checkpoints of steps {saved} are whole: the same command resumes"
             ) from error
 
     def restore(self, step: int, like: Any) -> Any:
-        """Returns the state at a step, or a part of it.
+        """Returns the state at a step, or a part of the state.
 
-        like: jax.ShapeDtypeStructs with shardings: a TrainState, or a dict of some of its fields.
+        like: A TrainState of jax.ShapeDtypeStructs with shardings, or a dict of some of its fields.
 
-        Raises ValueError if the checkpoint cannot be read as that, or is not what was saved.
+        Raises ValueError if the checkpoint does not match `like` or is corrupted.
         """
         restore_args = ocp.checkpoint_utils.construct_restore_args(like)
         item = ocp.args.PyTreeRestore(like, restore_args=restore_args, partial_restore=True)
@@ -114,7 +113,7 @@ class Checkpoints:
         return restored["default"]
 
     def scores(self, step: int) -> dict[str, float]:
-        """Returns the scores saved with a state. Raises ValueError if they cannot be read."""
+        """Returns the scores saved with a state. Raises ValueError if the scores cannot be read."""
         return self._read(step)["about"]["scores"]
 
     def _read(self, step: int, **items: Any) -> Mapping[str, Any]:
@@ -133,8 +132,8 @@ class Checkpoints:
     def restore_latest(self, like: Any) -> Any | None:
         """Returns the newest state that can be read, or None if there is no checkpoint.
 
-        A checkpoint that cannot be read is moved to DIRECTORY.unreadable/STEP, with a warning. Raises
-        ValueError if none can be read: a run never starts over by itself.
+        A checkpoint that cannot be read is moved to DIRECTORY.unreadable/STEP, with a warning.
+        Raises ValueError if none can be read, because a run must not silently start over.
         """
         steps = self.steps
         for step in reversed(steps):
@@ -151,7 +150,7 @@ class Checkpoints:
         return None
 
     def set_aside(self, step: int) -> None:
-        """Moves one checkpoint to DIRECTORY.unreadable/STEP, or /STEP.1 and so on."""
+        """Moves a checkpoint to DIRECTORY.unreadable/STEP, or STEP.1 and so on if that exists."""
         if jax.process_index() == 0:
             aside = self.directory.parent / f"{self.directory.name}.unreadable"
             aside.mkdir(exist_ok=True)
@@ -166,7 +165,7 @@ class Checkpoints:
         self._manager.delete(step)
 
     def close(self) -> None:
-        """Waits and releases the directory."""
+        """Waits until everything is on disk, then releases the directory."""
         self.wait()
         with self._writing():
             self._manager.close()
@@ -177,10 +176,11 @@ def _checksum(about: Mapping[str, Any]) -> int:
 
 
 def digests(state: Any) -> dict[str, int]:
-    """Returns a number for each array, by its path. Any flipped bit changes it.
+    """Returns a digest of each array, by the array's path. Any flipped bit changes the digest.
 
-    It is a sum modulo 2**32: the array's values, read as unsigned integers, are multiplied by the odd
-    numbers 1, 3, 5, ... It does not depend on how the array is split over devices and hosts.
+    The digest is the sum modulo 2**32 of the array's values, read as unsigned integers and
+    multiplied by the odd numbers 1, 3, 5, ... It does not depend on the split over devices and
+    hosts.
     """
 
     paths, arrays = zip(*jax.tree_util.tree_leaves_with_path(state), strict=True)
@@ -189,7 +189,7 @@ def digests(state: Any) -> dict[str, int]:
     def digest(array: jax.Array) -> int:
         odd, total = numbers[: array.size].reshape(array.shape), 0
         for shard in array.addressable_shards:
-            if shard.replica_id == 0:  # of several copies, one counts
+            if shard.replica_id == 0:  # counts one of several copies
                 bits = np.ravel(shard.data).view(f"u{array.dtype.itemsize}")
                 bits = bits.astype(np.uint32, copy=False)
                 total += np.dot(bits, np.ravel(odd[shard.index])).item()

@@ -1,15 +1,15 @@
-"""The small files of a run: its config, its data, its environment and its results.
+"""The small files of a run: its config, dataset, environment and results.
 
 config.json       the whole config, as nested objects
-dataset.json      class names, palette and number of channels: enough to predict without the data;
-                  fingerprints, which tell whether the data are the same
+dataset.json      class names, palette and number of channels, enough to predict without the data;
+                  fingerprints, which detect changed data
 environment.json  versions, git commit and devices of the run's latest start
 metrics.jsonl     one object per line: the step, and values by their path
-cost.json         FLOPs, memory and speed, written when the run is finished
-result.json       final and best scores, written when the run is finished
+cost.json         FLOPs, memory and speed, written when the run finishes
+result.json       final and best scores, written when the run finishes
 
-The workdir also holds checkpoints, TensorBoard's records and pictures. The process that trains in it
-holds the lock of checkpoints/lock. Only `environment` uses jax.
+The workdir also holds checkpoints, TensorBoard event files and pictures. The process that trains in
+a workdir locks its file checkpoints/lock. Only `environment` uses jax.
 """
 
 import importlib.metadata
@@ -29,21 +29,21 @@ from ml_collections import ConfigDict
 
 from dense_jax import storage
 
-# Fields that may change between two starts of a run, because they do not change its numbers.
+# Fields that may change between two starts of a run, because they do not affect its results.
 OPERATIONAL = (
     *("checkpoint_every", "log_every", "eval.batch_size", "eval.num_pictures"),
     *("data.workers", "data.cache", "data.verify", "num_seeds"),
 )
 
 _LOG = logging.getLogger("dense_jax")
-_LOCKS: dict[epath.Path, int] = {}  # open files, by the workdirs that this process trains in
+_LOCKS: dict[epath.Path, int] = {}  # descriptors of the open lock files, by workdir
 
 
 def check_path(directory: epath.PathLike) -> epath.Path:
     """Returns the absolute path of a folder to train in.
 
-    Raises ValueError for a path at which checkpoints would be lost: orbax reads it as a pattern of
-    file names, and tensorstore reads a backslash as a slash.
+    Raises ValueError if checkpoints would be lost at this path. Orbax interprets the path as a
+    pattern of file names, and TensorStore reads a backslash as a slash.
     """
     path = epath.Path(directory).resolve()
     if match := re.search(r"\[[^/]+\]|\*\*|\\", str(path)):
@@ -55,14 +55,14 @@ def check_path(directory: epath.PathLike) -> epath.Path:
 
 
 def absolute(root: str) -> str:
-    """Returns a folder's absolute path; "" and the address of a bucket stay as they are."""
+    """Returns a folder's absolute path. An empty path or the URL of a bucket stays unchanged."""
     return os.path.abspath(os.path.expanduser(root)) if root and "://" not in root else root
 
 
 def lock(path: epath.Path) -> None:
     """Keeps other processes from training in a workdir, until `unlock` or the end of this process.
 
-    Raises ValueError if another process trains there.
+    Raises ValueError if another process is already training in the workdir.
     """
     if path in _LOCKS:
         return
@@ -81,13 +81,13 @@ def lock(path: epath.Path) -> None:
 
 
 def unlock(path: epath.Path) -> None:
-    """Lets other processes train in a workdir."""
+    """Releases the lock on a workdir."""
     if path in _LOCKS:
         os.close(_LOCKS.pop(path))
 
 
 def read_json(path: epath.PathLike) -> dict[str, Any]:
-    """Reads a JSON file of a workdir. Raises ValueError, which says what to do, if it is damaged."""
+    """Reads a JSON file of a workdir. If it is damaged, raises ValueError, saying what to do."""
     path = epath.Path(path)
     try:
         return _parse(path.read_bytes())
@@ -107,7 +107,7 @@ def _parse(text: bytes) -> dict[str, Any]:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns {dotted.path: value} of nested fields. Flax has the same, but needs jax."""
+    """Returns {dotted.path: value} for nested fields. Flax has an equivalent, but needs jax."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -118,9 +118,9 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differing_fields(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns the fields that tell configs {dotted.path: value} apart.
+    """Returns the fields in which the configs {dotted.path: value} differ.
 
-    If every config has a `label`, the fields that its label tells are left out.
+    If every config has a `label`, a field is left out if all configs with equal labels agree on it.
     """
 
     def differ(path: str, some: Sequence[Mapping[str, Any]]) -> bool:
@@ -139,7 +139,7 @@ def differing_fields(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def compare(workdir: epath.PathLike, config: ConfigDict) -> None:
-    """Raises ValueError, listing the fields that differ, if the workdir belongs to another config."""
+    """Raises ValueError, listing the differing fields, if the workdir belongs to another config."""
     path = epath.Path(workdir) / "config.json"
     if not path.exists():
         return
@@ -147,7 +147,7 @@ def compare(workdir: epath.PathLike, config: ConfigDict) -> None:
     different = [
         f"  {field}: {old.get(field)!r} there, {new.get(field)!r} now"
         for field in sorted(old.keys() | new.keys())
-        # The same data may lie elsewhere: compare_dataset decides about data.root.
+        # The data may have moved, so compare_dataset checks data.root.
         if old.get(field) != new.get(field) and field not in (*OPERATIONAL, "data.root")
     ]
     if different:
@@ -158,9 +158,9 @@ def compare(workdir: epath.PathLike, config: ConfigDict) -> None:
 
 
 def compare_dataset(workdir: epath.PathLike, dataset: Mapping[str, Any], root: str) -> None:
-    """Raises ValueError if the run was started on other data. The data may have moved.
+    """Raises ValueError if the run was started with other data. The folder of the data may change.
 
-    dataset: the content of dataset.json. root: config.data.root.
+    dataset: The content of dataset.json. root: The value of config.data.root.
     """
     path = epath.Path(workdir) / "dataset.json"
     if not path.exists():
@@ -183,15 +183,15 @@ def compare_dataset(workdir: epath.PathLike, dataset: Mapping[str, Any], root: s
 
 
 def runs(directory: epath.PathLike) -> list[epath.Path]:
-    """Returns the workdirs that one command trained in: the folder, or those of its seeds."""
+    """Returns the workdirs that one command trained in: the folder itself, or one per seed."""
     path = epath.Path(directory)
-    children = path.iterdir() if path.is_dir() else ()  # not glob: [...] in the path is no pattern
+    children = path.iterdir() if path.is_dir() else ()  # not glob, to which [...] is a pattern
     seeds = [child for child in children if child.name.startswith("seed=")]
     return sorted(seeds, key=lambda seed: (len(seed.name), seed.name)) or [path]
 
 
 def read(workdir: epath.PathLike, name: str) -> Any:
-    """Returns the content of a JSON file. Raises ValueError if this is not one run's workdir."""
+    """Returns the content of a JSON file. Raises ValueError if this is not a run's workdir."""
     path = epath.Path(workdir) / name
     if not path.exists():
         if (seeds := runs(workdir)) != [path.parent]:
@@ -204,9 +204,9 @@ def read(workdir: epath.PathLike, name: str) -> Any:
 
 
 def read_records(path: epath.PathLike) -> list[dict[str, Any]]:
-    """Returns the lines of a metrics.jsonl. Damaged lines are left out, with a warning.
+    """Returns the records of a metrics.jsonl. Skips damaged lines with a warning.
 
-    The last line is left out without one if a kill cut it off.
+    A last line that a kill truncated is skipped without a warning.
     """
     path, records = epath.Path(path), []
     text = path.read_bytes() if path.exists() else b""
@@ -223,8 +223,8 @@ def read_records(path: epath.PathLike) -> list[dict[str, Any]]:
 
 
 def environment() -> dict[str, Any]:
-    """Returns versions, git commit (with "+" where files were changed) and devices."""
-    import jax  # here, because `sweep` and `report` start without it
+    """Returns versions, devices and git commit, with "+" if tracked files have been changed."""
+    import jax  # imported here, because `sweep` and `report` run without it
 
     def git(*args: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *args]

@@ -1,6 +1,6 @@
-"""The log of a run: metrics.jsonl, TensorBoard, pictures/ and the terminal.
+"""Logs a run to metrics.jsonl, TensorBoard, pictures/ and the terminal.
 
-Only process 0 writes. Metric names are paths, the same everywhere: `eval/iou/CLASS`.
+Only process 0 writes. Metric names are paths such as `eval/iou/CLASS`, the same in all outputs.
 """
 
 import functools
@@ -26,10 +26,10 @@ _LOG = logging.getLogger("dense_jax")
 class Logger:
     """The open log of one run.
 
-    A run that resumes after `first_step` repeats the later steps, so their records are deleted. So is
-    the evaluation at `first_step`, which may be recorded in part.
+    A run that resumes after `first_step` repeats the later steps, so their records are deleted. The
+    evaluation at `first_step` is also deleted, because it may be incomplete.
 
-    title: a name shown on the terminal, where several runs share it.
+    title: The name of the run on a terminal that several runs share, or "" for a single run.
     """
 
     def __init__(self, workdir: epath.Path, *, first_step: int, num_steps: int, title: str = ""):
@@ -61,14 +61,15 @@ class Logger:
 
     @functools.cached_property
     def _tensorboard(self):
-        # Imported with the first record, while the device works: it imports torch, if there is one.
+        # Imported at the first record, while the device is busy, because torch, if installed, comes
+        # too.
         import tensorboardX
 
         purge_step = self._first_step + 1 if self._first_step else None
         return tensorboardX.SummaryWriter(str(self._events), purge_step=purge_step)
 
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Logs values by their path. NaN, a score that does not exist, becomes null."""
+        """Logs values by their path. NaN (an undefined score) becomes null."""
         if not self._active:
             return
         self._file.write(json.dumps(storage.to_json({"step": step, **scalars})) + "\n")
@@ -81,12 +82,12 @@ class Logger:
             _LOG.info("%sstep %d: %s", self._title and f"{self._title}, ", step, ", ".join(shown))
 
     def sync(self) -> None:
-        """Returns when the values logged so far are on the disk."""
+        """Waits until the values logged so far are on disk."""
         if self._active:
             storage.sync(self._file)
 
     def picture(self, step: int, picture: np.ndarray) -> None:
-        """Writes pictures/STEP.png and the same picture to TensorBoard."""
+        """Writes a picture to pictures/STEP.png and to TensorBoard."""
         if not self._active:
             return
         self._pictures.mkdir(exist_ok=True)
@@ -97,14 +98,14 @@ class Logger:
         )
 
     def progress(self, step: int, **shown: float) -> None:
-        """Moves the progress bar on a terminal. A value stays until it is replaced."""
+        """Advances the progress bar on a terminal. A value stays visible until it is replaced."""
         if self._active and self._interactive:
             self._shown |= {name: f"{value:.4f}" for name, value in shown.items()}
             self._bar.set_postfix(self._shown, refresh=False)
             self._bar.update(step - self._bar.n)
 
     def close(self) -> None:
-        """Flushes everything."""
+        """Flushes and closes all outputs."""
         if self._active:
             self._file.close()
             self._tensorboard.close()

@@ -1,4 +1,4 @@
-"""What one run writes to its workdir: checkpoints, metrics and scores."""
+"""Writes the checkpoints, metrics and scores of a run to its workdir."""
 
 import contextlib
 import json
@@ -18,11 +18,11 @@ from dense_jax.workdir.checkpoint import Checkpoints
 from dense_jax.workdir.logger import Logger
 
 _LOG = logging.getLogger("dense_jax")
-LATEST_TO_KEEP = 2  # one to fall back to
+LATEST_TO_KEEP = 2  # the older one is a fallback
 
 
 class RunFolder(NamedTuple):
-    """The workdir of one run, before it is opened. `title` names the run beside others."""
+    """The workdir of one run, before it is opened. `title` names the run if there are several."""
 
     path: epath.Path
     config: ConfigDict
@@ -30,12 +30,12 @@ class RunFolder(NamedTuple):
 
     @property
     def is_begun(self) -> bool:
-        """Whether a run was started here."""
+        """Whether a run was started in this folder."""
         return (self.path / "config.json").exists()
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """The content of result.json, if the run is finished."""
+        """The content of result.json, or None if the run is not finished."""
         path = self.path / "result.json"
         return files.read_json(path) if path.exists() else None
 
@@ -46,7 +46,7 @@ class RunFolder(NamedTuple):
             kind: sorted(step.name for step in (self.path / "checkpoints" / kind).glob("*"))
             for kind in ("latest", "best")
         }
-        # From a listing: a network file system may remember for long that a file was missing.
+        # Lists the folder, because a network file system may long remember that a file was missing.
         listed = {path.name for path in self.path.glob("*")}
         return names | {"files": sorted(listed & {"config.json", "result.json"})}
 
@@ -54,16 +54,16 @@ class RunFolder(NamedTuple):
 class RunRecord:
     """The opened workdir of a run, locked against other processes until `close`.
 
-    latest: the checkpoints to go on from. best: the checkpoint of the best evaluation.
+    latest: The checkpoints to resume from. best: The checkpoint of the best evaluation.
     """
 
     def __init__(self, folder: RunFolder, dataset: Mapping[str, Any]):
-        """Writes what the run is, and opens its checkpoints.
+        """Writes config.json, dataset.json and environment.json, and opens the checkpoints.
 
-        dataset: the content of dataset.json.
+        dataset: The content of dataset.json.
 
-        Raises ValueError if another process trains in the workdir, or a file is where a folder must
-        be.
+        Raises ValueError if another process trains in the workdir, or if a file has the name of a
+        required folder.
         """
         self.path, self.config, self.title = folder
         for name in ("", "checkpoints", "pictures", "tensorboard"):
@@ -81,10 +81,10 @@ class RunRecord:
         self._first = 0
         self._log: Logger | None = None
         self._last_scores: Mapping[str, Any] = {}  # the step and scores of the last evaluation
-        self._best_scores: Mapping[str, Any] | None = None  # those of `best`
+        self._best_scores: Mapping[str, Any] | None = None  # the step and scores of `best`
 
     def rewind(self, step: int) -> None:
-        """Deletes the checkpoints and records of later steps, which will be repeated."""
+        """Deletes the checkpoints and records after `step`, because later steps are repeated."""
         for checkpoints in (self.latest, self.best):
             for saved in checkpoints.steps:
                 if saved > step:
@@ -102,14 +102,14 @@ class RunRecord:
 
     @property
     def log(self) -> Logger:
-        """The log, which `rewind` opens."""
+        """The log of the run, which `rewind` opens."""
         assert self._log is not None
         return self._log
 
     def record(self, step: int, values: Mapping[str, float], names: Iterable[str]) -> None:
         """Logs a step's metrics. Raises FloatingPointError, with the examples, if one is not finite.
 
-        names: of the step's examples on this host.
+        names: The names of the step's examples on this host.
         """
         if not all(map(math.isfinite, values.values())):
             raise FloatingPointError(
@@ -129,14 +129,14 @@ class RunRecord:
         self.log.progress(step, loss=values["train/loss"])
 
     def save(self, step: int, state: Any) -> None:
-        """Saves the state to go on from."""
+        """Saves a state to resume from."""
         self.log.sync()  # a state on disk must not be ahead of its records
         self.latest.save(step, state)
 
     def score(
         self, step: int, state: Any, scores: Mapping[str, float], picture: np.ndarray | None
     ) -> None:
-        """Logs an evaluation, and saves the state if none before was as good."""
+        """Logs an evaluation, and saves the state if its score is the best so far."""
         self._last_scores = {"step": step, **scores}
         self.log.scalars(step, scores)
         self.log.progress(step, mean_iou=scores["eval/mean_iou"])
@@ -148,9 +148,9 @@ class RunRecord:
             self._best_scores = self._last_scores
 
     def finish(self, num_parameters: int, cost: Mapping[str, Any]) -> None:
-        """Writes cost.json and then result.json, with the final scores and the best ones.
+        """Writes cost.json, then result.json with the final and the best scores.
 
-        A start that had nothing left to train keeps the cost that an earlier one measured.
+        If this start had no steps left to do, the cost measured by an earlier start is kept.
         """
         result = {
             "status": "finished",
@@ -160,14 +160,14 @@ class RunRecord:
             "best": self._best_scores,
         }
         if jax.process_index() == 0:
-            if cost["peak_bytes"] or not (self.path / "cost.json").exists():  # measured now
+            if cost["peak_bytes"] or not (self.path / "cost.json").exists():  # measured this time
                 storage.write_json(self.path / "cost.json", cost)
             storage.write_json(self.path / "result.json", result)
         print(f"finished {self.path}: {summary(storage.to_json(result))}")
 
     def close(self) -> None:
-        """Flushes everything, and lets other processes train in the workdir."""
-        with contextlib.ExitStack() as stack:  # closes each of them, whatever the others raise
+        """Flushes everything, and releases the lock on the workdir."""
+        with contextlib.ExitStack() as stack:  # closes each part, even if another raises
             stack.callback(files.unlock, self.path)
             for part in (self.latest, self.best, self._log):
                 if part is not None:
@@ -175,7 +175,7 @@ class RunRecord:
 
 
 def summary(result: Mapping[str, Any]) -> str:
-    """Returns the scores of a result.json in one line."""
+    """Returns the final and the best mean IoU of a result.json, as one line."""
     return json.dumps(
         {
             name: {"step": result[name]["step"], "mean_iou": result[name]["eval/mean_iou"]}
@@ -185,5 +185,5 @@ def summary(result: Mapping[str, Any]) -> str:
 
 
 def _rank(scores: Mapping[str, Any]) -> float:
-    """Returns the score that selects the best checkpoint: mean IoU, or 0 without any valid pixel."""
+    """Returns the score that selects the best checkpoint: mean IoU, or 0 if no pixel is valid."""
     return float(np.nan_to_num(scores["eval/mean_iou"]))
