@@ -1,7 +1,7 @@
-"""Computes class weights against class imbalance, as named in `loss_options.class_weights`.
+"""Computes class weights against class imbalance, selected by `loss_options.class_weights`.
 
 METHODS compute weights from the labels of the training split. PUBLISHED holds weights from papers,
-each valid only for the paper's dataset.
+each for one dataset only.
 """
 
 import contextlib
@@ -19,11 +19,10 @@ Weights = Float64[np.ndarray, " c"]
 
 
 def median_frequency(counts: Counts) -> Weights:
-    """Returns median(f) / f for each class, called median frequency balancing.
+    """Returns median(f) / f for the frequency f of each class (median frequency balancing).
 
-    The frequency f is the class's share of the valid pixels in the images that contain the class
-    (Eigen and Fergus 2015, arXiv 1411.4734; used by SegNet). The median is over the classes that
-    occur. A class that does not occur gets 0.
+    f is the class's share of the valid pixels in the images that contain the class (Eigen and
+    Fergus 2015, arXiv 1411.4734; SegNet). The median is over classes that occur. Others get 0.
     """
     shown_in = counts.sum(axis=1) @ (counts > 0)  # [c], valid pixels in the images with the class
     return _relative(counts.sum(axis=0), shown_in, np.median)
@@ -32,8 +31,8 @@ def median_frequency(counts: Counts) -> Weights:
 def inverse_frequency(counts: Counts) -> Weights:
     """Returns n / (k n_c) for each class, which gives all classes the same total weight.
 
-    n is the number of valid pixels, n_c the number of pixels of the class, and k the number of
-    classes that occur. A class that does not occur gets 0.
+    n, n_c and k are the numbers of valid pixels, of pixels of the class, and of classes that occur.
+    A class that does not occur gets 0.
     """
     num_valid = np.full(counts.shape[1], counts.sum())
     return _relative(counts.sum(axis=0), num_valid, lambda f: 1 / f.size)

@@ -16,10 +16,10 @@ from dense_jax.data.source import Examples
 class Cached(Examples):
     """A source decoded once into memory that worker processes share. Labels are uint8.
 
-    The memory is an anonymous file (memfd). A pickled copy of the source opens the file through the
-    /proc entry of the process that created the file. A memfd has no size limit and is freed when the
-    last process that uses it ends for any reason. In contrast, many containers limit /dev/shm to
-    64 MB. A temporary file needs disk space and is left behind if the process is killed.
+    The memory is an anonymous file (memfd). A pickled copy of the source opens the file through
+    /proc. A memfd has no size limit and is freed when the last process that uses it ends for any
+    reason. In contrast, many containers limit /dev/shm to 64 MB, and a temporary file needs disk
+    space and is left behind if the process is killed.
 
     Raises ValueError if there is not enough memory or if any example is bad.
     """

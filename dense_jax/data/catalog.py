@@ -1,4 +1,4 @@
-"""Describes public datasets in the form in which they are downloaded. Each is an entry of CATALOG.
+"""Describes public datasets as downloaded. Each dataset is an entry of CATALOG.
 
 An entry says what the raw label values mean and where the files are, relative to the root. The
 colors are the official colors of each dataset. Splits without public labels are omitted.
@@ -105,8 +105,7 @@ CATALOG = {
         ),
     ),
     # ISBI 2012 EM challenge (Cardona et al. 2010). The labels of the test volume are not public, so
-    # the last 6 of the 30 training sections are held out. Neighboring sections look similar, so the
-    # 6 sections are consecutive.
+    # the last 6 of the 30 training sections are held out, as a block because neighbors look alike.
     "isbi2012": FilesDataset(
         classes=Classes(names=("membrane", "interior"), values=(0, 255)),
         layouts=(

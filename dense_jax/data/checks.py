@@ -8,9 +8,9 @@ from PIL import Image
 
 # Two images look the same if their `difference_hash` values differ in at most this many of 64 bits.
 # On CamVid and ISBI 2012, a copy that is saved as JPEG or scaled to a half or a quarter differs in
-# at most 5 bits. So do 19 of 20 copies that are brightened by a third or cropped by 2 %. The 146,111
-# pairs of CamVid images in different splits differ in at least 6 bits, and consecutive video frames
-# differ in at least 7 bits.
+# at most 5 bits. So do 19 of 20 copies that are brightened by a third or cropped by 2 %. The
+# 146,111 pairs of CamVid images in different splits differ in at least 6 bits, consecutive video
+# frames in at least 7 bits.
 NEAR_BITS = 5
 
 # The share of pixel triples above which `looks_interpolated` returns True. CamVid's 701 labels have

@@ -1,8 +1,7 @@
 """Decodes image and label files into arrays. Every error is a ValueError that names the file.
 
-The functions share some arguments. `file` is an open binary file, `where` is the name of the file
-in messages, and `page` is the index of an image in a stack. If `page` is None, the file must hold a
-single image.
+In all functions, `file` is an open binary file, `where` is the file's name in messages, and `page`
+is the index of an image in a stack. If `page` is None, the file must hold a single image.
 """
 
 import contextlib
@@ -34,7 +33,7 @@ Image.MAX_IMAGE_PIXELS = None  # MAX_BYTES replaces Pillow's limit
 
 
 class _Opened(NamedTuple):
-    """An image whose header has been read but whose pixels have not been decoded."""
+    """An image of which only the header has been read."""
 
     stored: tuple[int, int, int]  # height, width and channels in the file
     itemsize: int  # bytes per value
@@ -60,7 +59,7 @@ class _Opened(NamedTuple):
 def image_header(
     file: BinaryFile, where: str, page: int | None = None, max_pixels: float = math.inf
 ) -> tuple[int, int, int]:
-    """Returns an image's height, width (both in pixels) and number of channels from the header."""
+    """Returns the height, width and number of channels of an image. Reads only the header."""
     with reading(where):
         h, w, c = _open(file, page).shape
     if h * w > max_pixels:
@@ -145,7 +144,7 @@ def reading(where: str) -> Iterator[None]:
         raise ValueError(
             f"{where}: not a readable image (none of {', '.join(_FORMATS)} and NumPy)"
         ) from error
-    except Exception as error:  # corrupt files raise nearly any exception
+    except Exception as error:  # corrupt files can cause any exception
         raise ValueError(f"{where}: not a readable image ({error})") from error
 
 
@@ -199,7 +198,7 @@ def _open_tiff(file: BinaryFile) -> "tifffile.TiffFile":
 
 
 def _image_pages(tiff: "tifffile.TiffFile") -> list[int]:
-    """Returns the indices of pages that are neither masks nor thumbnails, or all if none are."""
+    """Returns the indices of all pages except masks and thumbnails, or of all if none remain."""
     pages = [page.aspage() for page in tiff.pages]
     images = [k for k, page in enumerate(pages) if not (page.is_reduced or page.is_mask)]
     return images or list(range(len(pages)))
@@ -272,7 +271,7 @@ def _open_pillow(file: BinaryFile, page: int | None) -> ImageFile.ImageFile:
 def _to_bytes(
     pixels: Shaped[np.ndarray, "h w c"], where: str, value_range: Range | None
 ) -> UInt8[np.ndarray, "h w c"]:
-    """Maps `value_range` linearly to 0..255. Raises ValueError if that is not possible."""
+    """Maps `value_range` linearly to 0..255. Raises ValueError for NaN or infinite values."""
     low, high = pixels.min(), pixels.max()
     if not np.isfinite([low, high]).all():
         raise ValueError(
@@ -308,8 +307,7 @@ def read_label(
 ) -> Int32[np.ndarray, "h w"]:
     """Decodes a label file and maps its raw values to classes with a `label_table`.
 
-    The file holds gray values or palette indices, or is a MATLAB file from the Semantic Boundaries
-    Dataset.
+    Supports gray values, palette indices, and MATLAB files from the Semantic Boundaries Dataset.
     """
     hint = ""
     with reading(where):
@@ -335,7 +333,7 @@ def read_label(
 
 
 def _hint_of_bits(image: ImageFile.ImageFile) -> str:
-    """Returns a hint on how Pillow scales gray values of fewer than 8 bits, or "" for 8 bits."""
+    """Returns a hint on how Pillow scales gray values of fewer than 8 bits, else ""."""
     if image.mode == "1":
         return ". This file has 1 bit per pixel: black is 0 and white is 1"
     for bits, step in ((2, 85), (4, 17)):

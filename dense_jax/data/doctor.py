@@ -148,7 +148,7 @@ def _compare(
 
 
 def _compare_classes(reports: dict[str, Report]) -> None:
-    """Adds an error for each class that only other splits contain, and if train has no classes."""
+    """Adds an error for each class that only train lacks, and one if train has no labeled pixel."""
     train = reports["train"]
     for name in train.get("missing_classes", []):
         splits = [split for split, report in reports.items() if report.get("pixels", {}).get(name)]
@@ -201,10 +201,9 @@ def _table(split: str, report: Report) -> list[str]:
 
 
 def draw(name: str, root: str, splits: Iterable[str], path: str) -> None:
-    """Writes a picture with one row of examples per split, overlaid with their labels.
+    """Writes a picture with one row of evenly spaced examples per split, overlaid with labels.
 
-    The examples are evenly spaced in the split. Unreadable examples are omitted because `examine`
-    reports them.
+    Unreadable examples are omitted because `examine` reports them.
     """
     rows, colors = [], {}
     for split in splits:

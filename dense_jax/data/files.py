@@ -35,12 +35,12 @@ class Classes:
     palette: tuple[tuple[int, ...], ...] | None = None  # the RGB color of each class
 
     def colors(self) -> UInt8[np.ndarray, "c 3"] | None:
-        """Returns the palette as an array."""
+        """Returns the palette as an array, or None without a palette."""
         return None if self.palette is None else np.array(self.palette, np.uint8)
 
 
 class Item(NamedTuple):
-    """The image file and the label file of one example."""
+    """The files of one example."""
 
     name: str
     image: pathlib.Path
@@ -50,10 +50,10 @@ class Item(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """A layout with one file per image and label, given as path patterns with SPLIT and NAME.
+    """A layout with one file per image or label, given as path patterns with SPLIT and NAME.
 
-    The paths are relative to the root. An image and its label have the same NAME. NAME.* matches an
-    image of any format, and * as a folder matches any folder.
+    An image and its label have the same NAME. NAME.* matches an image of any format, and * as a
+    folder matches any folder. Paths are relative to the root.
     """
 
     images: str
@@ -70,7 +70,7 @@ class Layout:
         return tuple(split for split, name in self.folders.items() if (parent / name).is_dir())
 
     def items(self, root: pathlib.Path, split: str) -> list[Item]:
-        """Returns the examples of a split by name. Raises ValueError if files are missing."""
+        """Returns a split's examples sorted by name. Raises ValueError if files are missing."""
         images = self.files(root, self.images, split)
         labels = self.files(root, self.labels, split)
         image_path, label_path = (self.path(root, p, split) for p in (self.images, self.labels))
@@ -102,7 +102,7 @@ class Layout:
         return {name: files[name] for name in names}
 
     def path(self, root: pathlib.Path, pattern: str, split: str) -> pathlib.Path:
-        """Returns the path below the root that `pattern` describes, with SPLIT filled in."""
+        """Returns the path for `pattern` below the root, with SPLIT filled in."""
         return root / pattern.replace("SPLIT", self.folders.get(split, split))
 
 
@@ -128,7 +128,7 @@ class Stacks:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FilesDataset:
-    """A public dataset in the form in which it is downloaded. Calling the object opens a split."""
+    """A public dataset as downloaded. Calling the object opens a split."""
 
     classes: Classes
     layouts: tuple[Layout | Stacks, ...]  # a split is read from the first layout that has it
@@ -214,11 +214,8 @@ class Files(Source):
 def fingerprint(about: str, files: Mapping[str, pathlib.Path]) -> str:
     """Returns a hex digest of `about` and of the name, size and last 4096 bytes of each file.
 
-    A copy on another machine has the same fingerprint because locations and times are not included.
-    A PNG file ends with a checksum of its pixels. In an uncompressed file, changes before the last
-    4096 bytes go unnoticed.
-
-    files: The path of each file by the name that enters the digest.
+    Folders and times are excluded, so a copy on another machine has the same fingerprint. A PNG
+    file ends with a checksum of its pixels. In an uncompressed file, earlier changes go unnoticed.
     """
     digest = hashlib.sha256(about.encode())
     for name, path in files.items():
@@ -238,7 +235,7 @@ def header(path: pathlib.Path, page: int | None = None) -> tuple[int, int, int]:
 def read_json(path: pathlib.Path, hint: str, **options: Any) -> Any:
     """Reads a JSON file. Raises ValueError if the file is missing or invalid.
 
-    hint: The advice in the message if the file is missing. options: See `json.loads`.
+    hint: The advice on how to get a missing file. options: See `json.loads`.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; {hint}")
@@ -278,7 +275,7 @@ def is_hidden(name: str) -> bool:
 
 
 def not_read(folder: pathlib.Path, endings: Sequence[str] = IMAGE_ENDINGS) -> str:
-    """Returns the end of an error message that lists the files in a folder that are not read."""
+    """Returns the end of a message with the unread files in a folder, or "" if there are none."""
     others = [
         entry.name + "/" * entry.is_dir()
         for entry in (_entries(folder) if folder.is_dir() else [])

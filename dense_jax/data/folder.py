@@ -5,24 +5,24 @@
     ROOT/labels/SPLIT/NAME.png                                raw values or palette indices
     ROOT/instances/SPLIT/NAME.png                             optional: object numbers, 0 = none
 
-or, with one file per split that lists its NAMEs, one per line,
+or, with the NAMEs of each split listed in a file, one per line,
 
     ROOT/splits/SPLIT.txt
     ROOT/images/NAME.*, ROOT/labels/NAME.png, ROOT/instances/NAME.png
 
-`dataset.json` names the classes. The other keys are optional. By default, the raw values are 0, 1,
-2, ... in labels and 0..255 in images:
+`dataset.json` names the classes. Its other keys are optional if the raw values are 0, 1, 2, ... in
+labels and 0..255 in images. For example:
 
     {"classes": ["background", "cell"],            2 to 255
      "values": [0, 255],                           values[i] is the raw value of class i
      "ignored_values": [128],                      raw values of ignored pixels
      "palette": [[0, 0, 0], [255, 128, 0]],        RGB color of each class in pictures
-     "range": [0, 4095]}                           maps to 0 and 255 in non-8-bit images
+     "range": [0, 4095]}                           values that map to 0 and 255 in non-8-bit images
 
-Any other raw value is an error, even 255, because only declared values are ignored. Images may
-differ in size and format but not in the number of channels. A mix of gray and RGB becomes RGB. A
-.npy array is [h, w] or [h, w, c]. If a split has instance files (8 or 16 bits), every image must
-have one.
+Any other raw label value is an error, even 255, because only declared values are ignored. Images
+may differ in size and format but not in the number of channels. A mix of gray and RGB becomes RGB.
+A .npy array is [h, w] or [h, w, c]. Instance files have 8 or 16 bits. If a split has any, every
+image must have one.
 """
 
 import collections
@@ -41,7 +41,7 @@ from dense_jax.data.files import Classes, Item, Layout, Root
 
 
 class Folder(files.Files):
-    """One split of a folder dataset, sorted by NAME. See the module docstring for the layout."""
+    """One split of a folder dataset, sorted by NAME. See the module docstring."""
 
     def __init__(self, root: Root, split: str):
         root = pathlib.Path(root)
@@ -99,7 +99,7 @@ class Folder(files.Files):
 
     @property
     def not_read(self) -> str:
-        """The end of a message that lists the files beside the split's images that are not read."""
+        """The end of a message with the unread files beside the split's images, or ""."""
         return files.not_read(self._items[0].image.parent)
 
     def _paths(self, item: Item) -> Iterable[pathlib.Path]:
@@ -156,7 +156,7 @@ def _read_options(root: pathlib.Path) -> dict[str, Any]:
 
 
 def _mistakes(options: Any) -> Iterator[str]:
-    """Yields mistakes in dataset.json. Only the first is reliable if there are several."""
+    """Yields the mistakes in dataset.json. Each check assumes that earlier checks found none."""
     known = ("classes", "values", "ignored_values", "palette", "range")
     if not isinstance(options, dict) or "classes" not in options:
         yield 'expected an object with "classes"'
@@ -201,7 +201,7 @@ def _mistakes(options: Any) -> Iterator[str]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns a JSON object as a dict. Raises ValueError if a key is repeated, unlike json."""
+    """Returns a JSON object as a dict. Raises ValueError for a repeated key, which json accepts."""
     if repeated := _repeated(key for key, _ in pairs):
         raise ValueError(f"{repeated} more than once")
     return dict(pairs)

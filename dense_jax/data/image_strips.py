@@ -1,9 +1,8 @@
 """Reads images of any size from top to bottom, one strip of rows at a time.
 
-Small images are read whole by `decode.read_image`. Large images are read in strips, by NumPy or
-libvips, with the same pixel values. Images that libvips would decode differently (such as CMYK) are
-read whole by `decode` at any size. Interlaced PNG and progressive JPEG files cannot be decoded in
-strips, so libvips decodes them whole.
+`decode.read_image` reads small images whole. NumPy and libvips read large images in strips, with
+the same pixel values. Images that libvips would decode differently (such as CMYK) are read whole by
+`decode` at any size. Interlaced PNG and progressive JPEG files can only be decoded whole.
 """
 
 import pathlib
@@ -19,7 +18,7 @@ WHOLE = 2**25  # the largest image that is read at once, in pixels
 STRIP = 2**22  # the approximate size of a strip, in pixels
 
 _Rows = Callable[[int, int], Shaped[np.ndarray, "_ w c"]]  # (start, stop) -> rows[start:stop]
-# libvips' names for what it may read. All other images are read by `decode`.
+# The libvips loaders and formats that may be read. `decode` reads all other images.
 _LOADERS = ("jpeg", "png", "tiff")
 _INTERPRETATIONS = ("b-w", "srgb", "grey16", "rgb16", "multiband")
 _DTYPES = {
@@ -74,7 +73,7 @@ def _numpy_rows(path: pathlib.Path, shape: tuple[int, int, int]) -> _Rows | None
     with path.open("rb") as file:
         if file.read(4) != b"\x93NUM":
             return None
-    # The file is mapped again for every strip, so that rows already read are freed from memory.
+    # The file is mapped again for every strip, so that rows already read leave the memory.
     return lambda start, stop: np.array(np.load(path, mmap_mode="r").reshape(shape)[start:stop])
 
 

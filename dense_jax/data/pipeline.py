@@ -33,7 +33,7 @@ def train_batches(
     num_hosts: int = 1,
     workers: int = 0,
 ) -> grain.DatasetIterator[dict[str, np.ndarray]]:
-    """Yields training batches forever, starting after step `step`. Each epoch is shuffled anew.
+    """Yields training batches forever, starting after step `step`. Reshuffles for each epoch.
 
     batch_size: The size of the global batch. canvas: The height and width of all examples, in
     pixels. workers: The number of worker processes, or 0 to use threads in this process. Each batch
@@ -123,10 +123,9 @@ def fit(
 ) -> dict[str, Any]:
     """Crops and pads an example to a canvas of fixed (height, width) in pixels.
 
-    An axis longer than the canvas is cropped to a random window drawn from `rng`. A shorter axis is
-    padded at the bottom or right, in the image with 0, in the label with IGNORE_LABEL, and in each
-    field with the field's `fill`. The label becomes uint8. Adds `size`, the int32 height and width
-    of the example on the canvas, in pixels.
+    An axis longer than the canvas is cropped to a window drawn from `rng`. A shorter axis is padded
+    at the end: the image with 0, the label with IGNORE_LABEL, and each field with its `fill`. The
+    label becomes uint8. Adds `size`, the int32 height and width of the example on the canvas.
     """
     window, size = [], []
     for length, room in zip(example["label"].shape, canvas, strict=True):

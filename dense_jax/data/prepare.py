@@ -9,9 +9,9 @@ write some datasets, such as oxford_iiit_pet. For these, run the command in a se
 copy DIR. No other command needs TensorFlow.
 
 The second command copies any dataset to RECORDS. A TFDS dataset is downloaded first. Open the copy
-with `--config.data.name=records --config.data.root=RECORDS`. The examples in the copy are bitwise
-equal. With `--max_side`, larger examples are shrunk until the longer side has that many pixels. If
-the command is interrupted, run it again. It keeps the splits that are complete.
+with `--config.data.name=records --config.data.root=RECORDS`. The copied examples are bitwise equal
+to the originals. With `--max_side`, larger examples are shrunk until the longer side has that many
+pixels. If the command is interrupted, run it again. Complete splits are kept.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ _NUM_AT_ONCE = 64  # the number of examples in memory at a time
 
 
 def prepare(name: str, root: str) -> None:
-    """Downloads and prepares a TFDS dataset. Raises OSError without network or a needed package."""
+    """Downloads and prepares a TFDS dataset. Raises OSError if network or a package is missing."""
     import tensorflow_datasets as tfds
 
     dataset = TFDS_DATASETS[name]
@@ -56,9 +56,8 @@ def prepare(name: str, root: str) -> None:
 def copy(name: str, root: str, output: str, max_side: int | None = None) -> None:
     """Writes every split of a dataset to `output` as records. Keeps splits that already exist.
 
-    Raises ValueError if an example is bad or if `output` holds anything else.
-
-    max_side: The maximum length of the longer side, in pixels. Larger examples are shrunk.
+    max_side: The maximum length of the longer side, in pixels. Larger examples are shrunk. Raises
+      ValueError if an example is bad or if `output` holds anything else.
     """
     sources = {
         split: data.open_dataset(name, root, split) for split in data.DATASETS[name].splits(root)
@@ -99,7 +98,7 @@ def _description(
 
 
 def _claim(output: pathlib.Path, description: dict[str, Any]) -> None:
-    """Writes dataset.json to an empty folder. Raises ValueError if the folder holds other files."""
+    """Writes dataset.json unless it exists. Raises ValueError if `output` holds anything else."""
     output.mkdir(parents=True, exist_ok=True)
     path = output / "dataset.json"
     if path.exists():

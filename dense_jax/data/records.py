@@ -1,12 +1,12 @@
 """Reads and writes the records of a dataset that `dense_jax.data.prepare` has copied to ROOT.
 
-    ROOT/dataset.json            the description of the dataset and of the original
+    ROOT/dataset.json            the description and the origin of the dataset
     ROOT/SPLIT.array_record      the examples of a split, for random access
 
-A record is a msgpack map. `name` is a string, and `size` is the height and width in pixels.
-`image`, `label` and, if the split has instances, `instances` are PNG files. Labels hold class
-indices, and 255 is ignored. An image with neither 1 nor 3 channels is stored as a wide gray image
-in which the channels of each pixel are side by side.
+A record is a msgpack map of `name`, `size` (height and width in pixels), `image`, `label` and, if
+the split has instances, `instances`. The arrays are PNG files. Labels hold class indices, and 255
+is ignored. An image with neither 1 nor 3 channels is stored as a wide gray image in which the
+channels of each pixel are side by side.
 """
 
 import functools
@@ -52,12 +52,12 @@ def describe(root: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def path_of(root: str | os.PathLike[str], split: str) -> pathlib.Path:
-    """Returns the path of the file that holds the examples of a split."""
+    """Returns the path of the file with a split's examples."""
     return pathlib.Path(root) / f"{split}.array_record"
 
 
 class Records(Source):
-    """One split of a prepared dataset. See the module docstring for the files."""
+    """One split of a prepared dataset. See the module docstring."""
 
     def __init__(self, root: str | os.PathLike[str], split: str):
         description = describe(root)
@@ -69,7 +69,7 @@ class Records(Source):
             raise ValueError(f"{self._path}: no such file; run again what prepared {root}")
         try:
             self._records = array_record_data_source.ArrayRecordDataSource(str(self._path))
-        except Exception as error:  # corrupt files raise nearly any exception
+        except Exception as error:  # corrupt files can cause any exception
             raise ValueError(f"{self._path}: cannot be read ({error}); {self._way_out}") from error
         self.class_names = tuple(description["classes"])
         self.num_channels = description["num_channels"]
@@ -99,7 +99,7 @@ class Records(Source):
             raise IndexError(f"example {i} of {len(self)}")
         try:
             return msgpack.unpackb(self._records[i])
-        except Exception as error:  # corrupt files raise nearly any exception
+        except Exception as error:  # corrupt files can cause any exception
             raise ValueError(
                 f"{self._path}, record {i}: cannot be read ({error}); {self._way_out}"
             ) from error

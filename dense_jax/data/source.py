@@ -1,7 +1,7 @@
-"""Defines the interface of a source, which is one split of a dataset whose examples have indices.
+"""Defines the interface of a source: one split of a dataset, with examples read by index.
 
-A source is cheap to create and reads an example only on request. A source can be pickled because
-each worker process gets a copy.
+A source is cheap to create, reads an example only on request, and must be picklable because each
+worker process gets a copy.
 """
 
 import abc
@@ -15,7 +15,7 @@ from dense_jax.labels import Objects
 
 
 class Field(NamedTuple):
-    """The description of a per-pixel array [h, w] that examples hold beside image and label."""
+    """A description of a per-pixel array [h, w] in examples, beside image and label."""
 
     name: str
     dtype: str = "float32"
@@ -26,9 +26,8 @@ class Field(NamedTuple):
 class Examples(abc.ABC):
     """The part of a source's interface that is sufficient to make batches.
 
-    examples[i] is a dict of "image" (uint8 [h, w, num_channels]), "label" (int32 or uint8 [h, w]),
-    "name" (str) and one array [h, w] for each of `fields`. Each label is IGNORE_LABEL or in
-    [0, num_classes).
+    examples[i] is {"image": uint8 [h, w, num_channels], "label": int32/uint8 [h, w], "name": str}
+    plus an array [h, w] for each of `fields`. Labels are in [0, num_classes) or IGNORE_LABEL.
     """
 
     num_channels: int  # 1 (gray), 3 (RGB) or any other number

@@ -1,9 +1,9 @@
-"""Generates synthetic scenes of textured shapes on a textured background, in memory.
+"""Generates scenes of textured shapes on a textured background, in memory.
 
-The scenes are designed to reveal differences between methods. Threads are 2 to 3 pixels wide and
-boundaries are crisp, so a network needs skip connections. Specks cover less than 1 % of the pixels,
-so the choice of loss matters. Brightness varies over the image and between objects, so the value of
-a single pixel does not reveal its class.
+The scenes reveal differences between methods. Threads are 2 to 3 pixels wide and boundaries are
+crisp, so networks need skip connections. Specks cover less than 1 % of the pixels, so the choice of
+loss matters. Brightness varies over the image and between objects, so the value of a single pixel
+does not reveal its class.
 """
 
 import math
@@ -17,7 +17,7 @@ from dense_jax.data.source import Source
 CLASSES = ("background", "disk", "square", "ring", "thread", "speck")
 NUM_EXAMPLES = {"train": 256, "val": 64, "test": 64}
 
-_UNIT_AREA = 96 * 96  # in pixels; the number of objects grows with image area / _UNIT_AREA
+_UNIT_AREA = 96 * 96  # in pixels; object counts are for this area and scale with the image area
 _TINTS = np.array(
     [[0, 0, 0], [10, -5, -5], [-5, 10, -5], [-5, -5, 10], [8, 8, -12], [12, -12, 12]], np.float32
 )

@@ -1,8 +1,7 @@
 """Adds per-pixel targets to examples. A target is an array [h, w] beside image and label.
 
-To add a target, write a function that computes the array from an example and wrap the source in
-`WithTarget(source, Field(name), function)`. No other change is needed because every stage, from the
-cache to augmentation, loops over `source.fields`.
+To add a target, wrap a source in `WithTarget(source, Field(name), function)`. Every stage that
+handles examples, from the cache to augmentation, loops over `source.fields`.
 """
 
 import functools
@@ -24,11 +23,11 @@ BORDER = Field("border")
 def border_weights(objects: Objects, weight: float, sigma: float) -> Float32[np.ndarray, "h w"]:
     """Returns an extra loss weight for background pixels between two close objects.
 
-    The weight is weight * exp(-(d1 + d2)^2 / (2 sigma^2)), where d1 and d2 are the distances from a
+    The result is weight * exp(-(d1 + d2)^2 / (2 sigma^2)), where d1 and d2 are the distances from a
     pixel to the nearest and the second-nearest object. Distances and sigma are in pixels. This is
     formula 2 in section 3 of Ronneberger et al. 2015, "U-Net", without the term w_c. Unlike in the
-    paper, the weight is 0 inside objects because the network has to learn the background between
-    objects. If d1 + d2 > 6 sigma, the weight is also 0 instead of less than 1.6e-8 * weight.
+    paper, the result is 0 inside objects because the network has to learn the background between
+    objects. If d1 + d2 > 6 sigma, the formula gives less than 1.6e-8 * weight, so the result is 0.
     """
     reach = 6 * sigma
     margin = math.ceil(reach)
@@ -40,8 +39,7 @@ def border_weights(objects: Objects, weight: float, sigma: float) -> Float32[np.
         around = tuple(slice(max(0, side.start - margin), side.stop + margin) for side in box)
         outside = (objects[around] != k).astype(np.uint8)
         distance = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-        # The last bits of OpenCV's distances depend on the address of the array. Squared distances
-        # are integers, so rounding them makes the result deterministic.
+        # The last bits of `distance` vary with memory addresses, but its squares are integers.
         distance = np.sqrt(np.rint(distance * distance))
         d1, d2 = nearest[around], second[around]
         np.minimum(d2, np.maximum(d1, distance), out=d2)
@@ -54,9 +52,8 @@ def border_weights(objects: Objects, weight: float, sigma: float) -> Float32[np.
 class WithTarget(Examples):
     """A source whose examples hold one more per-pixel array.
 
-    function(i, example) returns the array [h, w] for example i. The function must be defined at the
-    top level of a module, or be a `functools.partial` of such a function, so that it can be pickled
-    for worker processes.
+    function(i, example) returns the array [h, w] for example i. Worker processes need a picklable
+    function, such as a module-level function or a `functools.partial` of one.
     """
 
     def __init__(self, source: Examples, field: Field, function: Callable[..., np.ndarray]):
@@ -81,12 +78,10 @@ class WithTarget(Examples):
 def with_border_weights(
     source: Source, *, weight: float, sigma: float, classes: Sequence[str] | None
 ) -> WithTarget:
-    """Adds the field BORDER, which holds `border_weights`, to the examples of a source.
-
-    Raises ValueError if a class is unknown, or if `classes` is None and there are no instances.
+    """Adds the field BORDER, computed by `border_weights`, to the examples of a source.
 
     classes: The names of the classes whose connected components are the objects. If None, the
-      objects are the instances of the source.
+      objects are the source's instances. Raises ValueError if there are none or a name is unknown.
     """
     names = ", ".join(source.class_names)
     if not classes and not source.has_instances:

@@ -110,7 +110,7 @@ class TfdsSource(Source):
             raise IndexError(f"example {i} of {len(self)}")
         try:
             record = self._records[i]
-        except Exception as error:  # corrupt files raise nearly any exception
+        except Exception as error:  # corrupt files can cause any exception
             raise ValueError(f"{self._where}, record {i}: cannot be read ({error})") from error
         return record, record[self._dataset.name_key].decode()
 

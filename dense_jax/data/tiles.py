@@ -36,7 +36,7 @@ Window = tuple[slice, slice]  # rows and columns
 
 
 class Place(NamedTuple):
-    """The location of the core of a tile, in the image and in the tile."""
+    """The location of a tile's core, in the image and in the tile."""
 
     image: int  # the index of the tile's image
     in_image: Window
@@ -49,10 +49,10 @@ class Tiles:
     tiles[k] is {"image": uint8 [th, tw, c], "label": uint8 [th, tw], "index": k}. The label is
     IGNORE_LABEL outside the core.
 
-    source: The images to cut, with `sizes` (int [n, 2]), source[i]["image"] and source[i]["label"].
+    source: An object with `sizes`, int [n, 2], and source[i] with `image` and `label`.
     tile_size: The height and width of a tile, in pixels.
     margin: The width of the margin in pixels, for both axes or for each axis.
-    images: A mask, bool [n], of the images to cut into tiles. If None, all images are cut.
+    images: A mask, bool [n], of the images to cut. If None, all images are cut.
     """
 
     def __init__(
@@ -142,13 +142,12 @@ def tilings(
 ) -> list[Tiles]:
     """Cuts every image of a source into tiles, independently of the other images in the source.
 
-    Returns one `Tiles` for each combination of tile size and margin. There are at most four
-    combinations and usually one.
+    Returns one `Tiles` per combination of tile size and margin (usually one, at most four).
 
     source, tile_size, margin: See `Tiles`.
-    image_size: The largest height and width of the run's images, in pixels. If this size plus the
-      context on both sides fits into a tile along an axis, each image that is not larger gets a
-      single tile of that size along the axis, with only the context as margin.
+    image_size: The largest height and width of the run's images, in pixels. If an axis of length
+      image_size + 2 * context fits into a tile, each image up to image_size gets a single tile of
+      that length on this axis, with only the context as margin.
     context: The width of the context in pixels, which is the minimum margin.
     """
     longest = np.asarray(image_size) + 2 * context

@@ -16,10 +16,10 @@ T = TypeVar("T")
 
 
 def verify(source: Source) -> None:
-    """Raises a single ValueError that lists the bad examples in a source.
+    """Raises ValueError if any example of a source is bad or if all labels are ignored.
 
-    If there are none, the fingerprint of the source is stored in the user's cache folder, and later
-    calls return at once. Data that does not come from files is not verified.
+    Otherwise, the fingerprint of the source is stored in the user's cache folder, and later calls
+    return at once. Data that does not come from files is not verified.
     """
     if source.fingerprint is None:
         return

@@ -7,7 +7,7 @@ import threading
 
 
 def end_with_parent() -> None:
-    """Makes this process end when its parent process ends for any reason."""
+    """Makes this process end when its parent process ends, for any reason."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
