@@ -1,9 +1,9 @@
-"""Datasets as random-access sources, and batches made of them. Never uses jax.
+"""Opens datasets as random-access sources and makes batches from them. Never uses jax.
 
-`source.Source` is the contract. `DATASETS[name](root, split)` opens one split of a dataset, and
-`DATASETS[name].splits(root)` returns the names of its splits. To add a dataset of image and label
-files, add an entry to `catalog.CATALOG`. To add one of another kind, write a subclass of `Source`
-and add it to `DATASETS`.
+`source.Source` is the interface of a source. `DATASETS[name](root, split)` opens one split of a
+dataset, and `DATASETS[name].splits(root)` returns the names of the splits. To add a dataset of
+image and label files, add an entry to `catalog.CATALOG`. To add any other dataset, write a subclass
+of `Source` and add the subclass to `DATASETS`.
 """
 
 from dense_jax.data.catalog import CATALOG
@@ -26,7 +26,7 @@ DATASETS = {
 
 
 def open_dataset(name: str, root: str, split: str) -> Source:
-    """Opens one split of a dataset. `root` is the folder that holds its files."""
+    """Opens one split of a dataset. `root` is the folder that holds the dataset's files."""
     if name not in DATASETS:
         raise ValueError(f"unknown dataset {name!r}; valid are {', '.join(DATASETS)}")
     return DATASETS[name](root, split)

@@ -1,7 +1,7 @@
-"""Class weights against imbalance, by name: `loss_options.class_weights`.
+"""Computes class weights against class imbalance, selected by `loss_options.class_weights`.
 
-The weights of METHODS are computed from the labels of the training split. Those of PUBLISHED are a
-paper's, for its dataset alone.
+METHODS compute weights from the labels of the training split. PUBLISHED holds weights from papers,
+each for one dataset only.
 """
 
 import contextlib
@@ -14,24 +14,25 @@ from dense_jax import storage
 from dense_jax.data import verify
 from dense_jax.data.source import Source
 
-Counts = Int64[np.ndarray, "n c"]  # pixels of each class in each image
+Counts = Int64[np.ndarray, "n c"]  # number of pixels of each class in each image
 Weights = Float64[np.ndarray, " c"]
 
 
 def median_frequency(counts: Counts) -> Weights:
-    """median(f) / f, where f is a class's share of the valid pixels of the images that show it.
+    """Returns median(f) / f for the frequency f of each class (median frequency balancing).
 
-    Eigen and Fergus 2015 (arXiv 1411.4734), as in SegNet. The median is over the classes that have
-    pixels; a class without a pixel gets 0.
+    f is the class's share of the valid pixels in the images that contain the class (Eigen and
+    Fergus 2015, arXiv 1411.4734; SegNet). The median is over classes that occur. Others get 0.
     """
-    shown_in = counts.sum(axis=1) @ (counts > 0)  # [c], pixels
+    shown_in = counts.sum(axis=1) @ (counts > 0)  # [c], valid pixels in the images with the class
     return _relative(counts.sum(axis=0), shown_in, np.median)
 
 
 def inverse_frequency(counts: Counts) -> Weights:
-    """n / (k n_c), for n valid pixels, n_c of them of the class, and k classes that have pixels.
+    """Returns n / (k n_c) for each class, which gives all classes the same total weight.
 
-    Every class then has the same weight in the sum over all pixels; one without a pixel gets 0.
+    n, n_c and k are the numbers of valid pixels, of pixels of the class, and of classes that occur.
+    A class that does not occur gets 0.
     """
     num_valid = np.full(counts.shape[1], counts.sum())
     return _relative(counts.sum(axis=0), num_valid, lambda f: 1 / f.size)
@@ -42,8 +43,8 @@ METHODS: dict[str, Callable[[Counts], Weights]] = {
     "inverse_frequency": inverse_frequency,
 }
 PUBLISHED: dict[str, tuple[float, ...]] = {
-    # SegNet's weights for the 11 classes of CamVid (from its tutorial's prototxt). They are median
-    # frequencies, except that sign symbols have 9.6, and 3.8 in the labels as released.
+    # SegNet's weights for the 11 classes of CamVid, from the prototxt of the SegNet tutorial. They
+    # are median-frequency weights except for sign_symbol: 9.6 here, 3.8 from the released labels.
     "segnet_camvid": (
         *(0.2595, 0.1826, 4.5640, 0.1417, 0.9051, 0.3826),
         *(9.6446, 1.8418, 0.6823, 6.2478, 7.3614),
@@ -52,9 +53,9 @@ PUBLISHED: dict[str, tuple[float, ...]] = {
 
 
 def class_weights(name: str, source: Source) -> tuple[float, ...]:
-    """Returns one weight per class of a source, by a name in METHODS or PUBLISHED.
+    """Returns one weight for each class of a source. `name` is a key of METHODS or PUBLISHED.
 
-    Raises ValueError if published weights are for another number of classes.
+    Raises ValueError if published weights are for a different number of classes.
     """
     if name in METHODS:
         return tuple(METHODS[name](class_counts(source)).tolist())
@@ -68,9 +69,9 @@ def class_weights(name: str, source: Source) -> tuple[float, ...]:
 
 
 def class_counts(source: Source) -> Counts:
-    """Counts the pixels of each class in each image. Raises ValueError, listing bad examples.
+    """Counts the pixels of each class in each image. Raises ValueError if any example is bad.
 
-    The counts of data that comes from files are kept in the user's cache folder.
+    If the data comes from files, the counts are stored in the user's cache folder.
     """
     if source.fingerprint is None:
         return _count(source)
@@ -78,7 +79,7 @@ def class_counts(source: Source) -> Counts:
     with contextlib.suppress(OSError, ValueError):
         return np.load(cache)
     counts = _count(source)
-    with contextlib.suppress(OSError), storage.atomic(cache) as file:  # a cache is optional
+    with contextlib.suppress(OSError), storage.atomic(cache) as file:  # caching is optional
         np.save(file, counts)
     return counts
 
@@ -94,9 +95,9 @@ def _count(source: Source) -> Counts:
 def _relative(
     pixels: np.ndarray, total: np.ndarray, reference: Callable[[np.ndarray], float]
 ) -> Weights:
-    """Returns reference(f) / f for f = pixels / total where there are pixels, and 0 elsewhere.
+    """Returns reference(f) / f with f = pixels / total, or 0 for classes without pixels.
 
-    Raises ValueError if there are no pixels at all.
+    Raises ValueError if no class has pixels.
     """
     seen = pixels > 0
     if not seen.any():

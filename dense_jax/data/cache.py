@@ -1,4 +1,4 @@
-"""Decoded examples in this host's memory."""
+"""Keeps decoded examples in the memory of this host."""
 
 import os
 import pathlib
@@ -14,14 +14,14 @@ from dense_jax.data.source import Examples
 
 
 class Cached(Examples):
-    """A source that is decoded once, into memory that worker processes share; labels are uint8.
+    """A source decoded once into memory that worker processes share. Labels are uint8.
 
-    The memory is a file without a name (memfd), which a pickled copy opens through /proc of the
-    process that made it. Shared memory under /dev/shm has a limit, 64 MB in many containers, and a
-    temporary file needs as much disk and is left behind when the process is killed. This one has no
-    limit of its own and is freed with the last process that uses it, however that ends.
+    The memory is an anonymous file (memfd). A pickled copy of the source opens the file through
+    /proc. A memfd has no size limit and is freed when the last process that uses it ends for any
+    reason. In contrast, many containers limit /dev/shm to 64 MB, and a temporary file needs disk
+    space and is left behind if the process is killed.
 
-    Raises ValueError if there is not enough memory, or with a list of the examples that are bad.
+    Raises ValueError if there is not enough memory or if any example is bad.
     """
 
     def __init__(self, source: Examples):
@@ -60,7 +60,7 @@ class Cached(Examples):
         return len(self._entries)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """Returns an example. Its arrays are views of the memory, read-only."""
+        """Returns an example. The arrays are read-only views of the shared memory."""
         return {
             name: np.ndarray(buffer=self._memory, **entry) if isinstance(entry, dict) else entry
             for name, entry in self._entries[i].items()
@@ -68,7 +68,7 @@ class Cached(Examples):
 
 
 def _append(value: Any, file) -> Any:
-    """Writes an array and returns its place. Any other value is small, and is returned itself."""
+    """Writes an array and returns its location. Returns any other value, which is small, as is."""
     if not isinstance(value, np.ndarray):
         return value
     place = {"shape": value.shape, "dtype": value.dtype, "offset": file.tell()}
@@ -77,13 +77,13 @@ def _append(value: Any, file) -> Any:
 
 
 def free_memory() -> float:
-    """Returns the bytes of this host's memory that are free or can be freed."""
+    """Returns the number of bytes of memory on this host that are free or can be freed."""
     lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
     return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
 
 
 def check_memory(needed: int, free: float, what: str) -> None:
-    """Raises ValueError if more bytes are needed than are free."""
+    """Raises ValueError if `needed` bytes are more than `free` bytes."""
     if needed > free:
         raise ValueError(
             f"data.cache needs {needed / 1e9:.2f} GB of memory for {what}, but only "

@@ -1,19 +1,19 @@
-"""Public datasets as they are downloaded: each is one entry of CATALOG.
+"""Describes public datasets as downloaded. Each dataset is an entry of CATALOG.
 
-An entry says what the raw label values mean and where the files lie below the root. The colors are
-the datasets' own. Splits whose labels are not public are left out.
+An entry says what the raw label values mean and where the files are, relative to the root. The
+colors are the official colors of each dataset. Splits without public labels are omitted.
 """
 
 from dense_jax.data.files import Classes, FilesDataset, Layout, Stacks
 
 
 def _colors(text: str) -> tuple[tuple[int, ...], ...]:
-    """Parses colors that are written as rrggbb."""
+    """Parses colors written as rrggbb and separated by spaces."""
     return tuple(tuple(bytes.fromhex(color)) for color in text.split())
 
 
 def _voc_color(i: int) -> tuple[int, ...]:
-    """Returns the color of class i: its lowest three bits are the highest of red, green and blue etc."""
+    """Returns the VOC color of class i, in which bit 3k + c of i is bit 7 - k of channel c."""
     return tuple(
         sum((i >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)) for channel in range(3)
     )
@@ -57,8 +57,8 @@ _ADE_COLORS = """
 """
 
 CATALOG = {
-    # Brostow et al. 2009, in the version with 360 x 480 pixels and 11 classes of the tutorial by
-    # SegNet's authors. The colors are from that tutorial, too.
+    # CamVid (Brostow et al. 2009) in the version from the tutorial by SegNet's authors, which has
+    # 360 x 480 pixels and 11 classes. The colors are also from the tutorial.
     "camvid": FilesDataset(
         classes=Classes(
             names=(
@@ -80,7 +80,7 @@ CATALOG = {
             _LAYOUT_OF_FOLDER,
         ),
     ),
-    # Cordts et al. 2016, the fine annotations: 19 of its 34 label ids are classes.
+    # The fine annotations of Cityscapes (Cordts et al. 2016). Of the 34 label ids, 19 are classes.
     "cityscapes": FilesDataset(
         classes=Classes(
             names=(
@@ -89,7 +89,7 @@ CATALOG = {
                 *("truck", "bus", "train", "motorcycle", "bicycle"),
             ),
             values=(7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33),
-            # 255 is -1, the license plate, in 8 bits; the files as released do not draw it.
+            # 255 is label id -1 (license plate) in 8 bits. The released files do not contain it.
             ignored_values=(*range(7), 9, 10, 14, 15, 16, 18, 29, 30, 255),
             palette=_colors(
                 "804080 f423e8 464646 66669c be9999 999999 faaa1e dcdc00 6b8e23 98fb98"
@@ -104,8 +104,8 @@ CATALOG = {
             ),
         ),
     ),
-    # ISBI 2012 EM challenge, Cardona et al. 2010. The labels of its test volume are not public, so
-    # the last 6 of the 30 sections are held out: in one piece, because neighbors look alike.
+    # ISBI 2012 EM challenge (Cardona et al. 2010). The labels of the test volume are not public, so
+    # the last 6 of the 30 training sections are held out, as a block because neighbors look alike.
     "isbi2012": FilesDataset(
         classes=Classes(names=("membrane", "interior"), values=(0, 255)),
         layouts=(
@@ -118,12 +118,12 @@ CATALOG = {
         ),
         num_channels=1,
     ),
-    # Pinggera et al. 2016: the free road and the obstacles on it.
+    # Lost and Found (Pinggera et al. 2016), with the classes free road and obstacle on the road.
     "lost_and_found": FilesDataset(
         classes=Classes(
             names=("free", "obstacle"),
             values=(1, (*range(2, 31), 32, 35, *range(40, 44))),
-            # The background, and flat things that are no hazard: a pole, posts, timber, a wheel cap.
+            # The background and flat, harmless objects: a pole, posts, timber, a wheel cap.
             ignored_values=(0, 31, 33, 34, 36, 37, 38, 39),
             palette=_colors("804080 00008e"),
         ),
@@ -135,9 +135,9 @@ CATALOG = {
             ),
         ),
     ),
-    # Everingham et al., and the Semantic Boundaries Dataset of Hariharan et al. 2011, which has labels
-    # for more of its images. Every list of names is a split, also one that is added, such as FCN's
-    # seg11valid.txt.
+    # PASCAL VOC (Everingham et al.) and the Semantic Boundaries Dataset (Hariharan et al. 2011),
+    # which labels more of the VOC images. Every list of names is a split. Users may add lists, such
+    # as FCN's seg11valid.txt.
     "pascal_voc": FilesDataset(
         classes=Classes(
             names=(

@@ -1,4 +1,4 @@
-"""Signs of mistakes that are often made with datasets, in one image or one label."""
+"""Checks a single image or label for signs of common mistakes in datasets."""
 
 import hashlib
 
@@ -6,28 +6,30 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 from PIL import Image
 
-# Images that differ in no more bits of `difference_hash` look the same. Measured on CamVid and ISBI
-# 2012: a copy that is saved as JPEG or scaled to a half or a quarter differs in at most 5 of 64 bits,
-# and so do 19 of 20 copies that are brightened by a third or cropped by 2 %. The 146,111 pairs of
-# CamVid images in different splits differ in at least 6 bits, consecutive frames of a video in 7.
+# Two images look the same if their `difference_hash` values differ in at most this many of 64 bits.
+# On CamVid and ISBI 2012, a copy that is saved as JPEG or scaled to a half or a quarter differs in
+# at most 5 bits. So do 19 of 20 copies that are brightened by a third or cropped by 2 %. The
+# 146,111 pairs of CamVid images in different splits differ in at least 6 bits, consecutive video
+# frames in at least 7 bits.
 NEAR_BITS = 5
 
-# The share of triples of pixels that `looks_interpolated` allows. CamVid's 701 labels have up to
-# 0.04, and 0.07 if halved by nearest neighbor; resized by interpolation or saved as JPEG, they have
-# 0.18 or more.
+# The share of pixel triples above which `looks_interpolated` returns True. CamVid's 701 labels have
+# up to 0.04, or up to 0.07 if halved by nearest neighbor. After resizing by interpolation or saving
+# as JPEG, the share is 0.18 or more.
 _MAX_BETWEEN = 0.1
-_MIN_TRIPLES = 20  # a few pixels prove nothing
+_MIN_TRIPLES = 20  # fewer triples are not evidence
 
 
 def digest(image: UInt8[np.ndarray, "h w c"]) -> bytes:
-    """Returns a digest of an image's pixels, whatever format they are stored in."""
+    """Returns a digest of an image's pixels that does not depend on the file format."""
     return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
 
 
 def difference_hash(image: UInt8[np.ndarray, "h w c"]) -> np.uint64:
-    """Returns 64 bits: whether a cell is brighter than its left neighbor, for 8 x 9 cells.
+    """Returns a 64-bit perceptual hash. The hashes of images that look the same differ in few bits.
 
-    Images that look the same differ in few bits, whatever their size or quality.
+    Each bit says whether a cell of an 8 x 9 grid is brighter than its left neighbor. The size and
+    the quality of an image have little effect.
     """
     gray = Image.fromarray(image.mean(axis=-1, dtype=np.float32))
     cells = np.asarray(gray.resize((9, 8), Image.Resampling.BOX))
@@ -35,13 +37,13 @@ def difference_hash(image: UInt8[np.ndarray, "h w c"]) -> np.uint64:
 
 
 def looks_interpolated(label: Int32[np.ndarray, "h w"]) -> bool:
-    """Returns whether a label seems to be resized by interpolation or saved as JPEG.
+    """Returns whether a label seems to have been resized by interpolation or saved as JPEG.
 
-    Between classes 1 and 5, such a label has pixels of class 3, which nobody has drawn. Looks at
-    triples of equally spaced pixels, in rows and columns, whose ends are at least 2 classes apart.
-    The middle lies between the ends in few triples of a drawn label and in many of an interpolated
-    one. Notices nothing if no two classes that touch are 2 apart, and mistakes a class that is
-    drawn as a line around another class.
+    Between classes 1 and 5, such a label has pixels of class 3, which nobody annotated. The check
+    takes triples of equally spaced pixels, in rows and columns, whose ends are at least 2 classes
+    apart. Triples whose middle lies between the ends are common only in interpolated labels. The
+    check misses labels in which all touching classes are less than 2 apart. The check may wrongly
+    report labels in which one class outlines another.
     """
     for distance in (1, 2):  # 2 finds labels that were enlarged by nearest neighbor afterwards
         triples = between = 0

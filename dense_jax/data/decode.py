@@ -1,7 +1,7 @@
-"""Turns image and label files into arrays. Every error is a ValueError that names the file.
+"""Decodes image and label files into arrays. Every error is a ValueError that names the file.
 
-Arguments that the functions share: `file` is an open binary file, `where` is its name in messages,
-and `page` is the number of an image in a stack. Without a page the file must hold one image.
+In all functions, `file` is an open binary file, `where` is the file's name in messages, and `page`
+is the index of an image in a stack. If `page` is None, the file must hold a single image.
 """
 
 import contextlib
@@ -21,33 +21,33 @@ if TYPE_CHECKING:
     import tifffile
 
 BinaryFile = io.BytesIO | io.BufferedReader
-Range = Sequence[int | float]  # the values that become 0 and 255
-MAX_BYTES = 2**33  # the largest image that is decoded at once
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how TIFF and BigTIFF files start
+Range = Sequence[int | float]  # (low, high): the values that map to 0 and 255
+MAX_BYTES = 2**33  # the largest image that can be decoded
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # first bytes of TIFF and BigTIFF
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")  # that Pillow may open
+_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")  # formats that Pillow may open
 _GRAY_MODES = ("1", "L", "LA")
 _UNDECLARED = -1
 
-Image.MAX_IMAGE_PIXELS = None  # MAX_BYTES takes the place of Pillow's limit
+Image.MAX_IMAGE_PIXELS = None  # MAX_BYTES replaces Pillow's limit
 
 
 class _Opened(NamedTuple):
-    """An image whose header has been read."""
+    """An image of which only the header has been read."""
 
-    stored: tuple[int, int, int]  # height, width and channels as they are in the file
+    stored: tuple[int, int, int]  # height, width and channels in the file
     itemsize: int  # bytes per value
-    decode: Callable[[], np.ndarray]  # returns the stored pixels, of the stored type
-    orientation: int = 1  # one of EXIF's eight
+    decode: Callable[[], np.ndarray]  # returns the pixels as stored, in the stored dtype
+    orientation: int = 1  # EXIF orientation, 1 to 8
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """The height, width and channels of the upright image."""
+        """The height, width and number of channels of the upright image."""
         h, w, c = self.stored
         return (w, h, c) if self.orientation >= 5 else (h, w, c)
 
     def pixels(self) -> Shaped[np.ndarray, "h w c"]:
-        """Decodes the image, turned and mirrored as its orientation says."""
+        """Decodes the image and rotates or flips it upright according to its orientation."""
         pixels, orientation = self.decode().reshape(self.stored), self.orientation
         if orientation >= 5:
             pixels, orientation = pixels.swapaxes(0, 1), orientation - 4
@@ -59,7 +59,7 @@ class _Opened(NamedTuple):
 def image_header(
     file: BinaryFile, where: str, page: int | None = None, max_pixels: float = math.inf
 ) -> tuple[int, int, int]:
-    """Returns an image's height and width in pixels and its number of channels; decodes nothing."""
+    """Returns the height, width and number of channels of an image. Reads only the header."""
     with reading(where):
         h, w, c = _open(file, page).shape
     if h * w > max_pixels:
@@ -71,7 +71,7 @@ def image_header(
 
 
 def pages(file: BinaryFile, where: str) -> Sequence[int | None]:
-    """Returns the pages of a TIFF file that are images, and [None] for any other file."""
+    """Returns the indices of a TIFF file's image pages, or [None] for any other file."""
     with reading(where):
         if _start(file) not in TIFF:
             return [None]
@@ -88,12 +88,12 @@ def read_image(
     page: int | None = None,
     value_range: Range | None = None,
 ) -> UInt8[np.ndarray, "h w c"]:
-    """Decodes an image and turns it upright. Alpha is dropped, except in TIFF files.
+    """Decodes an image and turns it upright. Drops alpha channels, except in TIFF files.
 
-    Gray images become RGB if `num_channels` is 3, and RGB images become gray if it is 1.
+    If `num_channels` is 3, gray images become RGB. If `num_channels` is 1, RGB images become gray.
 
-    value_range: the values that become 0 and 255 in an image that does not have 8 bits; values
-      outside are clipped.
+    value_range: The values that map to 0 and 255 in images that are not 8-bit. Values outside the
+      range are clipped.
     """
     with reading(where):
         opened = _open(file, page)
@@ -105,7 +105,7 @@ def read_image(
 
 
 def check_channels(c: int, where: str, num_channels: int) -> None:
-    """Raises ValueError if `to_channels` cannot make `num_channels` channels of c."""
+    """Raises ValueError if `to_channels` cannot convert c channels to `num_channels` channels."""
     if c != num_channels and {c, num_channels} != {1, 3}:
         raise ValueError(f"{where}: has {c} channels, but {num_channels} are needed")
 
@@ -124,7 +124,7 @@ def to_channels(
     num_channels: int,
     value_range: Range | None = None,
 ) -> UInt8[np.ndarray, "h w c"]:
-    """Converts stored pixels, or some rows of them, to what `read_image` returns."""
+    """Converts decoded pixels, or some rows of them, to the format that `read_image` returns."""
     c = pixels.shape[2]
     if pixels.dtype != np.uint8:
         pixels = _to_bytes(pixels, where, value_range)
@@ -137,14 +137,14 @@ def to_channels(
 
 @contextlib.contextmanager
 def reading(where: str) -> Iterator[None]:
-    """Turns anything that a decoder raises into a ValueError that names the file."""
+    """Turns any exception from a decoder into a ValueError that names the file."""
     try:
         yield
     except UnidentifiedImageError as error:
         raise ValueError(
             f"{where}: not a readable image (none of {', '.join(_FORMATS)} and NumPy)"
         ) from error
-    except Exception as error:  # on broken bytes, decoders raise nearly anything
+    except Exception as error:  # corrupt files can cause any exception
         raise ValueError(f"{where}: not a readable image ({error})") from error
 
 
@@ -166,7 +166,7 @@ def _open(file: BinaryFile, page: int | None) -> _Opened:
         _check_single(len(numbers))
         page = numbers[0]
     tags = tiff.pages[page].aspage()
-    if tags.photometric > 2 or tags.bitspersample < 8:  # palettes, CMYK, YCbCr, masks and the like
+    if tags.photometric > 2 or tags.bitspersample < 8:  # palettes, CMYK, YCbCr, masks etc.
         file.seek(0)
         return _open_picture(file, page)
     return _open_tiff_page(tags)
@@ -198,16 +198,16 @@ def _open_tiff(file: BinaryFile) -> "tifffile.TiffFile":
 
 
 def _image_pages(tiff: "tifffile.TiffFile") -> list[int]:
-    """Returns the pages that are neither masks nor smaller copies, or all if there are none."""
+    """Returns the indices of all pages except masks and thumbnails, or of all if none remain."""
     pages = [page.aspage() for page in tiff.pages]
     images = [k for k, page in enumerate(pages) if not (page.is_reduced or page.is_mask)]
     return images or list(range(len(pages)))
 
 
 def _open_tiff_page(tags: "tifffile.TiffPage") -> _Opened:
-    """Opens a page of gray, RGB or any other channels that have 8 bits or more.
+    """Opens a TIFF page with any number of channels of at least 8 bits.
 
-    A channel that is tagged as alpha is kept: GDAL tags the fourth channel so, whatever it holds.
+    A channel tagged as alpha is kept because GDAL tags any fourth channel as alpha.
     """
     c, dtype = tags.samplesperpixel, tags.dtype
     is_white_0 = tags.tags.valueof("PhotometricInterpretation") == 0
@@ -231,12 +231,12 @@ def _open_tiff_page(tags: "tifffile.TiffPage") -> _Opened:
 
 
 def _orientation(value: Any) -> int:
-    """Returns one of EXIF's eight orientations: 1, as the image is stored, for any other value."""
+    """Returns an EXIF orientation from 1 to 8. An invalid value becomes 1 (stored upright)."""
     return value if value in range(1, 9) else 1
 
 
 def _open_picture(file: BinaryFile, page: int | None) -> _Opened:
-    """Opens whatever Pillow reads: 8 bits of gray or RGB, or more bits of gray."""
+    """Opens an image with Pillow, as 8-bit gray, 8-bit RGB, or gray with more than 8 bits."""
     image = _open_pillow(file, page)
     is_png = isinstance(image, PngImagePlugin.PngImageFile)
     if is_png and image.mode[0] != "I" and ";16" in str(image.tile[0]):
@@ -245,12 +245,13 @@ def _open_picture(file: BinaryFile, page: int | None) -> _Opened:
     if image.mode[0] in "IF":  # more than 8 bits of gray
         mode = image.mode
     orientation = 1
-    if image.format in ("JPEG", "MPO", "WEBP"):  # Pillow turns a TIFF; a PNG may say it at its end
+    # Pillow itself turns TIFF images. A PNG file may store its orientation after the pixels.
+    if image.format in ("JPEG", "MPO", "WEBP"):
         orientation = _orientation(image.getexif().get(ExifTags.Base.Orientation))
 
     def decode() -> np.ndarray:
         is_transparent = image.mode == "P" and "transparency" in image.info
-        opaque = image.convert("RGBA") if is_transparent else image  # directly to RGB, Pillow warns
+        opaque = image.convert("RGBA") if is_transparent else image  # direct RGB conversion warns
         return np.asarray(opaque if opaque.mode == mode else opaque.convert(mode))
 
     stored = image.height, image.width, 3 if mode == "RGB" else 1
@@ -262,7 +263,7 @@ def _open_pillow(file: BinaryFile, page: int | None) -> ImageFile.ImageFile:
     image = Image.open(file, formats=_FORMATS)
     if page is not None:
         image.seek(page)
-    elif image.format != "MPO":  # a camera's JPEG, with previews after the image
+    elif image.format != "MPO":  # a camera's JPEG; its other frames are previews
         _check_single(getattr(image, "n_frames", 1))
     return image
 
@@ -270,7 +271,7 @@ def _open_pillow(file: BinaryFile, page: int | None) -> ImageFile.ImageFile:
 def _to_bytes(
     pixels: Shaped[np.ndarray, "h w c"], where: str, value_range: Range | None
 ) -> UInt8[np.ndarray, "h w c"]:
-    """Maps value_range linearly to 0..255."""
+    """Maps `value_range` linearly to 0..255. Raises ValueError for NaN or infinite values."""
     low, high = pixels.min(), pixels.max()
     if not np.isfinite([low, high]).all():
         raise ValueError(
@@ -290,9 +291,9 @@ def _to_bytes(
 def label_table(
     values: Sequence[int | Sequence[int]], ignored_values: Sequence[int]
 ) -> Int32[np.ndarray, "65536"]:
-    """Returns the lookup table from raw values to classes.
+    """Returns a lookup table from raw label values to classes.
 
-    values: values[i] is the raw value, or the raw values, of class i.
+    values: values[i] is the raw value, or the tuple of raw values, of class i.
     """
     table = np.full(2**16, _UNDECLARED, np.int32)
     table[list(ignored_values)] = IGNORE_LABEL
@@ -304,10 +305,9 @@ def label_table(
 def read_label(
     file: BinaryFile, where: str, table: Int32[np.ndarray, "65536"], page: int | None = None
 ) -> Int32[np.ndarray, "h w"]:
-    """Decodes a label file to classes by a `label_table`.
+    """Decodes a label file and maps its raw values to classes with a `label_table`.
 
-    The file holds gray values or palette indices, or is a MATLAB file of the Semantic Boundaries
-    Dataset.
+    Supports gray values, palette indices, and MATLAB files from the Semantic Boundaries Dataset.
     """
     hint = ""
     with reading(where):
@@ -333,7 +333,7 @@ def read_label(
 
 
 def _hint_of_bits(image: ImageFile.ImageFile) -> str:
-    """Says how Pillow reads gray values that have less than 8 bits."""
+    """Returns a hint on how Pillow scales gray values of fewer than 8 bits, else ""."""
     if image.mode == "1":
         return ". This file has 1 bit per pixel: black is 0 and white is 1"
     for bits, step in ((2, 85), (4, 17)):
@@ -346,7 +346,7 @@ def _hint_of_bits(image: ImageFile.ImageFile) -> str:
 
 
 def _undeclared(raw: np.ndarray, table: np.ndarray) -> str:
-    """Says which raw values are not in the table, with the file's histogram."""
+    """Returns an error message with the undeclared raw values and a histogram of the file."""
     values, counts = np.unique(raw.astype(np.uint16), return_counts=True)
     foreign = [int(v) for v in values if table[v] == _UNDECLARED]
     histogram = ", ".join(f"{v}: {n}" for v, n in list(zip(values, counts, strict=True))[:20])

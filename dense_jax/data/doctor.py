@@ -1,11 +1,11 @@
-"""Reports what a dataset contains and what is wrong with it, before a training.
+"""Reports what a dataset contains and what is wrong with it, before training.
 
     python -m dense_jax.data.doctor --name=folder --root=PATH [--json] [--picture=FILE.png]
 
-It opens every example of every split. The exit status is 1 if there are errors: examples that cannot
-be read, images that are in two splits, classes that are missing from `train` alone. Warnings do not
-change the exit status, because what they report may be intended. `--picture` draws some examples of
-each split with their labels laid over them.
+The command opens every example of every split. The exit status is 1 if there are errors, such as
+unreadable examples, images in two splits, or classes that are missing only from `train`. Warnings
+report what may be intended, so they do not change the exit status. `--picture` draws some examples
+of each split, overlaid with their labels.
 """
 
 import contextlib
@@ -27,24 +27,24 @@ from dense_jax.data.folder import Folder
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.spelling import some
 
-Report = dict[str, Any]  # of one split
+Report = dict[str, Any]  # about one split
 
 
 class _Facts(NamedTuple):
-    """The facts about an example that are counted and compared."""
+    """The facts about one example that are counted or compared with other examples."""
 
     name: str
     size: tuple[int, int]  # height and width in pixels
-    counts: Int64[np.ndarray, "256"]  # pixels of each label
+    counts: Int64[np.ndarray, "256"]  # number of pixels of each label value
     digest: bytes
     difference_hash: np.uint64
     looks_interpolated: bool
 
 
 def examine(name: str, root: str) -> dict[str, Report]:
-    """Returns {split: report}, `train` first. `errors` and `warnings` list what is wrong.
+    """Returns {split: report} with `train` first. Each report lists its `errors` and `warnings`.
 
-    An image that is in two splits is reported in the later one.
+    An image that is in two splits is listed in the report on the later split.
     """
     try:
         splits = sorted(data.DATASETS[name].splits(root), key=lambda split: split != "train")
@@ -93,7 +93,7 @@ def _examine_split(name: str, root: str, split: str) -> tuple[Report, list[_Fact
         "min_size": sizes.min(axis=0).tolist() if facts else None,  # height, width
         "max_size": sizes.max(axis=0).tolist() if facts else None,
         "pixels": pixels,
-        "images": by_class(np.count_nonzero(class_counts, axis=0)),  # that show the class
+        "images": by_class(np.count_nonzero(class_counts, axis=0)),  # with the class
         "ignored_pixels": int(counts[:, IGNORE_LABEL].sum()),
         "class_weights": {
             method: compute(class_counts).tolist()
@@ -102,7 +102,7 @@ def _examine_split(name: str, root: str, split: str) -> tuple[Report, list[_Fact
         },
         "missing_classes": missing,
         "interpolated_labels": interpolated,
-        "duplicates": [],  # [SPLIT/NAME, NAME here]
+        "duplicates": [],  # [OTHER_SPLIT/NAME, NAME in this split]
         "near_duplicates": [],
         "errors": errors,
         "warnings": [warning for warning, is_due in warnings.items() if is_due],
@@ -125,13 +125,13 @@ def _facts(example: dict[str, Any]) -> _Facts:
 def _compare(
     first: str, first_facts: list[_Facts], second: str, report: Report, facts: list[_Facts]
 ) -> None:
-    """Adds to the report of the split `second` the images that `first` has too."""
+    """Adds the images of split `second` that `first` also contains to the report on `second`."""
     names = {example.digest: example.name for example in first_facts}
     hashes = np.array([example.difference_hash for example in first_facts])
     equal, near = [], []
     for example in facts:
         bits_apart = np.bitwise_count(hashes ^ example.difference_hash)
-        # All images without structure look the same.
+        # Images without structure all have similar hashes, so a match means nothing.
         is_flat = np.bitwise_count(example.difference_hash) <= checks.NEAR_BITS
         if example.digest in names:
             equal.append([f"{first}/{names[example.digest]}", example.name])
@@ -148,7 +148,7 @@ def _compare(
 
 
 def _compare_classes(reports: dict[str, Report]) -> None:
-    """Adds an error for each class that is in other splits but not in train, and for no class."""
+    """Adds an error for each class that only train lacks, and one if train has no labeled pixel."""
     train = reports["train"]
     for name in train.get("missing_classes", []):
         splits = [split for split, report in reports.items() if report.get("pixels", {}).get(name)]
@@ -162,7 +162,7 @@ def _compare_classes(reports: dict[str, Report]) -> None:
 
 
 def as_text(reports: dict[str, Report]) -> str:
-    """Returns the reports of `examine` for a terminal."""
+    """Formats the reports from `examine` for a terminal."""
     lines = []
     for split, report in reports.items():
         errors, warnings = report["errors"], report["warnings"]
@@ -178,7 +178,7 @@ def as_text(reports: dict[str, Report]) -> str:
 
 
 def _table(split: str, report: Report) -> list[str]:
-    """Returns a headline and a row per class: its pixels, the images that show it, its weights."""
+    """Returns a headline and one row per class with its pixel count, image count and weights."""
     extremes = filter(None, (report["min_size"], report["max_size"]))
     sizes = " to ".join(dict.fromkeys(f"{height} x {width}" for height, width in extremes))
     pixels = report["pixels"] | {"(ignored)": report["ignored_pixels"]}
@@ -201,9 +201,9 @@ def _table(split: str, report: Report) -> list[str]:
 
 
 def draw(name: str, root: str, splits: Iterable[str], path: str) -> None:
-    """Writes a picture: a row of examples per split, spread evenly, under their labels' colors.
+    """Writes a picture with one row of evenly spaced examples per split, overlaid with labels.
 
-    Examples that cannot be read are left out, because `examine` reports them.
+    Unreadable examples are omitted because `examine` reports them.
     """
     rows, colors = [], {}
     for split in splits:
@@ -227,7 +227,7 @@ def draw(name: str, root: str, splits: Iterable[str], path: str) -> None:
 
 
 def is_picture(path: str | None) -> bool:
-    """Returns whether Pillow can write a file of this name. None, no file at all, is fine too."""
+    """Returns whether Pillow can write a file with this name. None (no file) is also valid."""
     endings = Image.registered_extensions()
     return path is None or endings.get(pathlib.Path(path).suffix.lower()) in Image.SAVE
 

@@ -1,6 +1,6 @@
-"""Datasets whose images and labels are files: where the files lie and what labels mean.
+"""Describes and reads datasets whose images and labels are files.
 
-Such a dataset is a `FilesDataset`: its `Classes`, and every `Layout` that its files may have.
+A `FilesDataset` combines the `Classes` of a dataset with every layout that its files may have.
 """
 
 import dataclasses
@@ -22,47 +22,47 @@ from dense_jax.spelling import some
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".npy")
 Root = str | os.PathLike[str]
-Paths = dict[str, pathlib.Path]  # by NAME
+Paths = dict[str, pathlib.Path]  # {NAME: path}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classes:
-    """The classes and the raw values of labels. Any other raw value is an error."""
+    """The classes of a dataset and their raw values in labels. Any other raw value is an error."""
 
     names: tuple[str, ...]
     values: tuple[int | tuple[int, ...], ...]  # values[i]: the raw value or values of class i
     ignored_values: tuple[int, ...] = ()
-    palette: tuple[tuple[int, ...], ...] | None = None  # RGB of each class
+    palette: tuple[tuple[int, ...], ...] | None = None  # the RGB color of each class
 
     def colors(self) -> UInt8[np.ndarray, "c 3"] | None:
-        """Returns the palette as an array."""
+        """Returns the palette as an array, or None without a palette."""
         return None if self.palette is None else np.array(self.palette, np.uint8)
 
 
 class Item(NamedTuple):
-    """The files of an example."""
+    """The files of one example."""
 
     name: str
     image: pathlib.Path
     label: pathlib.Path
-    page: int | None = None  # of both files, if they are stacks
+    page: int | None = None  # the page in both files, if they are stacks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Images and labels in folders: patterns of paths below the root, with SPLIT and NAME.
+    """A layout with one file per image or label, given as path patterns with SPLIT and NAME.
 
-    An image and its label have the same NAME. NAME.* is an image of any format; a folder * is any
-    folder.
+    An image and its label have the same NAME. NAME.* matches an image of any format, and * as a
+    folder matches any folder. Paths are relative to the root.
     """
 
     images: str
     labels: str
-    folders: Mapping[str, str] = dataclasses.field(default_factory=dict)  # split: its SPLIT
-    lists: str = ""  # instead of folders: files that list the NAMEs of each split, one per line
+    folders: Mapping[str, str] = dataclasses.field(default_factory=dict)  # {split: SPLIT}
+    lists: str = ""  # instead of folders: the files that list a split's NAMEs, one per line
 
     def splits(self, root: pathlib.Path) -> tuple[str, ...]:
-        """Returns the splits that exist below a root."""
+        """Returns the names of the splits that exist below the root."""
         if self.lists:
             lists = root.glob(self.lists.replace("SPLIT", "[!.]*"))
             return tuple(sorted(path.stem for path in lists))
@@ -70,7 +70,7 @@ class Layout:
         return tuple(split for split, name in self.folders.items() if (parent / name).is_dir())
 
     def items(self, root: pathlib.Path, split: str) -> list[Item]:
-        """Returns the examples of a split, sorted by name. Raises ValueError if files are missing."""
+        """Returns a split's examples sorted by name. Raises ValueError if files are missing."""
         images = self.files(root, self.images, split)
         labels = self.files(root, self.labels, split)
         image_path, label_path = (self.path(root, p, split) for p in (self.images, self.labels))
@@ -83,7 +83,7 @@ class Layout:
         return [Item(name, images[name], labels[name]) for name in sorted(images)]
 
     def files(self, root: pathlib.Path, pattern: str, split: str) -> Paths:
-        """Returns the files of a split by NAME. Hidden files and other endings are left out."""
+        """Returns {NAME: path} for a split, without hidden files and files of other types."""
         folder = self.path(root, pattern, split).parent
         folders = [folder]
         if folder.name == "*":
@@ -102,24 +102,24 @@ class Layout:
         return {name: files[name] for name in names}
 
     def path(self, root: pathlib.Path, pattern: str, split: str) -> pathlib.Path:
-        """Returns the path that a pattern stands for in a split."""
+        """Returns the path for `pattern` below the root, with SPLIT filled in."""
         return root / pattern.replace("SPLIT", self.folders.get(split, split))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stacks:
-    """Images and labels as the pages of two files."""
+    """A layout with all images in one multi-page file and all labels in another."""
 
     images: str
     labels: str
-    pages: Mapping[str, range]  # of each split
+    pages: Mapping[str, range]  # the pages of each split
 
     def splits(self, root: pathlib.Path) -> tuple[str, ...]:
-        """Returns the splits that exist below a root."""
+        """Returns the names of the splits that exist below the root."""
         return tuple(self.pages) if (root / self.images).is_file() else ()
 
     def items(self, root: pathlib.Path, split: str) -> list[Item]:
-        """Returns the examples of a split, in order."""
+        """Returns the examples of a split in page order."""
         return [
             Item(f"page_{page:03d}", root / self.images, root / self.labels, page)
             for page in self.pages[split]
@@ -128,7 +128,7 @@ class Stacks:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FilesDataset:
-    """A public dataset as it is downloaded. Call it to open a split."""
+    """A public dataset as downloaded. Calling the object opens a split."""
 
     classes: Classes
     layouts: tuple[Layout | Stacks, ...]  # a split is read from the first layout that has it
@@ -142,7 +142,7 @@ class FilesDataset:
         raise ValueError(f"{root}: no split {split!r}; there are: {', '.join(self.splits(root))}")
 
     def splits(self, root: Root) -> tuple[str, ...]:
-        """Returns the splits that exist below a root. Raises ValueError if there are none."""
+        """Returns the names of the splits that exist. Raises ValueError if there are none."""
         root = pathlib.Path(root)
         splits = [split for layout in self.layouts for split in layout.splits(root)]
         if not splits:
@@ -152,9 +152,9 @@ class FilesDataset:
 
 
 class Files(Source):
-    """One split of a dataset of image and label files.
+    """One split of a dataset that consists of image and label files.
 
-    value_range: see `decode.read_image`.
+    value_range: See `decode.read_image`.
     """
 
     def __init__(
@@ -197,14 +197,14 @@ class Files(Source):
 
     @functools.cached_property
     def sizes(self) -> Int32[np.ndarray, "n 2"]:
-        """Height and width of each image, in pixels. Reads headers only."""
+        """The height and width of each image, in pixels. Reads only the image headers."""
         return np.array([header(item.image, item.page)[:2] for item in self._items], np.int32)
 
     @functools.cached_property
     def fingerprint(self) -> str:
         paths = (path for item in self._items for path in self._paths(item))
         files = {_composed(path.relative_to(self._root).as_posix()): path for path in paths}
-        meaning = dataclasses.replace(self._classes, palette=None)  # colors change no number
+        meaning = dataclasses.replace(self._classes, palette=None)  # colors change no result
         return fingerprint(repr((meaning, self.value_range)), files)
 
     def _paths(self, item: Item) -> Iterable[pathlib.Path]:
@@ -212,10 +212,10 @@ class Files(Source):
 
 
 def fingerprint(about: str, files: Mapping[str, pathlib.Path]) -> str:
-    """Returns the hex digest of a text and of each file's name, size and last 4096 bytes.
+    """Returns a hex digest of `about` and of the name, size and last 4096 bytes of each file.
 
-    Folders and times do not count, so that a copy on another machine has the same fingerprint. A PNG
-    ends with a checksum of its pixels. In an uncompressed file, earlier changes are not noticed.
+    Folders and times are excluded, so a copy on another machine has the same fingerprint. A PNG
+    file ends with a checksum of its pixels. In an uncompressed file, earlier changes go unnoticed.
     """
     digest = hashlib.sha256(about.encode())
     for name, path in files.items():
@@ -227,15 +227,15 @@ def fingerprint(about: str, files: Mapping[str, pathlib.Path]) -> str:
 
 
 def header(path: pathlib.Path, page: int | None = None) -> tuple[int, int, int]:
-    """Returns an image file's height and width in pixels and its number of channels."""
+    """Returns the height and width in pixels and the number of channels of an image file."""
     with path.open("rb") as file:
         return decode.image_header(file, str(path), page)
 
 
 def read_json(path: pathlib.Path, hint: str, **options: Any) -> Any:
-    """Reads a JSON file. Raises ValueError if there is none, with a hint how to get it, or if it is bad.
+    """Reads a JSON file. Raises ValueError if the file is missing or invalid.
 
-    options: see `json.loads`.
+    hint: The advice on how to get a missing file. options: See `json.loads`.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; {hint}")
@@ -246,7 +246,7 @@ def read_json(path: pathlib.Path, hint: str, **options: Any) -> Any:
 
 
 def read_list(path: pathlib.Path) -> dict[str, int]:
-    """Reads a file of names, one per line. Returns {name: number of its line}."""
+    """Reads a file with one name per line. Returns {name: line number}."""
     lines: dict[str, int] = {}
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     for number, line in enumerate(text.splitlines(), start=1):
@@ -258,9 +258,9 @@ def read_list(path: pathlib.Path) -> dict[str, int]:
 
 
 def check_partners(files: Paths, partners: Paths, kind: str, pattern: pathlib.Path) -> None:
-    """Raises ValueError if a file has no partner.
+    """Raises ValueError if a file has no partner with the same NAME.
 
-    kind, pattern: what the partners are called in the message, and their paths with NAME.
+    kind: The word for a partner in the message. pattern: The path of a partner, with NAME.
     """
     if alone := [path.name for name, path in files.items() if name not in partners]:
         raise ValueError(
@@ -270,12 +270,12 @@ def check_partners(files: Paths, partners: Paths, kind: str, pattern: pathlib.Pa
 
 
 def is_hidden(name: str) -> bool:
-    """Returns whether a name belongs to a system: .ipynb_checkpoints, @eaDir, lost+found etc."""
+    """Returns whether a file is hidden or a system file, such as @eaDir or lost+found."""
     return name.startswith((".", "@", "#", "$", "__")) or name == "lost+found"
 
 
 def not_read(folder: pathlib.Path, endings: Sequence[str] = IMAGE_ENDINGS) -> str:
-    """Returns the end of a message: what else lies in a folder, or "" if there is nothing else."""
+    """Returns the end of a message with the unread files in a folder, or "" if there are none."""
     others = [
         entry.name + "/" * entry.is_dir()
         for entry in (_entries(folder) if folder.is_dir() else [])
@@ -289,25 +289,25 @@ def _entries(folder: pathlib.Path) -> list[os.DirEntry[str]]:
 
 
 def _endings(pattern: str) -> tuple[str, ...]:
-    """Returns the endings that may follow NAME in a file's name."""
+    """Returns the file extensions that a pattern allows after NAME."""
     ending = pattern.rpartition("NAME")[2]
     return IMAGE_ENDINGS if ending == ".*" else (ending,)
 
 
 def _ending(entry: os.DirEntry[str], endings: Sequence[str]) -> str | None:
-    """Returns the ending of a file's name, or None for folders, hidden files and other endings."""
+    """Returns the file extension, or None for folders, hidden files and other extensions."""
     if entry.name.startswith(".") or entry.is_dir():
         return None
     return next((e for e in endings if entry.name.lower().endswith(e.lower())), None)
 
 
 def _composed(name: str) -> str:
-    """Returns a name in the form that is compared: macOS stores an umlaut as a letter and dots."""
+    """Returns a name in Unicode form NFC for comparison because macOS may decompose umlauts."""
     return unicodedata.normalize("NFC", name)
 
 
 def _by_name(folders: Iterable[pathlib.Path], endings: tuple[str, ...]) -> Paths:
-    """Returns the files of folders by their names without the ending."""
+    """Returns {NAME: path} for the files in `folders`. NAME is the file name without extension."""
     files: Paths = {}
     for folder in folders:
         if not folder.is_dir():

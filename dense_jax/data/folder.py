@@ -1,27 +1,28 @@
-"""A folder of images and masks.
+"""Reads a folder of images and masks.
 
     ROOT/dataset.json
     ROOT/images/SPLIT/NAME.{png,jpg,jpeg,webp,tif,tiff,npy}   any number of channels
-    ROOT/labels/SPLIT/NAME.png                                raw values, or palette indices
+    ROOT/labels/SPLIT/NAME.png                                raw values or palette indices
     ROOT/instances/SPLIT/NAME.png                             optional: object numbers, 0 = none
 
-or, with files that list the NAMEs of each split, one per line,
+or, with the NAMEs of each split listed in a file, one per line,
 
     ROOT/splits/SPLIT.txt
     ROOT/images/NAME.*, ROOT/labels/NAME.png, ROOT/instances/NAME.png
 
-`dataset.json` names the classes. It also says what raw values mean, if they are not simply 0, 1, 2,
-... in labels and 0..255 in images:
+`dataset.json` names the classes. Its other keys are optional if the raw values are 0, 1, 2, ... in
+labels and 0..255 in images. For example:
 
     {"classes": ["background", "cell"],            2 to 255
      "values": [0, 255],                           values[i] is the raw value of class i
-     "ignored_values": [128],                      raw values of pixels that do not count
-     "palette": [[0, 0, 0], [255, 128, 0]],        RGB of each class in pictures
-     "range": [0, 4095]}                           what becomes 0 and 255 in images not of 8 bits
+     "ignored_values": [128],                      raw values of ignored pixels
+     "palette": [[0, 0, 0], [255, 128, 0]],        RGB color of each class in pictures
+     "range": [0, 4095]}                           values that map to 0 and 255 in non-8-bit images
 
-Any other raw value is an error, even 255: only declared values are ignored. Images may differ in
-size and format, but not in the number of channels; a mix of gray and RGB becomes RGB. A .npy array
-is [h, w] or [h, w, c]. If a split has instance files (8 or 16 bits), every image must have one.
+Any other raw label value is an error, even 255, because only declared values are ignored. Images
+may differ in size and format but not in the number of channels. A mix of gray and RGB becomes RGB.
+A .npy array is [h, w] or [h, w, c]. Instance files have 8 or 16 bits. If a split has any, every
+image must have one.
 """
 
 import collections
@@ -40,7 +41,7 @@ from dense_jax.data.files import Classes, Item, Layout, Root
 
 
 class Folder(files.Files):
-    """One split of a folder dataset, sorted by NAME; see the docstring of the module."""
+    """One split of a folder dataset, sorted by NAME. See the module docstring."""
 
     def __init__(self, root: Root, split: str):
         root = pathlib.Path(root)
@@ -79,7 +80,7 @@ class Folder(files.Files):
 
     @staticmethod
     def splits(root: Root) -> tuple[str, ...]:
-        """Returns the names of the files in ROOT/splits or, without it, of the folders in ROOT/images."""
+        """Returns the names of the files in ROOT/splits or else of the folders in ROOT/images."""
         root = pathlib.Path(root)
         return _layout(root).splits(root)
 
@@ -98,7 +99,7 @@ class Folder(files.Files):
 
     @property
     def not_read(self) -> str:
-        """The end of a message: what lies beside the split's images and is not read."""
+        """The end of a message with the unread files beside the split's images, or ""."""
         return files.not_read(self._items[0].image.parent)
 
     def _paths(self, item: Item) -> Iterable[pathlib.Path]:
@@ -121,7 +122,7 @@ def _layout(root: pathlib.Path) -> Layout:
 
 
 def _check_disjoint(lists: Iterable[pathlib.Path]) -> None:
-    """Raises ValueError if two splits share an image, which would make the scores too good."""
+    """Raises ValueError if two splits share an image, which would inflate the scores."""
     seen: dict[str, str] = {}
     for path in lists:
         for name, line in files.read_list(path).items():
@@ -131,7 +132,7 @@ def _check_disjoint(lists: Iterable[pathlib.Path]) -> None:
 
 
 def _num_channels(images: Iterable[pathlib.Path]) -> int:
-    """Returns the number of channels that all images share: 3 where gray and RGB are mixed."""
+    """Returns the number of channels that all images share, or 3 if gray and RGB are mixed."""
     examples: dict[int, pathlib.Path] = {}
     for path in images:
         with contextlib.suppress(ValueError, OSError):  # reported when the example is read
@@ -143,7 +144,7 @@ def _num_channels(images: Iterable[pathlib.Path]) -> int:
 
 
 def _read_options(root: pathlib.Path) -> dict[str, Any]:
-    """Reads dataset.json and fills in its defaults. Raises ValueError for any mistake in it."""
+    """Reads dataset.json and fills in defaults. Raises ValueError if the file has a mistake."""
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder")
     path = root / "dataset.json"
@@ -155,7 +156,7 @@ def _read_options(root: pathlib.Path) -> dict[str, Any]:
 
 
 def _mistakes(options: Any) -> Iterator[str]:
-    """Yields what is wrong with dataset.json. A check may rely on those before it."""
+    """Yields the mistakes in dataset.json. Each check assumes that earlier checks found none."""
     known = ("classes", "values", "ignored_values", "palette", "range")
     if not isinstance(options, dict) or "classes" not in options:
         yield 'expected an object with "classes"'
@@ -200,7 +201,7 @@ def _mistakes(options: Any) -> Iterator[str]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns a JSON object. Raises ValueError if a key is repeated: json would take the last one."""
+    """Returns a JSON object as a dict. Raises ValueError for a repeated key, which json accepts."""
     if repeated := _repeated(key for key, _ in pairs):
         raise ValueError(f"{repeated} more than once")
     return dict(pairs)

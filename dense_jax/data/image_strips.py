@@ -1,8 +1,8 @@
-"""Reads images of any size from the top down, a strip of rows at a time.
+"""Reads images of any size from top to bottom, one strip of rows at a time.
 
-The pixels are those of `decode.read_image`, which also reads every image that is not large. libvips
-reads the strips of large ones. What the two would decode differently (CMYK, say) is read whole by
-`decode`, whatever its size. Interlaced PNG and progressive JPEG files are decoded whole by nature.
+`decode.read_image` reads small images whole. NumPy and libvips read large images in strips, with
+the same pixel values. Images that libvips would decode differently (such as CMYK) are read whole by
+`decode` at any size. Interlaced PNG and progressive JPEG files can only be decoded whole.
 """
 
 import pathlib
@@ -15,10 +15,10 @@ from jaxtyping import Shaped, UInt8
 from dense_jax.data import decode
 
 WHOLE = 2**25  # the largest image that is read at once, in pixels
-STRIP = 2**22  # the size of a strip, in pixels, about
+STRIP = 2**22  # the approximate size of a strip, in pixels
 
-_Rows = Callable[[int, int], Shaped[np.ndarray, "_ w c"]]  # (start, stop) -> the rows between them
-# libvips' names. Images of any other kind are left to `decode`.
+_Rows = Callable[[int, int], Shaped[np.ndarray, "_ w c"]]  # (start, stop) -> rows[start:stop]
+# The libvips loaders and formats that may be read. `decode` reads all other images.
 _LOADERS = ("jpeg", "png", "tiff")
 _INTERPRETATIONS = ("b-w", "srgb", "grey16", "rgb16", "multiband")
 _DTYPES = {
@@ -41,9 +41,9 @@ def strips(
     page: int | None = None,
     value_range: decode.Range | None = None,
 ) -> Iterator[UInt8[np.ndarray, "_ w c"]]:
-    """Yields the rows of an image, in order. The arguments are those of `decode.read_image`.
+    """Yields strips of rows of an image, from top to bottom.
 
-    Raises ValueError, naming the file, when it comes to a part that is broken.
+    See `decode.read_image` for the arguments. Raises ValueError on reaching a corrupt part.
     """
     where = describe(path, page)
     with path.open("rb") as file:
@@ -65,7 +65,7 @@ def strips(
 
 
 def describe(path: pathlib.Path, page: int | None) -> str:
-    """Returns the name of a file, or of a page of it, in messages."""
+    """Returns the name of a file, or of a page in the file, for messages."""
     return str(path) if page is None else f"{path}, page {page}"
 
 
@@ -73,7 +73,7 @@ def _numpy_rows(path: pathlib.Path, shape: tuple[int, int, int]) -> _Rows | None
     with path.open("rb") as file:
         if file.read(4) != b"\x93NUM":
             return None
-    # The file is mapped anew for every strip, so that rows that were read leave the memory.
+    # The file is mapped again for every strip, so that rows already read leave the memory.
     return lambda start, stop: np.array(np.load(path, mmap_mode="r").reshape(shape)[start:stop])
 
 
@@ -99,24 +99,24 @@ def _vips_rows(path: pathlib.Path, page: int | None, shape: tuple[int, int, int]
 
 
 def _open_vips(descriptor: int, page: int | None, is_tiff: bool) -> Any:
-    """Opens an image with libvips, upright. Returns None where it may differ from `decode`."""
+    """Opens an image upright with libvips. Returns None if the pixels may differ from `decode`."""
     import pyvips  # few images are so large
 
-    pyvips.cache_set_max(0)  # otherwise images, and rows that were read, stay in memory
-    # A tile of a TIFF that cannot be decoded becomes black without an error, only with a warning.
+    pyvips.cache_set_max(0)  # otherwise images and rows stay in memory after use
+    # libvips makes a corrupt TIFF tile black, with a warning but without an error.
     options: dict[str, Any] = {"fail_on": "warning" if is_tiff else "error"}
     if page is not None:
         options["page"] = page
 
     def opened(access: str) -> Any:
-        source = pyvips.Source.new_from_descriptor(descriptor)  # whatever the file is called
+        source = pyvips.Source.new_from_descriptor(descriptor)  # ignores the file name
         return pyvips.Image.new_from_source(source, "", access=access, **options)
 
     try:
         image = opened("sequential")
         loader = image.get("vips-loader")
         if loader.startswith("jpeg") and image.get_typeof("orientation"):
-            image = opened("random").autorot()  # through a temporary file, which has all rows
+            image = opened("random").autorot()  # decodes all rows to a temporary file
     except pyvips.Error:
         return None
     is_known = loader.startswith(_LOADERS) and image.interpretation in _INTERPRETATIONS
@@ -124,17 +124,17 @@ def _open_vips(descriptor: int, page: int | None, is_tiff: bool) -> Any:
 
 
 def _is_plain_tiff(path: pathlib.Path, page: int | None) -> bool:
-    """Returns whether libvips decodes all of a TIFF file, as `decode` does.
+    """Returns whether libvips decodes all of a TIFF file exactly as `decode` does.
 
-    It must be stored upright and pixel by pixel, and 0 must not be white. Raises EOFError if the
-    file ends too early.
+    The image must be stored upright, with interleaved channels, and 0 must not mean white. Raises
+    EOFError if the file is truncated.
     """
     import tifffile
 
     with tifffile.TiffFile(path) as tiff:
         tags = tiff.pages[page or 0].aspage()
         ends = map(int.__add__, tags.dataoffsets, tags.databytecounts)
-        if max(ends) > path.stat().st_size:  # libtiff may take what is missing for black
+        if max(ends) > path.stat().st_size:  # libtiff may read missing bytes as black
             raise EOFError("it ends before its pixels do")
         return (
             tags.tags.valueof("Orientation", 1) == 1
@@ -142,5 +142,5 @@ def _is_plain_tiff(path: pathlib.Path, page: int | None) -> bool:
             and tags.photometric != 0
             and tags.compression in _TIFF_COMPRESSIONS
             and tags.bitspersample in (1, 8, 16, 32, 64)
-            and all(tags.databytecounts)  # no tile is left out as empty
+            and all(tags.databytecounts)  # no tile is omitted as empty
         )

@@ -1,9 +1,9 @@
-"""Makes batches of numpy arrays for this host out of random-access sources.
+"""Makes batches of NumPy arrays for this host from random-access sources.
 
-No other module of the data knows about hosts. The position in the data is a function of the step
-alone, so there is no state to save: a stream is started at a step. Batches do not depend on the
-number of hosts or workers. Global batch k of a run always holds the examples k * batch_size to
-(k + 1) * batch_size - 1 of the run, and host j of n gets examples j, j + n, j + 2n, ... of it.
+No other module in `data` knows about hosts. The position in the data depends only on the step, so a
+stream can start at any step and has no state to save. Batches do not depend on the number of hosts
+or workers. Global batch k of a run always holds examples k * batch_size to (k + 1) * batch_size - 1
+of the run, and host j of n gets examples j, j + n, j + 2n, ... of that batch.
 """
 
 import functools
@@ -18,7 +18,7 @@ from dense_jax.data.source import Examples, Field
 from dense_jax.data.workers import end_with_parent
 from dense_jax.labels import IGNORE_LABEL
 
-# Otherwise a note about frames that Grain has hidden follows every error message of a source.
+# Otherwise Grain adds a note about hidden traceback frames to every error message from a source.
 grain.config.update("py_traceback_filtering", "off")
 
 
@@ -33,21 +33,22 @@ def train_batches(
     num_hosts: int = 1,
     workers: int = 0,
 ) -> grain.DatasetIterator[dict[str, np.ndarray]]:
-    """Yields batches without end, shuffled anew each epoch, from the batch after step `step` on.
+    """Yields training batches forever, starting after step `step`. Reshuffles for each epoch.
 
-    batch_size: of the global batch. canvas: height and width in pixels. workers: processes; 0 means
-    threads in this one. Each batch holds the b = batch_size / num_hosts examples of this host:
+    batch_size: The size of the global batch. canvas: The height and width of all examples, in
+    pixels. workers: The number of worker processes, or 0 to use threads in this process. Each batch
+    holds the b = batch_size / num_hosts examples of this host:
         image  uint8 [b, height, width, c]
         label  uint8 [b, height, width]; IGNORE_LABEL outside the example
         size   int32 [b, 2], the height and width of the example on the canvas, in pixels
-        index  uint32 [b], the example's number in the run: the key for its augmentation
+        index  uint32 [b], the position of the example in the run, which seeds its augmentation
         name   str [b]
     and an array [b, height, width] for each of the source's fields.
-    If `canvas` is None, examples stay as they are, in the same order, and only get an `index`.
+    If `canvas` is None, examples come in the same order and unchanged, except for a new `index`.
     """
     host_batch = _host_batch(batch_size, num_hosts)
-    # The examples' numbers in the run. They end where uint32 does, because Grain cannot count the
-    # batches of an endless dataset.
+    # The positions of the examples in the run. They end at the uint32 limit because Grain cannot
+    # count the batches of an infinite dataset.
     dataset = grain.MapDataset.range(step * batch_size + host, 2**32, num_hosts)
     dataset = dataset.map(functools.partial(_draw, source, canvas, seed))
     return _iterate(dataset.batch(host_batch), workers)
@@ -61,12 +62,12 @@ def eval_batches(
     num_hosts: int = 1,
     workers: int = 0,
 ) -> grain.DatasetIterator[dict[str, np.ndarray]]:
-    """Yields each tile exactly once over all hosts, in equally many full batches on every host.
+    """Yields each tile exactly once across all hosts. Every host gets the same number of batches.
 
     A tile is a dict with at least `image`, `label` and an integer `index`. All tiles have equal
-    shapes; labels become uint8. Each host gets one contiguous block, so that few images are decoded
-    by two hosts. The last batches are padded with tiles whose index is -1 and whose labels are all
-    IGNORE_LABEL.
+    shapes. Labels become uint8. Each host gets one contiguous block of tiles, so few images are
+    decoded by two hosts. The last batches are padded to full size with tiles whose index is -1 and
+    whose labels are all IGNORE_LABEL.
     """
     host_batch = _host_batch(batch_size, num_hosts)
     length = -(-len(tiles) // batch_size) * host_batch
@@ -76,7 +77,7 @@ def eval_batches(
 
 
 def _tile(tiles: grain.sources.RandomAccessDataSource, k: int) -> dict[str, Any]:
-    """Returns tile k, or padding if there is none."""
+    """Returns tile k, or a padding tile if k is out of range."""
     tile = dict(tiles[min(k, len(tiles) - 1)])
     tile["label"] = tile["label"].astype(np.uint8)
     if k >= len(tiles):
@@ -86,7 +87,7 @@ def _tile(tiles: grain.sources.RandomAccessDataSource, k: int) -> dict[str, Any]
 
 
 def join(batches: Sequence[Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
-    """Returns the batches of several streams as one batch."""
+    """Concatenates batches from several streams into one batch."""
     if len(batches) == 1:
         return batches[0]
     return {field: np.concatenate([batch[field] for batch in batches]) for field in batches[0]}
@@ -104,7 +105,7 @@ def _draw(
     seed: int,
     index: int,
 ) -> dict[str, Any]:
-    """Returns example number `index` of the run; (seed, index) draws its window on the canvas."""
+    """Returns the example at position `index` of the run. (seed, index) seeds the random crop."""
     epoch, position = divmod(index, len(source))
     example = source[int(_order(len(source), seed, epoch)[position])]
     if canvas is not None:
@@ -120,11 +121,11 @@ def fit(
     rng: np.random.Generator,
     fields: Sequence[Field] = (),
 ) -> dict[str, Any]:
-    """Puts an example onto a canvas of fixed (height, width) in pixels, at the top left.
+    """Crops and pads an example to a canvas of fixed (height, width) in pixels.
 
-    An axis that is too long is cut to a window drawn from `rng`. An axis that is too short is filled
-    up: the image with 0, the label with IGNORE_LABEL, each field with its `fill`. The label becomes
-    uint8. Adds `size`: the int32 height and width, in pixels, that hold the example.
+    An axis longer than the canvas is cropped to a window drawn from `rng`. A shorter axis is padded
+    at the end: the image with 0, the label with IGNORE_LABEL, and each field with its `fill`. The
+    label becomes uint8. Adds `size`, the int32 height and width of the example on the canvas.
     """
     window, size = [], []
     for length, room in zip(example["label"].shape, canvas, strict=True):
@@ -147,13 +148,13 @@ def fit(
 
 @functools.lru_cache(maxsize=32)  # several seeds may be trained at once
 def _order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-    """Returns an epoch's permutation. Grain's shuffle takes milliseconds per example."""
+    """Returns the permutation for an epoch. Grain's shuffle would take milliseconds per example."""
     return np.random.default_rng([seed, epoch]).permutation(num_examples)
 
 
 def _iterate(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
-    # Batches are formed before the work is shared out: workers take turns at whole batches, so no
-    # batch depends on their number. Grain's default buffer of 500 elements could hold hundreds of
+    # Batches are formed first, and workers take turns at whole batches. Batches therefore do not
+    # depend on the number of workers. Grain's default buffer of 500 elements could hold hundreds of
     # GB of large images. With two threads, a worker reads one example while it decodes another.
     num_threads = 2 if workers else 4
     dataset = batches.to_iter_dataset(
@@ -167,10 +168,10 @@ def _iterate(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
 
 
 def _start_worker(worker: int, num_workers: int) -> None:
-    """Makes a worker process end with the training process, and not before.
+    """Ties a worker process's lifetime to the training process.
 
-    Ctrl-C, or SIGTERM from a launcher to the whole group, must not end the workers: training needs
-    its data until it has saved.
+    Ctrl-C, or SIGTERM from a launcher to the whole process group, must not end the workers because
+    training needs data until it has saved a checkpoint.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

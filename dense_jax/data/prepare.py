@@ -1,17 +1,17 @@
-"""Stores a dataset as array_record files, which training reads without decoding image formats.
+"""Stores a dataset as array_record files, which training reads by random access.
 
     python -m dense_jax.data.prepare --name=oxford_iiit_pet --root=DIR
     python -m dense_jax.data.prepare --name=NAME --root=DIR --output=RECORDS [--max_side=PIXELS]
 
-The first command downloads a TFDS dataset to DIR. It needs the network. For some datasets, such as
-oxford_iiit_pet, TFDS needs TensorFlow to write them. Then run this command in an environment of its
-own (`pip install tensorflow tensorflow-datasets array-record importlib_resources`), on any machine,
-and copy DIR. No other command needs TensorFlow.
+The first command downloads a TFDS dataset to DIR and needs the network. TFDS needs TensorFlow to
+write some datasets, such as oxford_iiit_pet. For these, run the command in a separate environment
+(`pip install tensorflow tensorflow-datasets array-record importlib_resources`) on any machine, and
+copy DIR. No other command needs TensorFlow.
 
-The second command copies any dataset to RECORDS (a TFDS dataset after it is downloaded), which
-`--config.data.name=records --config.data.root=RECORDS` opens. The examples are the same, bit for bit.
-With `--max_side`, larger examples are shrunk until their longer side has that many pixels. If the
-command is interrupted, start it again: it continues with the split that it was writing.
+The second command copies any dataset to RECORDS. A TFDS dataset is downloaded first. Open the copy
+with `--config.data.name=records --config.data.root=RECORDS`. The copied examples are bitwise equal
+to the originals. With `--max_side`, larger examples are shrunk until the longer side has that many
+pixels. If the command is interrupted, run it again. Complete splits are kept.
 """
 
 import contextlib
@@ -29,11 +29,11 @@ from dense_jax import command, data, storage
 from dense_jax.data import records
 from dense_jax.data.tfds import TFDS_DATASETS
 
-_NUM_AT_ONCE = 64  # examples in memory, however large the dataset
+_NUM_AT_ONCE = 64  # the number of examples in memory at a time
 
 
 def prepare(name: str, root: str) -> None:
-    """Downloads and prepares a TFDS dataset. Raises OSError if the network or a package is missing."""
+    """Downloads and prepares a TFDS dataset. Raises OSError if network or a package is missing."""
     import tensorflow_datasets as tfds
 
     dataset = TFDS_DATASETS[name]
@@ -45,7 +45,7 @@ def prepare(name: str, root: str) -> None:
             f"preparing {name} needs a package that training does not ({error}). Run this "
             "command in an environment that has it, then copy the folder here"
         ) from error
-    except Exception as error:  # the network fails in more ways than can be listed
+    except Exception as error:  # network errors are of too many types to list
         raise OSError(
             f"{name} could not be downloaded and prepared in {root}: "
             f"{type(error).__name__}: {error}. This step needs the network"
@@ -54,10 +54,10 @@ def prepare(name: str, root: str) -> None:
 
 
 def copy(name: str, root: str, output: str, max_side: int | None = None) -> None:
-    """Writes every split of a dataset to `output` as records. Splits that exist are kept.
+    """Writes every split of a dataset to `output` as records. Keeps splits that already exist.
 
-    max_side: the longest side, in pixels; larger examples are shrunk to it. Raises ValueError if
-      an example is bad, or if `output` holds anything else.
+    max_side: The maximum length of the longer side, in pixels. Larger examples are shrunk. Raises
+      ValueError if an example is bad or if `output` holds anything else.
     """
     sources = {
         split: data.open_dataset(name, root, split) for split in data.DATASETS[name].splits(root)
@@ -68,8 +68,8 @@ def copy(name: str, root: str, output: str, max_side: int | None = None) -> None
     for split, source in sources.items():
         path = records.path_of(output, split)
         if not path.exists():
-            # Not storage.atomic: the writer opens the path itself, and starting again must overwrite
-            # what an interrupted command left, which may be large.
+            # storage.atomic does not fit because the writer opens the path itself. Also, the next
+            # run must overwrite the temporary file of an interrupted run, which may be large.
             unfinished = path.with_name(f"{path.name}.unfinished")
             _write(source, unfinished, split, max_side)
             unfinished.replace(path)
@@ -98,7 +98,7 @@ def _description(
 
 
 def _claim(output: pathlib.Path, description: dict[str, Any]) -> None:
-    """Writes dataset.json to an empty folder. Raises ValueError if another dataset is there."""
+    """Writes dataset.json unless it exists. Raises ValueError if `output` holds anything else."""
     output.mkdir(parents=True, exist_ok=True)
     path = output / "dataset.json"
     if path.exists():
@@ -120,7 +120,7 @@ def _write(source: data.Source, path: pathlib.Path, split: str, max_side: int | 
             example["instances"] = source.instances(i)
         return records.pack(shrink(example, max_side) if max_side else example)
 
-    # One record per chunk, so that reading a record decodes no others.
+    # Each chunk holds one record, so that reading a record does not decode any others.
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
     with (
         contextlib.closing(writer),
@@ -135,9 +135,9 @@ def _write(source: data.Source, path: pathlib.Path, split: str, max_side: int | 
 
 
 def shrink(example: dict[str, Any], max_side: int) -> dict[str, Any]:
-    """Shrinks an example whose longer side has more than `max_side` pixels to that many.
+    """Shrinks an example so that its longer side has at most `max_side` pixels.
 
-    Images are resampled bilinearly with antialiasing, labels and instances by the nearest pixel.
+    Images are resampled bilinearly with antialiasing, and labels and instances by nearest neighbor.
     """
     height, width = example["label"].shape
     longer = max(height, width)

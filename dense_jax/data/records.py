@@ -1,11 +1,12 @@
-"""A dataset that `python -m dense_jax.data.prepare --output=ROOT` has written.
+"""Reads and writes the records of a dataset that `dense_jax.data.prepare` has copied to ROOT.
 
-    ROOT/dataset.json            what the dataset consists of and was made from
+    ROOT/dataset.json            the description and the origin of the dataset
     ROOT/SPLIT.array_record      the examples of a split, for random access
 
-A record is a msgpack map: `name`; `size`, the height and width in pixels; `image`, `label` and, if
-the split has them, `instances`, as PNG files. Labels hold classes, 255 is ignored. An image with
-neither 1 nor 3 channels is stored as a gray one, the channels of a pixel side by side.
+A record is a msgpack map of `name`, `size` (height and width in pixels), `image`, `label` and, if
+the split has instances, `instances`. The arrays are PNG files. Labels hold class indices, and 255
+is ignored. An image with neither 1 nor 3 channels is stored as a wide gray image in which the
+channels of each pixel are side by side.
 """
 
 import functools
@@ -25,7 +26,7 @@ from dense_jax.data.source import Source
 
 
 def pack(example: dict[str, Any]) -> bytes:
-    """Returns the record of an example, without loss."""
+    """Packs an example into a record, without loss."""
     image, label = example["image"], example["label"]
     height, width = label.shape
     record = {
@@ -40,7 +41,7 @@ def pack(example: dict[str, Any]) -> bytes:
 
 
 def describe(root: str | os.PathLike[str]) -> dict[str, Any]:
-    """Returns dataset.json of a prepared dataset."""
+    """Returns the contents of dataset.json in a prepared dataset."""
     path = pathlib.Path(root) / "dataset.json"
     description = files.read_json(path, f"data.prepare --output={root} writes it")
     if not isinstance(description, dict) or "prepared_from" not in description:
@@ -51,12 +52,12 @@ def describe(root: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def path_of(root: str | os.PathLike[str], split: str) -> pathlib.Path:
-    """Returns the path of a split's examples."""
+    """Returns the path of the file with a split's examples."""
     return pathlib.Path(root) / f"{split}.array_record"
 
 
 class Records(Source):
-    """One split of a prepared dataset; see the docstring of the module."""
+    """One split of a prepared dataset. See the module docstring."""
 
     def __init__(self, root: str | os.PathLike[str], split: str):
         description = describe(root)
@@ -68,7 +69,7 @@ class Records(Source):
             raise ValueError(f"{self._path}: no such file; run again what prepared {root}")
         try:
             self._records = array_record_data_source.ArrayRecordDataSource(str(self._path))
-        except Exception as error:  # the reader raises nearly anything on broken files
+        except Exception as error:  # corrupt files can cause any exception
             raise ValueError(f"{self._path}: cannot be read ({error}); {self._way_out}") from error
         self.class_names = tuple(description["classes"])
         self.num_channels = description["num_channels"]
@@ -98,14 +99,14 @@ class Records(Source):
             raise IndexError(f"example {i} of {len(self)}")
         try:
             return msgpack.unpackb(self._records[i])
-        except Exception as error:  # the reader raises nearly anything on broken files
+        except Exception as error:  # corrupt files can cause any exception
             raise ValueError(
                 f"{self._path}, record {i}: cannot be read ({error}); {self._way_out}"
             ) from error
 
     @functools.cached_property
     def sizes(self) -> Int32[np.ndarray, "n 2"]:
-        """Height and width of each image, in pixels. Reads every record but decodes no image."""
+        """The height and width of each image, in pixels. Reads all records but decodes no image."""
         return np.array([self._record(i)["size"] for i in range(len(self))], np.int32)
 
     @functools.cached_property

@@ -1,7 +1,7 @@
-"""The contract of a source: one split of a dataset, whose examples are read by their number.
+"""Defines the interface of a source: one split of a dataset, with examples read by index.
 
-A source is cheap to make, reads an example when asked for it, and can be pickled, because worker
-processes get a copy.
+A source is cheap to create, reads an example only on request, and must be picklable because each
+worker process gets a copy.
 """
 
 import abc
@@ -15,19 +15,19 @@ from dense_jax.labels import Objects
 
 
 class Field(NamedTuple):
-    """A per-pixel array [h, w] that the examples of a source hold beside image and label."""
+    """A description of a per-pixel array [h, w] in examples, beside image and label."""
 
     name: str
     dtype: str = "float32"
     fill: float = 0.0  # the value outside the image
-    interpolation: str = "bilinear"  # or "nearest"; used when augmentation resamples it
+    interpolation: str = "bilinear"  # or "nearest"; for resampling in augmentation
 
 
 class Examples(abc.ABC):
-    """The part of a source that batches are made of.
+    """The part of a source's interface that is sufficient to make batches.
 
-    examples[i] is {"image": uint8 [h, w, num_channels], "label": int32 or uint8 [h, w], "name": str}
-    with labels in [0, num_classes) or IGNORE_LABEL, and one array [h, w] for each of `fields`.
+    examples[i] is {"image": uint8 [h, w, num_channels], "label": int32/uint8 [h, w], "name": str}
+    plus an array [h, w] for each of `fields`. Labels are in [0, num_classes) or IGNORE_LABEL.
     """
 
     num_channels: int  # 1 (gray), 3 (RGB) or any other number
@@ -46,14 +46,14 @@ class Examples(abc.ABC):
 
 
 class Source(Examples):
-    """One split of a dataset, with what its values mean."""
+    """One split of a dataset, with the meaning of its values."""
 
     class_names: tuple[str, ...]
-    # The raw value, or values, of each class in label files. None: the files hold classes.
+    # The raw value or values of each class in label files. If None, the files hold class indices.
     values: tuple[int | tuple[int, ...], ...] | None = None
-    # The values that became 0 and 255 in images that do not have 8 bits.
+    # The values that were mapped to 0 and 255 in images that are not 8-bit.
     value_range: Sequence[float] | None = None
-    # The color of each class in pictures, RGB. None: `class_colors` chooses.
+    # The RGB color of each class in pictures. If None, `class_colors` chooses the colors.
     palette: UInt8[np.ndarray, "c 3"] | None = None
     has_instances: bool = False  # whether `instances` exists for this split
 
@@ -68,12 +68,12 @@ class Source(Examples):
 
     @property
     def fingerprint(self) -> str | None:
-        """A hex digest that changes when the files do, and is the same for a copy of the files.
+        """A hex digest that changes when the files change and is equal for copies of the files.
 
-        None for data that is not read from files.
+        None if the data is not read from files.
         """
         return None
 
     def instances(self, i: int) -> Objects:
-        """Returns the object of each pixel of an example. Only where `has_instances` is true."""
+        """Returns the object number of each pixel of example i. Requires `has_instances`."""
         raise NotImplementedError

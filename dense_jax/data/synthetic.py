@@ -1,9 +1,9 @@
-"""Scenes made in memory: textured shapes over a textured background.
+"""Generates scenes of textured shapes on a textured background, in memory.
 
-The choices under study make a difference here. Threads are 2 to 3 pixels wide and boundaries are
-crisp, which needs skip connections. Specks are less than 1 % of the pixels, which tells losses
-apart. Brightness varies over the image and between objects, so that the value of a single pixel does
-not tell its class.
+The scenes reveal differences between methods. Threads are 2 to 3 pixels wide and boundaries are
+crisp, so networks need skip connections. Specks cover less than 1 % of the pixels, so the choice of
+loss matters. Brightness varies over the image and between objects, so the value of a single pixel
+does not reveal its class.
 """
 
 import math
@@ -17,16 +17,16 @@ from dense_jax.data.source import Source
 CLASSES = ("background", "disk", "square", "ring", "thread", "speck")
 NUM_EXAMPLES = {"train": 256, "val": 64, "test": 64}
 
-_UNIT_AREA = 96 * 96  # in pixels; the number of objects grows with the image
+_UNIT_AREA = 96 * 96  # in pixels; object counts are for this area and scale with the image area
 _TINTS = np.array(
     [[0, 0, 0], [10, -5, -5], [-5, 10, -5], [-5, -5, 10], [8, 8, -12], [12, -12, 12]], np.float32
 )
 
 
 class Synthetic(Source):
-    """One split. Example i is a function of (split, i, size, num_channels) alone.
+    """One split of synthetic scenes. Example i depends only on (split, i, size, num_channels).
 
-    `root` is not used. `size` is the height and width in pixels.
+    `root` is unused. `size` is the height and width in pixels.
     """
 
     def __init__(
@@ -78,14 +78,14 @@ class Synthetic(Source):
 
 
 class SyntheticGray(Synthetic):
-    """Synthetic scenes without color."""
+    """Synthetic scenes with a single gray channel."""
 
     def __init__(self, root: object, split: str):
         super().__init__(root, split, num_channels=1)
 
 
 def _scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns an image, float32 [3, h, w] around 0..255, and its label, int32 [h, w]."""
+    """Returns an image, float32 [3, h, w] roughly in 0..255, and its label, int32 [h, w]."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     label = np.zeros((height, width), np.int32)
     value = np.zeros((3, height, width), np.float32)  # relative to the scene's brightness
@@ -101,7 +101,7 @@ def _scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarra
         return max(1, round(rng.integers(low, high + 1) * height * width / _UNIT_AREA))
 
     def place() -> tuple[np.ndarray, np.ndarray]:
-        """Returns coordinates around a random center, turned by a random angle, in pixels."""
+        """Returns pixel coordinates relative to a random center, rotated by a random angle."""
         dx, dy = x - rng.uniform(0, width), y - rng.uniform(0, height)
         angle = rng.uniform(0, math.pi)
         cos, sin = math.cos(angle), math.sin(angle)
@@ -130,14 +130,14 @@ def _scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarra
         paint("speck", np.hypot(u, v) < rng.uniform(2, 4), grains)
 
     value += _wave(rng, x, y, wavelength=2.0 * (height + width), amplitude=25.0)
-    value += 6 * rng.standard_normal(value.shape, np.float32)  # the sensor's noise
+    value += 6 * rng.standard_normal(value.shape, np.float32)  # sensor noise
     return value + rng.uniform(110, 145), label
 
 
 def _wave(
     rng: np.random.Generator, x: np.ndarray, y: np.ndarray, *, wavelength: float, amplitude: float
 ) -> np.ndarray:
-    """Returns a plane wave of random direction and phase. `wavelength` is in pixels."""
+    """Returns a plane wave with a random direction and phase. `wavelength` is in pixels."""
     direction, phase = rng.uniform(0, 2 * math.pi, 2).tolist()
     distance = x * math.cos(direction) + y * math.sin(direction)
     return amplitude * np.sin(distance * (2 * math.pi / wavelength) + phase)

@@ -1,7 +1,7 @@
-"""Per-pixel targets: arrays [h, w] that a source's examples hold beside image and label.
+"""Adds per-pixel targets to examples. A target is an array [h, w] beside image and label.
 
-A target is a function of an example and one line: `WithTarget(source, Field(name), function)`. Every
-stage that handles examples, from the cache to augmentation, loops over `source.fields`.
+To add a target, wrap a source in `WithTarget(source, Field(name), function)`. Every stage that
+handles examples, from the cache to augmentation, loops over `source.fields`.
 """
 
 import functools
@@ -21,25 +21,25 @@ BORDER = Field("border")
 
 
 def border_weights(objects: Objects, weight: float, sigma: float) -> Float32[np.ndarray, "h w"]:
-    """Returns the extra weight of background pixels between two close objects.
+    """Returns an extra loss weight for background pixels between two close objects.
 
-    weight * exp(-(d1 + d2)^2 / (2 sigma^2)), with a pixel's distances d1 and d2 to the nearest and
-    the second nearest object; they and sigma are in pixels (Ronneberger et al. 2015, "U-Net",
-    section 3, formula 2, without its w_c). The formula does not vanish inside objects. Here it does:
-    the network has to learn the background that separates them. It is also 0 where
-    d1 + d2 > 6 sigma, where it would be less than 1.6e-8 weight.
+    The result is weight * exp(-(d1 + d2)^2 / (2 sigma^2)), where d1 and d2 are the distances from a
+    pixel to the nearest and the second-nearest object. Distances and sigma are in pixels. This is
+    formula 2 in section 3 of Ronneberger et al. 2015, "U-Net", without the term w_c. Unlike in the
+    paper, the result is 0 inside objects because the network has to learn the background between
+    objects. If d1 + d2 > 6 sigma, the formula gives less than 1.6e-8 * weight, so the result is 0.
     """
     reach = 6 * sigma
     margin = math.ceil(reach)
     nearest, second = np.full((2, *objects.shape), np.inf, np.float32)
     for k, box in enumerate(ndimage.find_objects(objects), start=1):
-        if box is None:  # an object number that is not used
+        if box is None:  # an unused object number
             continue
-        # Farther away than `reach`, an object changes nothing, so only its surroundings are computed.
+        # Beyond `reach`, an object has no influence, so distances are computed only around it.
         around = tuple(slice(max(0, side.start - margin), side.stop + margin) for side in box)
         outside = (objects[around] != k).astype(np.uint8)
         distance = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-        # Its last bits depend on the array's address, but squared distances are whole numbers.
+        # The last bits of `distance` vary with memory addresses, but its squares are integers.
         distance = np.sqrt(np.rint(distance * distance))
         d1, d2 = nearest[around], second[around]
         np.minimum(d2, np.maximum(d1, distance), out=d2)
@@ -50,10 +50,10 @@ def border_weights(objects: Objects, weight: float, sigma: float) -> Float32[np.
 
 
 class WithTarget(Examples):
-    """Examples that hold one more per-pixel array.
+    """A source whose examples hold one more per-pixel array.
 
-    function(i, example) returns the array [h, w] of example i. Worker processes get a copy of it, so
-    it must be a function of a module, or a `functools.partial` of one.
+    function(i, example) returns the array [h, w] for example i. Worker processes need a picklable
+    function, such as a module-level function or a `functools.partial` of one.
     """
 
     def __init__(self, source: Examples, field: Field, function: Callable[..., np.ndarray]):
@@ -78,10 +78,10 @@ class WithTarget(Examples):
 def with_border_weights(
     source: Source, *, weight: float, sigma: float, classes: Sequence[str] | None
 ) -> WithTarget:
-    """Adds the field BORDER: see `border_weights`.
+    """Adds the field BORDER, computed by `border_weights`, to the examples of a source.
 
-    classes: names of the classes whose connected components are the objects. None: the objects are
-      the source's own instances. Raises ValueError if there are no instances, or no such class.
+    classes: The names of the classes whose connected components are the objects. If None, the
+      objects are the source's instances. Raises ValueError if there are none or a name is unknown.
     """
     names = ", ".join(source.class_names)
     if not classes and not source.has_instances:

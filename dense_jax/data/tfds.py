@@ -1,7 +1,7 @@
-"""TensorFlow Datasets, read without TensorFlow.
+"""Reads datasets from TensorFlow Datasets (TFDS) without TensorFlow.
 
-Reads what `python -m dense_jax.data.prepare` (or TFDS itself) has prepared as array_record under
-`root`, the `data_dir` of TFDS. Each dataset is an entry of `TFDS_DATASETS`.
+A dataset must have been prepared as array_record files by `python -m dense_jax.data.prepare` or by
+TFDS itself. `root` is the `data_dir` of TFDS. Each dataset is an entry of `TFDS_DATASETS`.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from dense_jax.data.source import Source
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TfdsDataset:
-    """A dataset of the TFDS catalog. Call it to open a split."""
+    """A dataset in the TFDS catalog. Calling the object opens a split."""
 
     tfds_name: str
     image_key: str
@@ -29,7 +29,7 @@ class TfdsDataset:
     name_key: str
     num_channels: int
     classes: files.Classes
-    tfds_splits: Mapping[str, str]  # our split: the part of a TFDS split
+    tfds_splits: Mapping[str, str]  # {our split: TFDS split or slice}
 
     def __call__(self, root: str | os.PathLike[str], split: str) -> "TfdsSource":
         return TfdsSource(self, root, split)
@@ -50,17 +50,17 @@ TFDS_DATASETS = {
             values=(1, 2, 3),
             palette=((230, 159, 0), (0, 0, 0), (86, 180, 233)),  # the background is black
         ),
-        # TFDS has no validation split: the last tenth of its train is held out.
+        # TFDS has no validation split, so the last tenth of the TFDS train split is held out.
         tfds_splits={"train": "train[:90%]", "val": "train[90%:]", "test": "test"},
     ),
 }
 
 
 class TfdsSource(Source):
-    """One split of a prepared dataset."""
+    """One split of a prepared TFDS dataset."""
 
     def __init__(self, dataset: TfdsDataset, root: str | os.PathLike[str], split: str):
-        import tensorflow_datasets as tfds  # here, because it takes long and few datasets need it
+        import tensorflow_datasets as tfds  # a slow import that few datasets need
 
         if split not in dataset.tfds_splits:
             raise ValueError(f"no split {split!r}; there are: {', '.join(dataset.tfds_splits)}")
@@ -105,18 +105,18 @@ class TfdsSource(Source):
         return {"image": image, "label": label, "name": name}
 
     def _record(self, i: int) -> tuple[dict[str, Any], str]:
-        """Returns a record, its images still encoded, and its name."""
+        """Returns record i, with the images still encoded, and the name of the example."""
         if not 0 <= i < len(self):
             raise IndexError(f"example {i} of {len(self)}")
         try:
             record = self._records[i]
-        except Exception as error:  # the reader raises nearly anything on broken files
+        except Exception as error:  # corrupt files can cause any exception
             raise ValueError(f"{self._where}, record {i}: cannot be read ({error})") from error
         return record, record[self._dataset.name_key].decode()
 
     @functools.cached_property
     def sizes(self) -> Int32[np.ndarray, "n 2"]:
-        """Height and width of each image, in pixels. Reads every record but decodes no image."""
+        """The height and width of each image, in pixels. Reads all records but decodes no image."""
         sizes = []
         for i in range(len(self)):
             record, name = self._record(i)

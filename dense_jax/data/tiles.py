@@ -1,26 +1,27 @@
-"""Overlapping tiles (U-Net, arXiv 1505.04597, figure 2), for evaluation and prediction alike.
+"""Cuts images into overlapping tiles for evaluation and prediction.
 
-An image of any size is covered by tiles of one size. A *tile* is the network's input. Its *core* is
-the part whose prediction is used. The cores partition the image, so that every pixel is predicted
-exactly once. The *margin* on each side of the core shows the pixels next to it, so that neighboring
-tiles share two margins. Where the image ends, the margin shows its reflection. Along one axis:
+An image of any size is covered by tiles of one size (U-Net, arXiv 1505.04597, figure 2). A *tile*
+is an input of the network. The *core* of a tile is the part whose prediction is used. The cores
+partition the image, so every pixel is predicted exactly once. The *margin* on each side of the core
+shows the adjacent pixels, so neighboring tiles overlap by two margins. Beyond the border of the
+image, the margin shows a reflection of the image. Along one axis:
 
     |<-------------------------------- tile -------------------------------->|
     |<------- margin -------->|<------ core ------>|<------- margin -------->|
     |< context ->||< overlap >|                    |< overlap >||< context ->|
 
-Cores of 4 pixels and margins of 2 on an image that has 10 pixels on this axis:
+For example, cores of 4 pixels and margins of 2 pixels cover an axis of 10 pixels like this:
 
     image            0 1 2 3 4 5 6 7 8 9
     tile 0       2 1[0 1 2 3]4 5
     tile 1               2 3[4 5 6 7]8 9
     tile 2                       6 7[8 9 8 7]6 5
 
-The *context* is the part of the margin that a network with unpadded convolutions uses up: it makes
-no prediction there. The *overlap* is the part in which predictions of neighboring tiles are blended,
-if the user asks for that; it may be as wide as the margin without the context.
+The *context* is the part of the margin that unpadded convolutions trim, so the network makes no
+prediction for it. The *overlap* is the part in which predictions from neighboring tiles are blended
+if the user enables blending. The overlap may be at most as wide as the margin minus the context.
 
-Numpy only, because worker processes run it.
+This module uses only NumPy because worker processes run it.
 """
 
 from collections.abc import Sequence
@@ -35,23 +36,23 @@ Window = tuple[slice, slice]  # rows and columns
 
 
 class Place(NamedTuple):
-    """Where the core of a tile lies."""
+    """The location of a tile's core, in the image and in the tile."""
 
-    image: int  # the number of the tile's image
+    image: int  # the index of the tile's image
     in_image: Window
     in_tile: Window
 
 
 class Tiles:
-    """A source cut into tiles: random access to examples of one size.
+    """A source cut into tiles of one size, with random access to the tiles.
 
     tiles[k] is {"image": uint8 [th, tw, c], "label": uint8 [th, tw], "index": k}. The label is
     IGNORE_LABEL outside the core.
 
-    source: has `sizes`, int [n, 2], and source[i] with `image` and `label`.
-    tile_size: the height and width of a tile, in pixels.
-    margin: in pixels, for both axes or for each.
-    images: bool [n], the images of the source to cut; the others have no tiles. By default all.
+    source: An object with `sizes`, int [n, 2], and source[i] with `image` and `label`.
+    tile_size: The height and width of a tile, in pixels.
+    margin: The width of the margin in pixels, for both axes or for each axis.
+    images: A mask, bool [n], of the images to cut. If None, all images are cut.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Tiles:
                 f"tiles of {tuple(self.tile_size.tolist())} pixels have no core inside a margin of "
                 f"{max(self.margin)} pixels: the tile must be larger than twice the margin"
             )
-        self.num_tiles = -(-np.asarray(source.sizes) // self.core)  # rows and columns, per image
+        self.num_tiles = -(-np.asarray(source.sizes) // self.core)  # [n, 2], rows and columns
         if images is not None:
             self.num_tiles[~images] = 0
         self._first = np.concatenate([[0], np.cumsum(self.num_tiles.prod(axis=1))])
@@ -80,14 +81,14 @@ class Tiles:
         return int(self._first[-1])
 
     def place(self, k: int) -> Place:
-        """Returns where the core of tile k lies, in its image and in the tile."""
+        """Returns the location of the core of tile k."""
         image = int(np.searchsorted(self._first, k, side="right")) - 1
         start = np.array(divmod(k - self._first[image], self.num_tiles[image, 1])) * self.core
         stop = np.minimum(start + self.core, self.source.sizes[image])
         return Place(image, _window(start, stop), _window(self.margin, self.margin + stop - start))
 
     def shown(self, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the rows and the columns of its image that tile k shows, reflected outside."""
+        """Returns the image rows and columns that tile k shows, reflected beyond the border."""
         place = self.place(k)
         rows, columns = (
             reflect(np.arange(core.start - margin, core.start - margin + length), int(image_length))
@@ -102,7 +103,7 @@ class Tiles:
         return rows, columns
 
     def of_image(self, i: int) -> range:
-        """Returns the numbers of an image's tiles, row by row."""
+        """Returns the indices of the tiles of image i, row by row."""
         return range(int(self._first[i]), int(self._first[i + 1]))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -118,8 +119,8 @@ class Tiles:
         }
 
     def _example(self, i: int) -> dict[str, Any]:
-        # Neighboring tiles are read one after the other, so a few decoded images are kept.
-        # This is a single assignment, so that threads need no lock.
+        # Consecutive tiles usually share an image, so a few decoded images are kept. The update is
+        # a single assignment, so threads need no lock.
         example = self._recent.get(i)
         if example is None:
             example = self.source[i]
@@ -139,15 +140,15 @@ def tilings(
     margin: int,
     context: int = 0,
 ) -> list[Tiles]:
-    """Cuts every image of a source in a way that depends on that image and the run alone.
+    """Cuts every image of a source into tiles, independently of the other images in the source.
 
-    Returns one `Tiles` for each geometry that occurs: as a rule one, at most four.
+    Returns one `Tiles` per combination of tile size and margin (usually one, at most four).
 
-    source, tile_size, margin: see `Tiles`.
-    image_size: the largest height and width of the run's images, in pixels. An axis on which that
-      size fits into a tile gets tiles of that size, without a margin but the context, for every
-      image that is no longer.
-    context: in pixels; no margin is smaller.
+    source, tile_size, margin: See `Tiles`.
+    image_size: The largest height and width of the run's images, in pixels. If an axis of length
+      image_size + 2 * context fits into a tile, each image up to image_size gets a single tile of
+      that length on this axis, with only the context as margin.
+    context: The width of the context in pixels, which is the minimum margin.
     """
     longest = np.asarray(image_size) + 2 * context
     fits = (longest <= np.asarray(tile_size)) & (np.asarray(source.sizes) <= image_size)

@@ -1,4 +1,4 @@
-"""Opens every example of a source once, before hours are spent on it."""
+"""Opens every example of a source once, to find bad examples before a long run."""
 
 import contextlib
 from collections.abc import Callable
@@ -16,10 +16,10 @@ T = TypeVar("T")
 
 
 def verify(source: Source) -> None:
-    """Raises one ValueError that lists what is wrong with a source.
+    """Raises ValueError if any example of a source is bad or if all labels are ignored.
 
-    A source without errors is remembered by its fingerprint, in the user's cache folder, and is not
-    opened again the next time. Data that does not come from files is not verified.
+    Otherwise, the fingerprint of the source is stored in the user's cache folder, and later calls
+    return at once. Data that does not come from files is not verified.
     """
     if source.fingerprint is None:
         return
@@ -33,13 +33,13 @@ def verify(source: Source) -> None:
             f"every pixel of all {len(source)} labels ({some(source.names)}) is ignored: nothing can "
             "be learned from them or scored; check which values the dataset ignores"
         )
-    with contextlib.suppress(OSError):  # without a cache, it is verified again the next time
+    with contextlib.suppress(OSError):  # without a cache, the next run verifies it again
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
 
 
 def scan(source: Source, function: Callable[[dict[str, Any]], T]) -> tuple[list[T], list[str]]:
-    """Returns function(example) for each good example, and the errors of the bad ones; see `visit`."""
+    """Calls function(example) for each example. Returns results and error messages like `visit`."""
 
     def read(i: int) -> T:
         if source.has_instances:
@@ -52,10 +52,10 @@ def scan(source: Source, function: Callable[[dict[str, Any]], T]) -> tuple[list[
 def visit(
     function: Callable[[int], T], num_examples: int, description: str
 ) -> tuple[list[T], list[str]]:
-    """Calls function(i) for each i below `num_examples`, in threads.
+    """Calls function(i) for each i < `num_examples` in threads. Returns results and error messages.
 
-    Returns the results in order, without those calls that raised ValueError or OSError, and the
-    messages of these. The progress bar is shown on a terminal only.
+    A call that raises ValueError or OSError adds an error message instead of a result. Both lists
+    are in the order of i. The progress bar is shown only on a terminal.
     """
 
     def attempt(i: int) -> tuple[list[T], list[str]]:
@@ -77,7 +77,7 @@ def visit(
 
 
 def refuse(errors: list[str], num_examples: int) -> None:
-    """Raises a ValueError with the first ten errors, if there are any."""
+    """Raises ValueError with the first ten error messages if `errors` is not empty."""
     if errors:
         listed = "\n  ".join(errors[:10])
         more = "\n  ..." if len(errors) > 10 else ""

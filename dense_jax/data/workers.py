@@ -1,4 +1,4 @@
-"""The tie between a worker process and the process that started it. Never uses jax."""
+"""Ties the lifetime of a worker process to its parent process. Never uses jax."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -7,7 +7,7 @@ import threading
 
 
 def end_with_parent() -> None:
-    """Makes this process end when the process that started it ends, in whatever way."""
+    """Makes this process end when its parent process ends, for any reason."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
