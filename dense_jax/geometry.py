@@ -1,6 +1,6 @@
-"""Positions on an axis of an image, in pixels.
+"""Positions along an axis of an image, in pixels.
 
-Ground: any room may use it. Never uses jax.
+Base module: any other module may import it. Never imports jax.
 """
 
 import operator
@@ -9,13 +9,13 @@ from typing import Any
 
 
 def reflect(positions: Any, length: Any, modulo: Callable[[Any, Any], Any] = operator.mod) -> Any:
-    """Reflects positions into [0, length - 1], about the centers of the outermost pixels.
+    """Reflects positions into [0, length - 1] about the centers of the border pixels.
 
-    This is what mode="reflect" of numpy.pad does, however far outside the positions are. It uses
-    operators only, so that both arguments may be numpy or JAX arrays, and lengths symbolic sizes.
+    Equivalent to numpy.pad(mode="reflect") for positions at any distance outside the image. The
+    function uses only operators, so both arguments may be NumPy or JAX arrays and lengths symbolic.
 
-    modulo: a faster way to compute positions % period, where there is one.
+    modulo: A function that computes positions % period, possibly faster than operator.mod.
     """
     last = length - 1
-    period = 2 * last + 1 // length  # an axis of 1 pixel has the period 1, not 0
+    period = 2 * last + 1 // length  # an axis of 1 pixel has period 1, not 0
     return last - abs(modulo(positions, period) - last)

@@ -1,13 +1,13 @@
-"""Measures of a network and its training step, before any training.
+"""Summarizes a network and its training step before any training.
 
     python -m dense_jax.summary --config=experiments/unet_dice.py [--config.model.x=y]
     python -m dense_jax.summary --config=experiments/unet_dice.py --crossings
 
-The first command prints the network's layers, and the memory and FLOPs of a training step on each of
-the devices in use, for config.batch_size over all of them. The step is the one that `dense_jax.main`
-runs, with images on a canvas of data.canvas_size or, if that is unset, as large as the crops. The
-second prints which encoders, decoders and upsampling methods go together. All tables are Markdown,
-and no parameter and no image is made.
+The first command prints the network's layers and, for each device in use, the memory and FLOPs of
+the training step that `dense_jax.main` runs. The batch of config.batch_size images is split over
+all devices. The images lie on canvases of size data.canvas_size or, if that is unset,
+data.crop_size. The second command prints which encoders, decoders and upsampling methods are
+compatible. All tables are Markdown. Neither parameters nor images are created.
 """
 
 import copy
@@ -33,12 +33,12 @@ from dense_jax.training import task
 
 
 class Layer(NamedTuple):
-    """The output and cost of a module, without its submodules.
+    """The output and cost of a module, excluding its submodules.
 
-    path: names from the network down to the module.
-    shape: of its output for one image.
-    parameters: numbers, not counting batch norm's running statistics.
-    flops: floating-point operations for one image; a multiply-add is two.
+    path: The module names from the network down to the module.
+    shape: The shape of the output for one image.
+    parameters: The number of parameters, excluding the running statistics of batch norm.
+    flops: The number of floating-point operations for one image. A multiply-add counts as two.
     """
 
     path: tuple[str, ...]
@@ -48,12 +48,12 @@ class Layer(NamedTuple):
 
 
 def layers(model: models.Segmenter, variables: Any, image: jax.ShapeDtypeStruct) -> list[Layer]:
-    """Returns the modules that hold parameters or enlarge their input, in order of execution.
+    """Returns the modules that hold parameters or upsample, in execution order.
 
-    variables: the model's, or their shapes.
-    image: [1, h, w, c].
+    variables: The model's variables or their shapes.
+    image: The shape and dtype of an image, [1, h, w, c].
 
-    FLOPs are those of XLA's cost analysis before any optimization, see `cost.flops`.
+    The FLOPs come from XLA's cost analysis before any optimization; see `cost.flops`.
     """
     calls = []
 
@@ -86,12 +86,12 @@ def layers(model: models.Segmenter, variables: Any, image: jax.ShapeDtypeStruct)
 
 
 def layer_table(model: models.Segmenter, size: tuple[int, int], channels: int = 3) -> str:
-    """Returns the layers and their total as a Markdown table, and the parameters of both halves.
+    """Returns the layers and their total as a Markdown table, and both halves' parameter counts.
 
-    size: height and width of the image, pixels.
+    size: The height and width of the image in pixels.
 
-    The total's FLOPs are those of the forward pass of one image in evaluation. They are not quite
-    the sum of the rows, because they include ReLUs, pools and additive skips.
+    The total FLOPs are for a forward pass on one image in evaluation. They differ from the sum of
+    the rows because they include ReLUs, pooling and additive skips.
     """
     image = jax.ShapeDtypeStruct((1, *size, channels), jnp.float32)
     init = functools.partial(model.init, train=False)
@@ -116,12 +116,12 @@ def layer_table(model: models.Segmenter, size: tuple[int, int], channels: int = 
 
 
 def training_cost(config: ConfigDict, num_classes: int, num_channels: int) -> dict[str, int]:
-    """Returns the bytes that a training step needs of one device, see `cost.memory`, and its FLOPs.
+    """Returns the bytes (see `cost.memory`) and FLOPs that a training step needs on each device.
 
     `aliased` is the memory of the donated old state, which the new state reuses. A training set in
-    device memory (data.cache="device") is not included. A multiply-add is two FLOPs.
+    device memory (data.cache="device") is excluded. A multiply-add counts as two FLOPs.
 
-    Raises ValueError if the devices cannot share seeds and batch evenly.
+    Raises ValueError if the seeds and the batch cannot be split evenly over the devices.
     """
     mesh.check_shares(config.num_seeds, config.batch_size, config.num_microbatches)
     fields = task.target_fields(config)
@@ -133,7 +133,7 @@ def training_cost(config: ConfigDict, num_classes: int, num_channels: int) -> di
 
 
 def training_table(config: ConfigDict, num_classes: int, num_channels: int) -> str:
-    """Returns `training_cost` as a Markdown table, and which device it holds for."""
+    """Returns `training_cost` as a Markdown table below a line that describes the devices."""
     needed = training_cost(config, num_classes, num_channels)
     work = f"{needed.pop('flops') / 1e9:,.1f} GFLOP"
     device, n = jax.devices()[0], jax.device_count()
@@ -147,10 +147,11 @@ def training_table(config: ConfigDict, num_classes: int, num_channels: int) -> s
 
 
 def crossings(config: Any) -> str:
-    """Returns which encoder, decoder and upsampling method go together, as a Markdown table.
+    """Returns a Markdown table of the compatible encoders, decoders and upsampling methods.
 
-    config: `config.model`, which has all other fields. A cell is "yes", or the number of the reason
-    below the table.
+    config: The `config.model` that supplies all other fields.
+
+    A cell contains "yes", or the number of a reason listed below the table.
     """
     reasons: list[str] = []
 
@@ -174,7 +175,7 @@ def crossings(config: Any) -> str:
 
 
 def _markdown(lines: Sequence[Sequence[str]], sides: str) -> str:
-    """Returns a table with the first line as its header; `sides` has "<" or ">" for each column."""
+    """Returns a table headed by lines[0]. `sides` aligns each column, "<" left or ">" right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * (w - 1) + ("-" if s == "<" else ":") for w, s in zip(widths, sides, strict=True)]
 
@@ -186,7 +187,7 @@ def _markdown(lines: Sequence[Sequence[str]], sides: str) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Prints the tables."""
+    """Prints the tables that the flags select."""
     runtime.prepare()
     args: Any = flags.FLAGS
     config, num_classes, channels = args.config, args.num_classes, args.channels

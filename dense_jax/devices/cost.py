@@ -1,4 +1,4 @@
-"""The memory and the FLOPs of a program, by XLA's own analysis."""
+"""The memory and the FLOPs of a program according to XLA's analysis."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 
 
 def memory(compiled: Any) -> dict[str, int]:
-    """Returns the bytes that a compiled program needs of one device.
+    """Returns the number of bytes that a compiled program needs on each device.
 
     `peak` is arguments + outputs + temporaries - aliased. `aliased` is the memory of donated
     arguments, which outputs reuse.
@@ -24,16 +24,17 @@ def memory(compiled: Any) -> dict[str, int]:
 
 
 def flops(function: Callable, *shapes: Any) -> int | None:
-    """Counts the floating-point operations of a function before any optimization, on any machine.
+    """Returns the number of floating-point operations of a function before any optimization.
 
-    A multiply-add is two. Products with the zeros that pad a convolution do not count. Returns None
-    if JAX_PLATFORMS excludes the CPU, because JAX counts FLOPs for the CPU alone.
+    A multiply-add counts as two. Products with a convolution's padding zeros do not count. The
+    number is equal on all machines. Returns None if JAX_PLATFORMS excludes the CPU, because JAX
+    counts FLOPs only for the CPU.
     """
     try:
         cpu = jax.local_devices(backend="cpu")[0]
     except RuntimeError:
         return None
     with jax.default_device(cpu):
-        # Lowered for a TPU, because on a CPU `cpu.fast` computes more products where that is faster.
+        # Lowered for a TPU, because on a CPU `cpu.fast` may compute more products to be faster.
         lowered: Any = jax.jit(function).trace(*shapes).lower(lowering_platforms=("tpu",))
-    return int(lowered.cost_analysis().get("flops", 0))  # absent if values are only moved
+    return int(lowered.cost_analysis().get("flops", 0))  # absent if the function only moves data

@@ -1,14 +1,15 @@
-"""Layers in forms that are fast on XLA:CPU. Models do not know of them.
+"""Fast implementations of layers for XLA:CPU. Models do not depend on this module.
 
-Models say `nn.Conv` and `nn.BatchNorm`. While a function wrapped by `fast` is traced, these layers
-compute the same values in the forms of this file: only the order of additions differs. What a form
-does not cover (strides, dilation, groups, precision, ...) stays Flax's.
+Models use `nn.Conv` and `nn.BatchNorm`. While a function wrapped by `fast` is traced, these layers
+use the implementations in this file. The results are equal up to the order of additions. Layers
+with unsupported options (strides, dilation, groups, precision, ...) still use Flax.
 
-Convolutions are primitives, chosen when a program is lowered: a CPU gets the forms below and any
-other platform XLA's own convolution, also within one exported program. They have derivatives of all
-orders, forward and reverse. Under `jax.vmap` they are XLA's own.
+Convolutions are JAX primitives whose implementation is chosen when a program is lowered. A CPU gets
+the implementations below. Any other platform gets XLA's, even within one exported program. The
+primitives have forward and reverse derivatives of all orders. Under `jax.vmap`, XLA's convolutions
+run instead.
 
-The gains are those of benchmarks/speed.md: milliseconds of a training step, before and after.
+The docstrings quote benchmarks/speed.md: milliseconds per training step, before -> after.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
 NHWC = ("NHWC", "HWIO", "NHWC")
-# The values of jax.lax.conv_general_dilated's options that change nothing. None does for all others.
+# The values at which options of jax.lax.conv_general_dilated have no effect; None for all others.
 NEUTRAL = {
     "lhs_dilation": (1, 1),
     "rhs_dilation": (1, 1),
@@ -35,20 +36,20 @@ NEUTRAL = {
     "batch_group_count": 1,
     "dimension_numbers": jax.lax.conv_dimension_numbers((1,) * 4, (1,) * 4, NHWC),
 }
-# XLA:CPU uses Eigen for convolutions from and to at most this many channels, YNNPACK for others.
+# XLA:CPU uses Eigen if there are at most this many input and output channels, else YNNPACK.
 FEW = 16
-# YNNPACK of jaxlib 0.10 runs most convolutions on a single thread.
+# YNNPACK in jaxlib 0.10 runs most convolutions on a single thread.
 IS_THREADED = jax.__version_info__ >= (0, 11)
-# From this many weights of a tap per pixel on, reversing the kernel takes longer than anything else.
+# If a tap has at least this many weights per pixel, reversing the kernel dominates the run time.
 MANY = 128
-# Kernels of at least this size with this many weights per tap are those of fully connected layers.
+# Kernels with at least this size and this many weights per tap come from fully connected layers.
 DENSE_SIZE, DENSE_WEIGHTS = 6, 2**20
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
 def fast(function: Callable) -> Callable:
-    """Returns `function` with the layers it calls in their fast forms, wherever it is traced."""
+    """Returns a version of `function` that uses the fast layers whenever traced."""
 
     @functools.wraps(function)
     def with_fast_layers(*args, **kwargs):
@@ -59,7 +60,7 @@ def fast(function: Callable) -> Callable:
 
 
 def _replace(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext):
-    """Calls a layer, or its fast form."""
+    """Calls the fast implementation of a layer if there is one, else the layer."""
     module: Any = context.module
     if context.method_name != "__call__":
         return call(*args, **kwargs)
@@ -72,7 +73,7 @@ def _replace(call: Callable, args: tuple, kwargs: dict, context: nn.module.Inter
 
 
 def _takes_convolution(module: nn.Module) -> bool:
-    """Whether a module, such as nn.Conv, lets its convolution be replaced and none has been."""
+    """Returns whether a module, such as nn.Conv, has a field conv_general_dilated that is None."""
     other = getattr(module, "conv_general_dilated_cls", None)
     return getattr(module, "conv_general_dilated", convolution) is None and other is None
 
@@ -84,10 +85,10 @@ def convolution(
     padding: str | Sequence[tuple[int, int]],
     **options: Any,
 ) -> Float[Array, "b *Space f"]:
-    """jax.lax.conv_general_dilated, by default of [b, h, w, c] and [h, w, c, f].
+    """Computes jax.lax.conv_general_dilated, by default for NHWC images and HWIO kernels.
 
-    Only a convolution of stride 1 with less padding than its kernel's size and `NEUTRAL` options has
-    another form. Everything else goes to XLA, with whatever options there will be.
+    A convolution is fast only if it has stride 1, less padding than its kernel's size, and
+    `NEUTRAL` options. All other convolutions go to XLA with all their options.
     """
     is_neutral = all(NEUTRAL.get(name) == options[name] for name in options)
     precision = jax.config.values["jax_default_matmul_precision"]
@@ -107,10 +108,10 @@ def convolution(
 
 
 def _by_patches(x: Array, kernel: Array, pads: Pads) -> Array:
-    """Convolves by one matrix product with all patches of x: AlexNet's and VGG's fc6.
+    """Convolves by a single matrix product with all patches of x, as for AlexNet's and VGG's fc6.
 
-    For few pixels and thousands of channels. XLA:CPU's own is many times slower there, but needs no
-    patches, which are as many times larger than x as a kernel has taps.
+    For few pixels and thousands of channels, XLA:CPU's convolution is many times slower. The
+    patches need as many times the memory of x as the kernel has taps, though.
     """
     rows, columns, _, features = kernel.shape
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
@@ -120,12 +121,12 @@ def _by_patches(x: Array, kernel: Array, pads: Pads) -> Array:
 
 
 def _conv(x: Array, kernel: Array, *, pads: Pads) -> Array:
-    """XLA's own convolution of stride 1."""
+    """Computes XLA's convolution with stride 1."""
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=NHWC)
 
 
 def _input_gradient(g: Array, kernel: Array, *, pads: Pads) -> Array:
-    """XLA's own gradient of a convolution's input, from that of its output."""
+    """Computes a convolution's input gradient with XLA, from the gradient g of the output."""
     sizes = zip(g.shape[1:3], kernel.shape[:2], pads, strict=True)
     h, w = (n + taps - 1 - sum(ends) for n, taps, ends in sizes)
     x = jax.ShapeDtypeStruct((len(g), h, w, kernel.shape[2]), g.dtype)
@@ -133,7 +134,7 @@ def _input_gradient(g: Array, kernel: Array, *, pads: Pads) -> Array:
 
 
 def _kernel_gradient(x: Array, g: Array, *, pads: Pads) -> Array:
-    """XLA's own gradient of a convolution's kernel, from that of its output."""
+    """Computes a convolution's kernel gradient with XLA, from the gradient g of the output."""
     kernel = jax.ShapeDtypeStruct(_kernel_shape(x, g, pads), g.dtype)
     return jax.linear_transpose(lambda kernel: _conv(x, kernel, pads=pads), kernel)(g)[0]
 
@@ -144,21 +145,25 @@ def _kernel_shape(x: Array, g: Array, pads: Pads) -> tuple[int, ...]:
 
 
 def _back(pads: Pads, size: Sequence[int]) -> Pads:
-    """The padding with which a kernel of this size leads from an output back to the input."""
+    """Returns the padding of the convolution that maps an output gradient to the input gradient."""
     (top, bottom), (left, right) = pads
     rows, columns = size[:2]
     return (rows - 1 - top, rows - 1 - bottom), (columns - 1 - left, columns - 1 - right)
 
 
 def _conv_on_cpu(x: Array, kernel: Array, *, pads: Pads) -> Array:
-    """Convolves with the library that uses all cores (unet32's prediction: 152 -> 108 ms)."""
+    """Convolves with the library that uses all cores (prediction of unet32: 152 -> 108 ms)."""
     if max(kernel.shape[2:]) <= FEW:
         return (_two_at_once if IS_THREADED else _conv)(x, kernel, pads=pads)
     return (_conv if IS_THREADED else _by_eigen)(x, kernel, pads=pads)
 
 
 def _by_eigen(x: Array, kernel: Array, *, pads: Pads) -> Array:
-    """Pads rows to the kernel's size, which YNNPACK does not take, and removes them again."""
+    """Convolves with Eigen, by padding the height more than YNNPACK supports.
+
+    The total padding becomes at least the kernel's height, so XLA uses Eigen. The extra rows of the
+    output are dropped.
+    """
     (top, bottom), columns = pads
     extra = max(0, len(kernel) - top - bottom)
     y = _conv(x, kernel, pads=((top, bottom + extra), columns))
@@ -166,10 +171,10 @@ def _by_eigen(x: Array, kernel: Array, *, pads: Pads) -> Array:
 
 
 def _two_at_once(x: Array, kernel: Array, *, pads: Pads) -> Array:
-    """Computes two neighboring pixels as one of twice the channels, which YNNPACK takes.
+    """Computes two adjacent pixels as one pixel with twice the channels, so XLA uses YNNPACK.
 
-    Its kernels are one column wider, with zeros: a third more products for 3x3 (unet16 on one core:
-    221 -> 203 ms).
+    The kernels are one column wider, padded with zeros. A 3x3 kernel needs a third more products
+    (unet16 on one core: 221 -> 203 ms).
     """
     _, columns, _, features = kernel.shape
     (left, right), width = pads[1], x.shape[2] + sum(pads[1]) - columns + 1
@@ -178,7 +183,7 @@ def _two_at_once(x: Array, kernel: Array, *, pads: Pads) -> Array:
         x,
         jnp.concatenate(shifted, axis=-1),
         (1, 2),
-        (pads[0], (left, right + 1)),  # the last pixel of an odd width has a neighbor too
+        (pads[0], (left, right + 1)),  # gives the last pixel of an odd width a neighbor
         dimension_numbers=NHWC,
     )
     return y.reshape(*y.shape[:2], 2 * y.shape[2], features)[:, :, :width]
@@ -189,10 +194,10 @@ def _has_few_pixels(shape: Sequence[int], kernel_shape: Sequence[int]) -> bool:
 
 
 def _input_gradient_on_cpu(g: Array, kernel: Array, *, pads: Pads) -> Array:
-    """Convolves with the reversed kernel or, for few pixels, adds up a matrix product per tap.
+    """Convolves with the reversed kernel or, for few pixels, adds up one matrix product per tap.
 
-    The matrix of a tap is transposed without being moved (unet_resnet34 on one core: 634 and 630 ->
-    568 and 625 ms).
+    A matrix product needs no transposed copy of the kernel (unet_resnet34 on one core, measured
+    twice: 634 -> 568 and 630 -> 625 ms).
     """
     (top, bottom), (left, right) = back = _back(pads, kernel.shape)
     rows, columns, channels, _ = kernel.shape
@@ -211,15 +216,15 @@ def _input_gradient_on_cpu(g: Array, kernel: Array, *, pads: Pads) -> Array:
 def _kernel_gradient_on_cpu(x: Array, g: Array, *, pads: Pads) -> Array:
     """Sums x[b, y + i, x + j, c] g[b, y, x, f] over all pixels (b, y, x), at [i, j, c, f].
 
-    It is a convolution over rows, of g with as many taps as x has rows: the pixels (b, x) of a row
-    are its input channels, and all (j, c) its output channels. XLA's own convolves over rows and
-    columns with the b images as its few channels, and takes up to four times as long (unet16:
-    202 -> 175 ms, unet64: 1087 -> 720).
+    The sum is a one-dimensional convolution of g over rows. The kernel is made of x and has as many
+    taps as x has rows. The input channels are the pixels (b, x) of a row, and the output channels
+    are all (j, c). XLA's gradient convolves over rows and columns instead, with the b images as
+    channels, and takes up to four times as long (unet16: 202 -> 175 ms, unet64: 1087 -> 720 ms).
     """
     shape = rows, columns, channels, features = _kernel_shape(x, g, pads)
     if _has_few_pixels(x.shape, shape):
         return _kernel_gradient(x, g, pads=pads)
-    if channels > features:  # exchanged: the arrays side by side below are smaller then
+    if channels > features:  # swaps x and g, which makes `shifted` smaller
         gradient = _kernel_gradient_on_cpu(g, x, pads=_back(pads, shape))
         return gradient[::-1, ::-1].swapaxes(2, 3)
     h, w = g.shape[1:3]
@@ -232,12 +237,12 @@ def _kernel_gradient_on_cpu(x: Array, g: Array, *, pads: Pads) -> Array:
         _back(pads, shape)[:1],
         dimension_numbers=("NWC", "WIO", "NWC"),
     )
-    # g slides over x, so the taps come in reverse.
+    # g slides over x, so the taps are in reverse order.
     return y.reshape(features, rows, columns, channels)[:, ::-1].transpose(1, 2, 3, 0)
 
 
 def _side_by_side(parts: Sequence[Array]) -> Array:
-    """Concatenates channels as a sum, which XLA:CPU compiles to one loop."""
+    """Concatenates channels by adding padded arrays, which XLA:CPU compiles to one loop."""
     before, after = 0, sum(part.shape[-1] for part in parts)
     padded = []
     for part in parts:
@@ -248,7 +253,7 @@ def _side_by_side(parts: Sequence[Array]) -> Array:
 
 
 def _primitive(name: str, by_xla: Callable, on_cpu: Callable) -> Primitive:
-    """Makes a primitive that lowers to `on_cpu` for a CPU, and elsewhere to `by_xla`."""
+    """Makes a primitive that lowers to `on_cpu` on a CPU and to `by_xla` on other platforms."""
     primitive = Primitive(name)
 
     def shape(*arrays, pads):
@@ -265,8 +270,8 @@ def _primitive(name: str, by_xla: Callable, on_cpu: Callable) -> Primitive:
     return primitive
 
 
-# The sum of g * conv(x, kernel) is linear in each of x, kernel and g. Each of these three is its
-# derivative by one of them, so that they are one another's transposes.
+# The sum of g * conv(x, kernel) is linear in each of x, kernel and g. Each of these primitives is
+# the derivative with respect to one of these arrays, so they are transposes of each other.
 CONV = _primitive("conv", _conv, _conv_on_cpu)
 INPUT_GRADIENT = _primitive("conv_input_gradient", _input_gradient, _input_gradient_on_cpu)
 KERNEL_GRADIENT = _primitive("conv_kernel_gradient", _kernel_gradient, _kernel_gradient_on_cpu)
@@ -288,9 +293,9 @@ ad.defbilinear(
 
 
 def _is_plain_batch_norm(module: nn.BatchNorm, x: Array, *others: Any) -> bool:
-    """Whether a module in training on a CPU has its default options, but for those that are free.
+    """Returns whether a module trains on a CPU with default options, except for the `free` ones.
 
-    With running averages, Flax's form is the fast one.
+    In evaluation, Flax's batch norm is already fast.
     """
     free = ("momentum", "epsilon", "dtype", "use_running_average", "use_fast_variance")
     fields = [f for f in dataclasses.fields(module) if f.name not in (*free, "parent", "name")]
@@ -301,10 +306,10 @@ def _is_plain_batch_norm(module: nn.BatchNorm, x: Array, *others: Any) -> bool:
 
 
 def _batch_norm(module: nn.BatchNorm, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """Normalizes in training by one multiplication and addition, which keeps x alone.
+    """Normalizes in training by one multiplication and one addition, storing only x.
 
-    Flax's form keeps two arrays of the size of x for the gradient (unet16 on one core: 220 and 230 ->
-    216 and 205 ms).
+    For the gradient, Flax stores two arrays of the size of x (unet16 on one core, measured twice:
+    220 -> 216 and 230 -> 205 ms).
     """
     channels, scope = x.shape[-1:], module.scope
     assert scope is not None
@@ -313,8 +318,9 @@ def _batch_norm(module: nn.BatchNorm, x: Float[Array, "b h w c"]) -> Float[Array
     scale = scope.param("scale", nn.initializers.ones, channels)
     bias = scope.param("bias", nn.initializers.zeros, channels)
     exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    # mean(x^2) - mean(x)^2 has no digits left where the mean is many deviations from 0. Measured from
-    # the mean of the corners, which is part of the deviation, it is at most sqrt(h w).
+    # mean(x^2) - mean(x)^2 loses all precision if the mean is many standard deviations from 0. The
+    # mean minus the mean of the top left pixels is at most sqrt(h w) standard deviations, because
+    # these pixels contribute to the deviation.
     corners = jax.lax.stop_gradient(jnp.mean(exact[:, :1, :1], axis=(0, 1, 2)))
     moved = exact - corners[None, None, None]
     first, second = (jnp.mean(moment, axis=(0, 1, 2)) for moment in (moved, moved**2))

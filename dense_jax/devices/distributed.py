@@ -1,6 +1,6 @@
-"""Several processes as one run: how they find each other, agree, and fail together.
+"""Runs several processes as one run: they find each other, agree on settings and fail together.
 
-Uses jax only after joining, because `sweep` passes the flags on without it.
+Imports jax only to join the other processes, because `sweep` passes the flags on without jax.
 """
 
 import contextlib
@@ -19,17 +19,17 @@ from typing import Any
 from absl import flags
 from etils import epath  # like pathlib, also for gs://
 
-TIMEOUT = 60  # seconds after which the others stop when a process is gone
-START_TIMEOUT = 600  # seconds for which the first process waits for the last: hosts install first
-GRACE = 3  # seconds in which a process may end with its own error after another has failed
+TIMEOUT = 60  # seconds until the other processes stop after a process dies
+START_TIMEOUT = 600  # seconds for all processes to join, because hosts may install packages
+GRACE = 3  # seconds for a process to end with its own error after another has failed
 _EXPLICIT = ("coordinator", "num_processes", "process_id")
-_FAILURE = "dense_jax/failure"  # key of the message of the first process that fails
-_FOREVER = 10**9  # milliseconds; JAX ends a process that waits for a dead one
-_exchanges = itertools.count()  # the same in all processes
+_FAILURE = "dense_jax/failure"  # key for the message of the first process that fails
+_FOREVER = 10**9  # milliseconds; JAX aborts a process that waits for a dead process
+_exchanges = itertools.count()  # equal in all processes
 
 
 def define_flags() -> None:
-    """Defines the flags; parsing refuses a set of them that is incomplete."""
+    """Defines the flags. Parsing fails if only some of the `_EXPLICIT` flags are set."""
     flags.DEFINE_bool(
         "multihost", False, "Join the other processes that TPU, SLURM or Kubernetes name."
     )
@@ -42,18 +42,18 @@ def define_flags() -> None:
 
 
 def given() -> list[str]:
-    """Returns these flags as they were given, for another command."""
+    """Returns this module's flags that were given, ready to be passed to another command."""
     names = ("multihost", *_EXPLICIT)
     return [flags.FLAGS[name].serialize() for name in names if flags.FLAGS[name].present]
 
 
 def initialize() -> None:
-    """Joins the other processes, if the flags name any. Call it before any other use of jax.
+    """Joins the other processes if the flags name any. Must be called before any other use of jax.
 
-    Raises ValueError if the coordinator's address cannot be used, and exits if not all processes
-    have joined within START_TIMEOUT. From then on, when a process dies or can no longer be reached,
-    JAX aborts the others (SIGABRT) after TIMEOUT at the latest, even in the middle of a step. When a
-    process raises an error, `together` ends the others faster, with the error's message.
+    Raises ValueError if the coordinator's address cannot be used. Exits if not all processes join
+    within START_TIMEOUT. Later, if a process dies or becomes unreachable, JAX aborts the others
+    (SIGABRT) within TIMEOUT, even in the middle of a step. If a process raises an error, `together`
+    ends the others sooner, with the error's message.
     """
     args = flags.FLAGS
     if not args.multihost and args.coordinator is None:
@@ -62,12 +62,12 @@ def initialize() -> None:
         _check_address(args.coordinator, args.process_id)
     import jax
 
-    # JAX itself would abort with a dump. Process 0 waits longer, so that the others give up first.
+    # JAX itself would abort with a stack dump. Process 0 waits longer, so the others exit first.
     patience = START_TIMEOUT + (TIMEOUT if args.process_id == 0 else 0)
     timer = threading.Timer(patience, _give_up, [patience])
     timer.daemon = True
     timer.start()
-    # While JAX waits, Python does not see Ctrl-C.
+    # While JAX waits, Python cannot handle Ctrl-C.
     handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
     jax.distributed.initialize(
         args.coordinator,
@@ -76,23 +76,23 @@ def initialize() -> None:
         cluster_detection_method="deactivate" if args.coordinator else None,
         initialization_timeout=patience + TIMEOUT,
         heartbeat_timeout_seconds=TIMEOUT,
-        shutdown_timeout_seconds=TIMEOUT,  # a failed process waits so long for the others
+        shutdown_timeout_seconds=TIMEOUT,  # how long a failed process waits for the others
     )
     signal.signal(signal.SIGINT, handler)
     timer.cancel()
 
 
 def agree(facts: Callable[[], Mapping[str, Any]]) -> None:
-    """Raises ValueError, with the same message on all processes, unless their facts are equal.
+    """Raises ValueError with the same message in all processes, unless their facts are equal.
 
-    facts: returns JSON values by their names for a user. It is not called in a single process.
+    facts: A function returning JSON values by user-facing name, never called in a single process.
     """
     if _joined() and (different := differences(_exchange(facts()))):
         raise ValueError(f"the processes must be alike, but differ in {'; '.join(different)}")
 
 
 def differences(all_facts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns a line for each fact that differs, with the first process that differs from 0."""
+    """Returns a line for each fact that differs from process 0, with the first such process."""
     names = dict.fromkeys(name for facts in all_facts for name in facts)
     lines = []
     for name in names:
@@ -103,13 +103,13 @@ def differences(all_facts: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def check_shared(folder: epath.PathLike) -> None:
-    """Makes a folder. Raises ValueError, on all processes, unless it is the same for all."""
+    """Makes a folder. Raises ValueError in all processes unless they all see the same folder."""
     jax = _joined()
     if jax is None:
         return
     path = epath.Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    # The name is new: no file system can remember that it was missing.
+    # The name is new, so no file system can have cached its absence.
     mark = path / _exchange(f".shared-{uuid.uuid4().hex}")[0]
     if jax.process_id == 0:
         mark.touch()
@@ -126,7 +126,7 @@ def check_shared(folder: epath.PathLike) -> None:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Ends all processes, with one line each, when one raises an error inside. Also a decorator."""
+    """Ends all processes, with one line each, if one fails in the context or decorated function."""
     jax = _joined()
     if jax is None:
         yield
@@ -134,7 +134,7 @@ def together() -> Iterator[None]:
     client, done = jax.client, threading.Event()
 
     def failure() -> str | None:
-        """Returns the message of another process that has failed, or None."""
+        """Returns the error message of another process that has failed, or None."""
         try:
             return client.key_value_try_get(_FAILURE)
         except RuntimeError:  # not set
@@ -143,13 +143,13 @@ def together() -> Iterator[None]:
     def leave(message: str) -> None:
         print(f"error: {message}", file=sys.stderr, flush=True)
         try:
-            jax.shutdown()  # the process that failed waits there for this one
+            jax.shutdown()  # the failed process waits in its own shutdown for this one
         finally:
-            os._exit(1)  # the main thread may wait for what never comes
+            os._exit(1)  # the main thread may be waiting forever
 
     def watch() -> None:
         while not done.wait(0.5):
-            # All may fail at the same time, each with its own error.
+            # All processes may fail at the same time, each with its own error.
             if (message := failure()) and not done.wait(GRACE):
                 leave(message)
 
@@ -161,8 +161,8 @@ def together() -> Iterator[None]:
         done.set()
         watcher.join()
         if isinstance(error, RuntimeError) and (message := failure()):
-            leave(message)  # JAX says only that the other process is gone
-        with contextlib.suppress(RuntimeError):  # another process was first, or none can be told
+            leave(message)  # JAX's error says only that the other process is gone
+        with contextlib.suppress(RuntimeError):  # another failed first, or the store is gone
             what = str(error) if isinstance(error, ValueError | OSError) else repr(error)
             client.key_value_set(_FAILURE, f"process {jax.process_id}: {what}")
         raise
@@ -172,9 +172,9 @@ def together() -> Iterator[None]:
 
 
 def _exchange(value: Any) -> list[Any]:
-    """Returns the JSON values that all processes gave, in the order of their numbers.
+    """Returns the JSON values of all processes, in the order of the process numbers.
 
-    Uses no device, so it works before any compilation, and with devices that do not match.
+    Uses no device, so the exchange works before any compilation and with mismatched devices.
     """
     jax, key = _joined(), f"dense_jax/exchange/{next(_exchanges)}"
     jax.client.key_value_set(f"{key}/{jax.process_id}", json.dumps(value))
@@ -183,9 +183,9 @@ def _exchange(value: Any) -> list[Any]:
 
 
 def _joined() -> Any:
-    """Returns JAX's record of the processes, or None where there is a single one.
+    """Returns JAX's state of the joined processes, or None if there is only one process.
 
-    Its `client` has keys and values that all processes share. JAX has no public name for it.
+    Its `client` is a key-value store shared by all processes. JAX has no public API for the state.
     """
     from jax._src import distributed
 
@@ -206,7 +206,7 @@ def _give_up(seconds: int) -> None:
 
 
 def _check_address(coordinator: str, process_id: int) -> None:
-    """Raises ValueError for an address with which JAX would crash, or wait in silence."""
+    """Raises ValueError if an address would make JAX crash, or wait without a message."""
     host, _, port = coordinator.rpartition(":")
     try:
         socket.getaddrinfo(host.strip("[]"), int(port))
@@ -228,7 +228,7 @@ def _check_address(coordinator: str, process_id: int) -> None:
 
 
 def _check(values: Mapping[str, Any]) -> bool:
-    """Raises flags.ValidationError unless all explicit flags are set and valid, or none is."""
+    """Raises flags.ValidationError unless all explicit flags are valid or all are unset."""
     missing = [f"--{name}" for name in _EXPLICIT if values[name] is None]
     if len(missing) == len(_EXPLICIT):
         return True

@@ -1,8 +1,9 @@
-"""The mesh: where arrays live.
+"""The device mesh and the sharding of arrays over it.
 
-Its axis "replica" counts the seeds that train side by side, each on its share of the devices; its
-axis "data" counts the devices of a replica. Within a replica, training is data-parallel: parameters
-are replicated, batches are split, and the optimizer's state is either. One training is one replica.
+The "replica" axis enumerates the seeds that train side by side, each on its share of the devices.
+The "data" axis enumerates the devices of a replica. Within a replica, training is data-parallel:
+parameters are replicated, batches are split, and the optimizer state is either replicated or split.
+Training a single seed uses one replica.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 
 def make_mesh(num_replicas: int = 1) -> Mesh:
-    """Returns a mesh of all devices, host by host. XLA propagates shardings (Auto axes)."""
+    """Returns a mesh of all devices, ordered by host. XLA propagates shardings (Auto axes)."""
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     return Mesh(
         np.reshape(devices, (num_replicas, -1)),
@@ -25,7 +26,7 @@ def make_mesh(num_replicas: int = 1) -> Mesh:
 
 
 def check_shares(num_seeds: int, batch_size: int, num_microbatches: int) -> None:
-    """Raises ValueError if the devices cannot share seeds and batch evenly."""
+    """Raises ValueError if the seeds and the batch cannot be split evenly over the devices."""
     num_devices, num_hosts = jax.device_count(), jax.process_count()
     if num_devices % num_seeds or (num_seeds % num_hosts and num_hosts % num_seeds):
         raise ValueError(
@@ -42,29 +43,29 @@ def check_shares(num_seeds: int, batch_size: int, num_microbatches: int) -> None
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of an array that every device has whole."""
+    """Returns the sharding of an array that is replicated on all devices."""
     return NamedSharding(mesh, P())
 
 
 def sharded(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of batches: the leading axis is split over all devices.
+    """Returns the sharding of batches, which splits the leading axis over all devices.
 
-    The batches of all replicas lie one after the other.
+    The batches of all replicas are concatenated along the leading axis.
     """
     return NamedSharding(mesh, P(("replica", "data")))
 
 
 def spread(shapes: Any, mesh: Mesh) -> Any:
-    """Returns shardings that split each array of an optimizer's state over the devices.
+    """Returns shardings that split the arrays of an optimizer state over the devices.
 
-    Each array is split along its largest axis whose length the number of devices divides. Arrays
-    without such an axis stay replicated, and so do one-dimensional ones: splitting scales and biases
-    would make XLA shard the normalization layers too, with an all-gather in each.
+    Each array is split along its largest axis whose length is a multiple of the number of devices.
+    Arrays without such an axis are replicated, and so are one-dimensional arrays. Splitting scales
+    and biases would make XLA shard the normalization layers too, with an all-gather in each.
 
     With replicated parameters this is stage 1 of ZeRO (Rajbhandari et al. 2020, section 5.1). XLA
-    sums the gradient over the devices (all-reduce), lets each device update its slice of moments,
-    parameters and averages, and gathers the latter two (all-gather). Norms of the gradient become
-    sums over slices, so their last bits differ.
+    sums the gradient over the devices (all-reduce). Each device then updates its slice of the
+    moments, the parameters and the averaged parameters. An all-gather then collects the parameters
+    and their averages. Norms of the gradient become sums over slices, so their last bits differ.
     """
 
     def split(x):
@@ -78,11 +79,11 @@ def spread(shapes: Any, mesh: Mesh) -> Any:
 
 
 def map_examples(function: Callable, mesh: Mesh) -> Callable:
-    """Turns function(variables, example) into a function of batches, split over the devices.
+    """Turns function(variables, example) into a function of batches split over the devices.
 
-    Each device takes its examples one after the other, so the program does not depend on the batch.
-    In a batched convolution the order of a sum depends on the batch size, and with it the last bit of
-    a logit and now and then a predicted class.
+    Each device processes its examples one at a time, so results do not depend on the batch size. In
+    a batched convolution, the order of additions depends on the batch size. A different order
+    changes the last bit of a logit and occasionally a predicted class.
     """
 
     def over_batch(variables, batch):
@@ -94,7 +95,7 @@ def map_examples(function: Callable, mesh: Mesh) -> Callable:
 
 
 def share(mesh: Mesh) -> tuple[list[int], int, int]:
-    """Returns this host's replicas, its number among the hosts of a replica, and their count."""
+    """Returns this host's replicas, its index in a replica, and the number of hosts per replica."""
     hosts = [sorted({device.process_index for device in row}) for row in mesh.devices]
     replicas = [k for k, indices in enumerate(hosts) if jax.process_index() in indices]
     first = hosts[replicas[0]]
@@ -102,7 +103,7 @@ def share(mesh: Mesh) -> tuple[list[int], int, int]:
 
 
 def placed(shapes: Any, shardings: Any) -> Any:
-    """Attaches shardings to shapes. A sharding given for a subtree applies to every array in it."""
+    """Attaches shardings to shapes. A sharding for a subtree applies to every array in it."""
 
     def place(sharding, part):
         return jax.tree.map(
@@ -113,9 +114,9 @@ def placed(shapes: Any, shardings: Any) -> Any:
 
 
 def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Makes one global array of each numeric field, from this host's slice of the batch."""
+    """Makes a global array of each numeric field from this host's slice of the batch."""
     return {
         field: jax.make_array_from_process_local_data(sharded(mesh), array)
         for field, array in batch.items()
-        if array.dtype.kind != "U"  # names stay on the host
+        if array.dtype.kind != "U"  # strings stay on the host
     }

@@ -1,4 +1,4 @@
-"""The runtime setup of the commands: log lines, compiled programs, memory and devices."""
+"""Sets up logging, the cache of compiled programs, memory and devices for commands."""
 
 import contextlib
 import ctypes
@@ -17,7 +17,7 @@ IN_LITTLE_MEMORY = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 
 
 def prepare() -> None:
-    """Sets up a command that computes. Call it before JAX is asked for its devices."""
+    """Sets up a command that computes. Must be called before JAX initializes its devices."""
     show_own_lines()
     keep_programs()
     keep_memory()
@@ -25,17 +25,17 @@ def prepare() -> None:
 
 
 def show_own_lines() -> None:
-    """Shows our log lines from INFO on, and those of libraries from WARNING on."""
-    absl.logging.set_verbosity(absl.logging.WARNING)  # orbax logs much
+    """Shows log lines of dense_jax at INFO and above, and of libraries at WARNING and above."""
+    absl.logging.set_verbosity(absl.logging.WARNING)  # orbax logs a lot
     logging.getLogger("dense_jax").setLevel(logging.INFO)
 
 
 def check_devices() -> None:
-    """Raises ValueError if JAX_PLATFORMS names a platform that JAX cannot use here."""
+    """Raises ValueError if JAX_PLATFORMS names a platform that JAX cannot use on this machine."""
     wanted = jax.config.values["jax_platforms"]
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:  # JAX asserts that the plug-in is there
+    except (RuntimeError, AssertionError) as error:  # JAX asserts that the plug-in exists
         if not wanted:
             raise
         jax.config.update("jax_platforms", None)
@@ -47,31 +47,32 @@ def check_devices() -> None:
 
 
 def keep_programs() -> None:
-    """Keeps compiled programs in the user's cache folder, so that the next start is faster.
+    """Caches compiled programs in the user's cache folder, so that later starts are faster.
 
-    JAX keeps programs that took longer than jax_persistent_cache_min_compile_time_secs. A folder
-    that the user has set (JAX_COMPILATION_CACHE_DIR) wins.
+    JAX keeps programs that took longer than jax_persistent_cache_min_compile_time_secs to compile.
+    A folder set by the user (JAX_COMPILATION_CACHE_DIR) takes precedence.
     """
     if jax.config.values["jax_compilation_cache_dir"] is None:
         folder = storage.cache_folder() / "programs"
-        with contextlib.suppress(OSError):  # a folder that cannot be made: compiled again next time
+        with contextlib.suppress(OSError):  # without a folder, programs are recompiled
             folder.mkdir(parents=True, exist_ok=True)
             jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def keep_memory() -> None:
-    """Keeps freed memory for the next step, where only a CPU can compute.
+    """On machines without an accelerator, keeps freed memory for reuse by the next step.
 
-    XLA:CPU allocates the temporaries of each step anew. glibc serves blocks this large with mmap and
-    returns them to the operating system, so every page faults again in every step: a sixth of the
-    step time of the default network. We turn mmap off. That requires a single malloc arena, because
-    other arenas cannot grow. With an accelerator we change nothing, because decoding threads profit
-    from arenas of their own.
+    XLA:CPU allocates the temporaries of each step anew. glibc serves such large blocks with mmap
+    and returns them to the operating system, so every page faults again in every step. These faults
+    take a sixth of the step time of the default network. The function therefore turns mmap off.
+    This requires a single malloc arena, because other arenas cannot grow. With an accelerator
+    nothing is changed, because decoding threads benefit from separate arenas.
 
-    We also select XLA:CPU's memory-saving scheduler. The default scheduler runs everything it can at
-    once and needs up to 1.7 times the temporary memory. XLA_FLAGS set by the user take precedence.
+    The function also selects XLA:CPU's memory-saving scheduler. The default scheduler runs as much
+    as possible at once and needs up to 1.7 times the temporary memory. XLA_FLAGS set by the user
+    take precedence.
     """
-    # jax.default_backend() would start threads, with arenas of their own.
+    # jax.default_backend() would start threads, which have separate arenas.
     if any(importlib.util.find_spec(plugin) for plugin in ("jax_plugins", "libtpu")):
         return
     flags = os.environ.get("XLA_FLAGS", "")
@@ -85,5 +86,5 @@ def keep_memory() -> None:
 
 
 def seconds_of_process() -> float:
-    """Returns the seconds since a command imported the package, its first action."""
+    """Returns the seconds since the package was imported, which is a command's first action."""
     return time.perf_counter() - dense_jax.IMPORTED

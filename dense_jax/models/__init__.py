@@ -1,8 +1,8 @@
-"""Models for dense prediction: encoder x decoder x upsampling x skips, all config fields.
+"""Models for dense prediction, each built from an encoder, a decoder, an upsampler and skips.
 
-`build(config.model, num_classes)` returns a Module called `model.apply(variables, image, train=...)`.
-The image is float [b, h, w, 1 or 3], already normalized, of any height and width >= 1. The result is
-float32 logits [b, h, w, num_classes] at the image's resolution.
+`build(config.model, num_classes)` returns a Module, called as `model.apply(variables, image,
+train=...)`. The image is a normalized float array, [b, h, w, 1 or 3], with any h and w >= 1. The
+result is float32 logits, [b, h, w, num_classes], at the image's resolution.
 """
 
 import functools
@@ -31,17 +31,17 @@ CHOICES: dict[str, Iterable[str]] = {
     "padding": PADDINGS,
     "decoder_conv": CONVS,
 }
-# Fields of config.model that are no option of an encoder or a decoder.
+# Fields of config.model that are not options of an encoder or a decoder.
 _OTHERS = {"name", "encoder", "upsampling", "upsampling_options", "skips"}
 _OTHERS |= {"normalization", "pretrained", "freeze_encoder"}
-# Options that every config sets, whether or not its encoder or decoder has them.
+# Options that every config sets, even if its encoder and decoder do not have them.
 _ALWAYS_SET = {"widths", "fusion", "norm", "dtype"}
 
 
 def build(config: Any, num_classes: int) -> Segmenter:
-    """Makes the model that the fields of `config.model` describe.
+    """Builds the model that the fields of `config.model` describe.
 
-    Raises ValueError, naming the valid values, for fields that do not make a model.
+    Raises ValueError if the fields do not describe a model. The message names the valid values.
     """
     set_fields = _set(config)
     for field, valid in CHOICES.items():
@@ -79,14 +79,14 @@ def build(config: Any, num_classes: int) -> Segmenter:
 
 
 def _upsampler(config: Any) -> Callable[..., Upsampler]:
-    """Returns a maker of upsamplers with `config.upsampling_options` and `config.dtype`."""
+    """Returns a factory for upsamplers with `config.upsampling_options` and `config.dtype`."""
     make, options = UPSAMPLERS[config.upsampling], _set(config.upsampling_options)
     others = {"features", "factor", "dtype", "enlarge", "conv_general_dilated", "parent", "name"}
     valid = sorted(_fields(make) - others)
     for option in options:
         _check(f"upsampling_options of {config.upsampling!r}", option, valid)
     upsample = functools.partial(make, dtype=jnp.dtype(config.dtype), **options)
-    upsample(features=1)  # raises for wrong values of the options
+    upsample(features=1)  # raises if an option has an invalid value
     return upsample
 
 
@@ -96,7 +96,7 @@ def _fields(part: Callable) -> set[str]:
 
 
 def _make(part: Callable[..., Any], options: dict[str, Any]) -> Any:
-    """Makes an encoder or a decoder with those of the options that it has."""
+    """Makes an encoder or a decoder from only the options that `part` accepts."""
     return part(**{name: value for name, value in options.items() if name in _fields(part)})
 
 
@@ -110,5 +110,5 @@ def _check(what: str, value: Any, valid: Iterable[Any]) -> None:
 
 
 def _set(options: Any) -> dict[str, Any]:
-    """Returns the options that are set. None stands for a part's own default."""
+    """Returns the options that are not None. None selects the default value of an option."""
     return {name: value for name, value in options.items() if value is not None}

@@ -1,4 +1,4 @@
-"""The building blocks that encoders and decoders share. Feature maps are [b, h, w, c]."""
+"""Building blocks shared by encoders and decoders. Feature maps are [b, h, w, c]."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,11 +19,12 @@ PADDINGS = ("SAME", "VALID")
 def max_pool(
     x: Float[Array, "b h w c"],
 ) -> tuple[Float[Array, "b h/2 w/2 c"], Int[Array, "b h/2 w/2 c"]]:
-    """Returns a 2x2 max-pool with stride 2 and its switches, see `Pyramid`; h and w must be even.
+    """Returns the 2x2 max-pool with stride 2 and its argmax indices (switches, see `Pyramid`).
 
-    It is three elementwise selections, and so is its gradient. XLA's own pooling needs
-    select-and-scatter. jnp.max divides by the number of maxima, which is 0 (and the gradient NaN)
-    where the compiler recomputes x a little differently. Of equal pixels the first one wins.
+    h and w must be even. If several pixels of a window are equal, the first one wins. Both the pool
+    and its gradient are three elementwise selections; XLA's own pooling needs select-and-scatter.
+    The gradient of jnp.max divides by the number of maxima. If the compiler recomputes x with other
+    rounding, that number can be 0 and the gradient NaN.
     """
     b, h, w, c = x.shape
     windows = x.reshape(b, h // 2, 2, w // 2, 2, c)
@@ -42,19 +43,19 @@ def max_pool(
 def max_unpool(
     x: Float[Array, "b h w c"], switches: Int[Array, "b h w c"]
 ) -> Float[Array, "b 2*h 2*w c"]:
-    """Puts every value where its 2x2 window's maximum was, and 0 elsewhere (arXiv 1511.00561)."""
+    """Places each value at its 2x2 window's argmax pixel and 0 elsewhere (arXiv 1511.00561)."""
     return pixel_shuffle(jnp.concatenate([jnp.where(switches == k, x, 0) for k in range(4)], -1), 2)
 
 
 def pixel_shuffle(x: Float[Array, "b h w n"], factor: int) -> Float[Array, "b H W c"]:
-    """Spreads a pixel's n = factor^2 * c channels, ordered (row, column, c), over its own cell."""
+    """Moves a pixel's factor^2 * c channels, ordered (row, column, c), into factor^2 pixels."""
     b, h, w, n = x.shape
     x = x.reshape(b, h, w, factor, factor, n // factor**2).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, factor * h, factor * w, n // factor**2)
 
 
 def center(x: Array, size: Sequence[int]) -> Array:
-    """Returns the middle of a feature map, to meet one that lost its border."""
+    """Center-crops a feature map to the size of a map that unpadded convolutions trimmed."""
     top, left = ((n - wanted) // 2 for n, wanted in zip(x.shape[1:3], size, strict=True))
     return x[:, top : top + size[0], left : left + size[1]]
 
@@ -62,11 +63,11 @@ def center(x: Array, size: Sequence[int]) -> Array:
 def mirrored(
     x: Float[Array, "b h w c"], before: int, lengths: Sequence[Any]
 ) -> Float[Array, "b H W c"]:
-    """Extends height and width to `lengths` by reflection about the border pixels' centers.
+    """Extends height and width to `lengths` by reflection about the centers of the border pixels.
 
-    Like jnp.pad(mode="reflect"), but also for axes of symbolic length (jax.export).
+    Equivalent to jnp.pad(mode="reflect"), but also supports axes of symbolic length (jax.export).
 
-    before: rows that are added above, and columns to the left.
+    before: The number of rows added above, and of columns added on the left.
     """
     for axis, length in enumerate(lengths, 1):
         positions = reflect(jnp.arange(length) - before, x.shape[axis])
@@ -75,14 +76,14 @@ def mirrored(
 
 
 def scaled(channels: int, multiplier: float) -> int:
-    """Returns a published number of channels times a width multiplier."""
+    """Returns a published number of channels times a width multiplier, rounded and at least 1."""
     return max(1, round(multiplier * channels))
 
 
 class Stage(nn.Module):
-    """Layers one after the other.
+    """A sequence of layers.
 
-    They belong to the Module that makes them, and have their names from it.
+    The layers are submodules of the Module that creates them, which determines their names.
     """
 
     layers: Sequence[nn.Module]
@@ -94,7 +95,7 @@ class Stage(nn.Module):
 
 
 class Project(nn.Module):
-    """A 1x1 convolution to `features` channels, or nothing if x has as many."""
+    """A 1x1 convolution to `features` channels, or the identity if x already has that many."""
 
     features: int
     dtype: DTypeLike = jnp.float32
@@ -107,7 +108,7 @@ class Project(nn.Module):
 
 
 class Norm(nn.Module):
-    """Batch norm over the global batch, group norm (8 groups if they divide c), or nothing."""
+    """Batch norm over the global batch, group norm with gcd(8, c) groups, or the identity."""
 
     kind: str
     dtype: DTypeLike = jnp.float32
@@ -118,21 +119,21 @@ class Norm(nn.Module):
         options = {"epsilon": self.epsilon, "dtype": self.dtype, "name": self.kind}
         if self.kind == "batch":
             # 0.9 instead of 0.99, because the averages must settle within a few hundred steps. The
-            # fast variance has no digits left where a channel's mean is many deviations from 0.
+            # fast variance loses all precision if a mean is many standard deviations from 0.
             return nn.BatchNorm(not train, momentum=0.9, use_fast_variance=False, **options)(x)
         if self.kind == "group":
-            # More groups would be instance norm with the 16 or 32 channels of a small U-Net.
+            # With more groups, the 16 or 32 channels of a small U-Net would get instance norm.
             return nn.GroupNorm(math.gcd(8, x.shape[-1]), **options)(x)
         return x
 
 
 class ConvNorm(nn.Module):
-    """Convolution, norm and ReLU.
+    """A convolution followed by a norm and a ReLU.
 
-    padding: pixels on every side, or "SAME" or "VALID".
-    dilation: the distance between neighboring taps of the kernel, in pixels.
-    depthwise: whether there is one filter per channel; x must have `features` channels.
-    use_bias: None adds a bias only where no norm brings its own.
+    padding: The number of pixels added on every side, or "SAME" or "VALID".
+    dilation: The distance between adjacent taps of the kernel, in pixels.
+    depthwise: Whether to filter each channel separately. If True, x must have `features` channels.
+    use_bias: Whether the convolution has a bias. If None, there is a bias only without a norm.
     """
 
     features: int
@@ -166,9 +167,9 @@ class ConvNorm(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """Several of the same convolution, norm and ReLU: two of 3x3 in U-Net (section 2).
+    """A sequence of equal ConvNorms, such as U-Net's two 3x3 convolutions (section 2).
 
-    conv: makes a ConvNorm, called with `features` and `name`.
+    conv: The factory for the ConvNorms, called with `features` and `name`.
     """
 
     features: int
@@ -183,10 +184,10 @@ class ConvBlock(nn.Module):
 
 
 class Classifier(nn.Module):
-    """AlexNet's and VGG's fc6 and fc7 as convolutions (arXiv 1411.4038, section 3.1).
+    """The fc6 and fc7 of AlexNet and VGG as convolutions (arXiv 1411.4038, section 3.1).
 
-    On a feature map of the training size, kernel_size x kernel_size, the pixel at kernel_size // 2
-    equals the output of the fully connected layers.
+    For a feature map of the training size, kernel_size x kernel_size, the pixel at kernel_size // 2
+    on both axes equals the output of the fully connected layers.
     """
 
     features: int

@@ -1,7 +1,7 @@
-"""Ways to normalize an image for the network: the `model.normalization` axis.
+"""Methods to normalize an image for the network, selected by `model.normalization`.
 
-Every entry of NORMALIZATIONS maps an image [..., c] of values from 0 to 255 to float32 [..., d].
-Those that belong to published weights turn a gray image into three channels.
+Each function in NORMALIZATIONS maps an image [..., c] with values in 0..255 to float32 [..., d].
+The functions for published weights convert a gray image to three channels.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,12 +11,12 @@ from jaxtyping import Array, Float
 
 
 def unit(image: Array) -> Float[Array, "*shape"]:
-    """Maps 0..255 to -2..2, which gives about unit variance."""
+    """Maps 0..255 to -2..2, which gives approximately unit variance."""
     return image.astype(jnp.float32) / 63.75 - 2.0
 
 
 def standardize(mean: Sequence[float], std: Sequence[float]) -> Callable[[Array], Array]:
-    """Returns (image / 255 - mean) / std, for the three channels R, G and B."""
+    """Returns a function that computes (image / 255 - mean) / std for the channels R, G and B."""
 
     def normalize(image: Array) -> Float[Array, "*shape 3"]:
         if image.shape[-1] not in (1, 3):
@@ -34,9 +34,10 @@ def standardize(mean: Sequence[float], std: Sequence[float]) -> Callable[[Array]
 
 
 def local_response(image: Array) -> Float[Array, "*shape"]:
-    """Returns x / (1 + alpha / 5 * sum of x^2 over the channels)^0.75 with alpha = 1e-4, on 0..255.
+    """Returns x / (1 + alpha / 5 * sum of x^2 over the channels)^0.75 with alpha = 1e-4.
 
-    This is SegNet-Basic's first layer: response normalization over 5 channels, so over all of them.
+    x is the image with values from 0 to 255. SegNet-Basic's first layer normalizes over 5 channels
+    in this way, and thus over all channels of an image.
     """
     x = image.astype(jnp.float32)
     return x / (1 + 1e-4 / 5 * jnp.sum(x**2, axis=-1, keepdims=True)) ** 0.75

@@ -1,8 +1,8 @@
-"""Published weights of an encoder, in the names of torchvision or timm.
+"""Loads published encoder weights from files with torchvision's or timm's tensor names.
 
-`load` reads FILE.safetensors, FILE.npz, FILE.pth (if torch is installed) or hf://REPO/FILE. Every
-tensor is accounted for: each of the encoder's own must be in the file with its shape, and every
-other tensor of the file must belong to the classification head.
+`load` reads FILE.safetensors, FILE.npz, FILE.pth (if torch is installed) or hf://REPO/FILE. The
+file must contain every tensor of the encoder, with the expected shape. Every other tensor in the
+file must belong to the classification head.
 """
 
 import zipfile
@@ -26,24 +26,24 @@ LEAVES = {
     "var": "running_var",
 }
 HEADS = ("classifier.6.", "fc.", "aux1.", "aux2.")
-FULLY_CONNECTED = "classifier."  # fc6 and fc7, which an encoder may go without
-# Raised by readers for a damaged file or a file of another kind.
+FULLY_CONNECTED = "classifier."  # fc6 and fc7, which an encoder may omit
+# The exceptions that readers raise for a damaged file or a file in another format.
 UNREADABLE = (
     *(OSError, ValueError, TypeError, RuntimeError, EOFError, AttributeError),
     *(SafetensorError, zipfile.BadZipFile, UnpicklingError),
 )
-# timm keeps VGG's fully connected layers under other names, as convolutions already.
+# timm stores VGG's fully connected layers as convolutions, under other names.
 TIMM = {"pre_logits.fc1.": "classifier.0.", "pre_logits.fc2.": "classifier.3.", "head.fc.": "fc."}
 
 
 def load(path: str, encoder: str, norm: str, shapes: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the encoder's variables, float32, as numpy arrays.
+    """Returns the published variables of an encoder as float32 NumPy arrays.
 
-    norm: `model.norm` of the encoder.
-    shapes: those of the encoder's variables, {"params": ..., "batch_stats": ...}.
+    norm: The `model.norm` of the encoder.
+    shapes: The shapes of the encoder's variables, {"params": ..., "batch_stats": ...}.
 
-    Raises ValueError for an encoder without published weights and for a file that cannot be read. It
-    lists the tensors that are missing, left over or of another shape.
+    Raises ValueError if the encoder has no published weights, or if the file is unreadable or does
+    not fit. The message lists the tensors that are missing, left over or of another shape.
     """
     torch_name = ENCODERS[encoder].torch_name
     if torch_name is None:
@@ -97,7 +97,7 @@ def load(path: str, encoder: str, norm: str, shapes: Mapping[str, Any]) -> dict[
 
 
 def read(path: str) -> dict[str, np.ndarray]:
-    """Returns the tensors of a file by name. Raises ValueError if it cannot be read."""
+    """Returns the tensors of a file by name. Raises ValueError if the file cannot be read."""
     if path.startswith("hf://"):
         return read(_download(path))
     if Path(path).suffix not in READERS:
@@ -125,7 +125,7 @@ def _read_torch(path: str) -> dict[str, np.ndarray]:
         raise ValueError(
             "a file of PyTorch needs torch installed to be read; or convert it to safetensors"
         ) from error
-    # Only tensors, because any other pickle may run code.
+    # Loads only tensors, because unpickling other objects may run code.
     tensors = torch.load(path, map_location="cpu", weights_only=True)
     if not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise ValueError(f"it holds {', '.join(tensors)}, not tensors alone: save the state_dict")
@@ -133,7 +133,7 @@ def _read_torch(path: str) -> dict[str, np.ndarray]:
 
 
 def _download(path: str) -> str:
-    """Downloads hf://OWNER/NAME/FILE and returns its path in the local cache."""
+    """Downloads hf://OWNER/NAME/FILE and returns the file's path in the local cache."""
     import huggingface_hub  # slow to import, and few runs need it
 
     owner, _, rest = path.removeprefix("hf://").partition("/")
@@ -142,7 +142,7 @@ def _download(path: str) -> str:
         raise ValueError(f"model.pretrained={path!r} must be hf://OWNER/NAME/FILE")
     try:
         return huggingface_hub.hf_hub_download(f"{owner}/{name}", file)
-    except (OSError, ValueError) as error:  # the bases of huggingface_hub's own errors
+    except (OSError, ValueError) as error:  # the base classes of huggingface_hub's errors
         raise ValueError(f"model.pretrained={path!r} cannot be downloaded: {error}") from error
 
 

@@ -1,8 +1,8 @@
-"""A network for dense prediction: an encoder, a decoder, and what one may rely on from the other.
+"""A segmentation network, and the interface between its encoder and its decoder.
 
-    image -> Encoder -> Pyramid -> Decoder, which enlarges with Upsamplers -> logits
+    image -> Encoder -> Pyramid -> Decoder, which upsamples with Upsamplers -> logits
 
-Encoders and decoders know each other only through this file.
+Encoders and decoders depend on each other only through this file.
 """
 
 import functools
@@ -22,11 +22,12 @@ from dense_jax.models.upsampling import Upsampler
 
 @struct.dataclass
 class Pyramid:
-    """The feature maps that an encoder hands to a decoder, keyed by stride in input pixels.
+    """The feature maps that an encoder passes to a decoder, keyed by stride in input pixels.
 
-    features[s]: [b, h/s, w/s, c_s]; smaller after unpadded ("VALID") convolutions.
-    switches[s]: the pixel of each 2x2 window of features[s] that won the max-pool behind it, as
-      2 * row + column, [b, h/2s, w/2s, c_s]; only where the encoder max-pools 2x2.
+    features[s]: The feature map at stride s, [b, h/s, w/s, c_s], without the rows and columns that
+      unpadded ("VALID") convolutions trim.
+    switches[s]: The argmax indices of the 2x2 max-pool after features[s], [b, h/2s, w/2s, c_s]. An
+      index is 2 * row + column within a window. Strides without such a max-pool are absent.
     """
 
     features: Mapping[int, Array]
@@ -34,13 +35,14 @@ class Pyramid:
 
 
 class Spec(NamedTuple):
-    """The properties of an encoder that are known before it is run.
+    """The properties of an encoder that are known before it runs.
 
-    strides: those of its features, in increasing order.
-    switch_strides: those of its switches.
-    block_loss: rows and columns that each block loses to unpadded convolutions; the decoder's
-      blocks must lose as many.
-    bottom_loss: the same for the deepest block; 0 if the deepest features are a max-pool's.
+    strides: The strides of the feature maps, in increasing order.
+    switch_strides: The strides of the max-pool argmax indices (switches).
+    block_loss: The number of rows and columns that unpadded convolutions trim in each block.
+      Decoder blocks must trim the same number.
+    bottom_loss: The number of rows and columns trimmed in the deepest block; 0 if the deepest
+      feature map is the output of a max-pool.
     """
 
     strides: tuple[int, ...]
@@ -50,17 +52,17 @@ class Spec(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """The base of all encoders, called as `encoder(image, train=...)`; it returns a Pyramid.
+    """The base class of encoders. `encoder(image, train=...)` returns a Pyramid.
 
-    The image is [b, h, w, c], with h and w multiples of the deepest stride.
+    The image is [b, h, w, c]. Both h and w must be multiples of the deepest stride.
 
-    norm: "batch" | "group" | "none".
-    dropout: the probability that a value of the deepest features is dropped; with a classifier,
-      after fc6 and after fc7.
-    remat: whether the activations inside a stage are computed again for the gradient, not kept.
-    dtype: of the computation.
+    norm: "batch", "group" or "none".
+    dropout: The dropout rate of the deepest features or, with a classifier, after fc6 and after
+      fc7.
+    remat: Whether activations inside a stage are recomputed for the gradient instead of stored.
+    dtype: The dtype of the computation.
 
-    Encoders with published widths have a `width_multiplier` of all channels.
+    Encoders with published widths have a `width_multiplier` that scales all channel counts.
     """
 
     norm: str = "batch"
@@ -74,12 +76,12 @@ class Encoder(nn.Module):
 
     @property
     def conv(self) -> Callable[..., ConvNorm]:
-        """Makes the encoder's convolutions, called with the other fields of a ConvNorm."""
+        """The factory for the encoder's convolutions, called with a ConvNorm's other fields."""
         return functools.partial(ConvNorm, norm=self.norm, dtype=self.dtype)
 
     @nn.nowrap
     def stage(self, *layers: nn.Module) -> nn.Module:
-        """Returns the layers one after the other, as stage(x, train)."""
+        """Returns a module, called as stage(x, train), that applies the layers in sequence."""
         return (nn.remat(Stage, static_argnums=(2,)) if self.remat else Stage)(layers)
 
     def __call__(self, image: Array, *, train: bool) -> Pyramid:
@@ -87,17 +89,17 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The base of all decoders, called as `decoder(pyramid, train=...)`; it returns logits.
+    """The base class of decoders. `decoder(pyramid, train=...)` returns logits.
 
     The logits are [b, h, w, num_classes] at stride 1.
 
-    upsample: makes an Upsampler, called with its fields.
-    skips: the strides whose features are fused on the way up, besides the deepest ones.
-    dtype: of the computation.
+    upsample: The factory for Upsamplers, called with the fields of an Upsampler.
+    skips: The strides of the feature maps fused during upsampling, without the deepest stride.
+    dtype: The dtype of the computation.
 
-    A class may declare:
-    encoder_options: the options that it asks of an encoder, if the encoder has them.
-    has_switches: whether it enlarges feature maps from strides 2s to s, with the switches at s.
+    A subclass may override two class variables:
+    encoder_options: The decoder's defaults for encoder options, ignored if the encoder lacks them.
+    has_switches: Whether the decoder upsamples from stride 2s to s with the switches at s.
     """
 
     num_classes: int
@@ -110,12 +112,12 @@ class Decoder(nn.Module):
 
     @property
     def block_loss(self) -> int:
-        """Rows and columns that each block loses to unpadded convolutions."""
+        """The number of rows and columns that unpadded convolutions trim in each block."""
         return 0
 
     @nn.nowrap
     def check(self, spec: Spec) -> None:
-        """Raises ValueError, with the way out, for an encoder that this decoder does not fit."""
+        """Raises ValueError, with a suggested fix, if this decoder does not fit the encoder."""
         if self.block_loss != spec.block_loss:
             raise ValueError(
                 f"model.padding='VALID': a block of the encoder loses {spec.block_loss} pixels and "
@@ -144,15 +146,17 @@ class Decoder(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """An encoder and a decoder, for images of any size.
+    """An encoder and a decoder for images of any size.
 
-    The image is extended by reflection to a multiple of the deepest stride and, with unpadded
-    convolutions, by `context` pixels on every side. Upsampling that reads neighboring cells (bilinear,
-    pixel_shuffle, resize_conv, larger kernels) still pads feature maps at their border. Only with the
-    other methods is the middle of a tile exactly what the whole image gives.
+    The image is extended by reflection to a multiple of the deepest stride. With unpadded
+    convolutions, `context` pixels are also added on every side. Even then, upsampling methods that
+    read neighboring pixels (bilinear, pixel_shuffle, resize_conv, larger kernels) pad feature maps
+    at their border. Only with the other methods does the core of a tile get exactly the logits that
+    the whole image would give.
 
-    freeze_encoder: whether the encoder runs as in evaluation and gets no gradient.
-    has_context: whether the image brings its context: its outer `context` pixels get no logits.
+    freeze_encoder: Whether the encoder runs as in evaluation and gets no gradient.
+    has_context: Whether the image includes its context. If so, the outer `context` pixels get no
+      logits.
     """
 
     encoder: Encoder
@@ -162,7 +166,7 @@ class Segmenter(nn.Module):
 
     @property
     def context(self) -> int:
-        """Pixels that unpadded convolutions take off every side of an image; 0 with padding."""
+        """The number of pixels that unpadded convolutions trim on every side; 0 with padding."""
         spec = self.encoder.spec
         stride = spec.strides[-1]
         return spec.block_loss * (stride - 1) + spec.bottom_loss * stride // 2

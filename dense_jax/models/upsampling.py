@@ -1,7 +1,7 @@
-"""Ways to enlarge a feature map: the `model.upsampling` axis.
+"""Methods to upsample a feature map, selected by `model.upsampling`.
 
-To add a method, write its class here and give it a line in UPSAMPLERS. Decoders, configs and tests
-then have it.
+To add a method, write its class here and add the class to UPSAMPLERS. Decoders, configs and tests
+then support the method. The cell of an input pixel is its factor x factor block of output pixels.
 """
 
 import functools
@@ -19,14 +19,14 @@ from dense_jax.models.layers import Project, max_unpool, pixel_shuffle
 
 
 class Upsampler(nn.Module):
-    """The base of all methods, called as `up(x, switches=None)`.
+    """The base class of all methods, called as `up(x, switches=None)`.
 
-    x [b, h, w, c] becomes [b, factor * h, factor * w, features]. `switches` are those of the max-pool
-    that the upsampling mirrors (see `segmenter.Pyramid`), or None if there was no such pool. A method
-    that does not mix channels has a 1x1 convolution in front of it, at the lower resolution, if c is
-    not `features`.
+    x, [b, h, w, c], becomes [b, factor * h, factor * w, features]. `switches` are the argmax
+    indices of the matching max-pool in the encoder (see `segmenter.Pyramid`), or None. If c !=
+    features, a method that does not mix channels is preceded by a 1x1 convolution at the lower
+    resolution.
 
-    needs_switches: declared by the class; whether it works only with switches.
+    needs_switches: Whether the method requires switches; set by each subclass.
     """
 
     features: int
@@ -40,12 +40,12 @@ class Upsampler(nn.Module):
 
 
 def repeat(x: Array, factor: int) -> Array:
-    """Repeats every pixel over its cell."""
+    """Repeats each pixel factor x factor times (nearest neighbor)."""
     return x.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
 def bed_of_nails(x: Array, factor: int) -> Array:
-    """Puts every value into the top left pixel of its cell, and 0 elsewhere."""
+    """Places each value in the top left pixel of its factor x factor cell and 0 elsewhere."""
     spread = (0, factor - 1, factor - 1)
     return jax.lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), spread, spread, (0, 0, 0)))
 
@@ -58,15 +58,15 @@ def bilinear(x: Array, factor: int) -> Array:
 def interpolate(x: Array, factor: int, axis: int) -> Array:
     """Interpolates linearly along one axis, with half-pixel centers and clamped edges.
 
-    This is torch's `align_corners=False`. Each of the `factor` phases is a weighted sum of two
-    shifted copies, which is cheaper than the dense matrices of `jax.image.resize`.
+    Equivalent to PyTorch's `align_corners=False`. Each of the `factor` phases is a weighted sum of
+    two shifted copies, which is cheaper than the dense matrices of `jax.image.resize`.
     """
     size = x.shape[axis]
     before = jnp.take(x, jnp.maximum(jnp.arange(size) - 1, 0), axis, mode="clip")
     after = jnp.take(x, jnp.minimum(jnp.arange(size) + 1, size - 1), axis, mode="clip")
     phases = []
     for phase in range(factor):
-        shift = (phase + 0.5) / factor - 0.5  # of the output's center, in input pixels
+        shift = (phase + 0.5) / factor - 0.5  # from input to output center, in input pixels
         neighbor = before if shift < 0 else after
         phases.append((1 - abs(shift)) * x + abs(shift) * neighbor)
     shape = (*x.shape[:axis], factor * size, *x.shape[axis + 1 :])
@@ -79,16 +79,16 @@ def transposed_conv(
     factor: int,
     convolve: Callable[..., Array] = jax.lax.conv_general_dilated,
 ) -> Float[Array, "b H W f"]:
-    """Adds each pixel's value times the kernel around the pixel's own factor x factor cell.
+    """Adds each pixel's value times the kernel around the pixel's factor x factor cell.
 
-    With p = (k - factor + 1) // 2, pixel (i, j) reaches rows factor * i - p ... + k - 1: torch's
-    conv_transpose2d(stride=factor, padding=p, output_padding=factor - k + 2p). It is computed at the
-    lower resolution, with one kernel per phase of the output, so that no multiplication with an
-    inserted zero is computed.
+    With p = (k - factor + 1) // 2, pixel (i, j) contributes to the k rows that start at factor * i
+    - p. Equivalent to PyTorch's conv_transpose2d(stride=factor, padding=p, output_padding=factor -
+    k + 2p). With one kernel per phase of the output, the computation runs at the lower resolution
+    and avoids products with inserted zeros.
     """
     k = kernel.shape[0]
     padding = (k - factor + 1) // 2
-    # Output phase r of cell i gets input i + d through kernel row r + padding - factor * d.
+    # Output phase r of cell i receives input i + d through kernel row r + padding - factor * d.
     first, last = -((k - 1 - padding) // factor), (factor - 1 + padding) // factor
     taps = last - first + 1
     before = factor * last - padding
@@ -102,9 +102,9 @@ def transposed_conv(
 
 
 def bilinear_kernel(size: int, factor: int, channels: int) -> Float[np.ndarray, "k k c c"]:
-    """Returns FCN's initial transposed convolution (its surgery.py): channel-wise bilinear.
+    """Returns the initial kernel of FCN's upsampling (surgery.py), which is bilinear per channel.
 
-    It is scaled to unit gain if `size` is not the usual 2 * factor - factor % 2.
+    If `size` is not the usual 2 * factor - factor % 2, the kernel is scaled to unit gain.
     """
     reach = (size + 1) // 2
     middle = reach - 1 if size % 2 else reach - 0.5
@@ -114,12 +114,12 @@ def bilinear_kernel(size: int, factor: int, channels: int) -> Float[np.ndarray, 
 
 
 class Fixed(Upsampler, kw_only=True):
-    """A method without parameters of its own, behind a projection to `features`.
+    """A method without learned parameters, preceded by a projection to `features`.
 
-    The weights of an interpolation sum to one, so the projection commutes with it. At the lower
-    resolution it is the same function for 1/factor^2 of the work.
+    The weights of an interpolation sum to one, so the projection commutes with the interpolation.
+    At the lower resolution, the projection costs only 1/factor^2 of the operations.
 
-    enlarge: called with a map and the factor.
+    enlarge: The method as a function of a feature map and the factor.
     """
 
     enlarge: Callable[[Array, int], Array]
@@ -130,10 +130,10 @@ class Fixed(Upsampler, kw_only=True):
 
 
 class MaxUnpool(Upsampler):
-    """Puts every value where the encoder's maximum was, and 0 elsewhere (SegNet, arXiv 1511.00561).
+    """Places each value at the encoder's argmax pixel and 0 elsewhere (SegNet, arXiv 1511.00561).
 
-    x is projected to the channels of the switches, and the result to `features`. Raises ValueError
-    without switches, or for another factor than their pool's 2.
+    x is projected to the number of channels of the switches, and the result to `features`. Raises
+    ValueError if there are no switches, or if the factor is not the max-pool's 2.
     """
 
     needs_switches: ClassVar[bool] = True
@@ -152,12 +152,13 @@ class MaxUnpool(Upsampler):
 class TransposedConv(Upsampler):
     """A learned transposed convolution ("up-convolution" in U-Net, "deconvolution" in FCN).
 
-    kernel_size: in output pixels. None is `factor`, so that kernels do not overlap, or with
-      `bilinear` FCN's 2 * factor - factor % 2. Sizes that are no multiple of the factor are
-      allowed, but cover the output unevenly (checkerboard).
-    bilinear: whether it starts as channel-wise interpolation instead of random with unit gain.
-    learn: False keeps that interpolation (FCN's fixed upsampling), without any parameter.
-    conv_general_dilated: computes the convolution, like nn.Conv's field; None is JAX's own.
+    kernel_size: The size of the kernel in output pixels. If None, the size is `factor`, so that
+      kernels do not overlap, or FCN's 2 * factor - factor % 2 if `bilinear`. A size that is not a
+      multiple of the factor is allowed, but covers the output unevenly (checkerboard).
+    bilinear: Whether the kernel starts as channel-wise bilinear interpolation. If False, the kernel
+      starts random with unit gain.
+    learn: Whether the kernel is learned. If False, the bilinear kernel is fixed, without a bias.
+    conv_general_dilated: The convolution function, like nn.Conv's field. If None, JAX's is used.
     """
 
     kernel_size: int | None = None
@@ -178,7 +179,7 @@ class TransposedConv(Upsampler):
             init = lambda key, shape: interpolation
         else:
             size = self.kernel_size or f
-            # Unit gain: of size^2 weights, (size / factor)^2 reach any one output pixel.
+            # Unit gain, because (size / factor)^2 of the size^2 weights reach each output pixel.
             init = nn.initializers.variance_scaling(min(size, f) ** 2, "fan_in", "truncated_normal")
         kernel = self.param("kernel", init, (size, size, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
@@ -187,10 +188,10 @@ class TransposedConv(Upsampler):
 
 
 class PixelShuffle(Upsampler):
-    """Spreads a 3x3 convolution's factor^2 * features channels (arXiv 1609.05158, section 2.2).
+    """A 3x3 convolution followed by a pixel shuffle (arXiv 1609.05158, section 2.2).
 
-    icnr: whether all pixels of a cell start with the same random kernel, so that there is no
-      checkerboard at first (arXiv 1707.02937).
+    icnr: Whether all pixels of a cell start with equal random kernels, which avoids an initial
+      checkerboard (arXiv 1707.02937).
     """
 
     icnr: bool = False
@@ -214,7 +215,7 @@ class PixelShuffle(Upsampler):
 
 
 class ResizeConv(Upsampler):
-    """Repeats every pixel, then convolves by 3x3 (Odena et al. 2016, distill.pub)."""
+    """Repeats every pixel, then applies a 3x3 convolution (Odena et al. 2016, distill.pub)."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], switches=None) -> Float[Array, "b H W f"]:
@@ -236,7 +237,10 @@ def make_transposed_conv(
     learn: bool = True,
     **fields: Any,
 ) -> TransposedConv:
-    """Makes a TransposedConv; init: None (random) or "bilinear". A Module cannot have an `init`."""
+    """Makes a TransposedConv. `init` is None (random) or "bilinear".
+
+    Flax does not allow a Module with a field called `init`, so this is a function.
+    """
     if init not in (None, "bilinear"):
         raise ValueError(f"transposed_conv: init={init!r} must be 'bilinear' or unset")
     if not learn and init is None:
@@ -249,7 +253,7 @@ def make_transposed_conv(
 
 
 def make_pixel_shuffle(features: int, *, init: str | None = None, **fields: Any) -> PixelShuffle:
-    """Makes a PixelShuffle; init: None (random) or "icnr"."""
+    """Makes a PixelShuffle. `init` is None (random) or "icnr"."""
     if init not in (None, "icnr"):
         raise ValueError(f"pixel_shuffle: init={init!r} must be 'icnr' or unset")
     return PixelShuffle(features, icnr=bool(init), **fields)

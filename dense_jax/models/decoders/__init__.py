@@ -1,6 +1,6 @@
-"""Decoders: the `model.name` axis. See `segmenter.Decoder` for what they have in common.
+"""Decoders, selected by `model.name`. The base class is `segmenter.Decoder`.
 
-To add a decoder, write its class in a file here and give it a line in DECODERS.
+To add a decoder, write its class in a file here and add the class to DECODERS.
 """
 
 from dense_jax.models.decoders.fcn import FCN

@@ -10,16 +10,16 @@ from dense_jax.models.segmenter import Decoder, Pyramid, Spec
 
 
 class FCN(Decoder):
-    """Scores every fused stride with a 1x1 convolution and adds up the scores on the way up.
+    """Scores each fused stride with a 1x1 convolution and adds up the scores while upsampling.
 
-    With the deepest features at stride 32, `skips` () is FCN-32s, (16,) FCN-16s and (16, 8) FCN-8s
-    (section 4.2). From one fused stride to the next, and from the last one to the input's
-    resolution, there is a single upsampling by that factor.
+    If the deepest features are at stride 32, `skips` of () gives FCN-32s, (16,) gives FCN-16s and
+    (16, 8) gives FCN-8s (section 4.2). A single upsampling leads from each fused stride to the next
+    one, and from the last one to the input's resolution.
 
-    gradual: whether to upsample by 2 each time instead, also from a stride that is not fused.
-    zero_init: whether all scores start at 0, as in the paper.
-    score_scales: the factors of the features of `skips`, in their order. With (0.01, 0.0001) for
-      (16, 8), FCN-8s trains at once instead of in stages (arXiv 1605.06211).
+    gradual: Whether to upsample by 2 at a time instead, also through strides that are not fused.
+    zero_init: Whether all scores start at 0, as in the paper.
+    score_scales: The factors that multiply the features of `skips`, in the order of `skips`. With
+      (0.01, 0.0001) for (16, 8), FCN-8s trains in one stage instead of several (arXiv 1605.06211).
     """
 
     gradual: bool = False

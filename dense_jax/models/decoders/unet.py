@@ -17,13 +17,15 @@ CONVS = ("full", "depthwise", "none")
 
 
 class UNet(Decoder, kw_only=True):
-    """Doubles the deepest features up to stride 1 and fuses the encoder's on the way.
+    """Upsamples the deepest features by 2 per level, fusing encoder features, up to stride 1.
 
-    widths: channels at strides 1, 2, 4, ...; the last one also at all further strides.
-    fusion: "concat", or "add", for which a skip is projected to x's channels if it has others.
-    decoder_conv: "full", "depthwise" (one filter per channel) or "none", which only upsamples and
-      fuses (SegNet's SingleChannelDecoder and FCN-Basic-NoDimReduction).
-    decoder_relu: False leaves out the ReLU behind the convolutions (SegNet-Basic).
+    widths: The numbers of channels at strides 1, 2, 4 and so on. The last number applies to all
+      larger strides.
+    fusion: "concat" or "add". If "add", a skip is first projected to the level's number of
+      channels.
+    decoder_conv: "full", "depthwise" (one filter per channel, as in SegNet's SingleChannelDecoder)
+      or "none" (only upsampling and fusion, as in FCN-Basic-NoDimReduction).
+    decoder_relu: Whether ReLUs follow the convolutions. SegNet-Basic has none.
     """
 
     widths: Sequence[int]
@@ -82,13 +84,13 @@ class UNet(Decoder, kw_only=True):
 
 
 class Level(nn.Module):
-    """One step up: upsampling, fusion with a skip, convolutions.
+    """One level of the decoder: upsampling, fusion with a skip, and convolutions.
 
-    Its layers belong to the Module that makes them, and have their names from it. Unpadded
-    convolutions have left less of x than of the encoder's features, whose middle is used.
+    The layers are submodules of the Module that creates them, which determines their names. If
+    unpadded convolutions have trimmed x, only the center of the encoder's features is fused.
 
-    project: None concatenates the skip instead of adding it.
-    block: the convolutions, or None.
+    project: The projection of a skip that is added to x. If None, the skip is concatenated.
+    block: The convolutions, or None.
     """
 
     up: Upsampler

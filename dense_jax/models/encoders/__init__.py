@@ -1,6 +1,6 @@
-"""Encoders: the `model.encoder` axis. See `segmenter.Encoder` for what they have in common.
+"""Encoders, selected by `model.encoder`. The base class is `segmenter.Encoder`.
 
-To add an encoder, write its class in a file here and give it a line in ENCODERS.
+To add an encoder, write its class in a file here and add an entry to ENCODERS.
 """
 
 import functools
@@ -16,12 +16,13 @@ TORCHVISION = "code of torchvision, BSD-3-Clause; trained on ImageNet, whose ter
 
 
 class Entry(NamedTuple):
-    """An encoder and its published weights; without them it has no `torch_name`.
+    """An encoder and its published weights. Without published weights, `torch_name` is None.
 
-    make: called with the fields of the encoder.
-    torch_name: (path of a module, norm=...) -> its name in the files that `pretrained` reads.
-    normalization: the images that the weights were trained on, a name in NORMALIZATIONS.
-    license: of the published weights, in words.
+    make: The factory for the encoder, called with the fields of the encoder.
+    torch_name: A function of (path of a module, norm=...) that returns the module's name in weight
+      files.
+    normalization: The name, in NORMALIZATIONS, of the normalization used for pretraining.
+    license: The license of the published weights, in words.
     """
 
     make: Callable[..., Encoder]
@@ -39,7 +40,7 @@ ENCODERS: dict[str, Entry] = {
     "plain": Entry(Plain),
     "alexnet": Entry(alexnet.AlexNet, alexnet.torch_name, "imagenet", TORCHVISION),
     "vgg16": Entry(vgg.VGG16, vgg.torch_name, "imagenet", TORCHVISION),
-    # GoogLeNet's weights come from another library; torchvision renormalizes its images for them.
+    # GoogLeNet's weights come from another library, so torchvision renormalizes the images.
     "googlenet": Entry(googlenet.GoogLeNet, googlenet.torch_name, "inception", TORCHVISION),
     "resnet18": _resnet(BasicBlock, 2, 2, 2, 2),
     "resnet34": _resnet(BasicBlock, 3, 4, 6, 3),

@@ -1,8 +1,9 @@
 """AlexNet in its one-tower form (Krizhevsky 2014, arXiv 1404.5997), as in torchvision.
 
-Its paddings leave one row and column less than h/s at every stride s. They center a feature about
-half a cell down and right of the middle of its own cell (1.5, 3.5, 7.5 and 15.5 pixels). fc6's 6x6
-window reaches one more cell up than down, which undoes that to within half a pixel.
+With torchvision's padding, a feature map at stride s has one row and one column less than h/s. A
+receptive field is centered about half a cell below and right of the center of the feature's cell
+(1.5, 3.5, 7.5 and 15.5 pixels). The 6x6 window of fc6 extends one cell farther up and left than
+down and right, which cancels this offset to within half a pixel.
 """
 
 import jax
@@ -13,21 +14,21 @@ from jaxtyping import Array, Float
 from dense_jax.models.layers import Classifier, scaled
 from dense_jax.models.segmenter import Encoder, Pyramid, Spec
 
-STAGES = {  # by stride: (name, channels, kernel size, padding in pixels) of the convolutions
+STAGES = {  # by stride: (name, channels, kernel size, padding in pixels) of each convolution
     4: (("conv1", 64, 11, 2),),
     8: (("conv2", 192, 5, 2),),
     16: (("conv3", 384, 3, 1), ("conv4", 256, 3, 1), ("conv5", 256, 3, 1)),
 }
-SMALLEST = 63  # pixels that the last pool needs
+SMALLEST = 63  # height and width that the last pool needs, in pixels
 
 
 class AlexNet(Encoder):
-    """Strides 4 to 32, the last one pool5.
+    """Returns features at strides 4, 8, 16 and 32 (pool5).
 
-    norm: "none" is the original, without its local response normalization.
-    classifier: whether fc6 and fc7 follow pool5, as convolutions.
-    taps: "before_pool" takes features[s] in front of the max-pool that leaves stride s;
-      "after_pool" behind the one that enters it, as FCN does.
+    norm: "none" is the original network, without its local response normalization.
+    classifier: Whether fc6 and fc7 follow pool5, as convolutions.
+    taps: "before_pool" sets features[s] to the input of the max-pool from stride s to 2s.
+      "after_pool" sets features[s] to the output of the max-pool from stride s/2 to s, as in FCN.
     """
 
     norm: str = "none"
@@ -63,7 +64,7 @@ class AlexNet(Encoder):
             features[stride] = entering if is_pooled else x
             x = nn.max_pool(x, (3, 3), strides=(2, 2))
         features[32] = x
-        # The missing row and column are copies of the last ones.
+        # Copies of the last row and column replace the missing ones.
         for stride, x in features.items():
             x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)), mode="edge")
             features[stride] = x[:, : h // stride, : w // stride]
@@ -77,7 +78,7 @@ class AlexNet(Encoder):
 
 
 def torch_name(path: tuple[str, ...], *, norm: str) -> str:
-    """Returns the name in torchvision's alexnet."""
+    """Returns the name of a module in torchvision's alexnet."""
     names = {"conv1": 0, "conv2": 3, "conv3": 6, "conv4": 8, "conv5": 10}
     if path[0] == "classifier":
         return {"fc6": "classifier.1", "fc7": "classifier.4"}[path[1]]

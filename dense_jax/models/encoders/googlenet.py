@@ -1,8 +1,8 @@
 """GoogLeNet (Szegedy et al. 2015, arXiv 1409.4842, table 1), as in torchvision.
 
-It has batch norm, and 3x3 convolutions in the branches that the paper calls 5x5. Features are
-centered 0.5 pixels up and left of the middle of their cell at stride 2, and 0.5, 2.5, 6.5 and 6.5
-pixels down and right of it at strides 4 to 32.
+Unlike the paper, torchvision uses batch norm, and 3x3 convolutions in the branches that the paper
+calls 5x5. At stride 2, receptive fields are centered 0.5 pixels above and left of the center of a
+feature's cell. At strides 4 to 32, they are centered 0.5, 2.5, 6.5 and 6.5 pixels below and right.
 """
 
 import functools
@@ -29,7 +29,7 @@ STAGES = {  # by stride: channels of (1x1, 3x3 reduced, 3x3, 5x5 reduced, 5x5, p
 
 
 class GoogLeNet(Encoder):
-    """Strides 2 to 32, the last one inception 5b."""
+    """Returns features at strides 2, 4, 8, 16 and 32 (inception 5b)."""
 
     width_multiplier: float = 1.0
 
@@ -64,7 +64,7 @@ class GoogLeNet(Encoder):
 
 
 class Inception(nn.Module):
-    """Four branches side by side, concatenated (figure 2b)."""
+    """Four parallel branches with concatenated outputs (figure 2b)."""
 
     widths: tuple[int, ...]
     conv: Callable[..., ConvNorm]
@@ -89,12 +89,12 @@ class Inception(nn.Module):
 
 
 def halve(x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
-    """Returns a 3x3 max-pool with stride 2; the last pixel's window hangs over the edge."""
+    """Returns the 3x3 max-pool with stride 2. The last window extends one pixel past the border."""
     return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((0, 1), (0, 1)))
 
 
 def torch_name(path: tuple[str, ...], *, norm: str) -> str:
-    """Returns the name in torchvision's googlenet."""
+    """Returns the name of a module in torchvision's googlenet."""
     last = "bn" if "norm" in path else "conv"
     blocks = path[: path.index("norm" if last == "bn" else "conv")]
     return ".".join((*blocks, last)).replace("_", ".")

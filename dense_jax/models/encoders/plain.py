@@ -1,4 +1,4 @@
-"""U-Net's contracting path (arXiv 1505.04597, section 2); without its bottom, SegNet-Basic's."""
+"""The encoders of U-Net (arXiv 1505.04597, section 2) and, without a bottleneck, SegNet-Basic."""
 
 import functools
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from dense_jax.models.segmenter import Encoder, Pyramid, Spec
 
 
 class Plain(Encoder, kw_only=True):
-    """One ConvBlock per width with a 2x2 max-pool behind it: strides 1, 2, 4, ...
+    """ConvBlocks at strides 1, 2, 4, ..., one per width, with 2x2 max-pools between them.
 
-    bottleneck: whether the last block is the deepest. If not, a last max-pool follows it, and the
-      deepest features are that pool's output (SegNet).
+    bottleneck: Whether the deepest features are the output of the last block, as in U-Net. If
+      False, the deepest features are the output of a max-pool after the last block, as in SegNet.
     """
 
     widths: Sequence[int]
@@ -35,7 +35,7 @@ class Plain(Encoder, kw_only=True):
         conv = functools.partial(self.conv, kernel_size=self.kernel_size, padding=self.padding)
         features, switches = {}, {}
         x = image
-        # Without a bottleneck, there is no width for the deepest stride.
+        # Without a bottleneck, the deepest stride has no width.
         for stride, width in zip(self.spec.strides, self.widths, strict=self.bottleneck):
             block = ConvBlock(width, self.convs_per_level, conv, name=f"stride{stride}")
             x = features[stride] = self.stage(block)(x, train)

@@ -1,7 +1,8 @@
 """ResNet 18, 34 and 50 (He et al. 2016, arXiv 1512.03385, table 1), as in torchvision.
 
-The stride of a bottleneck is that of its 3x3 convolution. A feature at stride s is centered on the
-first pixel of its cell, (s - 1) / 2 pixels up and left of the cell's middle.
+A bottleneck applies its stride in the 3x3 convolution. At stride s, a receptive field is centered
+on the first pixel of the feature's cell, (s - 1) / 2 pixels above and left of the center of the
+cell.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from dense_jax.models.segmenter import Encoder, Pyramid, Spec
 
 
 class ResNet(Encoder, kw_only=True):
-    """Strides 2 (the first convolution) to 32; `depths` residual blocks at strides 4 to 32."""
+    """Returns features at strides 2 (conv1) to 32. `depths` counts blocks at strides 4 to 32."""
 
     depths: Sequence[int]
     block: Callable[..., nn.Module]
@@ -64,7 +65,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions (figure 5, right), the last one four times as wide."""
+    """1x1, 3x3 and 1x1 convolutions (figure 5, right). The last one has 4 * width channels."""
 
     width: int
     width_multiplier: float
@@ -90,7 +91,7 @@ def shortcut(x: Array, y: Array, stride: int, conv: Callable[..., ConvNorm], tra
 
 
 def torch_name(path: tuple[str, ...], *, norm: str) -> str:
-    """Returns the name in torchvision's and timm's resnets."""
+    """Returns the name of a module in torchvision's and timm's resnets."""
     block = f"{path[0].replace('_', '.')}." if path[0].startswith("layer") else ""
     name = path[1] if block else path[0]
     is_norm = "norm" in path

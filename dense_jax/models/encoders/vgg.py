@@ -6,16 +6,17 @@ from jaxtyping import Array, Float
 from dense_jax.models.layers import Classifier, max_pool, scaled
 from dense_jax.models.segmenter import Encoder, Pyramid, Spec
 
-STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, 3x3 convolutions
+STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, number of 3x3 convolutions
 
 
 class VGG16(Encoder):
-    """Strides 1 to 32, the last one pool5.
+    """Returns features at strides 1, 2, 4, 8, 16 and 32 (pool5).
 
-    norm: "none" is the original, "batch" torchvision's vgg16_bn.
-    classifier: whether fc6 and fc7 follow pool5, as convolutions.
-    taps: "before_pool" takes features[s] in front of the max-pool that leaves stride s;
-      "after_pool" behind the one that enters it, as FCN does (pool3 and pool4).
+    norm: "none" is the original network, and "batch" is torchvision's vgg16_bn.
+    classifier: Whether fc6 and fc7 follow pool5, as convolutions.
+    taps: "before_pool" sets features[s] to the input of the max-pool from stride s to 2s.
+      "after_pool" sets features[s] to the output of the max-pool from stride s/2 to s, as in FCN
+      (pool3 and pool4).
     """
 
     norm: str = "none"
@@ -34,7 +35,7 @@ class VGG16(Encoder):
         x = image
         for number, (width, num_convs) in enumerate(STAGES, 1):
             channels = scaled(width, self.width_multiplier)
-            # There is a bias also in front of a norm, as in the published weights.
+            # There is a bias even before a norm, as in the published weights.
             convs = [
                 self.conv(channels, use_bias=True, name=f"conv{number}_{i}")
                 for i in range(1, num_convs + 1)
@@ -56,7 +57,7 @@ class VGG16(Encoder):
 
 
 def torch_name(path: tuple[str, ...], *, norm: str) -> str:
-    """Returns the name in torchvision's vgg16 (norm "none") and vgg16_bn."""
+    """Returns the name of a module in torchvision's vgg16 (norm "none") or vgg16_bn."""
     if path[0] == "classifier":
         return {"fc6": "classifier.0", "fc7": "classifier.3"}[path[1]]
     number, i = map(int, path[0].removeprefix("conv").split("_"))
