@@ -1,9 +1,10 @@
-"""A contact sheet of the augmentations of one example of a folder dataset.
+"""Draws a contact sheet of the augmentations for one example of a folder dataset.
 
 python -m benchmarks.augmented --root=CAMVID --index=200 --output=docs/augmented_camvid.jpg
 
-Each cell shows the image above the same with its label, white where ignored: the example; then every
-strength alone, the draw of NUM_DRAWS that changes it most; then all together.
+Each cell shows the image above a copy with its label, in which ignored pixels are white. The first
+cell shows the original example. The next cells show one augmentation each, with the draw (out of
+NUM_DRAWS) that changes the image most. The remaining cells show all augmentations together.
 """
 
 import argparse
@@ -36,7 +37,7 @@ NUM_COLUMNS = 5
 
 
 def main() -> None:
-    """Reads the flags, draws the sheet."""
+    """Parses the flags and draws the sheet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", required=True, help="folder of the dataset")
     parser.add_argument("--split", default="train")
@@ -63,7 +64,7 @@ def main() -> None:
     keys = jax.random.split(jax.random.key(0), NUM_DRAWS)
 
     def draw(options: dict[str, float]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The image and label of each key, those that changed most first."""
+        """Returns the augmented images and labels of all keys, largest change first."""
         augment = jax.vmap(
             functools.partial(augment_fn, crop_size=label.shape, **options), in_axes=(0, None)
         )
@@ -74,7 +75,7 @@ def main() -> None:
     cells = [("the example", (image, label))]
     cells += [(f"{name} {each:g}", draw({name: each})[0]) for name, each in strengths.items()]
     cells += [("all together", each) for each in draw(strengths)]
-    num_rows = len(cells) // NUM_COLUMNS  # full ones
+    num_rows = len(cells) // NUM_COLUMNS  # full rows only
 
     height, width = label.shape
     figure = matplotlib.figure.Figure(

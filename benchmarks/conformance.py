@@ -1,8 +1,9 @@
-"""Losses and metrics beside those of other libraries: python -m benchmarks.conformance
+"""Compares our losses and metrics with other libraries: python -m benchmarks.conformance
 
-Writes docs/conformance.md. The libraries are not needed: peers.json has their values. A new
-value goes there and, with how to get it from ours, into TABLES or NO_COUNTERPART. A comment above
-a test, `# NUMBER. PROJECT#ISSUE: complaint`, enters that test into the page's last table.
+Writes docs/conformance.md. The libraries need not be installed, because peers.json holds their
+values. Add a new value to peers.json. Also add our expression for the value to TABLES, or the
+reason why there is none to NO_COUNTERPART. A comment `# NUMBER. PROJECT#ISSUE: complaint` above a
+test adds the test to the last table of the page.
 """
 
 import collections
@@ -27,8 +28,8 @@ CASES = ("full", "ign", "abs", "img")
 SAME = "The same definition."
 MONAI = 'per="image", absent="one", smooth=1e-5'
 
-# Title: (our default, {peer: (the same from ours, why it differs from our default)}). Expressions
-# are printed as they are, and evaluated with what `names` returns.
+# Title: (our default, {peer: (our equivalent expression, why it differs from our default)}).
+# The page shows the expressions, which may use the names from `names`.
 TABLES = {
     "Cross-entropy": (
         "cross_entropy(*x)",
@@ -287,7 +288,7 @@ TABLES = {
     ),
 }
 
-NO_COUNTERPART = {  # why: peers
+NO_COUNTERPART = {  # reason: peers
     "One fraction over the pixels of all classes together: a rare class hardly counts, and ignored "
     "pixels count as errors.": (
         "MMSegmentation DiceLoss()",
@@ -345,11 +346,11 @@ Each is a test here, marked with its number.
 
 
 def golden_input(case: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns logits float32 [2, h, w, 3] and labels int32 [2, h, w].
+    """Returns logits float32 [2, h, w, 3] and labels int32 [2, h, w] for a case.
 
-    full: all classes; ign: some pixels ignored; abs: class 2 absent; img: class 1 absent from one
-    image alone. A: perfect, without a class 2; B: A with two false positives of class 1 in an image
-    without it.
+    full: All classes. ign: Some pixels are ignored. abs: Class 2 is absent. img: Class 1 is absent
+    from one image only. A: Perfect predictions without class 2. B: Like A, with two false positives
+    of class 1 in an image without class 1.
     """
     if case in ("A", "B"):
         labels = np.zeros((2, 2, 4), np.int32)
@@ -373,7 +374,7 @@ def golden_input(case: str) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def names(case: str) -> dict[str, Any]:
-    """Returns the names that the expressions of TABLES may use."""
+    """Returns the names that the expressions in TABLES may use, with their values."""
     logits, labels = golden_input(case)
     matrices = [
         np.asarray(metrics.confusion_matrix(p, y, 3))
@@ -398,19 +399,19 @@ def names(case: str) -> dict[str, Any]:
 
 
 def one_vs_rest(x: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Turns each pixel and class into a pixel of two classes: that class or not."""
+    """Turns each pixel and class into a pixel with two classes, this class and all others."""
     logits, labels = x[0], x[1][..., None]
     target = np.where(labels == IGNORE_LABEL, IGNORE_LABEL, labels == np.arange(3))
     return np.stack([0 * logits, logits], axis=-1).reshape(2, 1, -1, 2), target.reshape(2, 1, -1)
 
 
 def ours(expression: str, case: str) -> Any:
-    """Returns the value of an expression of TABLES."""
+    """Evaluates an expression from TABLES."""
     return eval(expression, dict(names(case)))
 
 
 def complaints() -> list[tuple[tuple[int, str], list[str]]]:
-    """Returns (number, complaint) -> tests, from the comments above the tests."""
+    """Returns the sorted pairs ((number, complaint), tests) from the comments above tests."""
     tests = collections.defaultdict(list)
     for path in sorted((REPOSITORY / "tests").rglob("test_*.py")):
         name, marks = path.relative_to(REPOSITORY).as_posix(), []
@@ -433,7 +434,7 @@ def text(value: Any) -> str:
 
 
 def comparison(title: str, cases: Sequence[str]) -> str:
-    """Returns one of TABLES: our default, and the libraries with a value for any of the cases."""
+    """Returns one of TABLES as Markdown: our default, and the libraries with values for `cases`."""
     default, peers = TABLES[title]
     cells = (f"**{text(ours(default, case))}**" for case in cases)
     rows = [("**ours**", *cells, f"`{default}`", "")]
@@ -448,7 +449,7 @@ def comparison(title: str, cases: Sequence[str]) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a Markdown table of text."""
+    """Returns a Markdown table with text cells."""
     return markdown_table([columns, *rows], len(columns)) + "\n"
 
 

@@ -1,13 +1,13 @@
-"""Stops training at random moments and starts it again: does it end bitwise the same?
+"""Checks that training that is killed and resumed ends bitwise as if it were never interrupted.
 
 python -m benchmarks.kill_and_resume --cycles=20 --processes=1
 
-Trains the same small run without and with interruptions, as the real command in processes of its
-own. Each cycle starts the run anew, sends SIGKILL or SIGTERM at a moment drawn from its whole length
-(importing, compiling, loading, saving and evaluating included), starts it again, and compares
-parameters, statistics, optimizer state, metrics.jsonl and result.json. Of several processes one gets
-the signal; where it dies of it, the others are killed as well, as launchers do. Prints a row per
-cycle; exit status 1 if anything differs.
+Trains the same small run with and without interruptions, using the real command in separate
+processes. Each cycle starts a new run, sends SIGKILL or SIGTERM at a random moment of the run
+(imports, compilation, loading, saving and evaluation included), starts the run again, and compares
+parameters, statistics, optimizer state, metrics.jsonl and result.json. If there are several
+processes, one of them gets the signal. If that process dies, the others are killed as well, as
+launchers do. Prints a row per cycle. The exit status is 1 if anything differs.
 """
 
 import argparse
@@ -41,7 +41,7 @@ OVERRIDES = {
 
 
 def start(workdir: pathlib.Path, num_processes: int, workers: int) -> list[subprocess.Popen]:
-    """Starts or resumes the run."""
+    """Starts or resumes the run. Returns the processes."""
     command = [
         *(sys.executable, "-m", "dense_jax.main", "--config=experiments/unet_dice.py"),
         f"--workdir={workdir}",
@@ -67,25 +67,25 @@ def start(workdir: pathlib.Path, num_processes: int, workers: int) -> list[subpr
 
 
 def steps_done(workdir: pathlib.Path) -> int:
-    """Lines of metrics.jsonl."""
+    """Returns the number of lines in metrics.jsonl."""
     path = workdir / "metrics.jsonl"
     return path.read_text().count("\n") if path.exists() else 0
 
 
 def finish(processes: list[subprocess.Popen], workdir: pathlib.Path) -> None:
-    """Waits for the end of a run that nothing interrupts."""
+    """Waits for an uninterrupted run. If the run fails, exits with its logs."""
     if any(process.wait() for process in processes):
         logs = sorted(workdir.parent.glob(f"{workdir.name}.*.log"))
         sys.exit("\n".join(log.read_text()[-5000:] for log in logs))
 
 
 def same(one: pathlib.Path, other: pathlib.Path) -> bool:
-    """Whether two finished runs are bitwise equal."""
+    """Returns whether two finished runs are bitwise equal."""
     states = []
     for path in (one, other):
         saved = path / "checkpoints" / "latest" / str(NUM_STEPS) / "default"
         with ocp.PyTreeCheckpointer() as checkpointer:
-            # To numpy: the processes that saved it, and their devices, are gone.
+            # Restores NumPy arrays, because the devices that held the saved arrays are gone.
             metadata = checkpointer.metadata(saved).item_metadata.tree
             to_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
             states.append(jax.tree.leaves(checkpointer.restore(saved, restore_args=to_numpy)))
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="data.workers")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments and signals")
     args = parser.parse_args()
-    absl.logging.set_verbosity(absl.logging.ERROR)  # orbax warns of what is not kept here
+    absl.logging.set_verbosity(absl.logging.ERROR)  # hides Orbax warnings on what is not kept
     draw = random.Random(args.seed)
     failed = False
     with tempfile.TemporaryDirectory() as folder:

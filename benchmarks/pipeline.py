@@ -1,9 +1,9 @@
-"""How many examples per second reach the network: python -m benchmarks.pipeline --root=CAMVID
+"""Measures the input pipeline: python -m benchmarks.pipeline --root=CAMVID
 
-Writes benchmarks/pipeline.md: decoding, augmentation, batches with worker processes and caches, and
-the training step, of `experiments/camvid_unet.py:reduced`; next to them, on the same images, a
-torch DataLoader with albumentations, where these are installed. All are measured in turns, so that
-whatever else the machine does strikes all of them, and only one is open at a time.
+Measures decoding, augmentation, batches with worker processes and caches, and the training step,
+for `experiments/camvid_unet.py:reduced`. If torch and albumentations are installed, also measures
+their pipeline on the same images. The measurements take turns, so that other load on the machine
+affects all of them. Only one pipeline is open at a time. Writes benchmarks/pipeline.md.
 """
 
 import argparse
@@ -44,13 +44,13 @@ except ImportError as error:
     MISSING = f"{error.name} is not installed: pip install torch albumentations"
 else:
     MISSING = ""
-    cv2.setNumThreads(0)  # here, so that it holds in worker processes
+    cv2.setNumThreads(0)  # at import, so that it also applies in worker processes
     torch.set_num_threads(1)
 
 PAGE = pathlib.Path(__file__).with_suffix(".md")
 PACKAGES = ("jax", "grain", "numpy", "pillow", "torch", "albumentations", "opencv-python-headless")
 WORKERS = (0, 1, 2)
-READ_AHEAD = 12  # batches: more than any stream keeps ready
+READ_AHEAD = 12  # the number of batches, more than any stream prefetches
 PAGE_TEXT = """# The input pipeline
 
 `{command}`, on {date}, on {hardware} (load average {load:.1f} at the start), with
@@ -68,12 +68,13 @@ range. Fed by the device cache a step takes {overhead:+.1f} % (median of pairs).
 
 {steps}"""
 
-# Each opens what makes a batch per call; closing the stack closes it.
+# Row name -> function that opens a pipeline and returns a function that makes one batch per call.
+# The pipeline is closed with the stack.
 Rows = dict[str, Callable[[contextlib.ExitStack], Callable[[], Any]]]
 
 
 class Files:
-    """The same files as a torch dataset."""
+    """The image and label files of the dataset as a torch dataset."""
 
     def __init__(self, root: str, transform: Callable[..., Any]):
         images, labels = (
@@ -94,7 +95,7 @@ class Files:
 
 
 def peers(config: Any) -> Rows:
-    """The rows of OpenCV, albumentations and torch."""
+    """Returns the rows for OpenCV, albumentations and torch."""
     height, width = config.data.crop_size
     zooms = (config.data.resolution * (1 + config.augment.scale) ** sign for sign in (-1, 1))
     transform = albumentations.Compose(
@@ -137,7 +138,7 @@ def peers(config: Any) -> Rows:
 
 
 class Ours:
-    """The rows and the training step of this package."""
+    """The rows and the training step for this package."""
 
     def __init__(self, config: Any):
         self.config = config
@@ -208,7 +209,7 @@ class Ours:
         return rows
 
     def step_seconds(self, num_pairs: int) -> tuple[list[float], list[float]]:
-        """Of training steps on a constant batch, and on batches of the device cache."""
+        """Returns the seconds per training step on a constant batch, and with the device cache."""
         program = assemble(self.config, self.source.num_classes)
         training = task.bind(self.config, program, self.source.num_channels)
 
@@ -233,11 +234,11 @@ class Ours:
                         state, values = train_step(state, constant, {})
                     jax.block_until_ready((state, values))
                     times.append(time.perf_counter() - start)
-        return seconds[0][1:], seconds[1][1:]  # the first of each compiled
+        return seconds[0][1:], seconds[1][1:]  # the first ones include compilation
 
 
 def measure(rows: Rows, *, rounds: int, steps: int) -> Mapping[str, list[float]]:
-    """Seconds per batch of each row in each round."""
+    """Returns the seconds per batch of each row in each round."""
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     for _ in range(rounds):
         for name, opens in rows.items():
@@ -251,12 +252,12 @@ def measure(rows: Rows, *, rounds: int, steps: int) -> Mapping[str, list[float]]
                     batch = make()
                 jax.block_until_ready(batch)
                 seconds[name].append((time.perf_counter() - start) / steps)
-                del make  # a loader of torch ends its processes with it
+                del make  # ends the worker processes of a torch loader
     return seconds
 
 
 def summary(values: Sequence[float]) -> tuple[str, str]:
-    """Median and range."""
+    """Formats the median and the range."""
     return f"{statistics.median(values):.0f}", f"{min(values):.0f} to {max(values):.0f}"
 
 
@@ -283,7 +284,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pairs", type=int, default=12, help="training steps of each kind")
     args = parser.parse_args()
-    flags.FLAGS.mark_as_parsed()  # worker processes get absl's
+    flags.FLAGS.mark_as_parsed()  # worker processes receive the absl flags
     load = os.getloadavg()[0]
     config = camvid_unet.get_config("reduced")
     config.data.root = args.root

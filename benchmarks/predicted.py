@@ -1,4 +1,4 @@
-"""A picture of what a network predicts: images of a low, a middling and a high score of their own.
+"""Draws the predictions for images with a low, a middle and a high mean IoU.
 
 python -m dense_jax.evaluate --workdir=DIR --split=test
 python -m benchmarks.predicted --workdir=DIR --split=test --output=docs/camvid_predicted.jpg
@@ -18,7 +18,7 @@ QUANTILES = 0.1, 0.5, 0.9  # of the images' mean IoU
 
 
 def main() -> None:
-    """Reads the flags, draws the picture."""
+    """Parses the flags and draws the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", required=True, help="of an evaluated run")
     parser.add_argument("--split", default="test")

@@ -1,9 +1,9 @@
-"""Each layer of a network next to the machine's roofline, for the page of benchmarks.speed.
+"""Compares each layer of a network to the machine's roofline, for the page of benchmarks.speed.
 
-The least time of a layer is that of its FLOPs at the rate of a matrix product, or of the bytes that
-it must read and write at the rate of a copy: whichever is longer. Training is the layer forwards and
-backwards: three times the FLOPs; its input, output, parameters and their gradients, and the first
-two and the parameters once more.
+The minimum time of a layer is the longer of two times: the time for its FLOPs at the rate of a
+matrix product, and the time to read and write its bytes at the rate of a copy. Training runs the
+layer forward and backward. It takes three times the FLOPs. It moves the input, the output, the
+parameters and the gradients of all three, and reads the input and the parameters a second time.
 """
 
 import collections
@@ -28,11 +28,11 @@ class Layer(NamedTuple):
     module: nn.Module
     x: jax.ShapeDtypeStruct
     y: jax.ShapeDtypeStruct
-    is_first: bool  # its input needs no gradient
+    is_first: bool  # the input of the first layer needs no gradient
 
 
 def layers_of(model: nn.Module, image: jax.ShapeDtypeStruct) -> list[tuple[Layer, int]]:
-    """The layers of a network in training, and how often each one is there."""
+    """Returns the distinct layers of a network in training, and how often each one occurs."""
     found: dict[tuple, Layer] = {}
     count: dict[tuple, int] = collections.Counter()
 
@@ -60,7 +60,7 @@ def bytes_of(*trees: Any) -> int:
 
 
 def calls(layer: Layer) -> tuple[dict[str, Callable[[], Any]], dict[str, tuple[int, int]]]:
-    """By pass: what runs the layer on this machine, and its (FLOPs, bytes)."""
+    """Returns functions that run each pass of a layer, and the (FLOPs, bytes) of each pass."""
     devices = mesh.make_mesh()
     split, whole = mesh.sharded(devices), mesh.replicated(devices)
     x, g = (
@@ -102,9 +102,10 @@ def rows(
     product_rate: float,
     copy_rate: float,
 ) -> list[list[str]]:
-    """For COLUMNS: a row for each layer, and one for their sum.
+    """Returns table rows for COLUMNS, one for each layer and one for the sum of all layers.
 
-    `seconds_of` times functions; the rates are the machine's, in FLOPs and bytes per second.
+    seconds_of: A function that measures the seconds of named functions.
+    product_rate, copy_rate: The machine's rates, in FLOPs and bytes per second.
     """
     found, totals = [], dict.fromkeys(("forward", "training"), (0.0, 0.0))
     for layer, count in layers_of(model, image):

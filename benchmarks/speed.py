@@ -1,11 +1,12 @@
-"""How fast training and prediction are, next to PyTorch: python -m benchmarks.speed
+"""Compares the speed of training and prediction to PyTorch: python -m benchmarks.speed
 
-Writes the tables that benchmarks/speed.md talks about, a page for each platform and version of JAX:
-for each network the training step and the prediction of a batch, in turns with the same function in
-PyTorch (`torch_models`; only ours without `torch`), after it was checked that both give the same
-logits. Both run in a process set up as our commands are (`startup.keep_memory`). On an accelerator
-networks compute in bfloat16, PyTorch's by autocast and compiled, and images are larger; there, set
-XLA_PYTHON_CLIENT_PREALLOCATE=false, or JAX leaves PyTorch no memory.
+Writes the tables that benchmarks/speed.md discusses, on one page per platform and version of JAX.
+For each network, the training step and the prediction of a batch take turns with the same functions
+in PyTorch (`torch_models`). The benchmark first checks that both give the same logits. Without
+`torch`, it measures only our networks. The process is set up like our commands
+(`startup.keep_memory`). On an accelerator, networks compute in bfloat16, PyTorch uses autocast and
+compilation, and images are larger. There, set XLA_PYTHON_CLIENT_PREALLOCATE=false, or JAX leaves no
+memory for PyTorch.
 """
 
 import argparse
@@ -54,11 +55,11 @@ def unet(width: int, **fields: Any) -> Any:
 def fcn8s() -> Any:
     config = fcn8s_vgg16.get_config()
     config.model.width_multiplier = 0.25
-    config.model.zero_init = False  # or there would be nothing to compare
+    config.model.zero_init = False  # all logits would be 0, with nothing to compare
     return config
 
 
-# By name: the config, and on a CPU images in a batch, and their height and width in pixels.
+# Network name -> (config, batch size on a CPU, image height and width on a CPU in pixels).
 MODELS: dict[str, tuple[Callable[[], Any], int, int]] = {
     "unet16": (functools.partial(unet, 16), 4, 128),
     "unet32": (functools.partial(unet, 32), 4, 128),
@@ -72,7 +73,7 @@ LAYERS_OF = "unet64"
 
 
 def network(name: str) -> tuple[Any, int, int]:
-    """A network's config, batch size, and height and width, for the platform there is."""
+    """Returns a network's config, batch size and image size (height and width) on this platform."""
     make, batch_size, size = MODELS[name]
     config = make()
     if is_accelerated():
@@ -149,25 +150,25 @@ class Ours:
         jax.block_until_ready(self._evaluate(self.variables, self._placed))
 
     def flops(self) -> int:
-        """Of the prediction of the batch; a training step is taken as three times that."""
+        """Returns the FLOPs to predict the batch. A training step counts three times as many."""
         return cost.flops(self.logits, self.variables, self.batch["image"]) or 0
 
 
 class Times(NamedTuple):
-    """Of one call: medians of a round, in seconds."""
+    """The times of one call, as medians over a round, in seconds."""
 
     wall: float
-    processor: float  # of all threads together
+    processor: float  # summed over all threads
 
 
 def measure(rows: Steps, args: argparse.Namespace) -> dict[str, list[Times]]:
-    """The times of each row in each round."""
+    """Returns the times of each row in each round."""
     times: dict[str, list[Times]] = {name: [] for name in rows}
     for call in rows.values():
         call()
     for _ in range(args.rounds):
         for name, call in rows.items():
-            call()  # what the row before left in the caches is gone
+            call()  # replaces what the previous row left in the caches
             calls = []
             for _ in range(args.calls):
                 wall, processor = time.perf_counter(), time.process_time()
@@ -178,19 +179,19 @@ def measure(rows: Steps, args: argparse.Namespace) -> dict[str, list[Times]]:
 
 
 def typical(times: Mapping[str, Sequence[Times]]) -> dict[str, float]:
-    """The median over rounds, in seconds of wall time."""
+    """Returns the median wall time of each row over all rounds, in seconds."""
     return {name: statistics.median(each.wall for each in of) for name, of in times.items()}
 
 
 class Machine(NamedTuple):
-    """Matrix products and copies, on as many devices as the networks use."""
+    """A matrix product and a copy, on the same number of devices as the networks."""
 
     calls: Steps
-    flops: float  # of the product
-    moved: float  # by the copy, in bytes
+    flops: float  # of the matrix product
+    moved: float  # the bytes that the copy moves
 
     def rates(self, seconds: Mapping[str, float]) -> tuple[float, float]:
-        """FLOPs and bytes per second."""
+        """Returns the FLOPs per second and the bytes per second."""
         return self.flops / seconds["product"], self.moved / seconds["copy"]
 
 
@@ -208,21 +209,22 @@ def machine() -> Machine:
 
 
 def spread(values: Sequence[float], form: str = ".2f") -> str:
-    """Median and range."""
+    """Formats the median and the range."""
     low, middle, high = (f(values) for f in (min, statistics.median, max))
     return f"{middle:{form}} ({low:{form}} to {high:{form}})"
 
 
 def ratios(times: Mapping[str, Sequence[Times]], row: str, of: str) -> str:
-    """PyTorch's times over ours, in each round; `of`: which ones."""
+    """Formats the ratios of PyTorch's times to ours over all rounds. of: The field of `Times`."""
     pairs = zip(times[row], times[f"{row}, torch"], strict=True)
     return spread([getattr(theirs, of) / getattr(ours, of) for ours, theirs in pairs])
 
 
 def check_same(ours: Ours, theirs: Any) -> None:
-    """Raises ValueError unless the twins' logits are the same, but for rounding.
+    """Raises ValueError unless the logits of both networks are equal up to rounding.
 
-    At a few pixels it may send a maximum elsewhere, where max-unpooling follows.
+    Ignores the largest 1 % of the differences, because rounding may move the maximum of a max-pool,
+    and max-unpooling then fills another pixel.
     """
     expected = np.asarray(jax.jit(ours.logits)(ours.variables, ours.batch["image"]))
     difference = np.quantile(np.abs(theirs.logits() - expected), 0.99) / np.abs(expected).max()
@@ -231,7 +233,7 @@ def check_same(ours: Ours, theirs: Any) -> None:
 
 
 def compare(name: str, args: argparse.Namespace) -> dict[str, list[str]]:
-    """A network's row in each of TABLES."""
+    """Returns the row of a network in each table of TABLES."""
     config, batch_size, size = network(name)
     ours, n, speeds = Ours(config, batch_size, size), jax.device_count(), machine()
     rows = {"train": ours.train, "predict": ours.predict, "evaluate": ours.evaluate}
@@ -282,7 +284,7 @@ def compare(name: str, args: argparse.Namespace) -> dict[str, list[str]]:
 
 
 def overheads(ours: Ours) -> Steps:
-    """Each loss with its gradient, and the confusion matrix."""
+    """Returns functions that compute each loss with its gradient, and the confusion matrix."""
     logits = jax.jit(ours.logits)(ours.variables, ours.batch["image"])
     label = jnp.asarray(ours.batch["label"])
 
@@ -299,7 +301,7 @@ def overheads(ours: Ours) -> Steps:
 
 
 def layers(args: argparse.Namespace) -> list[list[str]]:
-    """Of `roofline`, for LAYERS_OF."""
+    """Returns the rows from `roofline` for the network LAYERS_OF."""
     config, batch_size, size = network(LAYERS_OF)
     speeds = machine()
     return roofline.rows(
@@ -311,7 +313,7 @@ def layers(args: argparse.Namespace) -> list[list[str]]:
 
 
 def growth(args: argparse.Namespace) -> list[list[str]]:
-    """U-Net of width 16 by batch and size."""
+    """Returns the costs of a U-Net of width 16 for several batch sizes and image sizes."""
     rows = []
     for batch_size, size in ((2, 64), (8, 64), (2, 128), (2, 256)):
         ours, pixels = Ours(unet(16), batch_size, size), batch_size * size**2

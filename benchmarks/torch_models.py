@@ -1,8 +1,9 @@
-"""Some of our networks in PyTorch, to time ours against: needs `torch`.
+"""PyTorch versions of some of our networks, for comparing speed. Requires `torch`.
 
-`Network(model)` is the same function as the Segmenter, for images whose size is a multiple of its
-deepest stride: "unet" over "plain" or "resnet34", "fcn" over "vgg16". Submodules have our names, so
-that `load` fills it with our variables. Images are [b, c, h, w], channels last in memory.
+`Network(model)` computes the same function as a Segmenter for image sizes that are multiples of the
+deepest stride. It supports "unet" on "plain" or "resnet34", and "fcn" on "vgg16". Submodules have
+the same names as ours, so that `load` can copy our variables. Images are [b, c, h, w], in the
+memory format channels last.
 """
 
 import json
@@ -22,7 +23,7 @@ from dense_jax.models.encoders import vgg
 
 
 class ConvNorm(nn.Module):
-    """Convolution, batch norm where there is one, and ReLU."""
+    """A convolution, a batch norm (optional) and a ReLU (optional)."""
 
     def __init__(self, inputs, features, kernel_size=3, stride=1, *, norm="batch", relu=True):
         super().__init__()
@@ -47,7 +48,7 @@ class ConvBlock(nn.Sequential):
 
 
 class Plain(nn.Module):
-    """Returns features and switches by stride."""
+    """The plain encoder, which returns features and switches by stride."""
 
     def __init__(self, encoder):
         super().__init__()
@@ -56,7 +57,7 @@ class Plain(nn.Module):
             block = ConvBlock(inputs, width, encoder.convs_per_level, encoder.kernel_size)
             self.add_module(f"stride{stride}", block)
             inputs = width
-        # Without a bottleneck the deepest features are the last width's, pooled.
+        # Without a bottleneck, the deepest features are the max-pooled features of the last width.
         self.channels = dict(zip(self.strides, (*encoder.widths, inputs), strict=False))
 
     def forward(self, x):
@@ -71,7 +72,7 @@ class Plain(nn.Module):
 
 
 class VGG16(nn.Module):
-    """As FCN uses it."""
+    """The VGG16 encoder as FCN uses it."""
 
     def __init__(self, encoder):
         super().__init__()
@@ -206,7 +207,7 @@ class UNet(nn.Module):
 
 
 class FCN(nn.Module):
-    """Upsampling is fixed and bilinear."""
+    """The FCN decoder with fixed bilinear upsampling."""
 
     def __init__(self, decoder, channels):
         super().__init__()
@@ -231,7 +232,7 @@ class FCN(nn.Module):
 
 
 class Network(nn.Module):
-    """Encoder and decoder, from a Segmenter."""
+    """The encoder and the decoder of a Segmenter, in PyTorch."""
 
     def __init__(self, model):
         super().__init__()
@@ -248,7 +249,7 @@ NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "
 
 
 def load(module: nn.Module, variables: Mapping[str, Any]) -> None:
-    """Fills a twin with a Segmenter's variables. KeyError if they are not the same ones."""
+    """Copies a Segmenter's variables to a PyTorch network. Raises KeyError if the names differ."""
     theirs = {n: x for n, x in module.state_dict().items() if "num_batches" not in n}
     fixed = {name for name, x in module.named_parameters() if not x.requires_grad}
     for path, x in jax.tree_util.tree_leaves_with_path(dict(variables)):
@@ -265,9 +266,10 @@ def load(module: nn.Module, variables: Mapping[str, Any]) -> None:
 
 
 class Twin:
-    """A network's training step and prediction on a batch, as of `speed.Ours`.
+    """The training step and prediction of a network on a batch in PyTorch, like `speed.Ours`.
 
-    On a GPU in bfloat16 and compiled, on the CPU in float32 and not.
+    On a GPU, the network computes in bfloat16 and is compiled. On a CPU, it computes in float32 and
+    is not compiled.
     """
 
     def __init__(
@@ -308,7 +310,7 @@ class Twin:
         self._wait()
 
     def logits(self) -> np.ndarray:
-        """[b, h, w, num_classes], in evaluation."""
+        """Returns the logits in evaluation mode, [b, h, w, num_classes]."""
         self._network.eval()
         with torch.inference_mode():
             return self._apply().permute(0, 2, 3, 1).float().cpu().numpy()
@@ -320,7 +322,7 @@ class Twin:
         self._wait()
 
     def peak_bytes(self) -> int:
-        """The most that PyTorch's allocator has out during a training step, with the state."""
+        """Returns the peak of PyTorch's allocated memory in a training step, with the state."""
         self.train()
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()

@@ -1,9 +1,9 @@
-"""Segments images in a browser: python -m dense_jax.demo --workdir=DIR [--port=7860].
+"""Serves a web page that segments images: python -m dense_jax.demo --workdir=DIR [--port=7860].
 
-Serves a page for one image at a time. It shows the classes over the image at any opacity and the area
-of each class, and offers the class map as a file. An image is read as evaluation reads it. By default
-only this machine can open the page. The page loads nothing from other machines, and requests under
-other names than this machine's are refused. It needs Gradio, the package's extra `demo`.
+The page shows one image at a time with the class colors at any opacity, lists the area of each
+class, and offers the class map for download. Images are read as in evaluation. By default, only
+this machine can open the page. The page loads nothing from other machines, and requests to foreign
+host names are refused. Requires Gradio, which the extra `demo` installs.
 """
 
 import html
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import gradio
 
 SHOWN = 1600  # the longer side of the overlay, in pixels
-BYTES_PER_PIXEL = 8  # the most that an upload may have: four channels of 16 bits
+BYTES_PER_PIXEL = 8  # the limit for uploads: four channels of 16 bits
 
 CSS = """
 #picture .image-frame, #picture img { width: 100%; max-height: 80vh; object-fit: contain }
@@ -45,7 +45,7 @@ CSS = """
 def read(
     path: str, num_channels: int, value_range: Any, max_megapixels: float
 ) -> UInt8[np.ndarray, "h w c"]:
-    """Reads an uploaded image. Raises ValueError if its header says that it is too large."""
+    """Reads an uploaded image. Raises ValueError if the header declares too large an image."""
     name = Path(path).name
     with Path(path).open("rb") as file:
         decode.image_header(file, name, max_pixels=1e6 * max_megapixels)
@@ -54,9 +54,9 @@ def read(
 
 
 def table(labels: UInt8[np.ndarray, "h w"], colors: dict[str, Any]) -> str:
-    """Returns HTML with the color, name and area of each class, the largest area first.
+    """Returns an HTML table with the color, name and area of each class, by decreasing area.
 
-    colors: {class name: RGB}, in the order of the classes.
+    colors: The RGB color of each class name, in the order of the classes.
     """
     pixels = np.bincount(labels.ravel(), minlength=len(colors))
     rows = ["<tr><th></th><th>class</th><th>pixels</th><th>area</th></tr>"]
@@ -72,7 +72,7 @@ def table(labels: UInt8[np.ndarray, "h w"], colors: dict[str, Any]) -> str:
 
 
 def make_page(predictor: Predictor, max_megapixels: float) -> "gradio.Blocks":
-    """Returns the page."""
+    """Returns the web page for a predictor."""
     import gradio as gr
 
     colors = class_colors.colors_of(predictor.class_names, predictor.palette)
@@ -83,7 +83,7 @@ def make_page(predictor: Predictor, max_megapixels: float) -> "gradio.Blocks":
         try:
             image = read(path, predictor.num_channels, predictor.value_range, max_megapixels)
         except ValueError as error:
-            message = html.escape(str(error))  # Gradio takes it for markup
+            message = html.escape(str(error))  # Gradio renders the message as HTML
             raise gr.Error(message, duration=None, print_exception=False) from error
         labels = predictor(image)
         result = Path(path).with_name(f"{Path(path).stem}_classes.png")
@@ -118,10 +118,10 @@ def make_page(predictor: Predictor, max_megapixels: float) -> "gradio.Blocks":
 
 
 class OwnHosts:
-    """ASGI middleware that serves requests to IP addresses and to `names`, and refuses all others.
+    """ASGI middleware that refuses all requests except to IP addresses and to the hosts in `names`.
 
-    The owner of another page can point its host name to this machine. A browser then lets that page
-    read what is served here (DNS rebinding), but its requests still carry that name.
+    In DNS rebinding, the owner of another page points its host name to this machine. A browser then
+    lets that page read responses from this server, but the requests carry the foreign host name.
     """
 
     def __init__(self, app: Any, names: Collection[str]):
@@ -130,21 +130,21 @@ class OwnHosts:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         answer = self._app
         if scope["type"] in ("http", "websocket"):
-            from starlette.responses import PlainTextResponse  # comes with Gradio
+            from starlette.responses import PlainTextResponse  # a dependency of Gradio
 
             host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
             try:
                 name = urllib.parse.urlsplit(f"//{host}").hostname or ""
                 if name not in self._names:
                     ipaddress.ip_address(name)
-            except ValueError:  # neither a name of ours nor an address
+            except ValueError:  # neither one of our names nor an IP address
                 message = f"not served as {host!r}, but as {', '.join(sorted(self._names))}\n"
                 answer = PlainTextResponse(message, 421)
         await answer(scope, receive, send)
 
 
 def serve(predictor: Predictor, host: str, port: int, max_megapixels: float) -> "gradio.Blocks":
-    """Starts to serve the page. Raises OSError if the port is taken, ValueError for IPv6."""
+    """Starts serving the page. Raises OSError if the port is taken, and ValueError for IPv6."""
     import gradio as gr
     from starlette.middleware import Middleware
 
@@ -164,7 +164,7 @@ def serve(predictor: Predictor, host: str, port: int, max_megapixels: float) -> 
         prevent_thread_lock=True,
         footer_links=[],
         app_kwargs={"middleware": [Middleware(OwnHosts, names)]},
-        # System fonts, because others would be loaded from the web.
+        # System fonts, because other fonts would be loaded from the web.
         theme=gr.themes.Default(primary_hue="blue", font="system-ui", font_mono="monospace"),
         css=CSS,
     )

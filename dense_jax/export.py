@@ -1,8 +1,8 @@
-"""Writes a trained network as one file, for use without this package or by `dense_jax.load`.
+"""Exports a trained network to a file, for `dense_jax.load` or for use without this package.
 
 python -m dense_jax.export --workdir=DIR --output=FILE
 
-See `exported` for the content of the file, and docs/export.md for its use.
+See `inference.exported` for the file format, and docs/export.md for usage.
 """
 
 import hashlib
@@ -35,12 +35,12 @@ def export(
     license: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Exports the network of a workdir; returns the content of model.json.
+    """Exports the network of a workdir. Returns the content of model.json.
 
-    license: that of the weights; by default the file says that none is stated.
+    license: The license of the weights. If None, the file says that no license is stated.
 
-    Raises ValueError or OSError, before anything is traced, if there is no such checkpoint, or if the
-    file cannot be written, or exists and may not be overwritten.
+    Before tracing, raises ValueError or OSError if the checkpoint does not exist, if the file
+    cannot be written, or if the file exists and may not be overwritten.
     """
     path = epath.Path(output)
     if path.is_dir():
@@ -64,9 +64,9 @@ def export(
 
 
 def trace(network: Program, weights: Mapping[str, Any], num_channels: int) -> jax.export.Exported:
-    """Returns the program of (weights, images), for images of any number and size.
+    """Returns the program (weights, images) -> logits, for any number and size of images.
 
-    It computes one image after the other, so that logits do not depend on the number of images.
+    The program processes images one by one, so that logits do not depend on the number of images.
     """
 
     def program(weights, images):
@@ -83,13 +83,12 @@ def trace(network: Program, weights: Mapping[str, Any], num_channels: int) -> ja
 
 
 def describe(loaded: trained.Trained, directory: str, license: str | None) -> dict[str, Any]:
-    """Returns what users need to know of a model, and where it comes from.
+    """Returns the description of a model, including its origin, for model.json.
 
-    dataset: the content of dataset.json.
-    context: pixels on every side of the image that have no logits; 0 except for networks without
-      padding.
-    tile_size, margin, batch_size: those of config.eval.
-    resolution, normalization: what the program does to the image first.
+    dataset: The content of dataset.json.
+    context: The number of pixels without logits on each side of the image; 0 for padded networks.
+    tile_size, margin, batch_size: The values in config.eval.
+    resolution, normalization: How the program preprocesses the image.
     """
     config, model = loaded.config, loaded.config.model
     if license is None:
@@ -114,7 +113,7 @@ def describe(loaded: trained.Trained, directory: str, license: str | None) -> di
 
 
 def main(argv: list[str]) -> None:
-    """Exports, and reports what was written."""
+    """Exports the network and prints a summary."""
     runtime.prepare()
     args = flags.FLAGS
     about = export(

@@ -2,14 +2,17 @@
 
 python -m dense_jax.predict --workdir=DIR --images='GLOB' --output=OUT
 
-Writes OUT/NAME.png, the class ids as palette indices at the image's own size, OUT/NAME_overlay.png
-and, once, OUT/legend.png, the classes' colors. Flags add OUT/NAME_probabilities.npy or .tif, the
-probabilities as float16 [h, w, num_classes], and OUT/NAME_uncertainty.png, their entropy in gray. If
-a file has several pages, each page is an image called NAME_page000, NAME_page001, ...
+Writes these files:
+  OUT/NAME.png: The class IDs as palette indices, at the size of the image.
+  OUT/NAME_overlay.png: The image with the class colors.
+  OUT/legend.png: The colors and names of the classes.
+  OUT/NAME_probabilities.npy or .tif: The probabilities, float16 [h, w, num_classes] (optional).
+  OUT/NAME_uncertainty.png: The entropy of the probabilities, in gray (optional).
+Each page of a multi-page file is an image called NAME_page000, NAME_page001, ...
 
-Images are read, computed and written by rows of tiles, so that memory does not depend on their
-heights. An image that cannot be read or written leaves no result. The others are done, and the exit
-status is 1. A full disk ends the command.
+Images are read, segmented and written one row of tiles at a time, so that memory does not depend on
+their heights. If an image cannot be read or written, it gets no results, the other images are
+segmented, and the exit status is 1. A full disk ends the command.
 """
 
 import itertools
@@ -31,8 +34,8 @@ from dense_jax.inference import image_files, threads, tta, writers
 from dense_jax.inference.predictor import Predictor, entropy, load
 from dense_jax.inference.stitching import Failure, Strip
 
-NUM_LANES = 4  # threads that compress results
-# The results that are made of probabilities [n, m, num_classes].
+NUM_LANES = 4  # the number of threads that compress results
+# The results that are computed from probabilities [n, m, num_classes].
 MAPS = {"probabilities": lambda block: block.astype(np.float16), "uncertainty": entropy}
 
 
@@ -49,16 +52,16 @@ def predict(
     max_megapixels: float = 1000,
     **options: Any,
 ) -> list[str]:
-    """Segments images; returns the problems of those that were left out.
+    """Segments images. Returns the errors for the images that were skipped.
 
-    images: a file, folder or glob, or several; see `image_files`.
-    opacity: that of the classes' colors over the image, from 0 to 1.
-    probabilities: "npy", "tif" or None.
-    max_megapixels: larger images are left out.
-    options: see `Predictor.using`.
+    images: A file, folder or glob, or several; see `image_files`.
+    opacity: The opacity of the class colors over the image, from 0 to 1.
+    probabilities: The file format "npy" or "tif". If None, no probabilities are written.
+    max_megapixels: The size above which images are skipped.
+    options: The options of `Predictor.using`.
 
-    Raises ValueError, before anything is written, if `images` names no file, if two images would have
-    the same result, or if a result exists and may not be overwritten.
+    Before anything is written, raises ValueError if `images` names no file, if two images would
+    have the same result, or if a result exists and may not be overwritten.
     """
     output = Path(output)
     if output.exists() and not output.is_dir():
@@ -85,11 +88,11 @@ def predict(
 
 
 def _check(results: Sequence[Path], legend: Path, overwrite: bool, images: Collection[str]) -> None:
-    """Raises ValueError if results collide, or would replace what they must not."""
+    """Raises ValueError if results collide or would replace files that must be kept."""
     counts = Counter([*results, legend])
     if repeated := sorted(path.name for path, count in counts.items() if count > 1):
         raise ValueError(f"several images would be written to {repeated}: rename them")
-    existing = [path for path in results if os.path.exists(path)]  # no error for too long a name
+    existing = [path for path in results if os.path.exists(path)]  # no error for overlong names
     for path in existing:
         if path.is_dir():
             raise ValueError(f"{path} is a folder, where a result would be: move it away")
@@ -106,7 +109,7 @@ def _segment(
     endings: Mapping[str, str],
     opacity: float,
 ) -> list[str]:
-    """Segments images and writes the results; returns the problems of those that were left out."""
+    """Segments images and writes the results. Returns the errors for images that were skipped."""
     source = image_files.ImageFiles(images, predictor.num_channels, predictor.value_range)
     maps = {kind: make for kind, make in MAPS.items() if kind in endings}
     problems: list[str] = []
@@ -129,7 +132,7 @@ def _segment(
                 lanes = {kind: next_lane() for kind in files}
                 results = writers.Together(files)
                 unfinished.add(results)
-                calls: list[Future] = []  # those of the latest strip, the last ones of their lanes
+                calls: list[Future] = []  # the calls for the latest strip, the last in their lanes
                 for strip in image_strips:
                     if isinstance(strip, Failure):
                         results.problem = str(strip.problem)
@@ -148,7 +151,7 @@ def _segment(
 def _files(
     predictor: Predictor, image: image_files.Image, output: Path, endings: Mapping[str, str]
 ) -> dict[str, writers.Rows]:
-    """Returns the files for the results of an image."""
+    """Returns the result files of an image, by kind."""
     files: dict[str, writers.Rows] = {}
     for kind, ending in endings.items():
         path = output / (image.name + ending)
@@ -161,19 +164,19 @@ def _files(
 
 
 def _rows(kind: str, strip: Strip, predictor: Predictor, opacity: float) -> Iterator[np.ndarray]:
-    """Yields what a strip adds to a file."""
+    """Yields the rows that a strip adds to the file of a given kind."""
     if kind != "overlay":
         yield strip.maps[kind]
         return
     image, classes = strip.maps["image"], strip.maps["classes"]
-    num_rows = max(1, 2**20 // image.shape[1])  # each value takes 8 bytes while colors are mixed
+    num_rows = max(1, 2**20 // image.shape[1])  # blending takes 8 bytes per color value
     for y in range(0, len(image), num_rows):
         part = slice(y, y + num_rows)
         yield drawing.overlay(image[part], classes[part], predictor.palette, opacity)
 
 
 def main(argv: list[str]) -> None:
-    """Predicts, and reports what was left out."""
+    """Segments the images and reports the ones that were skipped."""
     runtime.prepare()
     args = flags.FLAGS
     names = ("overwrite", "opacity", "probabilities", "uncertainty", "max_megapixels")

@@ -1,5 +1,5 @@
-"""Experiments: `get_config()`, and `get_sweep()` where there is something to sweep.
+"""Experiments: modules with `get_config()` and, if they define a sweep, `get_sweep()`.
 
-They are imported as `dense_jax.experiments`, in a clone (by a link in dense_jax/) as well as from an
-installed package, so that a project may have an `experiments` of its own.
+They are imported as `dense_jax.experiments`, both from a clone (through a link in dense_jax/) and
+from an installed package, so that a project may have a package `experiments` as well.
 """

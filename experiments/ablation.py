@@ -1,11 +1,10 @@
-"""Upsampling x skips x loss, three seeds each: 72 runs, on the synthetic dataset.
+"""Compares upsampling x skips x loss with three seeds each (72 runs) on the synthetic dataset.
 
 python -m dense_jax.sweep --config=experiments/ablation.py --workdir=runs/ablation --jobs=2 \
     --evaluate=test
 
-Each run is small; `--config=experiments/ablation.py:full` trains wider networks for longer. On your
-own images: --config.data.name=folder --config.data.root=ROOT, and as many --config.num_steps as
-they need.
+Each run is small. `--config=experiments/ablation.py:full` trains wider networks for longer. For
+your own images, add --config.data.name=folder --config.data.root=ROOT and set --config.num_steps.
 """
 
 from dense_jax import sweep
@@ -15,7 +14,7 @@ SEEDS = (0, 1, 2)
 
 
 def get_config(size: str = "reduced"):
-    """size: "reduced", for two CPU cores, or "full"."""
+    """Returns the config. size: "reduced" (for two CPU cores) or "full"."""
     if size not in ("reduced", "full"):
         raise ValueError(f"the size {size!r} must be reduced or full")
     config = base.get_config()
@@ -31,7 +30,7 @@ def get_config(size: str = "reduced"):
 
 
 def get_sweep():
-    """All runs of a seed come before those of the next, so that there is a table early."""
+    """Returns the runs, ordered by seed so that a table is available early."""
     return sweep.grid(
         **{
             "seed": SEEDS,

@@ -1,9 +1,9 @@
-"""Which augmentation helps? Seven answers, three seeds each: 21 runs.
+"""Which augmentation helps? Compares seven settings with three seeds each (21 runs).
 
 python -m dense_jax.sweep --config=experiments/ablation_augmentation.py --workdir=runs/augmentation
 
-For sizes and other datasets, see `ablation`. Colors need RGB images. docs/augmentation.md explains
-and shows each field.
+For other sizes and datasets, see `ablation`. The color changes require RGB images.
+docs/augmentation.md explains and shows each field.
 """
 
 from dense_jax import sweep
@@ -39,7 +39,7 @@ VARIANTS = {
 
 
 def get_sweep():
-    """Strengths are moderate, for photographs."""
+    """Returns the runs. The strengths are moderate, for photographs."""
     return [
         {"label": label} | fields | seed
         for seed in sweep.grid(seed=SEEDS)

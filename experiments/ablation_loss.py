@@ -1,8 +1,8 @@
-"""Loss x class balancing, three seeds each: 24 runs.
+"""Compares losses with and without class balancing, with three seeds each (24 runs).
 
 python -m dense_jax.sweep --config=experiments/ablation_loss.py --workdir=runs/loss
 
-For sizes and other datasets, see `ablation`.
+For other sizes and datasets, see `ablation`.
 """
 
 from dense_jax import sweep
@@ -12,7 +12,7 @@ __all__ = ["get_config", "get_sweep"]
 
 
 def get_sweep():
-    """Each loss comes with equal class weights and with median frequency balancing."""
+    """Returns runs with each loss, with equal class weights and with median-frequency weights."""
     losses = ["cross_entropy", "soft_dice", "dice_ce", "focal"]
     return [
         run | balancing

@@ -1,8 +1,9 @@
-"""Which details of a loss matter? Fifteen losses, three seeds each: 45 runs.
+"""Which details of a loss matter? Compares fifteen losses with three seeds each (45 runs).
 
 python -m dense_jax.sweep --config=experiments/ablation_loss_options.py --workdir=runs/loss_options
 
-Papers write "Dice loss" for all of the first seven. For sizes and other datasets, see `ablation`.
+Papers call each of the first seven losses "Dice loss". For other sizes and datasets, see
+`ablation`.
 """
 
 from dense_jax import sweep
@@ -39,7 +40,7 @@ VARIANTS = {
 
 
 def get_sweep():
-    """All runs of a seed come before those of the next, so that there is a table early."""
+    """Returns the runs, ordered by seed so that a table is available early."""
     return [
         {"label": label} | fields | seed
         for seed in sweep.grid(seed=SEEDS)

@@ -1,8 +1,8 @@
-"""How to train? Optimizers, schedules and averaged weights, three seeds each: 18 runs.
+"""Compares optimizers, schedules and weight averaging, with three seeds each (18 runs).
 
 python -m dense_jax.sweep --config=experiments/ablation_recipe.py --workdir=runs/recipe
 
-For sizes and other datasets, see `ablation`.
+For other sizes and datasets, see `ablation`.
 """
 
 from dense_jax import sweep
@@ -23,7 +23,7 @@ VARIANTS = {
 
 
 def get_sweep():
-    """The poly schedule is DeepLab's. The average looks back over about 50 steps."""
+    """Returns the runs. "poly" is the schedule of DeepLab. The average covers about 50 steps."""
     return [
         {"label": label} | fields | seed
         for seed in sweep.grid(seed=SEEDS)

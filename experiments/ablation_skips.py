@@ -1,8 +1,8 @@
-"""Which skips are worth it? None, each alone, and more and more of them: 18 runs.
+"""Which skips are worth it? Compares none, each alone, and growing sets of skips (18 runs).
 
 python -m dense_jax.sweep --config=experiments/ablation_skips.py --workdir=runs/skips
 
-For sizes and other datasets, see `ablation`.
+For other sizes and datasets, see `ablation`.
 """
 
 from dense_jax import sweep
@@ -12,6 +12,6 @@ __all__ = ["get_config", "get_sweep"]
 
 
 def get_sweep():
-    """A skip is named by its stride in pixels. The deepest features are at stride 8."""
+    """Returns the runs. A skip is named by its stride in pixels. The deepest stride is 8."""
     skips = [(), (4,), (2,), (1,), (4, 2), (4, 2, 1)]
     return sweep.grid(**{"seed": SEEDS, "model.skips": skips})

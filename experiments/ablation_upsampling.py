@@ -1,8 +1,8 @@
-"""All upsampling methods, with all skips and with none, three seeds each: 42 runs.
+"""Compares all upsampling methods, with and without skips, with three seeds each (42 runs).
 
 python -m dense_jax.sweep --config=experiments/ablation_upsampling.py --workdir=runs/upsampling
 
-For sizes and other datasets, see `ablation`.
+For other sizes and datasets, see `ablation`.
 """
 
 from dense_jax import sweep
@@ -17,7 +17,7 @@ METHODS = (
 
 
 def get_sweep():
-    """Without skips, the upsampling alone must find where things are."""
+    """Returns the runs. Without skips, only the upsampling can localize objects."""
     return sweep.grid(
         **{"seed": SEEDS, "model.upsampling": METHODS, "model.skips": [(4, 2, 1), ()]}
     )

@@ -1,11 +1,11 @@
-"""The decoders of SegNet's table 1, with and without class balancing, three seeds each: 48 runs.
+"""Compares the decoders in SegNet's table 1, with and without class balancing (48 runs).
 
 python -m dense_jax.sweep --config=experiments/camvid_segnet_table.py --workdir=runs/segnet \
     --config.data.root=CAMVID --evaluate=test
 
-Badrinarayanan, Kendall and Cipolla 2017, arXiv 1511.00561, sections 3.2 to 3.4. All variants have
-the encoder and the recipe of `segnet_basic`, and its departures from the paper. The paper's
-parameters, and ours for 11 classes, in millions:
+Badrinarayanan, Kendall and Cipolla 2017, arXiv 1511.00561, sections 3.2 to 3.4. Each variant has
+three seeds. All variants use the encoder and recipe of `segnet_basic`, with the same departures
+from the paper. The number of parameters in the paper, and here for 11 classes, in millions:
 
     Bilinear-Interpolation              0.625  0.613
     SegNet-Basic                        1.425  1.416
@@ -16,15 +16,16 @@ parameters, and ours for 11 classes, in millions:
     FCN-Basic-NoDimReduction            1.625  1.662
     FCN-Basic-NoAddition-NoDimReduction 1.625  1.662
 
-We choose what the paper leaves open. Bilinear-Interpolation upsamples the scores of the deepest
-stride, without encoder features. FCN-Basic scores every stride's features with a 1x1 convolution,
-which reduces them to as many channels as classes. It sums the scores between 8x8 transposed
-convolutions that start as bilinear interpolation and have a bias; no other convolution and no norm
-follows. Without reduction, these have 64 channels, and only the last convolution computes scores.
+The paper leaves the following choices open. Bilinear-Interpolation upsamples the scores of the
+deepest stride, without encoder features. FCN-Basic scores the features of each stride with a 1x1
+convolution, which reduces them to one channel per class. Between the strides, 8x8 transposed
+convolutions with a bias upsample the scores and start as bilinear interpolation. The scores are
+then summed, and no other convolution or norm follows. Without reduction, the transposed
+convolutions have 64 channels, and only the last convolution computes scores.
 
-The default size is for two CPU cores, about 4 minutes a run: half the resolution, 16 channels, and
-a learning rate that falls. `--config=experiments/camvid_segnet_table.py:full` is the paper's size,
-which was not run yet.
+The default size is for two CPU cores and takes about 4 minutes per run. It has half the resolution,
+16 channels and a decaying learning rate. `--config=experiments/camvid_segnet_table.py:full` has the
+paper's size and has not been run yet.
 """
 
 from dense_jax import sweep
@@ -52,12 +53,12 @@ VARIANTS = {
 }
 BALANCING = (
     {"loss_options.class_weights": "segnet_camvid"},  # the paper's "median frequency balancing"
-    {},  # its "natural frequency balancing"
+    {},  # the paper's "natural frequency balancing"
 )
 
 
 def get_config(size: str = "reduced"):
-    """Leaves unset what only some variants have. size: "reduced", for two CPU cores, or "full"."""
+    """Leaves options of single variants unset. size: "reduced" (for two CPU cores) or "full"."""
     if size not in ("reduced", "full"):
         raise ValueError(f"the size {size!r} must be reduced or full")
     config = segnet_basic.get_config()
@@ -68,13 +69,13 @@ def get_config(size: str = "reduced"):
         config.model.widths = (16, 16, 16, 16)
         config.data.resolution = 0.5
         config.data.crop_size = (180, 240)
-        config.optimizer.schedule = "cosine"  # a constant rate needs longer runs
+        config.optimizer.schedule = "cosine"  # a constant learning rate needs longer runs
         config.update(eval_every=250, checkpoint_every=250, log_every=10)
     return config
 
 
 def get_sweep():
-    """Rows are in the order of the paper's table. All runs of a seed come before the next seed."""
+    """Returns the runs, ordered by seed and then as in the paper's table."""
     return [
         {"label": label} | fields | balancing | seed
         for seed in sweep.grid(seed=range(3))

@@ -1,19 +1,18 @@
-"""U-Net on CamVid, 11 classes, trained on cross-entropy + soft Dice.
+"""Trains a U-Net on CamVid, with 11 classes, on cross-entropy + soft Dice.
 
 python -m dense_jax.main --config=experiments/camvid_unet.py --config.data.root=CAMVID \
     --workdir=runs/camvid_unet
 
-Expect: mean IoU 0.41 on test (0.45 on val) after 1200 steps, 20 minutes on 2 CPU cores.
-
-That is the default size. `--config=experiments/camvid_unet.py:full` is for an accelerator, and was
-not run yet.
+The default size reaches a mean IoU of 0.41 on test (0.45 on val) after 1200 steps, which take 20
+minutes on 2 CPU cores. `--config=experiments/camvid_unet.py:full` is for an accelerator and has not
+been run yet.
 """
 
 from dense_jax.experiments import base
 
 
 def get_config(size: str = "reduced"):
-    """size: "reduced", for two CPU cores, or "full"."""
+    """Returns the config. size: "reduced" (for two CPU cores) or "full"."""
     if size not in ("reduced", "full"):
         raise ValueError(f"the size {size!r} must be reduced or full")
     config = base.get_config()

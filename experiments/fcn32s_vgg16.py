@@ -4,13 +4,14 @@ python -m dense_jax.main --config=experiments/fcn32s_vgg16.py --config.data.root
     --config.model.pretrained=hf://timm/vgg16.tv_in1k/model.safetensors --workdir=runs/fcn32s
 
 The paper's recipe (section 4.3): ImageNet weights; batches of 20 images; SGD with a fixed learning
-rate of 1e-4, momentum 0.9, weight decay 5e-4 (not of biases, which learn twice as fast); dropout
-0.5; scores that start at 0; bilinear upsampling; whole images without augmentation.
+rate of 1e-4, momentum 0.9, weight decay 5e-4 (except for biases, which learn twice as fast);
+dropout 0.5; zero-initialized scores; bilinear upsampling; whole images without augmentation.
 
 Our departures: batches of 16 and crops of 480 x 480, to fill any number of devices; random flips;
-biases learn as fast as weights; torchvision's weights and input instead of Caffe's; fc6 is padded by
-3 pixels and the image mirrored up to a multiple of 32, where Caffe pads the image by 100 and crops,
-so that scores and pixels are aligned by construction.
+equal learning rates for biases and weights; torchvision's weights and preprocessing instead of
+Caffe's; other padding. Caffe pads the image by 100 pixels and crops the scores. We pad fc6 by 3
+pixels and mirror the image up to a multiple of 32, so that scores and pixels are aligned by
+construction.
 """
 
 from dense_jax.experiments import base
@@ -19,8 +20,8 @@ from dense_jax.experiments import base
 def get_config():
     """Fixes all upsampling to bilinear interpolation, as in the authors' later models.
 
-    In the first ones it only starts there and, except for the last one, is learned:
-    upsampling_options.learn.
+    In their first models, upsampling only starts as bilinear interpolation, and every layer except
+    the last is learned; see upsampling_options.learn.
     """
     config = base.get_config()
     config.num_steps = 10_000

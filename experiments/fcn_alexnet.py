@@ -3,8 +3,9 @@
 python -m dense_jax.main --config=experiments/fcn_alexnet.py --config.data.root=ROOT \
     --config.model.pretrained=ALEXNET.safetensors --workdir=runs/fcn_alexnet
 
-It has the recipe and the departures of fcn32s_vgg16.py, except for the paper's learning rate, 1e-3.
-AlexNet is torchvision's: one tower, 64 to 384 channels, no local response normalization.
+The recipe and the departures from the paper are the same as in fcn32s_vgg16.py, but the learning
+rate is 1e-3, as in the paper. The encoder is torchvision's AlexNet: one tower, 64 to 384 channels,
+no local response normalization.
 """
 
 from dense_jax.experiments import fcn32s_vgg16

@@ -1,4 +1,4 @@
-"""FCN with one skip over the plain encoder, trained on cross-entropy, on the synthetic dataset.
+"""Trains an FCN with one skip and the plain encoder on cross-entropy, on the synthetic dataset.
 
 python -m dense_jax.main --config=experiments/fcn_ce.py --workdir=runs/fcn_ce
 """
@@ -7,7 +7,7 @@ from dense_jax.experiments import base
 
 
 def get_config():
-    """Upsamples bilinearly, which is how the original starts (arXiv 1411.4038, section 3.3)."""
+    """Upsamples bilinearly, as the paper does initially (arXiv 1411.4038, section 3.3)."""
     config = base.get_config()
     config.model.name = "fcn"
     config.model.upsampling = "bilinear"

@@ -1,4 +1,4 @@
-"""U-Net on the electron-microscopy membranes of ISBI 2012, the original paper's task.
+"""Trains a U-Net on the electron-microscopy membranes of ISBI 2012, the U-Net paper's task.
 
 python -m dense_jax.main --config=experiments/isbi_unet.py --config.data.root=ISBI2012 \
     --workdir=runs/isbi_unet
@@ -11,7 +11,7 @@ from dense_jax.experiments import base
 
 
 def get_config():
-    """Flips in both directions, because a section has no up."""
+    """Flips in both directions, because sections have no upright orientation."""
     config = base.get_config()
     config.num_steps = 400
     config.batch_size = 4

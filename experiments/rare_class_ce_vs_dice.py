@@ -1,13 +1,13 @@
-"""Does Dice find a rare class better than cross-entropy? Five answers, five seeds each: 25 runs.
+"""Does Dice find a rare class better than cross-entropy? Compares five losses (25 runs).
 
 python -m dense_jax.sweep --config=experiments/rare_class_ce_vs_dice.py --workdir=runs/rare \
     --config.data.name=folder --config.data.root=ROOT --config.num_steps=2000
 
-Made for two classes of which one is rare, such as the vessels of a retina, or cracks. Without a
-dataset it runs on the synthetic one, whose `speck` covers less than 1 % of the pixels. Read the
-rare class's IoU, accuracy (how much of it was found) and precision (how much of the found was
-right), because a weighted cross-entropy gains accuracy at the cost of precision. The class's Dice
-is 2 IoU / (1 + IoU).
+Each loss has five seeds. The sweep is for two classes of which one is rare, such as retinal vessels
+or cracks. By default, it runs on the synthetic dataset, whose class `speck` covers less than 1 % of
+the pixels. Compare the IoU of the rare class, its accuracy (the fraction of its pixels that are
+found) and its precision (the fraction of found pixels that are correct), because a weighted
+cross-entropy gains accuracy at the cost of precision. The Dice of the class is 2 IoU / (1 + IoU).
 """
 
 from dense_jax import sweep
@@ -15,7 +15,7 @@ from dense_jax.experiments import ablation
 
 
 def get_config(size: str = "reduced"):
-    """Flips and turns images freely, because they have no up. size: see `ablation`."""
+    """Flips and rotates images freely, because they have no orientation. size: See `ablation`."""
     config = ablation.get_config(size)
     config.augment.flip_vertical = 0.5
     config.augment.rotation = 180.0
@@ -23,7 +23,7 @@ def get_config(size: str = "reduced"):
 
 
 def get_sweep():
-    """By inverse frequency, both classes have the same total weight."""
+    """Returns the runs. Inverse-frequency weights give both classes the same total weight."""
     answers = [
         {"loss": "cross_entropy"},
         {"loss": "cross_entropy", "loss_options.class_weights": "inverse_frequency"},

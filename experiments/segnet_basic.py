@@ -3,21 +3,21 @@
 python -m dense_jax.main --config=experiments/segnet_basic.py --config.data.root=CAMVID \
     --workdir=runs/segnet_basic
 
-The network as released: local response normalization of the input; four 7x7 convolutions with 64
-channels, batch norm, ReLU and max-pooling; four times unpooling by the switches, 7x7 convolution
-and batch norm, without ReLU; a 1x1 classifier. Its recipe: He initialization, SGD with a fixed
-learning rate of 0.1, momentum 0.9, batches of 12 whole images, weight decay 5e-4, 10,000 steps.
+The released network: local response normalization of the input; four 7x7 convolutions with 64
+channels, batch norm, ReLU and max-pooling; four stages of max-unpooling, 7x7 convolution and batch
+norm, without ReLU; a 1x1 classifier. The recipe: He initialization, SGD with a fixed learning rate
+of 0.1, momentum 0.9, batches of 12 whole images, weight decay 5e-4, 10,000 steps.
 
-Our departures: the loss is the mean over pixels, not their sum; its gradient is clipped; random
-flips; no bias before a norm; the best checkpoint has the best mean IoU on val, not the best pixel
-accuracy. This is the row without class balancing of the paper's table 1.
+Our departures: the mean loss over pixels instead of the sum; gradient clipping; random flips; no
+bias before a norm; the best checkpoint by mean IoU on val instead of pixel accuracy. In the paper's
+table 1, this is the row without class balancing.
 """
 
 from dense_jax.experiments import base
 
 
 def get_config():
-    """Trains on whole images of CamVid at 360 x 480."""
+    """Trains on whole CamVid images of 360 x 480 pixels."""
     config = base.get_config()
     config.num_steps = 10_000
     config.batch_size = 12

@@ -1,4 +1,4 @@
-"""U-Net trained on cross-entropy, on the synthetic dataset.
+"""Trains a U-Net on cross-entropy, on the synthetic dataset.
 
 python -m dense_jax.main --config=experiments/unet_ce.py --workdir=runs/unet_ce
 """
@@ -7,5 +7,5 @@ from dense_jax.experiments import base
 
 
 def get_config():
-    """Returns `base` as it is. `unet_dice` differs in the loss alone."""
+    """Returns the unchanged `base` config. `unet_dice` differs only in the loss."""
     return base.get_config()

@@ -3,26 +3,26 @@
 python -m dense_jax.main --config=experiments/unet_paper.py --config.data.root=ISBI2012 \
     --workdir=runs/unet_paper
 
-Its network exactly: 23 convolutions, none padded, so that a tile of 572 x 572 pixels gives 388 x
-388 labels; tiles and crops carry the 92 pixels of context around them, mirrored at the image's
-border. Its recipe: batches of one tile, SGD with momentum 0.99, cross-entropy whose weights balance
-the classes and raise the borders between cells, He initialization, dropout at the end of the
-contracting path; random shifts, rotations and gray values, and elastic deformations by 10 pixels'
-standard deviation on a 3 x 3 grid (sections 3 and 3.1).
+The network is exactly the paper's: 23 unpadded convolutions, which map a tile of 572 x 572 pixels
+to 388 x 388 labels. Tiles and crops include the 92 pixels of context around the labels, mirrored at
+the image border. The recipe (sections 3 and 3.1): batches of one tile; SGD with momentum 0.99;
+cross-entropy whose weights balance the classes and emphasize the borders between cells; He
+initialization; dropout at the end of the contracting path; random shifts, rotations and gray
+values; elastic deformations with a standard deviation of 10 pixels on a 3 x 3 grid.
 
-Our departures: border weights are for the membrane alone, not inside the cells; the gradient is
-clipped, and the learning rate warms up; the loss is the weighted mean over pixels, not the sum. The
-paper leaves out how classes are balanced, the learning rate, the dropout probability, the number of
-steps, and how far it rotates and changes gray values. We use inverse frequency, 1e-3, 0.5, 20,000,
-all directions, and brightness and contrast by up to a fifth. On several devices, raise batch_size to
-a multiple of their number. On data with other classes, name its objects in border.classes.
+Our departures: border weights only on the membrane, not inside the cells; gradient clipping;
+learning rate warmup; the weighted mean loss over pixels instead of the sum. The paper does not
+state the class balancing, the learning rate, the dropout probability, the number of steps, or the
+ranges of rotations and gray values. We use inverse frequency, 1e-3, 0.5, 20,000, all directions,
+and brightness and contrast changes of up to a fifth. On several devices, raise batch_size to a
+multiple of their number. On data with other classes, name the object classes in border.classes.
 """
 
 from dense_jax.experiments import base
 
 
 def get_config():
-    """crop_size is the size of the labels: the network sees 572 x 572 pixels."""
+    """Sets crop_size to the size of the labels. The network input has 572 x 572 pixels."""
     config = base.get_config()
     config.num_steps = 20_000
     config.batch_size = 1

@@ -1,14 +1,14 @@
-"""U-Net over ResNet34, the usual choice for a new dataset.
+"""U-Net with a ResNet34 encoder, the usual choice for a new dataset.
 
 python -m dense_jax.main --config=experiments/unet_resnet34.py --config.data.root=ROOT \
     --config.model.pretrained=hf://timm/resnet34.tv_in1k/model.safetensors --workdir=runs/resnet34
 
-This is no single paper's recipe. The decoder is close to that of segmentation_models.pytorch
-(nearest upsampling, concatenated skips at strides 2 to 16, two 3x3 convolutions with 256, 128, 64,
-32 and 16 channels), but projects before it concatenates. The training is AdamW with a cosine
-schedule on cross-entropy + soft Dice. With few images, try --config.optimizer.encoder_lr_multiplier=0.1 or
---config.model.freeze_encoder. If a few images are much larger than the others, set data.canvas_size:
-of each image, a random window of this size is kept, which saves memory.
+The recipe is not from a single paper. The decoder resembles segmentation_models.pytorch (nearest
+upsampling, concatenated skips at strides 2 to 16, two 3x3 convolutions with 256, 128, 64, 32 and 16
+channels), but projects features before concatenation. Training uses AdamW with a cosine schedule on
+cross-entropy + soft Dice. With few images, try --config.optimizer.encoder_lr_multiplier=0.1 or
+--config.model.freeze_encoder. If a few images are much larger than the others, set
+data.canvas_size. It keeps a random window of this size from each image, which saves memory.
 """
 
 from dense_jax.experiments import base

@@ -1,4 +1,4 @@
-"""Shared by every test: four CPU devices, strict rank promotion, little time spent in XLA."""
+"""Sets up all tests: four CPU devices, strict rank promotion, fast compilation, and fixtures."""
 
 import json
 import os
@@ -12,12 +12,12 @@ from absl import flags
 from PIL import Image
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
-# Here and in every command that a test starts.
+# JAX options for this process and for every command that a test starts.
 OPTIONS = {
     "jax_platforms": "cpu",
-    # Tests are about values, not speed, and most of their time is compilation.
+    # Tests check values, not speed, and spend most of their time compiling.
     "jax_disable_most_optimizations": True,
-    # Programs compiled by one test, or one run of the suite, serve the others.
+    # Other tests, and later runs of the suite, reuse the compiled programs.
     "jax_compilation_cache_dir": str(REPOSITORY / ".pytest_cache" / "jax"),
     "jax_persistent_cache_min_compile_time_secs": 0.0,
 }
@@ -30,14 +30,14 @@ flags.FLAGS.mark_as_parsed()
 
 
 def mesh_of(num_devices: int) -> jax.sharding.Mesh:
-    """As of `mesh.make_mesh`, of the first devices."""
+    """Returns a mesh like `mesh.make_mesh`, with the first `num_devices` devices."""
     auto = jax.sharding.AxisType.Auto
     return jax.make_mesh((1, num_devices), ("replica", "data"), axis_types=(auto, auto))
 
 
 @pytest.fixture(scope="session")
 def shared_programs():
-    """Trainings of equal configs share their traced and compiled programs, in this process."""
+    """Lets trainings with equal configs share traced and compiled programs in this process."""
     from dense_jax.devices import mesh
     from dense_jax.training import task
 
@@ -62,13 +62,13 @@ def shared_programs():
 
 @pytest.fixture(autouse=True)
 def _private_cache(tmp_path_factory, monkeypatch):
-    """Tests never read or write the user's cache."""
+    """Keeps tests from reading or writing the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture(scope="session")
 def real_data() -> pathlib.Path:
-    """The folder that holds `camvid` and `isbi2012`, in the folder layout; skips without it."""
+    """Returns the folder with `camvid` and `isbi2012` in the folder layout, or skips the test."""
     root = os.environ.get("DENSE_JAX_DATA", "")
     if not root:
         pytest.skip("needs real images: set DENSE_JAX_DATA to a folder with camvid and isbi2012")
@@ -77,7 +77,7 @@ def real_data() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory) -> pathlib.Path:
-    """A folder dataset of small images of several sizes, half bright and half dark."""
+    """Creates a folder dataset of small images of several sizes, half bright and half dark."""
     root = tmp_path_factory.mktemp("tiny")
     rng = np.random.default_rng(0)
     for split, num_images in (("train", 7), ("val", 3), ("test", 5)):
@@ -97,7 +97,7 @@ def tiny_folder(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def browser():
-    """Headless Chromium, for which there are no other machines; skips where it is missing."""
+    """Starts headless Chromium without access to other machines, or skips the test."""
     webdriver = pytest.importorskip("selenium.webdriver")
     driver, chromium = shutil.which("chromedriver"), shutil.which("chromium")
     if not driver or not chromium:

@@ -1,4 +1,4 @@
-"""Runs many short commands in a single process that imports everything once and forks for each."""
+"""Runs many short commands as forks of a single process that imports everything once."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A user's mistake ends every command with one line that names it; flags mean what they say."""
+"""Tests that user mistakes end every command with one clear line, and how flags are parsed."""
 
 import re
 

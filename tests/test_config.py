@@ -1,4 +1,4 @@
-"""Every option is declared once; what the declaration rules out is refused with the way out."""
+"""Tests that every option is declared once, and that invalid options give helpful errors."""
 
 import inspect
 import math

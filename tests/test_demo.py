@@ -1,4 +1,4 @@
-"""The demo's page shows the predicted classes of a file, and predicts once for each file."""
+"""Tests that the demo page shows the predicted classes, and predicts only once per file."""
 
 import contextlib
 import http.client

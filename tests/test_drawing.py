@@ -1,4 +1,4 @@
-"""Colors are those of the palette; ignored pixels are told apart."""
+"""Tests that pictures use the palette and mark ignored pixels."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Evaluation counts each valid pixel exactly once, however the split is cut into batches."""
+"""Tests that evaluation counts each valid pixel exactly once, for any batch size."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""Every experiment is a small difference from `base`, and builds, wherever it is imported from."""
+"""Tests that all experiments have the options of `base` and build, wherever they are imported."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""An exported file predicts bitwise what the network in its workdir does, and needs no Flax."""
+"""Tests that an exported file predicts bitwise the same as its workdir, without Flax."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""One reflection of positions, for numpy and JAX arrays."""
+"""Tests that positions are reflected in the same way in NumPy and JAX arrays."""
 
 import jax.numpy as jnp
 import numpy as np

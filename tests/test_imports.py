@@ -1,4 +1,4 @@
-"""Who may import whom: the rooms of the house stay apart."""
+"""Tests that each module imports only modules in the layers below."""
 
 import ast
 import subprocess

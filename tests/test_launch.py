@@ -1,4 +1,4 @@
-"""The launchers, with fake clouds on PATH: what reaches the trainer, and what is shipped."""
+"""Tests what the launchers ship and pass to the trainer, with fake cloud commands on PATH."""
 
 import json
 import os

@@ -1,6 +1,6 @@
-"""Losses: against finite differences, and by their properties.
+"""Tests losses against finite differences, and their properties.
 
-test_conformance.py compares them with other libraries, test_sharding.py over several devices.
+test_conformance.py compares losses with other libraries, and test_sharding.py across devices.
 """
 
 import functools

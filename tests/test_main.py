@@ -1,4 +1,4 @@
-"""The command's flags; what they start is tested with `train`."""
+"""Tests the flags of the main command. test_train tests the training that the command starts."""
 
 import re
 

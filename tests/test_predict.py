@@ -1,4 +1,4 @@
-"""The command: the files it takes, the results it writes, and what it does about broken files."""
+"""Tests the predict command: its input files, its results, and how it handles broken files."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The network's steps: any size and resolution, and the same result in any batch."""
+"""Tests the network's steps for any size and resolution, with the same results in any batch."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""The README's commands run as they are written, on small models and few steps."""
+"""Tests that the README's commands run as written, with small models and few steps."""
 
 import re
 import shlex

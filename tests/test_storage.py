@@ -1,4 +1,4 @@
-"""Files are the old or the new ones, whatever happens while they are written."""
+"""Tests that interrupted writes leave either the old or the new contents of a file."""
 
 import json
 

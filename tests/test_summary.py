@@ -1,4 +1,4 @@
-"""Sizes and costs of networks and training steps, against published numbers and counts by hand."""
+"""Tests sizes and costs of networks and steps against published and hand-counted numbers."""
 
 import itertools
 from collections import Counter

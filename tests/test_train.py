@@ -1,4 +1,4 @@
-"""The loop: what it writes, and that stopping it anywhere changes nothing."""
+"""Tests what the training loop writes, and that interrupting the loop changes nothing."""
 
 import functools
 import gc

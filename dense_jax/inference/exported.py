@@ -1,7 +1,7 @@
-"""Exported models: `dense_jax.export` writes them, and `read` needs neither Flax nor our models.
+"""Reads exported models, which `dense_jax.export` writes, without Flax or our model code.
 
-One zip archive, not compressed, of
-  model.json           a description of the model; see `export.describe`
+An exported model is an uncompressed zip archive of
+  model.json           the description of the model; see `export.describe`
   program.bin          StableHLO serialized by jax.export: (weights, image uint8 [b, h, w, c]) ->
                        logits float32 [b, h, w, num_classes], for any b, h and w
   weights.safetensors  the weights, named by their paths: "params/encoder/..."
@@ -26,7 +26,7 @@ from safetensors import numpy as safetensors
 from dense_jax.inference.tta import LogitsStep
 
 FORMAT = "dense_jax model"
-VERSION = 1  # of the format; a change that older readers cannot read increases it
+VERSION = 1  # of the file format; raised by changes that older readers cannot read
 
 
 def _integer(least: int, most: int = 2**31 - 1) -> Callable[[Any], bool]:
@@ -34,7 +34,7 @@ def _integer(least: int, most: int = 2**31 - 1) -> Callable[[Any], bool]:
 
 
 def _list(is_item: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
-    """Returns a test for lists of `length` items; by default of any number but 0."""
+    """Returns a predicate that accepts lists of `length` valid items; if None, nonempty lists."""
     return lambda value: (
         isinstance(value, list)
         and (len(value) == length if length else len(value) > 0)
@@ -51,8 +51,8 @@ def _is_range(value: Any) -> bool:
     return value is None or (are_two_numbers and -math.inf < value[0] < value[1] < math.inf)
 
 
-# The fields of model.json that programs rely on, by dotted path, and a test of each value. All other
-# fields are for people.
+# The dotted paths of the fields of model.json that code relies on, with a predicate for each value.
+# The other fields are informational.
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     "format_version": _integer(1, VERSION),
     "dataset.class_names": _list(_is_text),
@@ -63,7 +63,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "context": _integer(0),
     "tile_size": _list(_integer(1), 2),
     "margin": _integer(0),
-    "batch_size": _integer(1, 2**16),  # so many tiles are in memory at once
+    "batch_size": _integer(1, 2**16),  # this many tiles are in memory at once
     "step": _integer(0),
     "program_sha256": _is_text,
     "exported_with.versions.jax": _is_text,
@@ -71,7 +71,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
 
 
 class Exported(NamedTuple):
-    """The content of a file. about: model.json."""
+    """The contents of an exported model. about: The parsed model.json."""
 
     about: Mapping[str, Any]
     logits_step: LogitsStep
@@ -81,7 +81,7 @@ class Exported(NamedTuple):
 def read(path: epath.PathLike) -> Exported:
     """Reads an exported model.
 
-    Raises ValueError if the file is something else, is damaged, or has a newer format.
+    Raises ValueError if the file is missing, damaged, not an exported model, or has a newer format.
     """
     path = epath.Path(path)
     if not path.exists():
@@ -104,7 +104,7 @@ def read(path: epath.PathLike) -> Exported:
         with _explaining(damaged):
             _check_fields(about)
             serialized = _member(archive, "program.bin")
-            # JAX may crash on a program that is damaged.
+            # JAX may crash when it deserializes a damaged program.
             if hashlib.sha256(serialized).hexdigest() != about["program_sha256"]:
                 raise ValueError("its program.bin is not the one that was exported")
             weights = safetensors.load(_member(archive, "weights.safetensors"))
@@ -120,7 +120,7 @@ def read(path: epath.PathLike) -> Exported:
 
 @contextlib.contextmanager
 def _explaining(message: str) -> Generator[None]:
-    """Turns any error into a ValueError: readers raise nearly anything on broken bytes."""
+    """Converts any exception to a ValueError, because parsers of damaged data raise many types."""
     try:
         yield
     except Exception as error:
@@ -128,7 +128,7 @@ def _explaining(message: str) -> Generator[None]:
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Returns a member, which must not be compressed: it could then have any size."""
+    """Returns the bytes of a member. Refuses compressed members, which could expand to any size."""
     if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"its {name} is compressed")
     return archive.read(name)
@@ -142,7 +142,7 @@ def _field(about: Any, name: str) -> Any:
 
 
 def _check_fields(about: Any) -> None:
-    """Raises ValueError if a field is missing or has an impossible value."""
+    """Raises ValueError if a field is missing or has an invalid value."""
     for name, is_valid in _FIELDS.items():
         if not is_valid(value := _field(about, name)):
             raise ValueError(f"{name} in its model.json is {value!r}")
@@ -153,7 +153,7 @@ def _check_fields(about: Any) -> None:
 def _check_program(
     program: export.Exported, about: Mapping[str, Any], weights: Mapping[str, np.ndarray]
 ) -> None:
-    """Raises ValueError if the program takes other weights or images, or returns other logits."""
+    """Raises ValueError if program, weights and model.json disagree, or weights are not finite."""
     (needed, _), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
     shapes, needed_shapes = (
         {name: (array.shape, array.dtype) for name, array in arrays.items()}

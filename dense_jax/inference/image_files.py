@@ -1,8 +1,8 @@
-"""The image files that a user names: files, globs and folders. Never uses jax.
+"""Finds the image files that a user names as files, globs and folders. Does not import jax.
 
-A folder stands for the files directly in it whose endings are those of images. A glob stands for
-everything that it matches; "**" matches folders at any depth. A file in the output folder is a result
-and not an image, so that a command that is given twice finds the same images.
+A folder stands for the files directly inside it that have image extensions. A glob stands for all
+files that it matches, and "**" matches folders at any depth. Files in the output folder are
+results, not images, so that a repeated command finds the same images.
 """
 
 import glob
@@ -19,17 +19,17 @@ from dense_jax.data.image_strips import describe, strips
 
 
 class Image(NamedTuple):
-    """An image file, or a page of one."""
+    """An image file, or one page of a multi-page file."""
 
     path: Path
     page: int | None
-    name: str  # of its results
+    name: str  # the start of the file names of the results
     size: tuple[int, int]  # height and width, in pixels
 
 
 def find(arguments: Sequence[str], output: Path) -> list[Path]:
-    """Returns the files, each once. Raises ValueError naming an argument that stands for no file."""
-    # A link counts by its own name: identical images of a data manager are links to one file.
+    """Returns the distinct image files. Raises ValueError naming an argument without images."""
+    # Links are not resolved, because data managers store identical images as links to one file.
     paths: dict[tuple[str, str], Path] = {}
     for argument in arguments:
         matches = _matches(argument)
@@ -47,7 +47,7 @@ def find(arguments: Sequence[str], output: Path) -> list[Path]:
 
 
 def _real(path: Path) -> str:
-    return os.path.realpath(path)  # Path.resolve raises an error for a link to itself
+    return os.path.realpath(path)  # Path.resolve fails on a link to itself
 
 
 def _matches(argument: str) -> list[Path]:
@@ -58,7 +58,7 @@ def _matches(argument: str) -> list[Path]:
             for file in path.iterdir()
             if file.suffix.lower() in files.IMAGE_ENDINGS and not file.name.startswith(".")
         ]
-    elif path.exists():  # a file whose name looks like a glob is that file
+    elif path.exists():  # even if the name looks like a glob
         paths = [path]
     else:
         paths = map(Path, glob.glob(argument, recursive=True))
@@ -66,13 +66,13 @@ def _matches(argument: str) -> list[Path]:
 
 
 def headers(paths: Sequence[Path], max_pixels: float = np.inf) -> tuple[list[Image], list[str]]:
-    """Returns the images in files, from their headers alone, and the problems of those left out."""
+    """Reads only headers. Returns the images in the files, and the errors for skipped images."""
     images: list[Image] = []
     problems: list[str] = []
     for path in paths:
         try:
             if not path.is_file() and path.exists():
-                raise ValueError(f"{path}: not a file")  # opening a pipe would wait for its writer
+                raise ValueError(f"{path}: not a file")  # opening a pipe would block
             with path.open("rb") as file:
                 pages = decode.pages(file, str(path))
                 for page in pages:
@@ -89,7 +89,7 @@ def headers(paths: Sequence[Path], max_pixels: float = np.inf) -> tuple[list[Ima
 
 
 class ImageFiles:
-    """Image files, as `stitching.Images`."""
+    """Image files that implement the protocol `stitching.Images`."""
 
     def __init__(
         self, images: Sequence[Image], num_channels: int, value_range: decode.Range | None
@@ -98,6 +98,6 @@ class ImageFiles:
         self.sizes = np.array([image.size for image in images], np.int32)
 
     def strips(self, i: int) -> Iterator[UInt8[np.ndarray, "_ w c"]]:
-        """Yields the rows of an image, from the top down."""
+        """Yields the rows of image i from top to bottom, in strips."""
         path, page, *_ = self._images[i]
         return strips(path, self._num_channels, page=page, value_range=self._value_range)

@@ -1,7 +1,7 @@
-"""A trained network for images of any size: predictor = load(PATH); predictor(image).
+"""Segments images of any size with a trained network: predictor = load(PATH); predictor(image).
 
-The network comes from a run's workdir or from a file of `dense_jax.export`. Images are cut into
-tiles as in evaluation.
+The network comes from the workdir of a run or from a file that `dense_jax.export` wrote. Images are
+cut into tiles in the same way as in evaluation.
 """
 
 import itertools
@@ -23,16 +23,16 @@ from dense_jax.inference import exported, tta
 from dense_jax.inference.stitching import Failure, Images, Stitcher, Strip, Tile, cut
 from dense_jax.inference.threads import ahead
 
-# Makes a map [n, m, ...] of the probabilities, float32 [n, m, num_classes], of a part of an image.
+# Converts the probabilities of an image region, float32 [n, m, num_classes], to a map [n, m, ...].
 MakeMap = Callable[[np.ndarray], np.ndarray]
 
 
 class Predictor:
-    """Returns the classes of an image: predictor(image); see `load`.
+    """A trained network that segments images: predictor(image) returns the classes. See `load`.
 
-    class_names, palette (uint8 [num_classes, 3], RGB), num_channels: those of the training data.
-    value_range: the values that become 0 and 255 in images of more than 8 bits, or None.
-    image_size: the largest height and width of the training images, in pixels; see `tilings`.
+    class_names, palette (uint8 [num_classes, 3], RGB), num_channels: As in the training data.
+    value_range: The two values that map to 0 and 255 in images of more than 8 bits, or None.
+    image_size: The largest height and width of the training images, in pixels; see `tilings`.
     """
 
     def __init__(
@@ -48,9 +48,9 @@ class Predictor:
         blend: bool = False,
         augment: Sequence[str] = (),
     ):
-        """Takes a network, what dataset.json says, and the options of `using`.
+        """Takes a network, the content of dataset.json (`dataset`), and the options of `using`.
 
-        context: pixels around a tile that a network without padding needs; see `tilings`.
+        context: The number of pixels around a tile that unpadded convolutions need; see `tilings`.
         """
         self.class_names: tuple[str, ...] = tuple(dataset["class_names"])
         self.palette = np.array(dataset["palette"], np.uint8)
@@ -75,14 +75,14 @@ class Predictor:
         self._step_with_probabilities = self._make_step(["classes", "probabilities"])
 
     def using(self, **options: Any) -> "Predictor":
-        """Returns a predictor with the same network and other options; those that are None stay.
+        """Returns a predictor with the same network but different options.
 
-        tile_size, margin: in pixels; see `tilings`.
-        batch_size: the number of tiles per step.
-        blend: whether tiles overlap by their margins and are blended there; see `Stitcher`.
-        augment: names of `tta.AUGMENTATIONS`.
+        tile_size, margin: Sizes in pixels; see `tilings`.
+        batch_size: The number of tiles per step.
+        blend: Whether neighboring tiles overlap and their predictions are blended; see `Stitcher`.
+        augment: The names of test-time augmentations from `tta.AUGMENTATIONS`.
 
-        Raises ValueError naming an option that has no meaning.
+        An option that is None keeps its current value. Raises ValueError naming an invalid option.
         """
         names = ("tile_size", "margin", "context", "batch_size", "blend", "augment")
         present = {name: getattr(self, name) for name in names}
@@ -90,7 +90,7 @@ class Predictor:
         return Predictor(*self._network, **present | wanted)
 
     def _make_step(self, names: Sequence[str]) -> Callable:
-        """Returns the compiled step(variables, batch) -> {name: maps}, over all devices."""
+        """Returns the compiled step(variables, batch) -> {name: maps}, which uses all devices."""
         scores_step = self._network[0]
         if self.augment:
             scores_step = tta.make_probabilities_step(scores_step, self.augment)
@@ -105,35 +105,35 @@ class Predictor:
         return jax.jit(mesh.map_examples(step, self._mesh))
 
     def __call__(self, image: np.ndarray) -> UInt8[np.ndarray, "h w"]:
-        """Returns the class of each pixel of an image, uint8 [h, w, num_channels]."""
+        """Returns the class of each pixel of a uint8 image [h, w, num_channels]."""
         return self._map(image, "classes", {})
 
     def probabilities(self, image: np.ndarray) -> Float32[np.ndarray, "h w num_classes"]:
-        """Returns the softmax at each pixel of an image, uint8 [h, w, num_channels]."""
+        """Returns the class probabilities at each pixel of a uint8 image [h, w, num_channels]."""
         return self._map(image, "probabilities", {"probabilities": lambda block: block})
 
     def _map(self, image: np.ndarray, name: str, maps: Mapping[str, MakeMap]) -> np.ndarray:
-        """Returns a map of an image. Raises ValueError if it is no image for this network."""
+        """Returns the map `name` of an image. Raises ValueError if the image does not fit."""
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != self.num_channels:
             raise ValueError(
                 f"an image must be uint8 [height, width, {self.num_channels}], not {image.dtype} "
                 f"{list(image.shape)}"
             )
         strips = self.segment(_Array(image), maps)
-        # An array is never broken off.
+        # Reading an array in memory never fails.
         return np.concatenate([strip.maps[name] for strip in strips if isinstance(strip, Strip)])
 
     def segment(
         self, images: Images, maps: Mapping[str, MakeMap] | None = None
     ) -> Iterator[Strip | Failure]:
-        """Yields the strips of images with the maps "image", "classes" and those of `maps`.
+        """Yields strips of the images with the maps "image", "classes" and the maps in `maps`.
 
-        One image comes after the other: first those that are cut as the run's own images are, then
-        those that are too large for that; see `tilings`. An image that turns out to be broken ends
-        with a `Failure`, and the others go on.
+        Strips of different images do not interleave. Images that are tiled like the run's own
+        images come first, followed by images that are too large for this; see `tilings`. If an
+        image turns out to be broken, a `Failure` ends it, and the other images follow.
 
-        Images are read ahead. Tiles of one size are computed by one program, in equal batches. The
-        memory that this takes does not depend on the images' heights.
+        Images are read ahead. Tiles of the same size share one compiled program and one batch size.
+        The required memory does not depend on the heights of the images.
         """
         maps = dict(maps or {})
         if self.blend:
@@ -144,7 +144,7 @@ class Predictor:
     def _segment(
         self, images: Images, tiles: Tiles, maps: Mapping[str, MakeMap]
     ) -> Iterator[Strip | Failure]:
-        """Yields the strips of the images that are cut into `tiles`."""
+        """Yields the strips of the images that have tiles in `tiles`."""
         stitcher = Stitcher(tiles, tiles.margin - self.context if self.blend else (0, 0))
         step = self._step_with_probabilities if maps else self._step
         with tqdm(total=len(tiles), unit="tile", leave=False, disable=None) as bar:
@@ -169,7 +169,7 @@ class Predictor:
     def _outputs(
         self, step: Callable, tiles: Iterator[Tile | Failure]
     ) -> Iterator[tuple[Tile | Failure, dict[str, np.ndarray]]]:
-        """Yields tiles with their outputs, one batch late; those of a failure are empty."""
+        """Yields tiles with their outputs, one batch late. A `Failure` has empty outputs."""
         batch_size = -(-self.batch_size // self._mesh.size) * self._mesh.size
         ready: deque[tuple[Tile | Failure, dict[str, np.ndarray]]] = deque()
 
@@ -192,7 +192,7 @@ class Predictor:
             if batch and (len(batch) == batch_size or not isinstance(tile, Tile)):
                 dispatch(batch)
                 batch = []
-            if not isinstance(tile, Tile):  # a failure, or the end: all tiles before it come first
+            if not isinstance(tile, Tile):  # a Failure or the end; earlier tiles come first
                 late.flush()
                 ready.extend([(tile, {})] if tile else ())
             while ready:
@@ -200,14 +200,14 @@ class Predictor:
 
 
 def entropy(probabilities: Float32[np.ndarray, "*shape k"]) -> UInt8[np.ndarray, "*shape"]:
-    """Returns -255 sum_c p_c log p_c / log k: 0 if one class is certain, 255 if all are equal."""
+    """Returns the entropy -255 sum_c p_c log p_c / log k, from 0 (certain) to 255 (uniform)."""
     logs = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
     parts = np.sum(probabilities * logs, axis=-1) / -np.log(probabilities.shape[-1])
     return (255 * parts).round().clip(0, 255).astype(np.uint8)
 
 
 class _Array:
-    """One image in memory, as `Images`."""
+    """A single image in memory that implements the protocol `Images`."""
 
     def __init__(self, image: np.ndarray):
         self._image = image
@@ -218,13 +218,15 @@ class _Array:
 
 
 def load(path: epath.PathLike, checkpoint: str = "best") -> Predictor:
-    """Returns the network of a workdir, or of a file that `dense_jax.export` wrote.
+    """Returns a predictor from a workdir, or from a file that `dense_jax.export` wrote.
 
-    checkpoint: "best" (by eval/mean_iou), "latest" or a step. Raises ValueError if there is no such
-      checkpoint; a file has one only.
+    checkpoint: "best" (by eval/mean_iou), "latest" or a step. A file holds a single checkpoint,
+      which "best" or its step selects.
+
+    Raises ValueError if the checkpoint does not exist.
     """
     if epath.Path(path).is_dir():
-        from dense_jax import trained  # needs Flax, which a file does not
+        from dense_jax import trained  # imports Flax, which files do not need
 
         loaded = trained.load(str(path), checkpoint)
         dataset, context, options = loaded.dataset, loaded.program.context, loaded.config.eval

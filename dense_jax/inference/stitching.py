@@ -1,8 +1,8 @@
-"""Tiles cut from images that are read from the top down, and maps of tiles stitched to whole rows.
+"""Cuts images into tiles while reading from top to bottom, and stitches tile predictions together.
 
-Evaluation and prediction use the same `Stitcher`. The geometry is that of `Tiles`, whose cores
-partition each image. With `overlap` > 0, each tile also contributes that many pixels beyond its core,
-and overlapping predictions are blended, so that no seams are visible. Numpy only.
+Evaluation and prediction use the same `Stitcher`. `Tiles` defines the geometry, in which tile cores
+partition each image. If `overlap` > 0, each tile also contributes that many pixels beyond its core,
+and overlapping predictions are blended, so that no seams are visible. Uses NumPy only.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,27 +16,27 @@ from dense_jax.data.tiles import Place, Tiles
 
 @runtime_checkable
 class Images(Protocol):
-    """Images that are read a strip of rows at a time. sizes: int [n, 2], in pixels."""
+    """Images that are read in strips of rows. sizes: The image sizes in pixels, int [n, 2]."""
 
     sizes: np.ndarray
 
     def strips(self, i: int) -> Iterator[np.ndarray]:
-        """Yields the rows of image i, uint8 [_, w, c], from the top down.
+        """Yields the rows of image i from top to bottom, as arrays uint8 [_, w, c].
 
-        Raises ValueError or OSError where the file is broken.
+        Raises ValueError or OSError if it reaches a broken part of the file.
         """
         ...
 
 
 class Tile(NamedTuple):
-    """A tile's number in its `Tiles`, and its pixels."""
+    """The number of a tile in a `Tiles`, and the pixels of the tile."""
 
     number: int
     image: UInt8[np.ndarray, "th tw c"]
 
 
 class Failure(NamedTuple):
-    """The index of an image that could not be read to its end, and the error."""
+    """The index of an image that could not be read completely, and the error."""
 
     index: int
     problem: Exception
@@ -52,18 +52,20 @@ class Strip(NamedTuple):
 
 
 class Stitcher:
-    """Stitches the maps of tiles to strips: the rows of images that a row of tiles completes.
+    """Stitches the maps of tiles into strips. Each row of tiles completes one strip of an image.
 
-    Tiles may come in any order, except with an overlap: then in the order of their numbers.
+    Without overlap, tiles may come in any order. With overlap, they must come in the order of their
+    numbers.
 
-    overlap: pixels by which tiles contribute beyond their cores, at most the margin, on each axis.
-    whole: whether a strip is a whole image.
+    overlap: The number of pixels on each axis that a tile contributes beyond its core; at most the
+      margin.
+    whole: Whether a strip is a whole image.
 
-    A pixel that several tiles reach gets sum_k w_k map_k, on each axis with w_k = g_k / sum_j g_j
-    over the tiles that reach it. g_k is a Gaussian around the tile's middle with a standard deviation
-    of an eighth of the tile (nnU-Net, Isensee et al. 2021). The sum is computed step by step,
-    map += g_k / (g_1 + ... + g_k) (map_k - map), so that nothing is divided at the end, and a value
-    on which all tiles agree stays bitwise the same.
+    If several tiles cover a pixel, its value is sum_k w_k map_k. Per axis, w_k = g_k / sum_j g_j
+    over the tiles that cover the pixel. g_k is a Gaussian at the center of the tile with a standard
+    deviation of (core + 2 overlap) / 8 (nnU-Net, Isensee et al. 2021). The sum is computed
+    incrementally as map += g_k / (g_1 + ... + g_k) (map_k - map). This needs no final division, and
+    a value on which all tiles agree stays bitwise the same.
     """
 
     def __init__(
@@ -73,15 +75,15 @@ class Stitcher:
         self.overlap = tuple(map(int, overlap))
         self._whole = whole
         self._core = tuple(map(int, tiles.core))
-        # Strips under way, by image and first row, each with the number of tiles that it waits for.
+        # Incomplete strips by image and first row, each with the number of missing tiles.
         self._strips: dict[tuple[int, int], tuple[Strip, int]] = {}
-        # Blended so far: what the next tile on the right, and those of the next row, will change.
+        # Blended values that the next tile on the right, and the next row of tiles, will update.
         self._left = self._top = np.empty(0)
 
     def block(self, number: int) -> Place:
-        """Returns the place of the pixels that are complete once a tile is added: its block.
+        """Returns the place of a tile's block, the pixels that are complete once the tile is added.
 
-        The blocks of an image's tiles partition the image, as their cores do.
+        The blocks of all tiles partition the image, as the cores do.
         """
         image, in_image, in_tile = self.tiles.place(number)
         size = self.tiles.source.sizes[image].tolist()
@@ -94,11 +96,11 @@ class Stitcher:
         return Place(image, (rows, columns), (tile_rows, tile_columns))
 
     def crop(self, number: int, tile_map: np.ndarray) -> np.ndarray:
-        """Returns the block's part of a map [th, tw, ...] of a tile."""
+        """Crops a tile's map [th, tw, ...] to the block of the tile."""
         return tile_map[self.block(number).in_tile]
 
     def blend(self, number: int, tile_map: np.ndarray) -> np.ndarray:
-        """Returns the block of a map [th, tw, k], blended with the earlier tiles that reach it."""
+        """Returns the block of a tile's map [th, tw, k], blended with earlier overlapping tiles."""
         if self.overlap == (0, 0):
             return self.crop(number, tile_map)
         _, in_image, in_tile = self.tiles.place(number)
@@ -124,16 +126,16 @@ class Stitcher:
         return new[rows.start - top : rows.stop - top]
 
     def share(self, axis: int, k: int) -> Float32[np.ndarray, "reach"]:
-        """Returns g_k / (g_1 + ... + g_k) of the k-th tile, k > 0, where earlier tiles reach."""
+        """Returns the weights g_k / (g_1 + ... + g_k) of tile k > 0 where earlier tiles overlap."""
         core, overlap = self._core[axis], self.overlap[axis]
         length = core + 2 * overlap
-        # Positions from the start of this tile, and of each earlier tile that reaches so far.
+        # Positions relative to the start of this tile, and of each earlier tile that reaches it.
         x = np.arange(2 * overlap) + core * np.arange(min(k, (length - 1) // core) + 1)[:, None]
         gaussian = np.exp(-0.5 * ((x - (length - 1) / 2) / (length / 8)) ** 2) * (x < length)
         return (gaussian[0] / gaussian.sum(axis=0)).astype(np.float32)
 
     def add(self, number: int, maps: Mapping[str, np.ndarray]) -> Strip | None:
-        """Takes the maps of a tile's block; returns the strip that is complete with it, if one is."""
+        """Adds the maps of a tile's block. Returns the strip that the tile completes, or None."""
         index, (rows, columns), _ = self.block(number)
         height, width = self.tiles.source.sizes[index].tolist()
         num_rows, num_columns = self.tiles.num_tiles[index].tolist()
@@ -151,24 +153,24 @@ class Stitcher:
         if missing > 1:
             self._strips[index, start] = strip, missing - 1
             return None
-        return strip if start < stop else None  # a low last core may complete no row
+        return strip if start < stop else None  # cores within the first overlap complete no row
 
     def forget(self, index: int) -> None:
-        """Drops what has been stitched of an image."""
+        """Drops the incomplete strips of an image."""
         self._strips = {key: value for key, value in self._strips.items() if key[0] != index}
 
 
 def _move(new: np.ndarray, earlier: np.ndarray, share: np.ndarray) -> None:
-    """Sets new to earlier + share (new - earlier)."""
+    """Sets `new` to earlier + share (new - earlier), in place."""
     new -= earlier
     new *= share
     new += earlier
 
 
 def cut(images: Images, tiles: Tiles) -> Iterator[Tile | Failure]:
-    """Yields the tiles of all images that have any, in order; a failure ends the tiles of its image.
+    """Yields the tiles of `images` in order. A `Failure` replaces the rest of a broken image.
 
-    tiles: those of `images`. No more rows of an image are kept than a row of tiles shows.
+    tiles: The tiles of `images`. Only the rows that one row of tiles shows are kept in memory.
     """
     for i in np.flatnonzero(tiles.num_tiles.all(axis=1)).tolist():
         try:
@@ -182,16 +184,16 @@ def cut(images: Images, tiles: Tiles) -> Iterator[Tile | Failure]:
 
 
 class _Reader:
-    """Reads the rows of an image of a certain height from its strips."""
+    """Reads the rows of an image with a known height from strips."""
 
     def __init__(self, strips: Iterator[np.ndarray], height: int):
         self._strips, self._height = strips, height
         self._first, self._rows = 0, next(strips)
 
     def read(self, start: int, stop: int) -> tuple[int, np.ndarray]:
-        """Returns rows that include `start` to `stop`, and the number of the first of them.
+        """Returns rows that include `start` to `stop`, and the number of the first returned row.
 
-        From call to call, neither start nor stop may decrease: rows above start are forgotten.
+        `start` and `stop` must not decrease between calls, because earlier rows are dropped.
         """
         if self._first + len(self._rows) < stop:
             parts = [self._rows[start - self._first :]]

@@ -1,4 +1,4 @@
-"""Threads that read ahead and write behind, each in order, with bounded memory."""
+"""Threads that read ahead and write behind, in order and with bounded memory."""
 
 import contextlib
 from collections import deque
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def ahead(items: Iterator[T], count: int) -> Iterator[T]:
-    """Yields the same items, made by a thread that is up to `count` of them ahead."""
+    """Yields the items in order, while a thread computes up to `count` items ahead."""
     end = object()
     with ThreadPoolExecutor(1) as pool:
         pending = deque(pool.submit(next, items, end) for _ in range(count))
@@ -24,10 +24,11 @@ def ahead(items: Iterator[T], count: int) -> Iterator[T]:
 
 @contextlib.contextmanager
 def lanes(count: int) -> Generator[Callable[..., Future]]:
-    """Gives submit(lane, call, *args), which runs the calls of a lane in order, in a thread.
+    """Provides submit(lane, call, *args), which runs the calls of each lane in order, in a thread.
 
-    It waits while more than 2 * count calls are pending. An error of a call is raised by a later
-    submit or at the end, which waits for all calls. After an error, calls that are pending do not run.
+    There are `count` threads. `submit` blocks while more than 2 * count calls are pending. If a
+    call fails, a later `submit` or the exit raises its error, and pending calls are canceled. The
+    exit waits for all calls.
     """
     pools = [ThreadPoolExecutor(1) for _ in range(count)]
     pending: deque[Future] = deque()

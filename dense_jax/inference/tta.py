@@ -1,7 +1,9 @@
-"""Test-time augmentation: the mean of the class probabilities over changed copies of an image.
+"""Test-time augmentation, which averages class probabilities over transformed copies of an image.
 
-flip: left-right. flips: left-right, top-bottom and both. turns: by 90, 180 and 270 degrees; with
-flips, all eight symmetries of a square. scales: resized by the factors of SCALES.
+flip: Flips left-right.
+flips: Flips left-right, top-bottom and both.
+turns: Rotates by 90, 180 and 270 degrees. With a flip, this gives all eight symmetries of a square.
+scales: Resizes by the factors in SCALES.
 """
 
 import functools
@@ -18,14 +20,14 @@ SCALES = (0.75, 1.0, 1.25)
 
 @runtime_checkable
 class LogitsStep(Protocol):
-    """A network, for one image. Under augmentation it returns probabilities."""
+    """A function that returns the logits of one image; with augmentation, the probabilities."""
 
     def __call__(
         self, variables: Any, image: UInt8[Array, "h w c"], /
     ) -> Float[Array, "h w num_classes"]: ...
 
 
-# A change of an array [h, w, ...], and what undoes it.
+# A transformation of an array [h, w, ...], and the inverse transformation.
 Symmetry = tuple[Callable[[Array], Array], Callable[[Array], Array]]
 
 
@@ -41,8 +43,8 @@ QUARTER, HALF = _turn(1), _turn(2)
 def make_probabilities_step(logits_step: LogitsStep, augmentations: Sequence[str]) -> LogitsStep:
     """Returns probabilities_step(variables, image), for one image.
 
-    Where the symmetries of a square change the image, the result changes in the same way, bitwise.
-    Raises ValueError for an unknown augmentation.
+    The result is bitwise equivariant under the flips and rotations in `augmentations`: transforming
+    the image transforms the result in the same way. Raises ValueError for an unknown augmentation.
     """
     if unknown := sorted(set(augmentations) - set(AUGMENTATIONS)):
         raise ValueError(f"no augmentation {unknown}; there are: {', '.join(AUGMENTATIONS)}")
@@ -60,9 +62,10 @@ def make_probabilities_step(logits_step: LogitsStep, augmentations: Sequence[str
 
 
 def _symmetries(augmentations: Sequence[str]) -> list[Symmetry]:
-    """Returns generators s1, s2, ...: the products s1^a s2^b ... with powers 0 and 1 are the group.
+    """Returns generators s1, s2, ... of the group of flips and rotations.
 
-    For every k, the products of the first k generators are a group, too.
+    The group consists of the products s1^a s2^b ... with exponents 0 and 1. For every k, the
+    products of the first k generators form a subgroup.
     """
     turned = "turns" in augmentations
     if "flips" in augmentations or ("flip" in augmentations and turned):
@@ -71,7 +74,7 @@ def _symmetries(augmentations: Sequence[str]) -> list[Symmetry]:
 
 
 def _at_scale(logits_step: LogitsStep, variables: Any, image: Array, scale: float) -> Array:
-    """Returns the softmax at another resolution; the network sees whole gray levels, as always."""
+    """Returns the probabilities from an image resized by `scale` and rounded to uint8."""
     h, w, c = image.shape
     if scale != 1.0:
         size = (max(1, round(h * scale)), max(1, round(w * scale)), c)
@@ -86,17 +89,18 @@ def _at_scale(logits_step: LogitsStep, variables: Any, image: Array, scale: floa
 def _mean(
     function: Callable[[Array], Array], image: Array, symmetries: Sequence[Symmetry]
 ) -> Array:
-    """Returns the mean of g^-1 function(g image) over the group, in an order that respects it.
+    """Returns the mean of g^-1 function(g image) over the group, summed in an equivariant order.
 
-    A changed image has the same terms, changed and in another order. They are added over the cosets
-    of ever larger subgroups, two sums at a time. A change of the image can only swap the two, and
-    a + b = b + a holds in floating point, while (a + b) + c = a + (b + c) does not.
+    Transforming the image transforms and permutes the terms. The terms are added over the cosets of
+    increasingly large subgroups, two sums at a time. A transformation of the image can only swap
+    these two sums. Floating-point addition is commutative, but not associative, so any other order
+    would change the last bits.
     """
     images = [image]
     for change, _ in reversed(symmetries):
         images = [x for copy in images for x in (copy, change(copy))]
-    # One program for all copies of one shape, because two programs may differ in the last bit.
-    shapes = dict.fromkeys(x.shape for x in images)  # turned copies are the second half
+    # All copies of one shape share a program, because two programs may differ in the last bit.
+    shapes = dict.fromkeys(x.shape for x in images)  # 90 degree rotations are the second half
     terms: list[Array] = []
     for shape in shapes:
         stacked = jnp.stack([x for x in images if x.shape == shape])

@@ -1,7 +1,7 @@
-"""Image files that are written a strip of rows at a time, and appear whole or not at all.
+"""Writes image files a strip of rows at a time. Each file appears complete or not at all.
 
-Until `publish`, a file has a hidden name. `Together` publishes all files of an image, or none: that
-takes more than `storage.atomic`, which publishes one file when it is closed. Never uses jax.
+Until `publish`, a file has a hidden temporary name. `Together` publishes all files of an image or
+none, unlike `storage.atomic`, which publishes each file when closed. Does not import jax.
 """
 
 import contextlib
@@ -15,12 +15,12 @@ from typing import IO
 import numpy as np
 from jaxtyping import UInt8
 
-# Errors of the disk, which would meet every other file as well.
+# Disk errors, which would affect every other file as well.
 _ERRORS_OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 class Rows:
-    """A file of `height` rows: `write` them all, from the top down, then `publish` or `remove`."""
+    """A file of `height` rows. Call `write` from top to bottom, then `publish` or `remove`."""
 
     def __init__(self, path: Path, height: int):
         self.path = path
@@ -29,7 +29,7 @@ class Rows:
         self._file: IO[bytes] | None = None
 
     def write(self, rows: np.ndarray) -> None:
-        """Appends rows. The first ones open the file, and the last ones close it."""
+        """Appends rows. The first call opens the file, and the last row closes it."""
         if self._file is None:
             self._file = self._open()
         self._file.write(self._encode(rows))
@@ -39,35 +39,35 @@ class Rows:
             self._file.close()
 
     def _open(self) -> IO[bytes]:
-        """Opens the unfinished file and writes what precedes the rows."""
+        """Opens the temporary file and writes everything before the rows (the header)."""
         raise NotImplementedError
 
     def _encode(self, rows: np.ndarray) -> bytes | memoryview:
-        """Returns rows as they stand in the file."""
+        """Returns the encoded bytes of the rows."""
         return np.ascontiguousarray(rows).data
 
     def _end(self) -> bytes:
-        """Returns what follows the rows."""
+        """Returns the bytes that follow the last row."""
         return b""
 
     def publish(self) -> None:
-        """Gives a complete file its name."""
+        """Renames a complete file to its final name."""
         self._unfinished = self._unfinished.replace(self.path)
 
     def remove(self) -> None:
-        """Removes the file, whether it is unfinished or published."""
-        with contextlib.suppress(OSError):  # the rest of its buffer may not fit on the disk
+        """Removes the file, whether temporary or published."""
+        with contextlib.suppress(OSError):  # the disk may be full when the buffer is flushed
             if self._file is not None:
                 self._file.close()
-        with contextlib.suppress(OSError):  # there may be no such file
+        with contextlib.suppress(OSError):  # the file may not exist
             self._unfinished.unlink()
 
 
 class Png(Rows):
-    """A picture: palette indices or gray [n, w], or RGB [n, w, 3].
+    """A PNG file of palette indices or gray [n, w], or RGB [n, w, 3].
 
-    Written here because no library can be pushed rows from Python: libvips cannot (libvips#2859), and
-    pypng pulls them.
+    Encodes PNG itself because no library accepts rows pushed from Python. libvips cannot do this
+    (libvips#2859), and pypng pulls rows.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Png(Rows):
         palette: UInt8[np.ndarray, "classes 3"] | None = None,
     ):
         super().__init__(path, size[0])
-        self._compressor = zlib.compressobj(1)  # level 1: several times as fast, not much larger
+        self._compressor = zlib.compressobj(1)  # level 1: several times faster, not much larger
         color = 2 if rgb else 0 if palette is None else 3
         header = struct.pack(">IIBBBBB", size[1], size[0], 8, color, 0, 0, 0)
         self._start = b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header)
@@ -92,11 +92,11 @@ class Png(Rows):
         return file
 
     def _encode(self, rows: UInt8[np.ndarray, "n w *channels"]) -> bytes:
-        """Returns compressed rows; those of RGB hold differences from the pixel on the left."""
+        """Returns compressed rows. RGB rows use filter Sub, the difference from the left pixel."""
         flat = rows.reshape(len(rows), -1)
         filtered = np.pad(flat, ((0, 0), (1, 0)))
         if rows.ndim == 3:
-            filtered[:, 0] = 1  # the filter's number
+            filtered[:, 0] = 1  # the number of filter Sub
             filtered[:, 4:] -= flat[:, :-3]
         return _chunk(b"IDAT", self._compressor.compress(filtered.data))
 
@@ -110,10 +110,10 @@ def _chunk(name: bytes, data: bytes) -> bytes:
 
 
 class Array(Rows):
-    """One array [h, w, k] of float16: a .npy file, or a TIFF file for any other ending.
+    """A float16 array [h, w, k] in a .npy file or, for any other extension, in a TIFF file.
 
-    The libraries lay the file out. Rows are then written to the file and not to mapped memory: a full
-    disk is an error where a file is written, and kills the process where memory is.
+    NumPy or tifffile lays out the file. Rows are then written with file I/O, which raises an error
+    if the disk is full. Writing through a memory map would kill the process instead.
     """
 
     def __init__(self, path: Path, shape: tuple[int, int, int]):
@@ -140,10 +140,10 @@ class Array(Rows):
 
 
 class Together:
-    """The files of one image by name, of which all appear or none.
+    """The files of one image by name, which are all published or all removed.
 
-    An error of the disk is raised. Any other error is the problem of these files alone: the first one
-    is kept in `problem`, and nothing more is written.
+    Disk errors are raised. Any other OSError affects only these files. The first such error is
+    stored in `problem`, and nothing more is written.
     """
 
     def __init__(self, files: Mapping[str, Rows]):
@@ -151,13 +151,13 @@ class Together:
         self.problem: str | None = None
 
     def write(self, name: str, parts: Iterable[np.ndarray]) -> None:
-        """Appends parts of rows to a file, unless there was a problem."""
+        """Appends the rows of all parts to a file, unless there was a problem."""
         with self._keeping(self._files[name].path):
             for rows in parts if self.problem is None else ():
                 self._files[name].write(rows)
 
     def end(self) -> None:
-        """Publishes the files, which are complete; removes them if there was a problem."""
+        """Publishes the complete files, or removes all files if there was a problem."""
         for file in self._files.values():
             with self._keeping(file.path):
                 if self.problem is None:
@@ -172,7 +172,7 @@ class Together:
 
     @contextlib.contextmanager
     def _keeping(self, path: Path) -> Generator[None]:
-        """Keeps an error as the problem, or raises it; either way, it names the file."""
+        """Raises disk errors and stores other OSErrors in `problem`, with the path of the file."""
         try:
             yield
         except OSError as error:

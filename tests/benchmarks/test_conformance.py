@@ -1,4 +1,4 @@
-"""The comparison with other libraries holds, is complete, and is what the page says."""
+"""Tests that the comparison with other libraries is correct, complete, and what the page says."""
 
 import itertools
 

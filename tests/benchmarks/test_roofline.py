@@ -1,4 +1,4 @@
-"""The layers of benchmarks.roofline are all that a network has, each as far from its least time as timed."""
+"""Tests that benchmarks.roofline covers all layers of a network, and computes their fractions."""
 
 import jax
 import pytest

@@ -1,4 +1,4 @@
-"""The networks that ours are timed against compute the same."""
+"""Tests that the PyTorch networks in the speed benchmark compute the same functions as ours."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Class weights: their formulas, and that they come from the training labels once."""
+"""Tests the formulas for class weights, and that training labels are counted only once."""
 
 import numpy as np
 import pytest

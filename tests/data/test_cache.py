@@ -1,4 +1,4 @@
-"""Caches: the same batches without one, in this host's memory and in the devices'."""
+"""Tests that caches in host and device memory give the same batches as no cache."""
 
 import gc
 import os

@@ -1,4 +1,4 @@
-"""Public datasets: tiny trees in the layouts of the downloads are read by their label tables."""
+"""Tests that public datasets are read correctly, on tiny trees in the layouts of the downloads."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""Interpolated labels and copied images are recognized, and good ones pass."""
+"""Tests that interpolated labels and copied images are detected, and that valid data passes."""
 
 import io
 

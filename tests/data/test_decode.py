@@ -1,4 +1,4 @@
-"""Image files of every depth, number of channels and orientation, as bytes."""
+"""Tests decoding image files of every depth, number of channels and orientation."""
 
 import io
 import struct

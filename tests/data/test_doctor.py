@@ -1,4 +1,4 @@
-"""The doctor command counts, finds what is wrong, and fails if there are errors."""
+"""Tests that the doctor command counts, finds problems, and fails if there are errors."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Folder datasets: what is read, and one clear error for each way to get it wrong."""
+"""Tests how folder datasets are read, and that each mistake gives one clear error."""
 
 import io
 import json

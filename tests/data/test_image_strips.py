@@ -1,4 +1,4 @@
-"""Images read by strips have the pixels that training sees."""
+"""Tests that images read in strips have the same pixels as in training."""
 
 import contextlib
 

@@ -1,4 +1,4 @@
-"""Batches: the same examples for any number of hosts and workers, from any step."""
+"""Tests that batches do not depend on the number of hosts and workers or on the first step."""
 
 import itertools
 import os

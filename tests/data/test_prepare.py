@@ -1,4 +1,4 @@
-"""The prepare command: what it asks of TFDS, and what it says when that cannot be had."""
+"""Tests how the prepare command calls TFDS, and the errors if something is missing."""
 
 import subprocess
 import sys

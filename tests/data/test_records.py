@@ -1,4 +1,4 @@
-"""Prepared datasets: the same examples bit for bit, after any interruption, or one clear error."""
+"""Tests that prepared datasets return the same examples, even after an interruption."""
 
 import json
 import pickle

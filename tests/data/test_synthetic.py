@@ -1,4 +1,4 @@
-"""The synthetic dataset: deterministic, and every class where it should be."""
+"""Tests that the synthetic dataset is deterministic and shows every class in every split."""
 
 import pickle
 import subprocess

@@ -1,4 +1,4 @@
-"""Per-pixel targets: a new one is a function and a line; the border weights of the U-Net paper."""
+"""Tests per-pixel targets, such as the border weights from the U-Net paper."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""TFDS without TensorFlow: a tiny dataset is written in TFDS's own layout and read back."""
+"""Tests reading TFDS datasets without TensorFlow, on a tiny dataset in the layout of TFDS."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Every pixel is predicted exactly once, from a tile with real or mirrored context."""
+"""Tests that tiles predict every pixel exactly once, with real or mirrored context."""
 
 import numpy as np
 import pytest

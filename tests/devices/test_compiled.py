@@ -1,4 +1,4 @@
-"""What XLA makes of the steps that `train` compiles: collectives, donation, compilations."""
+"""Tests the compiled steps of `train`: collectives, donation and the number of compilations."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Fast layers equal Flax's in value and in every derivative, or are not taken."""
+"""Tests that fast layers equal Flax layers in value and all derivatives, or fall back to Flax."""
 
 import functools
 

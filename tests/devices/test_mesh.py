@@ -1,4 +1,4 @@
-"""Which axis of an array is split; test_steps and test_train tell what comes of it."""
+"""Tests which axis of an array is sharded. test_steps and test_train test the consequences."""
 
 import jax
 import jax.numpy as jnp

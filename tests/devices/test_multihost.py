@@ -1,4 +1,4 @@
-"""Several processes train as one run: real ones on this machine, which talk through gloo."""
+"""Tests that real processes on this machine, connected by Gloo, train as one run."""
 
 import json
 import os

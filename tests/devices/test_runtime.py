@@ -1,4 +1,4 @@
-"""Compiled programs are kept where the user wants them, and the log says what starting took."""
+"""Tests where compiled programs are cached, and what is logged about startup."""
 
 import importlib.util
 import os

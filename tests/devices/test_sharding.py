@@ -1,4 +1,4 @@
-"""Losses and confusion matrices are the same over any number of devices."""
+"""Tests that losses and confusion matrices are the same on any number of devices."""
 
 import functools
 import subprocess

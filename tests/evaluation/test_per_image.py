@@ -1,4 +1,4 @@
-"""Measuring images in worker processes gives what measuring them here gives."""
+"""Tests that measuring images in worker processes gives the same results as in this process."""
 
 import signal
 import subprocess

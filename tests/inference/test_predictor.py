@@ -1,4 +1,4 @@
-"""The predictor: the same for arrays, files and strips, exact, and in bounded memory."""
+"""Tests that the predictor is exact for arrays, files and strips, in bounded memory."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Tiles cut from strips and stitched: each pixel once, or blended by weights that add up to 1."""
+"""Tests that stitched tiles cover each pixel once, or are blended by weights that sum to 1."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Threads that read ahead and write behind."""
+"""Tests threads that read ahead and write behind."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""Test-time augmentation: a symmetry of an image is one of its prediction, bitwise."""
+"""Tests that test-time augmentation is bitwise equivariant under the symmetries of a square."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Files written by rows can be read by other programs, and appear whole or not at all."""
+"""Tests that other programs can read the written files, which appear whole or not at all."""
 
 import gc
 

@@ -1,4 +1,4 @@
-"""Scores of a split from the measurements of each image."""
+"""Tests scores of a split, which are aggregated from measurements of each image."""
 
 import functools
 import math

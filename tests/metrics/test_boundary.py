@@ -1,4 +1,4 @@
-"""Boundary metrics: against slow references, and by their properties."""
+"""Tests boundary metrics against slow reference implementations, and their properties."""
 
 import math
 

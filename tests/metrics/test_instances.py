@@ -1,4 +1,4 @@
-"""Rand and information scores: against counting pairs of pixels, and by their properties."""
+"""Tests Rand and information scores against counts of pixel pairs, and their properties."""
 
 import itertools
 import math

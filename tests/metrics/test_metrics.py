@@ -1,6 +1,6 @@
-"""Metrics: against slow references, and by their properties.
+"""Tests metrics against slow reference implementations, and their properties.
 
-test_conformance.py compares them with other libraries, test_sharding.py over several devices.
+test_conformance.py compares metrics with other libraries, and test_sharding.py across devices.
 """
 
 import math

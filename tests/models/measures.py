@@ -1,4 +1,4 @@
-"""Measures of a network's geometry: its receptive field, and how evenly upsampling covers pixels."""
+"""Measures the receptive field of a network, and how evenly upsampling covers pixels."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""A new encoder or decoder is a class and a line: here both are registered, and then built."""
+"""Tests that a new encoder or decoder only needs a class and a line that registers the class."""
 
 import functools
 

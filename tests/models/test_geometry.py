@@ -1,4 +1,4 @@
-"""Receptive fields against published numbers and counts by hand, and uneven upsampling."""
+"""Tests receptive fields against published and hand-computed sizes, and uneven upsampling."""
 
 import numpy as np
 import pytest

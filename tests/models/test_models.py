@@ -1,4 +1,4 @@
-"""Every encoder x decoder x upsampling x skips, through `build` alone."""
+"""Tests all combinations of encoder, decoder, upsampling and skips, built with `build` only."""
 
 import functools
 

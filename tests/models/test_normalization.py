@@ -1,4 +1,4 @@
-"""What the network sees of an image's bytes."""
+"""Tests how the bytes of an image are normalized for the network."""
 
 import jax.numpy as jnp
 import numpy as np

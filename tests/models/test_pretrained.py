@@ -1,4 +1,4 @@
-"""Published weights: every tensor accounted for, and the same function as in PyTorch."""
+"""Tests that published weights are imported completely and compute the same as in PyTorch."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Ways to enlarge a feature map, and the pooling that one of them undoes, against references."""
+"""Tests upsampling methods, and the max-pool that max-unpooling inverts, against references."""
 
 import jax
 import jax.numpy as jnp

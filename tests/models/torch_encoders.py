@@ -1,8 +1,9 @@
-"""PyTorch references of the classification networks whose weights can be imported.
+"""PyTorch references for the classification networks whose weights can be imported.
 
-`state_dict()` has the names of the published checkpoints, which fit with a width `multiplier` of 1
-and 1000 classes. Every published number of channels is scaled alone; what GoogLeNet's branches
-concatenate is the sum of scaled numbers. A network's `forward` returns its features by stride.
+`state_dict()` has the names in the published checkpoints, which fit with a width `multiplier` of 1
+and 1000 classes. The multiplier scales every published number of channels separately. The
+concatenated branches of GoogLeNet have the sum of the scaled numbers. The method `forward` of a
+network returns its features by stride.
 """
 
 from collections import OrderedDict

@@ -1,4 +1,4 @@
-"""A folder of runs as training and evaluation leave it, made without either."""
+"""Creates run folders like the ones from training and evaluation, without running either."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The figures draw the numbers of the rows."""
+"""Tests that the figures draw the numbers in the rows."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""The page holds the numbers of the runs, names are only names, and it works in a browser."""
+"""Tests that the page shows the numbers of the runs, escapes names, and works in a browser."""
 
 import base64
 import copy

@@ -1,4 +1,4 @@
-"""The report's numbers against plain numpy and scipy, and what a nasty name does to each format."""
+"""Tests the numbers in reports against NumPy and SciPy, and how each format escapes names."""
 
 import csv
 import html.parser

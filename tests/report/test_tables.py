@@ -1,4 +1,4 @@
-"""Which runs a table may hold, its tests against a baseline, its costs and its manifest."""
+"""Tests which runs a table may contain, its statistical tests, its costs and its manifest."""
 
 import csv
 import hashlib

@@ -1,4 +1,4 @@
-"""What running jobs promises: order, shares, logs, failures that are named, and a clean stop."""
+"""Tests how jobs run: their order, device shares, logs, failures and clean stops."""
 
 import fcntl
 import json

@@ -1,4 +1,4 @@
-"""What the plan of a sweep promises: readable unique names, and that the same command resumes."""
+"""Tests that run names are readable and unique, and that repeating a command resumes the sweep."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What the command promises: run order, overrides, that it resumes, and a clean stop."""
+"""Tests the sweep command: run order, overrides, resuming and clean stops."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Properties of the one resample: labels are never made up, image and label stay together."""
+"""Tests that resampling invents no labels and keeps image and label aligned."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Each change of color against another library, and the amounts that are drawn."""
+"""Tests each color change against other libraries, and the distribution of random amounts."""
 
 import colorsys
 import functools

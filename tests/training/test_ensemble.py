@@ -1,4 +1,4 @@
-"""Several seeds side by side: each is the run that it would be by itself."""
+"""Tests that seeds trained together give the same runs as seeds trained separately."""
 
 import shutil
 

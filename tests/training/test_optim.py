@@ -1,4 +1,4 @@
-"""Schedules reach their values; decay spares norms and biases."""
+"""Tests the schedules, and that weight decay skips norms and biases."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The pure steps: what enters the network, what leaves it, and that sharding changes nothing."""
+"""Tests the inputs and outputs of the pure steps, and that sharding changes nothing."""
 
 import functools
 import re

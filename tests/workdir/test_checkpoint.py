@@ -1,4 +1,4 @@
-"""Saving to a disk that is full, or damages what it holds."""
+"""Tests saving to a disk that is full, and reading checkpoints that are damaged."""
 
 import contextlib
 import math

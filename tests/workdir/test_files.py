@@ -1,4 +1,4 @@
-"""A workdir belongs to one process, one config and one dataset, and damage to it is named."""
+"""Tests that a workdir belongs to one process, config and dataset, and that damage is reported."""
 
 import errno
 import fcntl

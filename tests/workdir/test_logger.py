@@ -1,4 +1,4 @@
-"""The log survives kills and resumes."""
+"""Tests that the log survives kills and resumes."""
 
 import json
 

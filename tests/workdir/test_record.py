@@ -1,4 +1,4 @@
-"""The record of one run: what it keeps, and in which order it writes."""
+"""Tests what the record of a run keeps, and the order in which it is written."""
 
 import math
 
