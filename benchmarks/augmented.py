@@ -8,6 +8,7 @@ NUM_DRAWS) that changes the image most. The remaining cells show all augmentatio
 """
 
 import argparse
+import functools
 
 import jax
 import matplotlib.figure
