@@ -194,6 +194,7 @@ def _measure(
             jit_eval_step(run.program, run.mesh),
             run.variables,
             tilings,
+            num_classes=source.num_classes,
             mesh=run.mesh,
             receive=(lambda *image: [f(*image) for f in receivers]) if receivers else None,
             batch_size=batch_size,

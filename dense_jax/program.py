@@ -70,13 +70,11 @@ def assemble(config: ConfigDict, num_classes: int) -> Program:
     # be a whole number of pixels. Then the model mirrors the border of a tile, and the predictions
     # there are not used.
     inner_model = model.clone(has_context=True)
-    logits = cpu.fast(
-        functools.partial(
-            logits_step,
-            model=inner_model if resolution == 1.0 else model,
-            normalize=normalize,
-            resolution=resolution,
-        )
+    logits = functools.partial(
+        cpu.fast(logits_step),
+        model=inner_model if resolution == 1.0 else model,
+        normalize=normalize,
+        resolution=resolution,
     )
     predict = functools.partial(predict_step, logits_step=logits)
     return Program(

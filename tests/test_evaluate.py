@@ -260,7 +260,7 @@ def test_training_holds_the_sum_of_the_matrices_alone(source):
         counts = np.full((len(batch["index"]), 2, 2), 2**31 - 1, np.int32)
         return {"index": batch["index"], "counts": counts}, None
 
-    options = {"mesh": mesh.make_mesh(), "batch_size": 4, "workers": 0}
+    options = {"num_classes": 2, "mesh": mesh.make_mesh(), "batch_size": 4, "workers": 0}
     tiles = tilings(source, (14, 16), (32, 32), 0)
     matrices = scoring.score(eval_step, None, tiles, **options)
     total = scoring.score(eval_step, None, tiles, per_image=False, **options)

@@ -54,7 +54,7 @@ if sys.argv[1] == "-c":
     os.execv(sys.executable, sys.argv)
 sys.path.insert(0, {str(REPOSITORY)!r})
 from absl import app
-from dense_jax import distributed
+from dense_jax.devices import distributed
 distributed.TIMEOUT = int(os.environ.get("TIMEOUT", distributed.TIMEOUT))
 distributed.define_flags()
 def main(argv):

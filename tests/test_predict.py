@@ -42,8 +42,8 @@ def network(monkeypatch):
 @pytest.fixture
 def small(monkeypatch):
     """Every image counts as large, and is read by strips of a few rows."""
-    monkeypatch.setattr(strips, "WHOLE", 0)
-    monkeypatch.setattr(strips, "STRIP", 100)
+    monkeypatch.setattr(image_strips, "WHOLE", 0)
+    monkeypatch.setattr(image_strips, "STRIP", 100)
 
 
 def pixels_of(h=20, w=30):

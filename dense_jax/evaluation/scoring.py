@@ -25,6 +25,7 @@ def score(
     variables: Any,
     tilings: Sequence[Tiles],
     *,
+    num_classes: int,
     mesh: Mesh,
     batch_size: int,
     workers: int,
@@ -44,9 +45,10 @@ def score(
       images if `num_received` is None.
     """
     source = tilings[0].source
-    scores = _Scores(
-        source, per_image, receive, len(source) if num_received is None else num_received
-    )
+    num_images = len(source)
+    shape = num_classes, num_classes
+    matrices = np.zeros((num_images, *shape), np.int32) if per_image else np.zeros(shape, np.int64)
+    scores = _Scores(matrices, receive, num_images if num_received is None else num_received)
     for tiles in tilings:
         batches = pipeline.eval_batches(
             tiles,
@@ -66,14 +68,11 @@ def score(
 
 
 class _Scores:
-    """The confusion matrices of a source, accumulated tile by tile."""
+    """The confusion matrices of a source, or their sum, accumulated tile by tile."""
 
-    def __init__(self, source: Any, per_image: bool, receive: Receive | None, num_received: int):
-        shape = source.num_classes, source.num_classes
-        self.matrices = (
-            np.zeros((len(source), *shape), np.int32) if per_image else np.zeros(shape, np.int64)
-        )
-        self._per_image, self._receive = per_image, receive
+    def __init__(self, matrices: np.ndarray, receive: Receive | None, num_received: int):
+        self.matrices = matrices
+        self._receive = receive
         self._num_received = num_received
 
     def add(self, stitcher: Stitcher, counted: Mapping[str, Any], maps: Any) -> None:
@@ -83,7 +82,7 @@ class _Scores:
             if number < 0:
                 continue
             image = stitcher.tiles.place(number).image
-            self.matrices[image if self._per_image else ...] += counts[k]
+            self.matrices[image if self.matrices.ndim == 3 else ...] += counts[k]
             if self._receive and image < self._num_received:
                 block = stitcher.crop(number, np.asarray(maps)[k])
                 maps_by_name = {"classes": block[..., 0], "label": block[..., 1]}

@@ -66,7 +66,7 @@ def run_folders(config: ConfigDict, path: epath.Path) -> list[RunFolder]:
         files.compare(folder.path, folder.config)
     new = [folder.path for folder in folders if not folder.is_begun]
     begun = [folder.path for folder in folders if folder.contents["latest"]]
-    if new and begun:
+    if config.num_seeds > 1 and new and begun:
         raise ValueError(
             f"{begun[0]} was begun without {new[0]}: they cannot train together. Use another "
             "--workdir, or train each in its own, with --config.num_seeds=1 and its --config.seed"
@@ -233,6 +233,7 @@ class Ensemble:
             self._eval_step,
             state.variables(),
             self._tiles,
+            num_classes=source.num_classes,
             mesh=self._all_devices,
             per_image=False,
             receive=receive,

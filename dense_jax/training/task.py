@@ -90,7 +90,7 @@ def bind(
         **config.augment.to_dict(),
     )
     train_step = functools.partial(
-        steps.train_step,
+        cpu.fast(steps.train_step),
         model=program.inner_model,
         tx=tx,
         loss_fn=loss_fn,
@@ -99,7 +99,7 @@ def bind(
         ema_decay=config.ema_decay,
         num_microbatches=config.num_microbatches,
     )
-    return Training(init_state, cpu.fast(train_step), schedule)
+    return Training(init_state, train_step, schedule)
 
 
 class Placed(NamedTuple):

@@ -102,8 +102,8 @@ FILES = {
 @pytest.fixture
 def small(monkeypatch):
     """Every image is a large one, read by strips of about seven rows."""
-    monkeypatch.setattr(strips, "WHOLE", 0)
-    monkeypatch.setattr(strips, "STRIP", 7 * 41)
+    monkeypatch.setattr(image_strips, "WHOLE", 0)
+    monkeypatch.setattr(image_strips, "STRIP", 7 * 41)
 
 
 def read_all(path, num_channels, **options):

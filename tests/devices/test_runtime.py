@@ -1,4 +1,4 @@
-"""Tests where compiled programs are cached, and what is logged about startup."""
+"""Tests where compiled programs are cached, and what is logged about runtime."""
 
 import importlib.util
 import os
@@ -10,8 +10,9 @@ import time
 import jax
 import pytest
 
+from dense_jax import storage
 from dense_jax.data import balance, open_dataset, verify
-from dense_jax.devices import runtime as startup
+from dense_jax.devices import runtime
 from tests.conftest import OPTIONS, REPOSITORY
 
 
@@ -23,7 +24,7 @@ def kept_in():
 
     def call(own=None):
         jax.config.update("jax_compilation_cache_dir", own)
-        startup.keep_programs()
+        runtime.keep_programs()
         return jax.config.jax_compilation_cache_dir
 
     yield call
@@ -54,7 +55,7 @@ def test_a_cache_that_cannot_be_made_is_done_without(kept_in, monkeypatch):
 def test_a_platform_that_is_not_here_is_named_with_those_that_are(platform):
     if platform == "cuda" and importlib.util.find_spec("jax_plugins"):
         pytest.skip("may have one")
-    code = "from dense_jax import startup; startup.check_devices()"
+    code = "from dense_jax.devices import runtime; runtime.check_devices()"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=REPOSITORY,
@@ -70,9 +71,9 @@ def test_a_platform_that_is_not_here_is_named_with_those_that_are(platform):
 
 
 def test_the_process_started_before_now():
-    began = startup.seconds_of_process()
+    began = runtime.seconds_of_process()
     time.sleep(0.1)
-    assert 0 < began + 0.05 < startup.seconds_of_process()
+    assert 0 < began + 0.05 < runtime.seconds_of_process()
 
 
 def test_a_command_keeps_its_programs_and_says_what_starting_took(tiny_folder, tmp_path):
@@ -84,26 +85,26 @@ def test_a_command_keeps_its_programs_and_says_what_starting_took(tiny_folder, t
         *("--config.model.widths=(2,3)", "--config.data.crop_size=(8,8)"),
         *("--config.num_steps=1", f"--workdir={tmp_path}/run"),
     ]
+    start = time.monotonic()
     done = subprocess.run(
         command, cwd=REPOSITORY, env=environment, check=True, capture_output=True, text=True
     )
     programs = {path.name for path in (tmp_path / "cache" / "dense_jax" / "programs").iterdir()}
     assert any(name.startswith("jit_train_step") for name in programs)
-    pattern = r"the first step was done (\S+) s .*: (\S+) s until .*, (\S+) s for .*, (\S+) s for"
-    total, *parts = map(float, *re.findall(pattern, done.stderr))
-    assert total == pytest.approx(sum(parts), abs=0.2) and min(parts) > 0
+    (seconds,) = re.findall(r"the first step was done (\S+) s after the start", done.stderr)
+    assert 0 < float(seconds) < time.monotonic() - start
 
 
 def test_freed_memory_stays_with_the_process():
     """A block of 128 MB, taken again by a thread of XLA's kind, has its pages still."""
     code = (
-        "import resource, threading; import numpy as np; from dense_jax import startup\n"
+        "import resource, threading; import numpy as np; from dense_jax.devices import runtime\n"
         "def faults():\n"
         "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "    thread = threading.Thread(target=np.ones, args=(2**24,))\n"
         "    thread.start(); thread.join()\n"
         "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
-        "startup.keep_memory(); print(faults(), faults())"
+        "runtime.keep_memory(); print(faults(), faults())"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
@@ -115,7 +116,7 @@ def test_freed_memory_stays_with_the_process():
 def test_a_training_step_has_fewer_temporaries_unless_the_user_says_otherwise():
     """XLA reads its flags once, so in processes of their own."""
     code = (
-        "from dense_jax import startup; startup.keep_memory(); startup.keep_memory()\n"
+        "from dense_jax.devices import runtime; runtime.keep_memory(); runtime.keep_memory()\n"
         "import jax; from dense_jax import cost; from dense_jax.devices.cpu import convolution\n"
         "def loss(kernels, x):\n"
         "    for kernel in kernels:\n"
@@ -124,7 +125,7 @@ def test_a_training_step_has_fewer_temporaries_unless_the_user_says_otherwise():
         "x, *kernels = (jax.ShapeDtypeStruct(s, 'float32') for s in [(4, 64, 64, 8)] + 6 * [(3, 3, 8, 8)])\n"
         "print(cost.memory(jax.jit(jax.grad(loss)).lower(kernels, x).compile())['temporaries'])"
     )
-    usual = startup.IN_LITTLE_MEMORY.replace("false", "true")
+    usual = runtime.IN_LITTLE_MEMORY.replace("false", "true")
     few, many = (
         int(
             subprocess.run(
