@@ -144,10 +144,7 @@ class OwnHosts:
 
 
 def serve(predictor: Predictor, host: str, port: int, max_megapixels: float) -> "gradio.Blocks":
-    """Starts serving the page.
-
-    Raises OSError if the port is taken, and ValueError if `host` is an IPv6 address.
-    """
+    """Starts serving the page. Raises OSError if the port is taken, ValueError for an IPv6 host."""
     import gradio as gr
     from starlette.middleware import Middleware
 

@@ -11,8 +11,8 @@ Writes these files:
 Each page of a multi-page file is an image called NAME_page000, NAME_page001, ...
 
 Images are read, segmented and written one row of tiles at a time, so memory use does not depend on
-the image height. If an image cannot be read or its results cannot be written, all its results are
-removed, the other images are segmented, and the exit status is 1. A full disk ends the command.
+the image height. If an image cannot be read or its results cannot be written, the image is skipped
+and the exit status is 1. A full disk ends the command.
 """
 
 import itertools

@@ -40,10 +40,10 @@ def looks_interpolated(label: Int32[np.ndarray, "h w"]) -> bool:
     """Returns whether a label seems to have been resized by interpolation or saved as JPEG.
 
     For example, interpolation puts pixels of class 3 between areas of classes 1 and 5. The check
-    takes triples of equally spaced pixels in rows and columns. The class indices of the two outer
-    pixels must differ by at least 2. Triples whose middle index lies between the outer indices are
-    common only in interpolated labels. The check cannot detect interpolation if the indices of all
-    adjacent classes differ by 1. It may wrongly report labels in which one class outlines another.
+    takes triples of equally spaced pixels, in rows and columns, whose outer class indices differ by
+    at least 2. Triples whose middle index lies between the outer ones are common only in
+    interpolated labels. The check misses interpolation if the indices of all adjacent classes
+    differ by 1. It may wrongly report labels in which one class outlines another.
     """
     for distance in (1, 2):  # 2 finds interpolated labels that were later enlarged by nearest
         triples = between = 0

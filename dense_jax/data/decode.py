@@ -33,7 +33,7 @@ Image.MAX_IMAGE_PIXELS = None  # MAX_BYTES replaces Pillow's limit
 
 
 class _Opened(NamedTuple):
-    """An image whose header has been read and whose pixels can be decoded on demand."""
+    """An image whose header has been read, but not its pixels."""
 
     stored: tuple[int, int, int]  # height, width and channels in the file
     itemsize: int  # bytes per value

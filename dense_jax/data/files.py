@@ -214,9 +214,9 @@ class Files(Source):
 def fingerprint(about: str, files: Mapping[str, pathlib.Path]) -> str:
     """Returns a hex digest of `about` and of the name, size and last 4096 bytes of each file.
 
-    Times and root folders are excluded, so a copy on another machine has the same fingerprint. A
-    PNG file ends with a checksum of its pixels, so their changes are noticed. In an uncompressed
-    file, changes before the last 4096 bytes go unnoticed.
+    A copy on another machine has the same fingerprint. Changes to PNG files are noticed because
+    each ends with a checksum. In uncompressed files, changes before the last 4096 bytes are
+    not noticed.
     """
     digest = hashlib.sha256(about.encode())
     for name, path in files.items():

@@ -146,8 +146,8 @@ def tilings(
 
     source, tile_size, margin: See `Tiles`.
     image_size: The largest height and width of the run's images, in pixels. On an axis on which
-      image_size + 2 * context fits into tile_size, an image of at most image_size gets a single
-      tile of length image_size + 2 * context, whose margin is only the context.
+      image_size + 2 * context fits into tile_size, an image of at most image_size gets one tile
+      of this length, whose margin is only the context.
     context: The width of the context in pixels, which is the minimum margin.
     """
     longest = np.asarray(image_size) + 2 * context

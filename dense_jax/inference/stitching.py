@@ -83,8 +83,8 @@ class Stitcher:
     def block(self, number: int) -> Place:
         """Returns the location of a tile's block, in the image and in the tile.
 
-        The block is the part of the image that becomes final when the tile is added. The blocks of
-        all tiles partition the image, as the cores do.
+        The block is the region whose values are final once the tile is added. Like the cores, the
+        blocks partition the image.
         """
         image, in_image, in_tile = self.tiles.place(number)
         size = self.tiles.source.sizes[image].tolist()

@@ -27,8 +27,8 @@ def lanes(count: int) -> Generator[Callable[..., Future]]:
     """Provides submit(lane, call, *args), which runs the calls of each lane in order, in a thread.
 
     Lane k uses thread k % count. `submit` blocks while more than 2 * count calls are pending. If a
-    call fails, a later `submit` or leaving the context raises the error, and pending calls are
-    canceled. Leaving the context waits for all calls.
+    call fails, a later `submit` or the exit from the context raises the error, and pending calls
+    are canceled. The exit waits for all calls.
     """
     pools = [ThreadPoolExecutor(1) for _ in range(count)]
     pending: deque[Future] = deque()
