@@ -120,8 +120,8 @@ def make_page(predictor: Predictor, max_megapixels: float) -> "gradio.Blocks":
 class OwnHosts:
     """ASGI middleware that refuses all requests except to IP addresses and to the hosts in `names`.
 
-    In DNS rebinding, the owner of another page points its host name to this machine. A browser then
-    lets that page read responses from this server, but the requests carry the foreign host name.
+    In a DNS rebinding attack, a foreign page makes its host name resolve to this machine, so the
+    browser lets the page read responses from this server. Its requests carry the foreign host name.
     """
 
     def __init__(self, app: Any, names: Collection[str]):
@@ -144,7 +144,7 @@ class OwnHosts:
 
 
 def serve(predictor: Predictor, host: str, port: int, max_megapixels: float) -> "gradio.Blocks":
-    """Starts serving the page. Raises OSError if the port is taken, and ValueError for IPv6."""
+    """Starts serving the page. Raises OSError if the port is taken, ValueError for an IPv6 host."""
     import gradio as gr
     from starlette.middleware import Middleware
 

@@ -40,7 +40,7 @@ def export(
     license: The license of the weights. If None, the file says that no license is stated.
 
     Before tracing, raises ValueError or OSError if the checkpoint does not exist, if the file
-    cannot be written, or if the file exists and may not be overwritten.
+    cannot be written, or if the file exists and `overwrite` is False.
     """
     path = epath.Path(output)
     if path.is_dir():
@@ -83,9 +83,9 @@ def trace(network: Program, weights: Mapping[str, Any], num_channels: int) -> ja
 
 
 def describe(loaded: trained.Trained, directory: str, license: str | None) -> dict[str, Any]:
-    """Returns the description of a model, including its origin, for model.json.
+    """Returns the content of model.json except `program_sha256`. Some of the fields are:
 
-    dataset: The content of dataset.json.
+    dataset: The content of the run's dataset.json.
     context: The number of pixels without logits on each side of the image; 0 for padded networks.
     tile_size, margin, batch_size: The values in config.eval.
     resolution, normalization: How the program preprocesses the image.

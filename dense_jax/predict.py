@@ -10,9 +10,9 @@ Writes these files:
   OUT/NAME_uncertainty.png: The entropy of the probabilities, in gray (optional).
 Each page of a multi-page file is an image called NAME_page000, NAME_page001, ...
 
-Images are read, segmented and written one row of tiles at a time, so that memory does not depend on
-their heights. If an image cannot be read or written, it gets no results, the other images are
-segmented, and the exit status is 1. A full disk ends the command.
+Images are read, segmented and written one row of tiles at a time, so memory use does not depend on
+the image height. If an image cannot be read or its results cannot be written, the image is skipped
+and the exit status is 1. A full disk ends the command.
 """
 
 import itertools
@@ -54,14 +54,14 @@ def predict(
 ) -> list[str]:
     """Segments images. Returns the errors for the images that were skipped.
 
-    images: A file, folder or glob, or several; see `image_files`.
+    images: A file, folder or glob, or a list of these; see `image_files`.
     opacity: The opacity of the class colors over the image, from 0 to 1.
     probabilities: The file format "npy" or "tif". If None, no probabilities are written.
     max_megapixels: The size above which images are skipped.
     options: The options of `Predictor.using`.
 
     Before anything is written, raises ValueError if `images` names no file, if two images would
-    have the same result, or if a result exists and may not be overwritten.
+    have result files with equal names, or if a result exists and `overwrite` is False.
     """
     output = Path(output)
     if output.exists() and not output.is_dir():
@@ -88,7 +88,7 @@ def predict(
 
 
 def _check(results: Sequence[Path], legend: Path, overwrite: bool, images: Collection[str]) -> None:
-    """Raises ValueError if results collide or would replace files that must be kept."""
+    """Raises ValueError if results share a path or may not replace what exists at their paths."""
     counts = Counter([*results, legend])
     if repeated := sorted(path.name for path, count in counts.items() if count > 1):
         raise ValueError(f"several images would be written to {repeated}: rename them")
@@ -132,7 +132,7 @@ def _segment(
                 lanes = {kind: next_lane() for kind in files}
                 results = writers.Together(files)
                 unfinished.add(results)
-                calls: list[Future] = []  # the calls for the latest strip, the last in their lanes
+                calls: list[Future] = []  # the calls for the latest strip, last in their lanes
                 for strip in image_strips:
                     if isinstance(strip, Failure):
                         results.problem = str(strip.problem)
@@ -176,7 +176,7 @@ def _rows(kind: str, strip: Strip, predictor: Predictor, opacity: float) -> Iter
 
 
 def main(argv: list[str]) -> None:
-    """Segments the images and reports the ones that were skipped."""
+    """Segments the images and prints the errors for skipped images."""
     runtime.prepare()
     args = flags.FLAGS
     names = ("overwrite", "opacity", "probabilities", "uncertainty", "max_megapixels")

@@ -1,4 +1,4 @@
-"""Computes class weights against class imbalance, selected by `loss_options.class_weights`.
+"""Computes class weights that counter class imbalance. See `loss_options.class_weights`.
 
 METHODS compute weights from the labels of the training split. PUBLISHED holds weights from papers,
 each for one dataset only.
@@ -31,8 +31,8 @@ def median_frequency(counts: Counts) -> Weights:
 def inverse_frequency(counts: Counts) -> Weights:
     """Returns n / (k n_c) for each class, which gives all classes the same total weight.
 
-    n, n_c and k are the numbers of valid pixels, of pixels of the class, and of classes that occur.
-    A class that does not occur gets 0.
+    n is the number of valid pixels, n_c the number of pixels of the class, and k the number of
+    classes that occur. A class that does not occur gets 0.
     """
     num_valid = np.full(counts.shape[1], counts.sum())
     return _relative(counts.sum(axis=0), num_valid, lambda f: 1 / f.size)
@@ -69,7 +69,7 @@ def class_weights(name: str, source: Source) -> tuple[float, ...]:
 
 
 def class_counts(source: Source) -> Counts:
-    """Counts the pixels of each class in each image. Raises ValueError if any example is bad.
+    """Counts the pixels of each class in each image. Raises ValueError if an example is invalid.
 
     If the data comes from files, the counts are stored in the user's cache folder.
     """
@@ -95,7 +95,7 @@ def _count(source: Source) -> Counts:
 def _relative(
     pixels: np.ndarray, total: np.ndarray, reference: Callable[[np.ndarray], float]
 ) -> Weights:
-    """Returns reference(f) / f with f = pixels / total, or 0 for classes without pixels.
+    """Returns reference(f) / f for each class, with f = pixels / total; 0 for absent classes.
 
     Raises ValueError if no class has pixels.
     """

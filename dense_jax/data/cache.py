@@ -14,14 +14,14 @@ from dense_jax.data.source import Examples
 
 
 class Cached(Examples):
-    """A source decoded once into memory that worker processes share. Labels are uint8.
+    """A copy of a source, decoded once into memory that worker processes share. Labels are uint8.
 
-    The memory is an anonymous file (memfd). A pickled copy of the source opens the file through
-    /proc. A memfd has no size limit and is freed when the last process that uses it ends for any
-    reason. In contrast, many containers limit /dev/shm to 64 MB, and a temporary file needs disk
-    space and is left behind if the process is killed.
+    The memory is an anonymous file (memfd), which pickled copies of the source open through /proc.
+    A memfd has no size limit and is always freed when the last process that uses it ends. In
+    contrast, many containers limit /dev/shm to 64 MB. A temporary file needs disk space and is left
+    behind if the process is killed.
 
-    Raises ValueError if there is not enough memory or if any example is bad.
+    Raises ValueError if there is not enough memory or if any example is invalid.
     """
 
     def __init__(self, source: Examples):
@@ -68,7 +68,7 @@ class Cached(Examples):
 
 
 def _append(value: Any, file) -> Any:
-    """Writes an array and returns its location. Returns any other value, which is small, as is."""
+    """Writes an array to `file` and returns its location. Returns any other value unchanged."""
     if not isinstance(value, np.ndarray):
         return value
     place = {"shape": value.shape, "dtype": value.dtype, "offset": file.tell()}

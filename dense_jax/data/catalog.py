@@ -1,4 +1,4 @@
-"""Describes public datasets as downloaded. Each dataset is an entry of CATALOG.
+"""Describes public datasets in their original files. Each dataset is an entry of CATALOG.
 
 An entry says what the raw label values mean and where the files are, relative to the root. The
 colors are the official colors of each dataset. Splits without public labels are omitted.
@@ -13,7 +13,7 @@ def _colors(text: str) -> tuple[tuple[int, ...], ...]:
 
 
 def _voc_color(i: int) -> tuple[int, ...]:
-    """Returns the VOC color of class i, in which bit 3k + c of i is bit 7 - k of channel c."""
+    """Returns the VOC color of class i. Bit 7 - k of channel c is bit 3k + c of i."""
     return tuple(
         sum((i >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)) for channel in range(3)
     )
@@ -89,7 +89,7 @@ CATALOG = {
                 *("truck", "bus", "train", "motorcycle", "bicycle"),
             ),
             values=(7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33),
-            # 255 is label id -1 (license plate) in 8 bits. The released files do not contain it.
+            # 255 is label id -1 (license plate) as uint8. It does not occur in the released files.
             ignored_values=(*range(7), 9, 10, 14, 15, 16, 18, 29, 30, 255),
             palette=_colors(
                 "804080 f423e8 464646 66669c be9999 999999 faaa1e dcdc00 6b8e23 98fb98"

@@ -17,7 +17,7 @@ NEAR_BITS = 5
 # up to 0.04, or up to 0.07 if halved by nearest neighbor. After resizing by interpolation or saving
 # as JPEG, the share is 0.18 or more.
 _MAX_BETWEEN = 0.1
-_MIN_TRIPLES = 20  # fewer triples are not evidence
+_MIN_TRIPLES = 20  # if fewer triples suggest interpolation, the result is False
 
 
 def digest(image: UInt8[np.ndarray, "h w c"]) -> bytes:
@@ -39,13 +39,13 @@ def difference_hash(image: UInt8[np.ndarray, "h w c"]) -> np.uint64:
 def looks_interpolated(label: Int32[np.ndarray, "h w"]) -> bool:
     """Returns whether a label seems to have been resized by interpolation or saved as JPEG.
 
-    Between classes 1 and 5, such a label has pixels of class 3, which nobody annotated. The check
-    takes triples of equally spaced pixels, in rows and columns, whose ends are at least 2 classes
-    apart. Triples whose middle lies between the ends are common only in interpolated labels. The
-    check misses labels in which all touching classes are less than 2 apart. The check may wrongly
-    report labels in which one class outlines another.
+    For example, interpolation puts pixels of class 3 between areas of classes 1 and 5. The check
+    takes triples of equally spaced pixels, in rows and columns, whose outer class indices differ by
+    at least 2. Triples whose middle index lies between the outer ones are common only in
+    interpolated labels. The check misses interpolation if the indices of all adjacent classes
+    differ by 1. It may wrongly report labels in which one class outlines another.
     """
-    for distance in (1, 2):  # 2 finds labels that were enlarged by nearest neighbor afterwards
+    for distance in (1, 2):  # 2 finds interpolated labels that were later enlarged by nearest
         triples = between = 0
         for values in (label, label.T):
             first, last = values[:, : -2 * distance], values[:, 2 * distance :]

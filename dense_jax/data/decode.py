@@ -33,7 +33,7 @@ Image.MAX_IMAGE_PIXELS = None  # MAX_BYTES replaces Pillow's limit
 
 
 class _Opened(NamedTuple):
-    """An image of which only the header has been read."""
+    """An image whose header has been read, but not its pixels."""
 
     stored: tuple[int, int, int]  # height, width and channels in the file
     itemsize: int  # bytes per value
@@ -42,12 +42,12 @@ class _Opened(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """The height, width and number of channels of the upright image."""
+        """The height, width and number of channels after the EXIF orientation is applied."""
         h, w, c = self.stored
         return (w, h, c) if self.orientation >= 5 else (h, w, c)
 
     def pixels(self) -> Shaped[np.ndarray, "h w c"]:
-        """Decodes the image and rotates or flips it upright according to its orientation."""
+        """Decodes the image and applies its EXIF orientation."""
         pixels, orientation = self.decode().reshape(self.stored), self.orientation
         if orientation >= 5:
             pixels, orientation = pixels.swapaxes(0, 1), orientation - 4
@@ -88,7 +88,7 @@ def read_image(
     page: int | None = None,
     value_range: Range | None = None,
 ) -> UInt8[np.ndarray, "h w c"]:
-    """Decodes an image and turns it upright. Drops alpha channels, except in TIFF files.
+    """Decodes an image and applies its orientation. Drops alpha channels, except in TIFF files.
 
     If `num_channels` is 3, gray images become RGB. If `num_channels` is 1, RGB images become gray.
 
@@ -124,7 +124,7 @@ def to_channels(
     num_channels: int,
     value_range: Range | None = None,
 ) -> UInt8[np.ndarray, "h w c"]:
-    """Converts decoded pixels, or some rows of them, to the format that `read_image` returns."""
+    """Converts all or some decoded rows of an image to uint8 with `num_channels` channels."""
     c = pixels.shape[2]
     if pixels.dtype != np.uint8:
         pixels = _to_bytes(pixels, where, value_range)
@@ -198,14 +198,14 @@ def _open_tiff(file: BinaryFile) -> "tifffile.TiffFile":
 
 
 def _image_pages(tiff: "tifffile.TiffFile") -> list[int]:
-    """Returns the indices of all pages except masks and thumbnails, or of all if none remain."""
+    """Returns the indices of all pages except masks and thumbnails; if none remain, of all."""
     pages = [page.aspage() for page in tiff.pages]
     images = [k for k, page in enumerate(pages) if not (page.is_reduced or page.is_mask)]
     return images or list(range(len(pages)))
 
 
 def _open_tiff_page(tags: "tifffile.TiffPage") -> _Opened:
-    """Opens a TIFF page with any number of channels of at least 8 bits.
+    """Opens a TIFF page with any number of channels, of at least 8 bits each.
 
     A channel tagged as alpha is kept because GDAL tags any fourth channel as alpha.
     """
@@ -245,7 +245,8 @@ def _open_picture(file: BinaryFile, page: int | None) -> _Opened:
     if image.mode[0] in "IF":  # more than 8 bits of gray
         mode = image.mode
     orientation = 1
-    # Pillow itself turns TIFF images. A PNG file may store its orientation after the pixels.
+    # Pillow itself rotates TIFF images. The orientation in PNG files is ignored because it may be
+    # stored after the pixels.
     if image.format in ("JPEG", "MPO", "WEBP"):
         orientation = _orientation(image.getexif().get(ExifTags.Base.Orientation))
 
@@ -333,7 +334,7 @@ def read_label(
 
 
 def _hint_of_bits(image: ImageFile.ImageFile) -> str:
-    """Returns a hint on how Pillow scales gray values of fewer than 8 bits, else ""."""
+    """Explains how Pillow scales gray values of fewer than 8 bits. Returns "" for other images."""
     if image.mode == "1":
         return ". This file has 1 bit per pixel: black is 0 and white is 1"
     for bits, step in ((2, 85), (4, 17)):

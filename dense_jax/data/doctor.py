@@ -27,11 +27,11 @@ from dense_jax.data.folder import Folder
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.spelling import some
 
-Report = dict[str, Any]  # about one split
+Report = dict[str, Any]  # the report on one split
 
 
 class _Facts(NamedTuple):
-    """The facts about one example that are counted or compared with other examples."""
+    """Statistics and hashes of one example, to be summed or compared with other examples."""
 
     name: str
     size: tuple[int, int]  # height and width in pixels
@@ -44,7 +44,7 @@ class _Facts(NamedTuple):
 def examine(name: str, root: str) -> dict[str, Report]:
     """Returns {split: report} with `train` first. Each report lists its `errors` and `warnings`.
 
-    An image that is in two splits is listed in the report on the later split.
+    If an image is in two splits, only the report on the later split lists the image.
     """
     try:
         splits = sorted(data.DATASETS[name].splits(root), key=lambda split: split != "train")
@@ -125,7 +125,7 @@ def _facts(example: dict[str, Any]) -> _Facts:
 def _compare(
     first: str, first_facts: list[_Facts], second: str, report: Report, facts: list[_Facts]
 ) -> None:
-    """Adds the images of split `second` that `first` also contains to the report on `second`."""
+    """Adds the images of `second` that equal or resemble images of `first` to `report`."""
     names = {example.digest: example.name for example in first_facts}
     hashes = np.array([example.difference_hash for example in first_facts])
     equal, near = [], []
@@ -148,7 +148,7 @@ def _compare(
 
 
 def _compare_classes(reports: dict[str, Report]) -> None:
-    """Adds an error for each class that only train lacks, and one if train has no labeled pixel."""
+    """Adds an error for each class missing only from train, or if train has no labeled pixel."""
     train = reports["train"]
     for name in train.get("missing_classes", []):
         splits = [split for split, report in reports.items() if report.get("pixels", {}).get(name)]
@@ -227,7 +227,7 @@ def draw(name: str, root: str, splits: Iterable[str], path: str) -> None:
 
 
 def is_picture(path: str | None) -> bool:
-    """Returns whether Pillow can write a file with this name. None (no file) is also valid."""
+    """Returns whether Pillow can write a file with this name, or True if `path` is None."""
     endings = Image.registered_extensions()
     return path is None or endings.get(pathlib.Path(path).suffix.lower()) in Image.SAVE
 

@@ -1,6 +1,6 @@
 """Describes and reads datasets whose images and labels are files.
 
-A `FilesDataset` combines the `Classes` of a dataset with every layout that its files may have.
+A `FilesDataset` combines the `Classes` of a dataset with the supported layouts of its files.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ Paths = dict[str, pathlib.Path]  # {NAME: path}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classes:
-    """The classes of a dataset and their raw values in labels. Any other raw value is an error."""
+    """The classes of a dataset. Labels may contain only the raw values that are listed here."""
 
     names: tuple[str, ...]
     values: tuple[int | tuple[int, ...], ...]  # values[i]: the raw value or values of class i
@@ -58,8 +58,8 @@ class Layout:
 
     images: str
     labels: str
-    folders: Mapping[str, str] = dataclasses.field(default_factory=dict)  # {split: SPLIT}
-    lists: str = ""  # instead of folders: the files that list a split's NAMEs, one per line
+    folders: Mapping[str, str] = dataclasses.field(default_factory=dict)  # {split: value of SPLIT}
+    lists: str = ""  # if set, replaces `folders`: files that list a split's NAMEs, one per line
 
     def splits(self, root: pathlib.Path) -> tuple[str, ...]:
         """Returns the names of the splits that exist below the root."""
@@ -128,7 +128,7 @@ class Stacks:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FilesDataset:
-    """A public dataset as downloaded. Calling the object opens a split."""
+    """A public dataset in its original files. Calling the object opens a split."""
 
     classes: Classes
     layouts: tuple[Layout | Stacks, ...]  # a split is read from the first layout that has it
@@ -204,7 +204,7 @@ class Files(Source):
     def fingerprint(self) -> str:
         paths = (path for item in self._items for path in self._paths(item))
         files = {_composed(path.relative_to(self._root).as_posix()): path for path in paths}
-        meaning = dataclasses.replace(self._classes, palette=None)  # colors change no result
+        meaning = dataclasses.replace(self._classes, palette=None)  # colors do not affect results
         return fingerprint(repr((meaning, self.value_range)), files)
 
     def _paths(self, item: Item) -> Iterable[pathlib.Path]:
@@ -214,8 +214,9 @@ class Files(Source):
 def fingerprint(about: str, files: Mapping[str, pathlib.Path]) -> str:
     """Returns a hex digest of `about` and of the name, size and last 4096 bytes of each file.
 
-    Folders and times are excluded, so a copy on another machine has the same fingerprint. A PNG
-    file ends with a checksum of its pixels. In an uncompressed file, earlier changes go unnoticed.
+    A copy on another machine has the same fingerprint. Changes to PNG files are noticed because
+    each ends with a checksum. In uncompressed files, changes before the last 4096 bytes are
+    not noticed.
     """
     digest = hashlib.sha256(about.encode())
     for name, path in files.items():
@@ -235,7 +236,7 @@ def header(path: pathlib.Path, page: int | None = None) -> tuple[int, int, int]:
 def read_json(path: pathlib.Path, hint: str, **options: Any) -> Any:
     """Reads a JSON file. Raises ValueError if the file is missing or invalid.
 
-    hint: The advice on how to get a missing file. options: See `json.loads`.
+    hint: The advice on how to get a missing file. options: Arguments for `json.loads`.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; {hint}")
@@ -258,9 +259,9 @@ def read_list(path: pathlib.Path) -> dict[str, int]:
 
 
 def check_partners(files: Paths, partners: Paths, kind: str, pattern: pathlib.Path) -> None:
-    """Raises ValueError if a file has no partner with the same NAME.
+    """Raises ValueError if a file has no partner, such as an image without a label.
 
-    kind: The word for a partner in the message. pattern: The path of a partner, with NAME.
+    kind: What to call a partner in the message. pattern: The path of a partner, with NAME.
     """
     if alone := [path.name for name, path in files.items() if name not in partners]:
         raise ValueError(
@@ -275,7 +276,7 @@ def is_hidden(name: str) -> bool:
 
 
 def not_read(folder: pathlib.Path, endings: Sequence[str] = IMAGE_ENDINGS) -> str:
-    """Returns the end of a message with the unread files in a folder, or "" if there are none."""
+    """Returns a message suffix that lists the files in a folder that are not read, or ""."""
     others = [
         entry.name + "/" * entry.is_dir()
         for entry in (_entries(folder) if folder.is_dir() else [])
@@ -295,7 +296,7 @@ def _endings(pattern: str) -> tuple[str, ...]:
 
 
 def _ending(entry: os.DirEntry[str], endings: Sequence[str]) -> str | None:
-    """Returns the file extension, or None for folders, hidden files and other extensions."""
+    """Returns which of `endings` a file has, or None. Returns None for folders and hidden files."""
     if entry.name.startswith(".") or entry.is_dir():
         return None
     return next((e for e in endings if entry.name.lower().endswith(e.lower())), None)

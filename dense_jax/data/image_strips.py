@@ -1,8 +1,9 @@
 """Reads images of any size from top to bottom, one strip of rows at a time.
 
 `decode.read_image` reads small images whole. NumPy and libvips read large images in strips, with
-the same pixel values. Images that libvips would decode differently (such as CMYK) are read whole by
-`decode` at any size. Interlaced PNG and progressive JPEG files can only be decoded whole.
+the same pixel values. If libvips would decode an image differently (such as CMYK), `decode` reads
+the image whole, whatever its size. Interlaced PNG and progressive JPEG files can only be decoded
+whole.
 """
 
 import pathlib
@@ -43,7 +44,7 @@ def strips(
 ) -> Iterator[UInt8[np.ndarray, "_ w c"]]:
     """Yields strips of rows of an image, from top to bottom.
 
-    See `decode.read_image` for the arguments. Raises ValueError on reaching a corrupt part.
+    See `decode.read_image` for the arguments. Raises ValueError when it reaches a corrupt part.
     """
     where = describe(path, page)
     with path.open("rb") as file:
@@ -99,7 +100,10 @@ def _vips_rows(path: pathlib.Path, page: int | None, shape: tuple[int, int, int]
 
 
 def _open_vips(descriptor: int, page: int | None, is_tiff: bool) -> Any:
-    """Opens an image upright with libvips. Returns None if the pixels may differ from `decode`."""
+    """Opens an image with libvips and applies its EXIF orientation.
+
+    Returns None if the pixels might differ from those that `decode` returns.
+    """
     import pyvips  # few images are so large
 
     pyvips.cache_set_max(0)  # otherwise images and rows stay in memory after use

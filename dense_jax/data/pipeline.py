@@ -33,7 +33,7 @@ def train_batches(
     num_hosts: int = 1,
     workers: int = 0,
 ) -> grain.DatasetIterator[dict[str, np.ndarray]]:
-    """Yields training batches forever, starting after step `step`. Reshuffles for each epoch.
+    """Yields training batches forever, from the batch after step `step`. Reshuffles each epoch.
 
     batch_size: The size of the global batch. canvas: The height and width of all examples, in
     pixels. workers: The number of worker processes, or 0 to use threads in this process. Each batch
@@ -44,7 +44,7 @@ def train_batches(
         index  uint32 [b], the position of the example in the run, which seeds its augmentation
         name   str [b]
     and an array [b, height, width] for each of the source's fields.
-    If `canvas` is None, examples come in the same order and unchanged, except for a new `index`.
+    If `canvas` is None, examples are not cropped or padded, and only `index` is added to them.
     """
     host_batch = _host_batch(batch_size, num_hosts)
     # The positions of the examples in the run. They end at the uint32 limit because Grain cannot
@@ -148,7 +148,7 @@ def fit(
 
 @functools.lru_cache(maxsize=32)  # several seeds may be trained at once
 def _order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-    """Returns the permutation for an epoch. Grain's shuffle would take milliseconds per example."""
+    """Returns the order of examples in an epoch. Grain's shuffle takes milliseconds per example."""
     return np.random.default_rng([seed, epoch]).permutation(num_examples)
 
 
@@ -170,8 +170,8 @@ def _iterate(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
 def _start_worker(worker: int, num_workers: int) -> None:
     """Ties a worker process's lifetime to the training process.
 
-    Ctrl-C, or SIGTERM from a launcher to the whole process group, must not end the workers because
-    training needs data until it has saved a checkpoint.
+    Ignores Ctrl-C, and SIGTERM from a launcher to the whole process group, because training needs
+    data until a checkpoint is saved.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

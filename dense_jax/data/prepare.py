@@ -33,7 +33,7 @@ _NUM_AT_ONCE = 64  # the number of examples in memory at a time
 
 
 def prepare(name: str, root: str) -> None:
-    """Downloads and prepares a TFDS dataset. Raises OSError if network or a package is missing."""
+    """Downloads and prepares a TFDS dataset. Raises OSError if this fails."""
     import tensorflow_datasets as tfds
 
     dataset = TFDS_DATASETS[name]
@@ -56,8 +56,9 @@ def prepare(name: str, root: str) -> None:
 def copy(name: str, root: str, output: str, max_side: int | None = None) -> None:
     """Writes every split of a dataset to `output` as records. Keeps splits that already exist.
 
-    max_side: The maximum length of the longer side, in pixels. Larger examples are shrunk. Raises
-      ValueError if an example is bad or if `output` holds anything else.
+    Raises ValueError if an example is invalid or if `output` holds other data.
+
+    max_side: The maximum length of the longer side, in pixels. Larger examples are shrunk.
     """
     sources = {
         split: data.open_dataset(name, root, split) for split in data.DATASETS[name].splits(root)
@@ -98,7 +99,7 @@ def _description(
 
 
 def _claim(output: pathlib.Path, description: dict[str, Any]) -> None:
-    """Writes dataset.json unless it exists. Raises ValueError if `output` holds anything else."""
+    """Writes dataset.json unless it exists. Raises ValueError if `output` holds other data."""
     output.mkdir(parents=True, exist_ok=True)
     path = output / "dataset.json"
     if path.exists():

@@ -4,7 +4,7 @@
     ROOT/SPLIT.array_record      the examples of a split, for random access
 
 A record is a msgpack map of `name`, `size` (height and width in pixels), `image`, `label` and, if
-the split has instances, `instances`. The arrays are PNG files. Labels hold class indices, and 255
+the split has instances, `instances`. The arrays are PNG-encoded. Labels hold class indices, and 255
 is ignored. An image with neither 1 nor 3 channels is stored as a wide gray image in which the
 channels of each pixel are side by side.
 """

@@ -15,12 +15,12 @@ from dense_jax.labels import Objects
 
 
 class Field(NamedTuple):
-    """A description of a per-pixel array [h, w] in examples, beside image and label."""
+    """Describes an additional per-pixel array [h, w] that each example holds."""
 
     name: str
     dtype: str = "float32"
     fill: float = 0.0  # the value outside the image
-    interpolation: str = "bilinear"  # or "nearest"; for resampling in augmentation
+    interpolation: str = "bilinear"  # "bilinear" or "nearest", used by augmentation
 
 
 class Examples(abc.ABC):
@@ -46,7 +46,7 @@ class Examples(abc.ABC):
 
 
 class Source(Examples):
-    """One split of a dataset, with the meaning of its values."""
+    """One split of a dataset, with the names of its classes and other metadata."""
 
     class_names: tuple[str, ...]
     # The raw value or values of each class in label files. If None, the files hold class indices.
@@ -70,7 +70,7 @@ class Source(Examples):
     def fingerprint(self) -> str | None:
         """A hex digest that changes when the files change and is equal for copies of the files.
 
-        None if the data is not read from files.
+        The digest is None if the data is not read from files.
         """
         return None
 

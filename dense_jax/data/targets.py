@@ -1,4 +1,4 @@
-"""Adds per-pixel targets to examples. A target is an array [h, w] beside image and label.
+"""Adds per-pixel targets to examples. A target is an additional array [h, w] in each example.
 
 To add a target, wrap a source in `WithTarget(source, Field(name), function)`. Every stage that
 handles examples, from the cache to augmentation, loops over `source.fields`.
@@ -81,7 +81,9 @@ def with_border_weights(
     """Adds the field BORDER, computed by `border_weights`, to the examples of a source.
 
     classes: The names of the classes whose connected components are the objects. If None, the
-      objects are the source's instances. Raises ValueError if there are none or a name is unknown.
+      objects are the source's instances.
+
+    Raises ValueError if a name is unknown, or if both classes and instances are missing.
     """
     names = ", ".join(source.class_names)
     if not classes and not source.has_instances:

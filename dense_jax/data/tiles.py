@@ -140,14 +140,14 @@ def tilings(
     margin: int,
     context: int = 0,
 ) -> list[Tiles]:
-    """Cuts every image of a source into tiles, independently of the other images in the source.
+    """Cuts every image of a source into tiles. The tiles of an image do not depend on other images.
 
     Returns one `Tiles` per combination of tile size and margin (usually one, at most four).
 
     source, tile_size, margin: See `Tiles`.
-    image_size: The largest height and width of the run's images, in pixels. If an axis of length
-      image_size + 2 * context fits into a tile, each image up to image_size gets a single tile of
-      that length on this axis, with only the context as margin.
+    image_size: The largest height and width of the run's images, in pixels. On an axis on which
+      image_size + 2 * context fits into tile_size, an image of at most image_size gets one tile
+      of this length, whose margin is only the context.
     context: The width of the context in pixels, which is the minimum margin.
     """
     longest = np.asarray(image_size) + 2 * context

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def verify(source: Source) -> None:
-    """Raises ValueError if any example of a source is bad or if all labels are ignored.
+    """Raises ValueError if any example of a source is invalid or if all labels are ignored.
 
     Otherwise, the fingerprint of the source is stored in the user's cache folder, and later calls
     return at once. Data that does not come from files is not verified.

@@ -26,7 +26,7 @@ from safetensors import numpy as safetensors
 from dense_jax.inference.tta import LogitsStep
 
 FORMAT = "dense_jax model"
-VERSION = 1  # of the file format; raised by changes that older readers cannot read
+VERSION = 1  # the version of the file format; goes up if older readers cannot read it
 
 
 def _integer(least: int, most: int = 2**31 - 1) -> Callable[[Any], bool]:
@@ -34,7 +34,7 @@ def _integer(least: int, most: int = 2**31 - 1) -> Callable[[Any], bool]:
 
 
 def _list(is_item: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
-    """Returns a predicate that accepts lists of `length` valid items; if None, nonempty lists."""
+    """Returns a predicate for lists of valid items. If `length` is None, only empty lists fail."""
     return lambda value: (
         isinstance(value, list)
         and (len(value) == length if length else len(value) > 0)

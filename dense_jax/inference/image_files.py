@@ -2,7 +2,7 @@
 
 A folder stands for the files directly inside it that have image extensions. A glob stands for all
 files that it matches, and "**" matches folders at any depth. Files in the output folder are
-results, not images, so that a repeated command finds the same images.
+skipped because they are results, so a repeated command finds the same images.
 """
 
 import glob
@@ -66,7 +66,7 @@ def _matches(argument: str) -> list[Path]:
 
 
 def headers(paths: Sequence[Path], max_pixels: float = np.inf) -> tuple[list[Image], list[str]]:
-    """Reads only headers. Returns the images in the files, and the errors for skipped images."""
+    """Returns the images in the files and the errors for skipped images. Reads only headers."""
     images: list[Image] = []
     problems: list[str] = []
     for path in paths:

@@ -48,9 +48,10 @@ class Predictor:
         blend: bool = False,
         augment: Sequence[str] = (),
     ):
-        """Takes a network, the content of dataset.json (`dataset`), and the options of `using`.
+        """Creates a predictor from a network and the options described in `using`.
 
-        context: The number of pixels around a tile that unpadded convolutions need; see `tilings`.
+        dataset: The content of the run's dataset.json.
+        context: The number of pixels that unpadded convolutions trim on each side; see `tilings`.
         """
         self.class_names: tuple[str, ...] = tuple(dataset["class_names"])
         self.palette = np.array(dataset["palette"], np.uint8)
@@ -113,7 +114,7 @@ class Predictor:
         return self._map(image, "probabilities", {"probabilities": lambda block: block})
 
     def _map(self, image: np.ndarray, name: str, maps: Mapping[str, MakeMap]) -> np.ndarray:
-        """Returns the map `name` of an image. Raises ValueError if the image does not fit."""
+        """Returns the map `name` for an image. Raises ValueError for a wrong shape or dtype."""
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != self.num_channels:
             raise ValueError(
                 f"an image must be uint8 [height, width, {self.num_channels}], not {image.dtype} "
@@ -130,7 +131,7 @@ class Predictor:
 
         Strips of different images do not interleave. Images that are tiled like the run's own
         images come first, followed by images that are too large for this; see `tilings`. If an
-        image turns out to be broken, a `Failure` ends it, and the other images follow.
+        image cannot be read completely, a `Failure` replaces its remaining strips.
 
         Images are read ahead. Tiles of the same size share one compiled program and one batch size.
         The required memory does not depend on the heights of the images.
@@ -169,7 +170,7 @@ class Predictor:
     def _outputs(
         self, step: Callable, tiles: Iterator[Tile | Failure]
     ) -> Iterator[tuple[Tile | Failure, dict[str, np.ndarray]]]:
-        """Yields tiles with their outputs, one batch late. A `Failure` has empty outputs."""
+        """Yields tiles with their outputs while the next batch runs. A `Failure` has none."""
         batch_size = -(-self.batch_size // self._mesh.size) * self._mesh.size
         ready: deque[tuple[Tile | Failure, dict[str, np.ndarray]]] = deque()
 
@@ -220,8 +221,8 @@ class _Array:
 def load(path: epath.PathLike, checkpoint: str = "best") -> Predictor:
     """Returns a predictor from a workdir, or from a file that `dense_jax.export` wrote.
 
-    checkpoint: "best" (by eval/mean_iou), "latest" or a step. A file holds a single checkpoint,
-      which "best" or its step selects.
+    checkpoint: "best" (by eval/mean_iou), "latest" or a step. An exported file holds a single
+      checkpoint, so only "best" or the step of this checkpoint is valid.
 
     Raises ValueError if the checkpoint does not exist.
     """

@@ -23,13 +23,13 @@ class Images(Protocol):
     def strips(self, i: int) -> Iterator[np.ndarray]:
         """Yields the rows of image i from top to bottom, as arrays uint8 [_, w, c].
 
-        Raises ValueError or OSError if it reaches a broken part of the file.
+        Raises ValueError or OSError at a broken part of the file.
         """
         ...
 
 
 class Tile(NamedTuple):
-    """The number of a tile in a `Tiles`, and the pixels of the tile."""
+    """The index of a tile in a `Tiles` object, and the pixels of the tile."""
 
     number: int
     image: UInt8[np.ndarray, "th tw c"]
@@ -81,9 +81,10 @@ class Stitcher:
         self._left = self._top = np.empty(0)
 
     def block(self, number: int) -> Place:
-        """Returns the place of a tile's block, the pixels that are complete once the tile is added.
+        """Returns the location of a tile's block, in the image and in the tile.
 
-        The blocks of all tiles partition the image, as the cores do.
+        The block is the region whose values are final once the tile is added. Like the cores, the
+        blocks partition the image.
         """
         image, in_image, in_tile = self.tiles.place(number)
         size = self.tiles.source.sizes[image].tolist()
@@ -126,7 +127,7 @@ class Stitcher:
         return new[rows.start - top : rows.stop - top]
 
     def share(self, axis: int, k: int) -> Float32[np.ndarray, "reach"]:
-        """Returns the weights g_k / (g_1 + ... + g_k) of tile k > 0 where earlier tiles overlap."""
+        """Returns the weights g_k / (g_1 + ... + g_k) of tile k > 0 where tile k - 1 overlaps."""
         core, overlap = self._core[axis], self.overlap[axis]
         length = core + 2 * overlap
         # Positions relative to the start of this tile, and of each earlier tile that reaches it.
@@ -135,7 +136,7 @@ class Stitcher:
         return (gaussian[0] / gaussian.sum(axis=0)).astype(np.float32)
 
     def add(self, number: int, maps: Mapping[str, np.ndarray]) -> Strip | None:
-        """Adds the maps of a tile's block. Returns the strip that the tile completes, or None."""
+        """Adds the maps of a tile's block. Returns the strip if it is now complete, else None."""
         index, (rows, columns), _ = self.block(number)
         height, width = self.tiles.source.sizes[index].tolist()
         num_rows, num_columns = self.tiles.num_tiles[index].tolist()
@@ -168,9 +169,9 @@ def _move(new: np.ndarray, earlier: np.ndarray, share: np.ndarray) -> None:
 
 
 def cut(images: Images, tiles: Tiles) -> Iterator[Tile | Failure]:
-    """Yields the tiles of `images` in order. A `Failure` replaces the rest of a broken image.
+    """Yields the tiles of `images` in order. Keeps only the rows for one row of tiles in memory.
 
-    tiles: The tiles of `images`. Only the rows that one row of tiles shows are kept in memory.
+    If an image cannot be read completely, a `Failure` replaces its remaining tiles.
     """
     for i in np.flatnonzero(tiles.num_tiles.all(axis=1)).tolist():
         try:
@@ -184,7 +185,7 @@ def cut(images: Images, tiles: Tiles) -> Iterator[Tile | Failure]:
 
 
 class _Reader:
-    """Reads the rows of an image with a known height from strips."""
+    """Reads ranges of rows from the strips of an image with a known height."""
 
     def __init__(self, strips: Iterator[np.ndarray], height: int):
         self._strips, self._height = strips, height

@@ -26,9 +26,9 @@ def ahead(items: Iterator[T], count: int) -> Iterator[T]:
 def lanes(count: int) -> Generator[Callable[..., Future]]:
     """Provides submit(lane, call, *args), which runs the calls of each lane in order, in a thread.
 
-    There are `count` threads. `submit` blocks while more than 2 * count calls are pending. If a
-    call fails, a later `submit` or the exit raises its error, and pending calls are canceled. The
-    exit waits for all calls.
+    Lane k uses thread k % count. `submit` blocks while more than 2 * count calls are pending. If a
+    call fails, a later `submit` or the exit from the context raises the error, and pending calls
+    are canceled. The exit waits for all calls.
     """
     pools = [ThreadPoolExecutor(1) for _ in range(count)]
     pending: deque[Future] = deque()

@@ -20,7 +20,7 @@ SCALES = (0.75, 1.0, 1.25)
 
 @runtime_checkable
 class LogitsStep(Protocol):
-    """A function that returns the logits of one image; with augmentation, the probabilities."""
+    """A function that returns logits (or, with augmentation, probabilities) for one image."""
 
     def __call__(
         self, variables: Any, image: UInt8[Array, "h w c"], /
@@ -41,7 +41,7 @@ QUARTER, HALF = _turn(1), _turn(2)
 
 
 def make_probabilities_step(logits_step: LogitsStep, augmentations: Sequence[str]) -> LogitsStep:
-    """Returns probabilities_step(variables, image), for one image.
+    """Returns probabilities_step(variables, image), which averages over augmented copies.
 
     The result is bitwise equivariant under the flips and rotations in `augmentations`: transforming
     the image transforms the result in the same way. Raises ValueError for an unknown augmentation.

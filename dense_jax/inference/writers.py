@@ -64,10 +64,10 @@ class Rows:
 
 
 class Png(Rows):
-    """A PNG file of palette indices or gray [n, w], or RGB [n, w, 3].
+    """A PNG file with rows of palette indices or gray values [n, w], or RGB values [n, w, 3].
 
-    Encodes PNG itself because no library accepts rows pushed from Python. libvips cannot do this
-    (libvips#2859), and pypng pulls rows.
+    Implements the encoding because no library lets Python append rows. libvips cannot do this
+    (libvips#2859), and pypng requests rows from an iterator.
     """
 
     def __init__(
@@ -140,10 +140,10 @@ class Array(Rows):
 
 
 class Together:
-    """The files of one image by name, which are all published or all removed.
+    """Publishes all files of one image, or removes all of them.
 
-    Disk errors are raised. Any other OSError affects only these files. The first such error is
-    stored in `problem`, and nothing more is written.
+    Disk errors, such as a full disk, are raised. Any other OSError affects only these files. The
+    first such error is stored in `problem`, and nothing more is written.
     """
 
     def __init__(self, files: Mapping[str, Rows]):
@@ -151,13 +151,13 @@ class Together:
         self.problem: str | None = None
 
     def write(self, name: str, parts: Iterable[np.ndarray]) -> None:
-        """Appends the rows of all parts to a file, unless there was a problem."""
+        """Appends all parts to the file called `name`. Does nothing if `problem` is set."""
         with self._keeping(self._files[name].path):
             for rows in parts if self.problem is None else ():
                 self._files[name].write(rows)
 
     def end(self) -> None:
-        """Publishes the complete files, or removes all files if there was a problem."""
+        """Publishes all files, or removes all if `problem` is set before or while publishing."""
         for file in self._files.values():
             with self._keeping(file.path):
                 if self.problem is None:
