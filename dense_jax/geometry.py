@@ -12,7 +12,7 @@ def reflect(positions: Any, length: Any, modulo: Callable[[Any, Any], Any] = ope
     """Reflects positions into [0, length - 1] about the centers of the border pixels.
 
     Equivalent to numpy.pad(mode="reflect") for positions at any distance outside the image. The
-    function uses only operators, so both arguments may be NumPy or JAX arrays and lengths symbolic.
+    arguments may be numbers, NumPy arrays or JAX arrays, and `length` may be symbolic.
 
     modulo: A function that computes positions % period, possibly faster than operator.mod.
     """

@@ -1,8 +1,8 @@
 """Losses for semantic segmentation, called as `LOSSES[name](logits, labels, **options)`.
 
 All losses are pure functions. logits are floats [b, h, w, c] before the softmax. labels are
-integers [b, h, w] in [0, c), c <= 255. The result is a scalar for the whole batch; under `jit`, for
-the global batch. Sums are float32, or float64 if the logits are float64.
+integers [b, h, w] in [0, c), c <= 255. The result is a scalar for the whole batch, which is the
+global batch under `jit`. Sums are float32, or float64 if the logits are float64.
 
 A pixel is ignored if its label is IGNORE_LABEL or any other number outside [0, c). An ignored pixel
 affects neither the loss nor the gradient, even if its logits are NaN. If no pixel is valid, the
@@ -171,8 +171,8 @@ def soft_dice(
     """Returns one minus the soft Dice coefficient, averaged over classes, in [0, 1].
 
     dice = (2 sum p t + smooth) / (sum p + sum t + smooth). If `squared`, sum p^2 replaces sum p
-    (Milletari et al. 2016, "V-Net", section 3). This is `tversky`, which explains the options, with
-    alpha = beta = 1/2.
+    (Milletari et al. 2016, "V-Net", section 3). Equal to `tversky`, which explains the options,
+    with alpha = beta = 1/2.
     """
     return tversky(
         logits,
@@ -203,7 +203,7 @@ def soft_jaccard(
 
     jaccard = (sum p t + smooth) / (sum p + sum t - sum p t + smooth). If `squared`, sum p^2
     replaces sum p (Rahman and Wang 2016, "Optimizing intersection-over-union in deep neural
-    networks"). This is `tversky`, which explains the options, with alpha = beta = 1.
+    networks"). Equal to `tversky`, which explains the options, with alpha = beta = 1.
     """
     return tversky(
         logits,
@@ -269,7 +269,7 @@ def lovasz_softmax(
     sum_i e_i (J_i - J_(i-1)), with e = |t - p| in descending order. J_i is the Jaccard loss if
     exactly the first i pixels are wrong (Berman et al. 2018, "The Lovász-softmax loss", section 3).
     per="batch" sorts all pixels of the batch together. per="image" computes one loss per image and
-    averages over the images with a valid pixel (`per_image` in their code).
+    averages over the images with a valid pixel (`per_image` in the authors' code).
     """
     _check_choice("per", per, "batch", "image")
     logits, target, valid = _prepare(logits, labels)
@@ -297,11 +297,11 @@ def lovasz_softmax(
 def with_border_weights(
     loss: Callable[..., Float[Array, ""]], class_weights: Weights
 ) -> Callable[..., Float[Array, ""]]:
-    """Returns loss(logits, labels, border), in which a pixel has the weight w[y] + border.
+    """Returns a function of (logits, labels, border) that weights each pixel by w[y] + border.
 
-    This is equation 2 of Ronneberger et al. 2015 ("U-Net", section 3). Its second term is border
-    [b, h, w], the field from `data.targets`. Losses multiply the class weights w by the pixel
-    weights v, so v = 1 + border / w[y]. A pixel whose class has weight 0 keeps weight 0.
+    y is the label, w the class weights, and border [b, h, w] a field from `data.targets`. The sum
+    is equation 2 of Ronneberger et al. 2015 ("U-Net", section 3). Losses multiply w[y] by the pixel
+    weight v, so v = 1 + border / w[y]. A pixel whose class has weight 0 keeps weight 0.
     """
 
     def weighted_loss(logits: Array, labels: Array, border: Array) -> Float[Array, ""]:
@@ -327,7 +327,7 @@ LOSSES: dict[str, Callable[..., Float[Array, ""]]] = {
 def _prepare(
     logits: ArrayLike, labels: ArrayLike
 ) -> tuple[Float[Array, "b h w c"], Bool[Array, "b h w c"], Bool[Array, "b h w"]]:
-    """Checks the inputs; returns logits (0 if ignored), the one-hot target, and valid pixels."""
+    """Checks the inputs. Returns logits (0 if ignored), one-hot targets and a valid-pixel mask."""
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     if logits.ndim != 4 or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"logits must be floats [b, h, w, c], not {logits.dtype} {logits.shape}")

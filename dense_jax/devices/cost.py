@@ -27,8 +27,8 @@ def flops(function: Callable, *shapes: Any) -> int | None:
     """Returns the number of floating-point operations of a function before any optimization.
 
     A multiply-add counts as two. Products with a convolution's padding zeros do not count. The
-    number is equal on all machines. Returns None if JAX_PLATFORMS excludes the CPU, because JAX
-    counts FLOPs only for the CPU.
+    number does not depend on the machine. Returns None if JAX_PLATFORMS excludes the CPU, because
+    JAX counts FLOPs only for the CPU.
     """
     try:
         cpu = jax.local_devices(backend="cpu")[0]

@@ -5,11 +5,11 @@ use the implementations in this file. The results are equal up to the order of a
 with unsupported options (strides, dilation, groups, precision, ...) still use Flax.
 
 Convolutions are JAX primitives whose implementation is chosen when a program is lowered. A CPU gets
-the implementations below. Any other platform gets XLA's, even within one exported program. The
+the implementations below, and any other platform gets XLA's, even within one exported program. The
 primitives have forward and reverse derivatives of all orders. Under `jax.vmap`, XLA's convolutions
 run instead.
 
-The docstrings quote benchmarks/speed.md: milliseconds per training step, before -> after.
+The docstrings quote benchmarks/speed.md: ms per training step without -> with an optimization.
 """
 
 import dataclasses
@@ -28,7 +28,8 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
 NHWC = ("NHWC", "HWIO", "NHWC")
-# The values at which options of jax.lax.conv_general_dilated have no effect; None for all others.
+# The values at which options of jax.lax.conv_general_dilated have no effect. For options
+# that are not listed, the value is None.
 NEUTRAL = {
     "lhs_dilation": (1, 1),
     "rhs_dilation": (1, 1),
@@ -49,7 +50,7 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
 def fast(function: Callable) -> Callable:
-    """Returns a version of `function` that uses the fast layers whenever traced."""
+    """Returns a version of `function` that uses the fast layers whenever JAX traces it."""
 
     @functools.wraps(function)
     def with_fast_layers(*args, **kwargs):
@@ -60,7 +61,7 @@ def fast(function: Callable) -> Callable:
 
 
 def _replace(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext):
-    """Calls the fast implementation of a layer if there is one, else the layer."""
+    """Calls the fast implementation of a layer, or the layer itself if there is none."""
     module: Any = context.module
     if context.method_name != "__call__":
         return call(*args, **kwargs)
@@ -73,7 +74,7 @@ def _replace(call: Callable, args: tuple, kwargs: dict, context: nn.module.Inter
 
 
 def _takes_convolution(module: nn.Module) -> bool:
-    """Returns whether a module, such as nn.Conv, has a field conv_general_dilated that is None."""
+    """Returns whether a module accepts a convolution function, like nn.Conv, and none is set."""
     other = getattr(module, "conv_general_dilated_cls", None)
     return getattr(module, "conv_general_dilated", convolution) is None and other is None
 
@@ -87,8 +88,8 @@ def convolution(
 ) -> Float[Array, "b *Space f"]:
     """Computes jax.lax.conv_general_dilated, by default for NHWC images and HWIO kernels.
 
-    A convolution is fast only if it has stride 1, less padding than its kernel's size, and
-    `NEUTRAL` options. All other convolutions go to XLA with all their options.
+    A convolution is fast only if it has stride 1, less padding on each side than the
+    kernel's size, and `NEUTRAL` options. All other convolutions go to XLA with all their options.
     """
     is_neutral = all(NEUTRAL.get(name) == options[name] for name in options)
     precision = jax.config.values["jax_default_matmul_precision"]
@@ -108,10 +109,10 @@ def convolution(
 
 
 def _by_patches(x: Array, kernel: Array, pads: Pads) -> Array:
-    """Convolves by a single matrix product with all patches of x, as for AlexNet's and VGG's fc6.
+    """Convolves by a single matrix product of all patches of x with the kernel.
 
-    For few pixels and thousands of channels, XLA:CPU's convolution is many times slower. The
-    patches need as many times the memory of x as the kernel has taps, though.
+    If there are few pixels and thousands of channels, as in AlexNet's and VGG's fc6, XLA:CPU's
+    convolution is many times slower. The patches need the memory of x once per kernel tap.
     """
     rows, columns, _, features = kernel.shape
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
@@ -152,17 +153,17 @@ def _back(pads: Pads, size: Sequence[int]) -> Pads:
 
 
 def _conv_on_cpu(x: Array, kernel: Array, *, pads: Pads) -> Array:
-    """Convolves with the library that uses all cores (prediction of unet32: 152 -> 108 ms)."""
+    """Convolves with YNNPACK if multithreaded, else Eigen (unet32 prediction: 152 -> 108 ms)."""
     if max(kernel.shape[2:]) <= FEW:
         return (_two_at_once if IS_THREADED else _conv)(x, kernel, pads=pads)
     return (_conv if IS_THREADED else _by_eigen)(x, kernel, pads=pads)
 
 
 def _by_eigen(x: Array, kernel: Array, *, pads: Pads) -> Array:
-    """Convolves with Eigen, by padding the height more than YNNPACK supports.
+    """Convolves, forcing XLA to use Eigen instead of YNNPACK.
 
-    The total padding becomes at least the kernel's height, so XLA uses Eigen. The extra rows of the
-    output are dropped.
+    Pads the height to a total of at least the kernel's height, which YNNPACK does not support, and
+    drops the extra output rows.
     """
     (top, bottom), columns = pads
     extra = max(0, len(kernel) - top - bottom)
@@ -173,8 +174,8 @@ def _by_eigen(x: Array, kernel: Array, *, pads: Pads) -> Array:
 def _two_at_once(x: Array, kernel: Array, *, pads: Pads) -> Array:
     """Computes two adjacent pixels as one pixel with twice the channels, so XLA uses YNNPACK.
 
-    The kernels are one column wider, padded with zeros. A 3x3 kernel needs a third more products
-    (unet16 on one core: 221 -> 203 ms).
+    Two shifted copies of the kernel are padded with zeros to one more column. Despite a third
+    more products for a 3x3 kernel, training is faster (unet16 on one core: 221 -> 203 ms).
     """
     _, columns, _, features = kernel.shape
     (left, right), width = pads[1], x.shape[2] + sum(pads[1]) - columns + 1
@@ -194,10 +195,10 @@ def _has_few_pixels(shape: Sequence[int], kernel_shape: Sequence[int]) -> bool:
 
 
 def _input_gradient_on_cpu(g: Array, kernel: Array, *, pads: Pads) -> Array:
-    """Convolves with the reversed kernel or, for few pixels, adds up one matrix product per tap.
+    """Computes the input gradient by a convolution or, for few pixels, one matrix product per tap.
 
-    A matrix product needs no transposed copy of the kernel (unet_resnet34 on one core, measured
-    twice: 634 -> 568 and 630 -> 625 ms).
+    The convolution needs a reversed and transposed copy of the kernel. The matrix products do not
+    (unet_resnet34 on one core, measured twice: 634 -> 568 and 630 -> 625 ms).
     """
     (top, bottom), (left, right) = back = _back(pads, kernel.shape)
     rows, columns, channels, _ = kernel.shape
@@ -214,12 +215,13 @@ def _input_gradient_on_cpu(g: Array, kernel: Array, *, pads: Pads) -> Array:
 
 
 def _kernel_gradient_on_cpu(x: Array, g: Array, *, pads: Pads) -> Array:
-    """Sums x[b, y + i, x + j, c] g[b, y, x, f] over all pixels (b, y, x), at [i, j, c, f].
+    """Computes the kernel gradient by a one-dimensional convolution of g over rows.
 
-    The sum is a one-dimensional convolution of g over rows. The kernel is made of x and has as many
-    taps as x has rows. The input channels are the pixels (b, x) of a row, and the output channels
-    are all (j, c). XLA's gradient convolves over rows and columns instead, with the b images as
-    channels, and takes up to four times as long (unet16: 202 -> 175 ms, unet64: 1087 -> 720 ms).
+    At [i, j, c, f], the gradient is the sum of x[b, y + i, x + j, c] g[b, y, x, f] over (b, y, x).
+    The convolution's kernel is made of x and has as many taps as x has rows. The input channels are
+    the pixels (b, x) of a row, and the output channels are all (j, c). XLA's gradient convolves
+    over rows and columns instead, with the b images as channels, and takes up to four times as long
+    (unet16: 202 -> 175 ms, unet64: 1087 -> 720 ms).
     """
     shape = rows, columns, channels, features = _kernel_shape(x, g, pads)
     if _has_few_pixels(x.shape, shape):
@@ -293,9 +295,10 @@ ad.defbilinear(
 
 
 def _is_plain_batch_norm(module: nn.BatchNorm, x: Array, *others: Any) -> bool:
-    """Returns whether a module trains on a CPU with default options, except for the `free` ones.
+    """Returns whether `_batch_norm` can replace a module.
 
-    In evaluation, Flax's batch norm is already fast.
+    The module must train on a CPU with default options, except for those in `free`. In evaluation,
+    Flax's batch norm is already fast.
     """
     free = ("momentum", "epsilon", "dtype", "use_running_average", "use_fast_variance")
     fields = [f for f in dataclasses.fields(module) if f.name not in (*free, "parent", "name")]
@@ -306,10 +309,10 @@ def _is_plain_batch_norm(module: nn.BatchNorm, x: Array, *others: Any) -> bool:
 
 
 def _batch_norm(module: nn.BatchNorm, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """Normalizes in training by one multiplication and one addition, storing only x.
+    """Normalizes a training batch by one multiplication and one addition per value.
 
-    For the gradient, Flax stores two arrays of the size of x (unet16 on one core, measured twice:
-    220 -> 216 and 230 -> 205 ms).
+    Stores only x for the gradient, whereas Flax stores two arrays of the size of x (unet16 on one
+    core, measured twice: 220 -> 216 and 230 -> 205 ms).
     """
     channels, scope = x.shape[-1:], module.scope
     assert scope is not None

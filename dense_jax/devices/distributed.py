@@ -25,7 +25,7 @@ GRACE = 3  # seconds for a process to end with its own error after another has f
 _EXPLICIT = ("coordinator", "num_processes", "process_id")
 _FAILURE = "dense_jax/failure"  # key for the message of the first process that fails
 _FOREVER = 10**9  # milliseconds; JAX aborts a process that waits for a dead process
-_exchanges = itertools.count()  # equal in all processes
+_exchanges = itertools.count()  # the next number is equal in all processes
 
 
 def define_flags() -> None:
@@ -42,7 +42,7 @@ def define_flags() -> None:
 
 
 def given() -> list[str]:
-    """Returns this module's flags that were given, ready to be passed to another command."""
+    """Returns the flags of this module that the user set, as arguments for another command."""
     names = ("multihost", *_EXPLICIT)
     return [flags.FLAGS[name].serialize() for name in names if flags.FLAGS[name].present]
 
@@ -83,16 +83,16 @@ def initialize() -> None:
 
 
 def agree(facts: Callable[[], Mapping[str, Any]]) -> None:
-    """Raises ValueError with the same message in all processes, unless their facts are equal.
+    """Raises ValueError, with the same message in all processes, if their facts differ.
 
-    facts: A function returning JSON values by user-facing name, never called in a single process.
+    facts: A function that returns JSON values by user-facing name. Not called in a single process.
     """
     if _joined() and (different := differences(_exchange(facts()))):
         raise ValueError(f"the processes must be alike, but differ in {'; '.join(different)}")
 
 
 def differences(all_facts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns a line for each fact that differs from process 0, with the first such process."""
+    """Returns a line for each differing fact, with its values in process 0 and another process."""
     names = dict.fromkeys(name for facts in all_facts for name in facts)
     lines = []
     for name in names:
@@ -103,7 +103,7 @@ def differences(all_facts: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def check_shared(folder: epath.PathLike) -> None:
-    """Makes a folder. Raises ValueError in all processes unless they all see the same folder."""
+    """Raises ValueError in all processes unless they share a folder, which is made if missing."""
     jax = _joined()
     if jax is None:
         return
@@ -113,7 +113,7 @@ def check_shared(folder: epath.PathLike) -> None:
     mark = path / _exchange(f".shared-{uuid.uuid4().hex}")[0]
     if jax.process_id == 0:
         mark.touch()
-    _exchange(None)  # the mark exists
+    _exchange(None)  # waits until the mark exists
     seen = _exchange(mark.exists())
     if jax.process_id == 0:
         mark.unlink()
@@ -126,7 +126,7 @@ def check_shared(folder: epath.PathLike) -> None:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Ends all processes, with one line each, if one fails in the context or decorated function."""
+    """Ends all processes, each with a one-line error message, if the code in one of them fails."""
     jax = _joined()
     if jax is None:
         yield
@@ -172,7 +172,7 @@ def together() -> Iterator[None]:
 
 
 def _exchange(value: Any) -> list[Any]:
-    """Returns the JSON values of all processes, in the order of the process numbers.
+    """Gathers a JSON value from every process, in the order of the process numbers.
 
     Uses no device, so the exchange works before any compilation and with mismatched devices.
     """
@@ -183,9 +183,9 @@ def _exchange(value: Any) -> list[Any]:
 
 
 def _joined() -> Any:
-    """Returns JAX's state of the joined processes, or None if there is only one process.
+    """Returns JAX's distributed state, or None if there is only one process.
 
-    Its `client` is a key-value store shared by all processes. JAX has no public API for the state.
+    The state's `client` is a key-value store shared by all processes. The API is not public.
     """
     from jax._src import distributed
 
@@ -202,11 +202,11 @@ def _give_up(seconds: int) -> None:
         file=sys.stderr,
         flush=True,
     )
-    os._exit(1)  # JAX is still waiting
+    os._exit(1)  # the main thread is still waiting in JAX
 
 
 def _check_address(coordinator: str, process_id: int) -> None:
-    """Raises ValueError if an address would make JAX crash, or wait without a message."""
+    """Raises ValueError if the coordinator's address would make JAX crash or wait silently."""
     host, _, port = coordinator.rpartition(":")
     try:
         socket.getaddrinfo(host.strip("[]"), int(port))
@@ -228,7 +228,7 @@ def _check_address(coordinator: str, process_id: int) -> None:
 
 
 def _check(values: Mapping[str, Any]) -> bool:
-    """Raises flags.ValidationError unless all explicit flags are valid or all are unset."""
+    """Raises flags.ValidationError unless all `_EXPLICIT` flags are valid or all are unset."""
     missing = [f"--{name}" for name in _EXPLICIT if values[name] is None]
     if len(missing) == len(_EXPLICIT):
         return True

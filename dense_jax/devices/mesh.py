@@ -1,6 +1,6 @@
 """The device mesh and the sharding of arrays over it.
 
-The "replica" axis enumerates the seeds that train side by side, each on its share of the devices.
+The "replica" axis enumerates the seeds that train in parallel, each on its share of the devices.
 The "data" axis enumerates the devices of a replica. Within a replica, training is data-parallel:
 parameters are replicated, batches are split, and the optimizer state is either replicated or split.
 Training a single seed uses one replica.
@@ -79,7 +79,7 @@ def spread(shapes: Any, mesh: Mesh) -> Any:
 
 
 def map_examples(function: Callable, mesh: Mesh) -> Callable:
-    """Turns function(variables, example) into a function of batches split over the devices.
+    """Turns function(variables, example) into function(variables, batch), split over the devices.
 
     Each device processes its examples one at a time, so results do not depend on the batch size. In
     a batched convolution, the order of additions depends on the batch size. A different order
@@ -95,7 +95,7 @@ def map_examples(function: Callable, mesh: Mesh) -> Callable:
 
 
 def share(mesh: Mesh) -> tuple[list[int], int, int]:
-    """Returns this host's replicas, its index in a replica, and the number of hosts per replica."""
+    """Returns this host's replicas, its index among a replica's hosts, and their number."""
     hosts = [sorted({device.process_index for device in row}) for row in mesh.devices]
     replicas = [k for k, indices in enumerate(hosts) if jax.process_index() in indices]
     first = hosts[replicas[0]]
@@ -114,7 +114,7 @@ def placed(shapes: Any, shardings: Any) -> Any:
 
 
 def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Makes a global array of each numeric field from this host's slice of the batch."""
+    """Makes a global array from each numeric field of this host's slice of the batch."""
     return {
         field: jax.make_array_from_process_local_data(sharded(mesh), array)
         for field, array in batch.items()

@@ -17,7 +17,7 @@ IN_LITTLE_MEMORY = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 
 
 def prepare() -> None:
-    """Sets up a command that computes. Must be called before JAX initializes its devices."""
+    """Sets up JAX and logging for a command. Must be called before JAX initializes its devices."""
     show_own_lines()
     keep_programs()
     keep_memory()

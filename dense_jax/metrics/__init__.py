@@ -33,7 +33,7 @@ Scores = dict[str, float | PerClass]
 
 
 class PixelCounts(NamedTuple):
-    """The sums of a confusion matrix, in float64, from which region metrics are computed."""
+    """The sums over a confusion matrix from which region metrics are computed, in float64."""
 
     true: PerClass  # number of pixels of each class in the label
     predicted: PerClass  # number of pixels of each class in the prediction
@@ -66,12 +66,12 @@ class Metric(NamedTuple):
 
     @property
     def score(self) -> str:
-        """The name of the single number that scores a split."""
+        """The name of the metric's single score, such as mean_iou."""
         return f"mean_{self.name}" if self.per_class else self.name
 
     @property
     def score_label(self) -> str:
-        """The label of the number that `score` names."""
+        """The label of the metric's single score, such as mean IoU."""
         return f"mean {self.label}" if self.per_class else self.label
 
 
@@ -92,10 +92,10 @@ def _weighted_iou(n: PixelCounts) -> float:
     return np.nansum(n.true * iou) / n.total
 
 
-# In the order of the columns. A region metric that is 0 / 0 has nothing to score and is NaN.
-# accuracy is the recall. binary_accuracy = (hit + true negatives) / total treats one class against
-# all others, so it is much larger than pixel_accuracy. The names follow Long et al. 2015, "Fully
-# convolutional networks", section 5.
+# In the order of the report's columns. A region metric that is 0 / 0 has nothing to score and is
+# NaN. `accuracy` is the recall. `binary_accuracy` = (hit + true negatives) / total compares one
+# class with all others, so it is much larger than `pixel_accuracy`. The names follow Long et al.
+# 2015, "Fully convolutional networks", section 5.
 _ALL = (
     Metric("iou", "IoU", lambda n: n.hit / (n.true + n.predicted - n.hit)),
     Metric("dice", "Dice", lambda n: 2 * n.hit / (n.true + n.predicted)),
@@ -156,7 +156,7 @@ def named_scores(scores: Mapping[str, Any], class_names: Iterable[str]) -> dict[
 
 
 def image_mean_ious(matrices: np.ndarray) -> Float64[np.ndarray, " n"]:
-    """Returns each image's mean IoU from matrices [n, c, c], or NaN if no pixel is valid."""
+    """Returns the mean IoU for each confusion matrix in [n, c, c], or NaN if no pixel is valid."""
     return np.array([summarize(matrix)["mean_iou"] for matrix in matrices])
 
 

@@ -1,8 +1,8 @@
 """Aggregates the measurements of images into the scores of a split.
 
 Each image is reduced to statistics that can be summed: confusion matrices, numerators and
-denominators. A split's score is then a ratio of sums. An image that does not show a class adds
-nothing to the class's sums, and a bootstrap is cheap.
+denominators. A split's score is then a ratio of sums. Therefore an image that does not show a
+class adds nothing to the class's sums, and bootstrap resampling is cheap.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ Statistics = Mapping[str, np.ndarray]
 
 
 def image_statistics(measured: Statistics, foreground: Sequence[int] = ()) -> Statistics:
-    """Returns statistics [n, ...] of n images. `score` computes scores from their sums over images.
+    """Returns the statistics [n, ...] of n images. `score` computes scores from their sums.
 
     The statistics are confusion matrices and, for every other score, pairs
     [numerator, denominator]. For a mean over images, the pair is the image's value and 1, or 0 and
@@ -69,7 +69,7 @@ def score(sums: Statistics) -> metrics.Scores:
             continue
         with np.errstate(invalid="ignore"):
             ratio = np.asarray(total[..., 0] / total[..., 1])
-        if name == "trimap_iou":  # a curve over the band width, not a column
+        if name == "trimap_iou":  # has one mean IoU per band width
             for width, iou in zip(boundary.BAND_WIDTHS, ratio, strict=True):
                 scores[f"trimap_mean_iou/{width}"] = metrics.mean(iou)
         elif ratio.ndim:

@@ -24,7 +24,7 @@ ClassMap = Integer[np.ndarray, "..."]  # [h, w]; any other shape raises ValueErr
 PerClass = Float64[np.ndarray, " c"]
 Overlap = Float64[np.ndarray, "c 2"]  # number of pixels in the intersection and in the union
 Distances = Float64[np.ndarray, " _"]  # pixels
-Side = Int16[np.ndarray, "h w"]  # class, _VOID if ignored, or num_classes if no class
+Side = Int16[np.ndarray, "h w"]  # class, _VOID if ignored, or num_classes if not a class
 
 TOLERANCE = 0.0075  # fraction of the image diagonal
 RIM_WIDTH = 0.02  # fraction of the image diagonal
@@ -35,7 +35,7 @@ _NEIGHBORS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
 
 
 class MapPair:
-    """The class maps of one image and the distances between their boundaries.
+    """The predicted and true class maps of one image, and the distances between their boundaries.
 
     num_classes: The number of classes. If None, one more than the largest class in the maps.
     """
@@ -99,11 +99,11 @@ def boundary_f1(maps: MapPair, tolerance: float = TOLERANCE) -> PerClass:
     """Returns the F1 score of the boundary pixels of each class, in [0, 1].
 
     Precision is the fraction of the prediction's boundary pixels that are at most `tolerance` (a
-    fraction of the image diagonal) from the label's boundary. Recall is the reverse (Csurka et al.
-    2013, "What is a good evaluation measure for semantic segmentation?", section 2.3). A boundary
-    pixel of a class has a 4-neighbor that belongs to another class or is outside the image. An
-    ignored neighbor creates no boundary. The score is 0 for a class with a boundary in only one
-    map.
+    fraction of the image diagonal) from the label's boundary. Recall is defined with the two
+    maps exchanged (Csurka et al. 2013, "What is a good evaluation measure for semantic
+    segmentation?", section 2.3). A boundary pixel of a class has a 4-neighbor that belongs to
+    another class or is outside the image. An ignored neighbor creates no boundary. The score is 0
+    for a class with a boundary in only one map.
     """
     reach = tolerance * maps.diagonal
 
@@ -139,7 +139,7 @@ def average_surface_distance(maps: MapPair) -> PerClass:
 
 
 def boundary_iou(maps: MapPair, width: float = RIM_WIDTH) -> Overlap:
-    """Counts the pixels in the intersection and the union of the two rims of each class.
+    """Counts the pixels in the intersection and the union of each class's predicted and true rims.
 
     The ratio of the two counts is the boundary IoU. The rim of a class contains the pixels of the
     class whose Chebyshev distance to a valid pixel outside the class, or to the outside of the
@@ -155,12 +155,12 @@ def boundary_iou(maps: MapPair, width: float = RIM_WIDTH) -> Overlap:
 
 
 def trimap_iou(maps: MapPair) -> Float64[np.ndarray, "bands c 2"]:
-    """Counts the pixels in the intersection and the union of the masks near the label's boundaries.
+    """Counts each class's intersection and union pixels in bands around the label's boundaries.
 
-    Each width in BAND_WIDTHS defines a band. A band contains the pixels whose Chebyshev distance to
-    a pixel with a 4-neighbor of another label is less than the width. An ignored neighbor creates a
-    boundary here, because some datasets draw boundaries as ignored (Kohli et al. 2009, "Robust
-    higher order potentials for enforcing label consistency").
+    Each width in BAND_WIDTHS defines a band (Kohli et al. 2009, "Robust higher order potentials for
+    enforcing label consistency"). A band contains the pixels whose Chebyshev distance to a pixel
+    with a 4-neighbor of another label is less than the width. An ignored neighbor creates a
+    boundary here, because some datasets draw boundaries as ignored pixels.
     """
     guess, truth = maps.guess, maps.truth
     same = cv2.dilate(truth, _NEIGHBORS) == cv2.erode(truth, _NEIGHBORS)
@@ -174,7 +174,7 @@ def trimap_iou(maps: MapPair) -> Float64[np.ndarray, "bands c 2"]:
 
 
 def _is_near_another(side: Side, around: UInt8[np.ndarray, "k k"]) -> Bool[np.ndarray, "h w"]:
-    """Returns whether the kernel `around`, at each pixel, covers another class or the outside."""
+    """Returns, per pixel, whether the kernel `around` covers another class or the outside."""
     highest = cv2.dilate(side, around, borderType=cv2.BORDER_CONSTANT, borderValue=[_BEYOND])
     lowest = cv2.erode(np.where(side == _VOID, np.int16(_BEYOND), side), around)
     return (highest != side) | (lowest != side)

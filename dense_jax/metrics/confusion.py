@@ -13,7 +13,7 @@ from dense_jax.labels import IGNORE_LABEL
 def confusion_matrix(
     predictions: ArrayLike, labels: ArrayLike, num_classes: int
 ) -> Int32[Array, "c c"]:
-    """Counts pixels: entry [i, j] is the number of pixels of true class i predicted as class j.
+    """Returns a matrix whose entry [i, j] counts the pixels of true class i predicted as class j.
 
     The arguments are integer arrays of equal shape. Pixels whose label or prediction is outside
     [0, num_classes) are not counted. Counts are exact for up to 2**31 - 1 pixels per call; add up
@@ -41,7 +41,7 @@ def confusion_matrix(
 def _count_by_adding(
     truth: Int32[Array, " n"], guess: Int32[Array, " n"], num_classes: int
 ) -> Int32[Array, "c c"]:
-    """Counts by adding 1 to the entry of each pixel."""
+    """Adds 1 to the matrix entry of each pixel."""
     valid = (truth >= 0) & (truth < num_classes) & (guess >= 0) & (guess < num_classes)
     entry = jnp.where(valid, truth * num_classes + guess, num_classes**2)
     counts = jnp.bincount(entry, length=num_classes**2 + 1)
@@ -51,7 +51,7 @@ def _count_by_adding(
 def _count_by_product(
     truth: Int32[Array, " n"], guess: Int32[Array, " n"], num_classes: int
 ) -> Int32[Array, "c c"]:
-    """Multiplies one-hot int8 matrices into int32, because float32 loses counts above 2**24."""
+    """Multiplies one-hot int8 matrices. Sums in int32, because float32 is inexact above 2**24."""
     classes = jnp.arange(num_classes, dtype=jnp.int32)[None, :]
     return jnp.einsum(
         "nc,nk->ck",

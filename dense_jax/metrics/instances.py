@@ -6,7 +6,7 @@ the ISBI 2012 challenge (Arganda-Carreras et al. 2015, "Crowdsourcing the creati
 segmentation algorithms for connectomics"), with equal weights for splits and mergers.
 
 Only the pixels of the label's objects count. If such a pixel is in no predicted object, the pixel
-is an object by itself. The challenge's final ranking thinned borders before scoring; these
+counts as an object by itself. The challenge's final ranking thinned borders before scoring; these
 functions do not. The best score is 1. If the label has no object, the score is NaN. This module
 never imports jax.
 """
@@ -19,7 +19,7 @@ from dense_jax.labels import Objects
 
 
 def rand_score(prediction: Objects, label: Objects) -> float:
-    """Returns the F-score for the pairs of pixels that both maps put into one object, in [0, 1].
+    """Returns the F-score for grouping pairs of pixels into the same object, in [0, 1].
 
     The score is sum p_ij^2 / (sum s_i^2 / 2 + sum t_j^2 / 2). p_ij is the fraction of pixels in
     object i of the prediction and object j of the label. s_i is the sum of p_ij over j, and t_j

@@ -22,9 +22,9 @@ def max_pool(
     """Returns the 2x2 max-pool with stride 2 and its argmax indices (switches, see `Pyramid`).
 
     h and w must be even. If several pixels of a window are equal, the first one wins. Both the pool
-    and its gradient are three elementwise selections; XLA's own pooling needs select-and-scatter.
-    The gradient of jnp.max divides by the number of maxima. If the compiler recomputes x with other
-    rounding, that number can be 0 and the gradient NaN.
+    and its gradient are three elementwise selections, not a select-and-scatter as in XLA's pooling.
+    The gradient of jnp.max would divide by the number of maxima. If the compiler recomputes x with
+    other rounding, that number can be 0 and the gradient NaN.
     """
     b, h, w, c = x.shape
     windows = x.reshape(b, h // 2, 2, w // 2, 2, c)
@@ -48,7 +48,7 @@ def max_unpool(
 
 
 def pixel_shuffle(x: Float[Array, "b h w n"], factor: int) -> Float[Array, "b H W c"]:
-    """Moves a pixel's factor^2 * c channels, ordered (row, column, c), into factor^2 pixels."""
+    """Moves each pixel's channels, ordered (row, column, c), into a factor x factor block."""
     b, h, w, n = x.shape
     x = x.reshape(b, h, w, factor, factor, n // factor**2).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, factor * h, factor * w, n // factor**2)
@@ -167,7 +167,7 @@ class ConvNorm(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """A sequence of equal ConvNorms, such as U-Net's two 3x3 convolutions (section 2).
+    """A sequence of ConvNorms with equal options, such as U-Net's two 3x3 convolutions (section 2).
 
     conv: The factory for the ConvNorms, called with `features` and `name`.
     """
@@ -186,8 +186,8 @@ class ConvBlock(nn.Module):
 class Classifier(nn.Module):
     """The fc6 and fc7 of AlexNet and VGG as convolutions (arXiv 1411.4038, section 3.1).
 
-    For a feature map of the training size, kernel_size x kernel_size, the pixel at kernel_size // 2
-    on both axes equals the output of the fully connected layers.
+    If the feature map has the pretraining size, kernel_size x kernel_size, the output pixel at
+    kernel_size // 2 on both axes equals the output of the fully connected layers.
     """
 
     features: int

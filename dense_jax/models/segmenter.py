@@ -98,8 +98,8 @@ class Decoder(nn.Module):
     dtype: The dtype of the computation.
 
     A subclass may override two class variables:
-    encoder_options: The decoder's defaults for encoder options, ignored if the encoder lacks them.
-    has_switches: Whether the decoder upsamples from stride 2s to s with the switches at s.
+    encoder_options: The decoder's defaults for encoder options. Unknown ones are ignored.
+    has_switches: Whether the decoder passes switches[s] to the Upsampler from stride 2s to s.
     """
 
     num_classes: int
@@ -149,14 +149,14 @@ class Segmenter(nn.Module):
     """An encoder and a decoder for images of any size.
 
     The image is extended by reflection to a multiple of the deepest stride. With unpadded
-    convolutions, `context` pixels are also added on every side. Even then, upsampling methods that
-    read neighboring pixels (bilinear, pixel_shuffle, resize_conv, larger kernels) pad feature maps
-    at their border. Only with the other methods does the core of a tile get exactly the logits that
-    the whole image would give.
+    convolutions, `context` pixels are also added on every side. The core of a tile then gets
+    exactly the logits of the whole image only if upsampling does not read neighboring pixels.
+    Methods that do (bilinear, pixel_shuffle, resize_conv, larger kernels) pad feature maps at their
+    border.
 
     freeze_encoder: Whether the encoder runs as in evaluation and gets no gradient.
-    has_context: Whether the image includes its context. If so, the outer `context` pixels get no
-      logits.
+    has_context: Whether the image already includes `context` pixels on every side. If so, these
+      pixels get no logits.
     """
 
     encoder: Encoder
@@ -166,7 +166,7 @@ class Segmenter(nn.Module):
 
     @property
     def context(self) -> int:
-        """The number of pixels that unpadded convolutions trim on every side; 0 with padding."""
+        """The number of pixels that unpadded convolutions trim on every side, or 0 without any."""
         spec = self.encoder.spec
         stride = spec.strides[-1]
         return spec.block_loss * (stride - 1) + spec.bottom_loss * stride // 2

@@ -58,8 +58,8 @@ def bilinear(x: Array, factor: int) -> Array:
 def interpolate(x: Array, factor: int, axis: int) -> Array:
     """Interpolates linearly along one axis, with half-pixel centers and clamped edges.
 
-    Equivalent to PyTorch's `align_corners=False`. Each of the `factor` phases is a weighted sum of
-    two shifted copies, which is cheaper than the dense matrices of `jax.image.resize`.
+    Equivalent to PyTorch's `align_corners=False`. The pixels at each offset within a cell are a
+    weighted sum of x and a shifted copy, which is cheaper than `jax.image.resize`'s dense matrices.
     """
     size = x.shape[axis]
     before = jnp.take(x, jnp.maximum(jnp.arange(size) - 1, 0), axis, mode="clip")
@@ -79,16 +79,16 @@ def transposed_conv(
     factor: int,
     convolve: Callable[..., Array] = jax.lax.conv_general_dilated,
 ) -> Float[Array, "b H W f"]:
-    """Adds each pixel's value times the kernel around the pixel's factor x factor cell.
+    """Computes a transposed convolution with a stride of `factor`.
 
     With p = (k - factor + 1) // 2, pixel (i, j) contributes to the k rows that start at factor * i
     - p. Equivalent to PyTorch's conv_transpose2d(stride=factor, padding=p, output_padding=factor -
-    k + 2p). With one kernel per phase of the output, the computation runs at the lower resolution
-    and avoids products with inserted zeros.
+    k + 2p). A separate kernel for each offset within a cell keeps the computation at the lower
+    resolution and avoids products with inserted zeros.
     """
     k = kernel.shape[0]
     padding = (k - factor + 1) // 2
-    # Output phase r of cell i receives input i + d through kernel row r + padding - factor * d.
+    # Row r of cell i receives input i + d through kernel row r + padding - factor * d.
     first, last = -((k - 1 - padding) // factor), (factor - 1 + padding) // factor
     taps = last - first + 1
     before = factor * last - padding
@@ -114,12 +114,12 @@ def bilinear_kernel(size: int, factor: int, channels: int) -> Float[np.ndarray, 
 
 
 class Fixed(Upsampler, kw_only=True):
-    """A method without learned parameters, preceded by a projection to `features`.
+    """Upsamples with a fixed (non-learned) method, after a projection to `features` channels.
 
-    The weights of an interpolation sum to one, so the projection commutes with the interpolation.
-    At the lower resolution, the projection costs only 1/factor^2 of the operations.
+    At the lower resolution, the projection costs only 1/factor^2 of the operations. An
+    interpolation commutes with the projection, because the interpolation weights sum to one.
 
-    enlarge: The method as a function of a feature map and the factor.
+    enlarge: The fixed method, a function of a feature map and the factor.
     """
 
     enlarge: Callable[[Array, int], Array]
@@ -132,8 +132,8 @@ class Fixed(Upsampler, kw_only=True):
 class MaxUnpool(Upsampler):
     """Places each value at the encoder's argmax pixel and 0 elsewhere (SegNet, arXiv 1511.00561).
 
-    x is projected to the number of channels of the switches, and the result to `features`. Raises
-    ValueError if there are no switches, or if the factor is not the max-pool's 2.
+    x is first projected to the number of channels of the switches, and the unpooled map is then
+    projected to `features`. Raises ValueError if there are no switches or the factor is not 2.
     """
 
     needs_switches: ClassVar[bool] = True
@@ -152,13 +152,13 @@ class MaxUnpool(Upsampler):
 class TransposedConv(Upsampler):
     """A learned transposed convolution ("up-convolution" in U-Net, "deconvolution" in FCN).
 
-    kernel_size: The size of the kernel in output pixels. If None, the size is `factor`, so that
-      kernels do not overlap, or FCN's 2 * factor - factor % 2 if `bilinear`. A size that is not a
-      multiple of the factor is allowed, but covers the output unevenly (checkerboard).
+    kernel_size: The size of the kernel in output pixels. If None, the size is FCN's
+      2 * factor - factor % 2 if `bilinear` is set. Otherwise it is `factor`, so that kernels do not
+      overlap. A size that is not a multiple of `factor` covers the output unevenly (checkerboard).
     bilinear: Whether the kernel starts as channel-wise bilinear interpolation. If False, the kernel
-      starts random with unit gain.
+      is initialized randomly with unit gain.
     learn: Whether the kernel is learned. If False, the bilinear kernel is fixed, without a bias.
-    conv_general_dilated: The convolution function, like nn.Conv's field. If None, JAX's is used.
+    conv_general_dilated: The convolution function, as in nn.Conv. If None, JAX's is used.
     """
 
     kernel_size: int | None = None

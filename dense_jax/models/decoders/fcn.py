@@ -10,11 +10,11 @@ from dense_jax.models.segmenter import Decoder, Pyramid, Spec
 
 
 class FCN(Decoder):
-    """Scores each fused stride with a 1x1 convolution and adds up the scores while upsampling.
+    """Computes class scores at each fused stride and adds up the scores while upsampling.
 
     If the deepest features are at stride 32, `skips` of () gives FCN-32s, (16,) gives FCN-16s and
-    (16, 8) gives FCN-8s (section 4.2). A single upsampling leads from each fused stride to the next
-    one, and from the last one to the input's resolution.
+    (16, 8) gives FCN-8s (section 4.2). 1x1 convolutions compute the scores. A single upsampling
+    step leads from each fused stride to the next, and from the last to stride 1.
 
     gradual: Whether to upsample by 2 at a time instead, also through strides that are not fused.
     zero_init: Whether all scores start at 0, as in the paper.

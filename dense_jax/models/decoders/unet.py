@@ -89,7 +89,7 @@ class Level(nn.Module):
     The layers are submodules of the Module that creates them, which determines their names. If
     unpadded convolutions have trimmed x, only the center of the encoder's features is fused.
 
-    project: The projection of a skip that is added to x. If None, the skip is concatenated.
+    project: The projection of the skip before it is added to x. If None, the skip is concatenated.
     block: The convolutions, or None.
     """
 

@@ -2,8 +2,8 @@
 
 With torchvision's padding, a feature map at stride s has one row and one column less than h/s. A
 receptive field is centered about half a cell below and right of the center of the feature's cell
-(1.5, 3.5, 7.5 and 15.5 pixels). The 6x6 window of fc6 extends one cell farther up and left than
-down and right, which cancels this offset to within half a pixel.
+(by 1.5, 3.5, 7.5 and 15.5 pixels at the four strides). The 6x6 window of fc6 extends one cell
+farther up and left than down and right, which cancels this offset to within half a pixel.
 """
 
 import jax
@@ -25,7 +25,7 @@ SMALLEST = 63  # height and width that the last pool needs, in pixels
 class AlexNet(Encoder):
     """Returns features at strides 4, 8, 16 and 32 (pool5).
 
-    norm: "none" is the original network, without its local response normalization.
+    norm: "none" gives the original network without its local response normalization.
     classifier: Whether fc6 and fc7 follow pool5, as convolutions.
     taps: "before_pool" sets features[s] to the input of the max-pool from stride s to 2s.
       "after_pool" sets features[s] to the output of the max-pool from stride s/2 to s, as in FCN.

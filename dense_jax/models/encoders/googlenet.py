@@ -2,7 +2,8 @@
 
 Unlike the paper, torchvision uses batch norm, and 3x3 convolutions in the branches that the paper
 calls 5x5. At stride 2, receptive fields are centered 0.5 pixels above and left of the center of a
-feature's cell. At strides 4 to 32, they are centered 0.5, 2.5, 6.5 and 6.5 pixels below and right.
+feature's cell. At strides 4, 8, 16 and 32, they are centered 0.5, 2.5, 6.5 and 6.5 pixels below
+and right.
 """
 
 import functools

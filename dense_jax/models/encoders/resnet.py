@@ -16,7 +16,10 @@ from dense_jax.models.segmenter import Encoder, Pyramid, Spec
 
 
 class ResNet(Encoder, kw_only=True):
-    """Returns features at strides 2 (conv1) to 32. `depths` counts blocks at strides 4 to 32."""
+    """Returns features at strides 2 (conv1), 4, 8, 16 and 32.
+
+    depths: The number of blocks at each stride from 4 to 32.
+    """
 
     depths: Sequence[int]
     block: Callable[..., nn.Module]

@@ -12,7 +12,7 @@ STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, number o
 class VGG16(Encoder):
     """Returns features at strides 1, 2, 4, 8, 16 and 32 (pool5).
 
-    norm: "none" is the original network, and "batch" is torchvision's vgg16_bn.
+    norm: "none" gives the original network, and "batch" gives torchvision's vgg16_bn.
     classifier: Whether fc6 and fc7 follow pool5, as convolutions.
     taps: "before_pool" sets features[s] to the input of the max-pool from stride s to 2s.
       "after_pool" sets features[s] to the output of the max-pool from stride s/2 to s, as in FCN
