@@ -25,7 +25,7 @@ LINE_COLORS = *(f"#{OKABE_ITO[i]}" for i in (5, 6, 3, 7, 1, 2)), "#8C6D31", "#7F
 IGNORED_COLOR = (255, 255, 255)
 WRONG_COLOR = (255, 75, 0)  # distinct from dark grays and white, also for color-blind readers
 MARKS = {"(ignored)": IGNORED_COLOR, "(wrong)": WRONG_COLOR}  # legend entries besides the classes
-ERROR_COLORS = np.array([(0, 0, 0), WRONG_COLOR, IGNORED_COLOR], np.uint8)  # for 0, 1, 2
+ERROR_COLORS = np.array([(0, 0, 0), WRONG_COLOR, IGNORED_COLOR], np.uint8)  # see drawing.mistakes
 
 # Converts linear RGB to what people with deuteranopia see (Machado et al. 2009, table 1).
 _DEUTERANOPIA = (
@@ -36,11 +36,11 @@ _DEUTERANOPIA = (
 
 
 def default_palette(num_classes: int) -> Palette:
-    """Returns Okabe and Ito's colors, then one by one the color farthest from all previous ones.
+    """Returns Okabe and Ito's colors, then repeatedly the color farthest from all previous colors.
 
-    Distances are in CIELAB. The smaller distance of normal vision and deuteranopia counts. The
-    white of ignored pixels counts as a previous color (Glasbey et al. 2007, "Color displays for
-    categorical images"). A short palette is the beginning of every longer one.
+    A distance is measured in CIELAB, as the minimum over normal vision and deuteranopia. The white
+    of ignored pixels counts as a previous color (Glasbey et al. 2007, "Color displays for
+    categorical images"). A shorter palette is a prefix of every longer palette.
     """
     levels = np.arange(0, 256, 15)
     grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)

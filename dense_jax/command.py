@@ -22,14 +22,14 @@ from dense_jax.spelling import suggestion
 
 PREEMPTED = os.EX_TEMPFAIL  # exit status 75: everything is saved, the same command resumes
 MISTAKES = (ValueError, OSError, FloatingPointError, SyntaxError, flags.Error)
-WRITTEN_TO = ("output", "picture", "workdir")  # flags; a command writes to the first one given
+WRITTEN_TO = ("output", "picture", "workdir")  # flags; a command writes to the first that is set
 EXPERIMENTS = Path(__file__).parent / "experiments"
 
 flags.disclaim_key_flags()  # lists the flags defined here in the calling command's --help
 
 
 def run(main: Callable[[list[str]], Any], *, flags_parser: Callable | None = None) -> None:
-    """Parses the flags and calls main(argv). A mistake becomes one line and exit status 1."""
+    """Parses the flags and calls main(argv). Shows a user's mistake as one line."""
     # The terminal's encoding may lack characters of a class name.
     sys.stdout.reconfigure(errors="backslashreplace")  # pyrefly: ignore
     try:
@@ -61,7 +61,7 @@ def parse(argv: list[str]) -> list[str]:
 
 
 class _Path(flags.ArgumentParser):
-    """Parses a path and expands a "~" that the shell has left."""
+    """Parses a path and expands a "~" that the shell did not expand."""
 
     def parse(self, argument: str) -> str:
         if not argument:
@@ -197,7 +197,7 @@ def load_config(name: str) -> ConfigDict:
 
 
 def check_fields(config: ConfigDict, paths: Iterable[str]) -> None:
-    """Raises ValueError if a config lacks one of these dotted paths."""
+    """Raises ValueError if a config lacks one of the fields in `paths`, such as data.root."""
     for path in dict.fromkeys(paths):
         section: Any = config
         for name in path.split("."):

@@ -5,9 +5,8 @@ command generates experiments/base.py and the tables of docs/configuration.md:
 
     python -m docs.generate
 
-To add an option, add it to OPTIONS and run this command. Registries of parts, such as
-losses.LOSSES, are imported when a value is checked, so that importing this module never imports
-jax.
+To add an option, add it to OPTIONS and run this command. Registries such as losses.LOSSES
+are imported only when a value is checked, so that importing this module never imports jax.
 """
 
 import importlib
@@ -30,8 +29,8 @@ class Option(NamedTuple):
 
     default: The value in experiments/base.py. A type means that the option is unset there (None)
       and accepts values of this type.
-    valid: The interval of the number, or of each number of a tuple, such as "[0, 1)"; a tuple of
-      names; the registry that has the names, such as "losses.LOSSES"; or "" if any value is valid.
+    valid: The valid values: an interval for a number or for each number in a tuple, such as
+      "[0, 1)"; a tuple of names; a registry of names, such as "losses.LOSSES"; or "" for any value.
     meaning: The meaning of the option, with its unit.
     """
 
@@ -122,7 +121,7 @@ OPTIONS: dict[str, Any] = {
             "encoder weights, .safetensors, .npz, .pth or hf://OWNER/NAME/FILE",
         ),
         "freeze_encoder": (False, "", "True: the encoder's parameters and statistics stay"),
-        # Each part of the model has some of these. If one is unset, the part's own default applies.
+        # Each encoder and decoder has some of these options, with a default for an unset option.
         "width_multiplier": (float, "(0, inf)", "factor of the channels (encoders of fixed width)"),
         "dropout": (float, "[0, 1)", "probability, for the deepest features (after fc6, fc7)"),
         "remat": (bool, "", "True: compute activations twice, to save memory (not fcn's)"),
@@ -255,7 +254,7 @@ def _is_within(number: Any, interval: str) -> bool:
 
 
 def _check_loss(config: ConfigDict) -> None:
-    """Raises ValueError if the loss lacks a given option, or if the class weights are invalid."""
+    """Raises ValueError for options that the loss does not have, and for invalid class weights."""
     losses = importlib.import_module("dense_jax.losses").LOSSES
     balance = importlib.import_module("dense_jax.data.balance")
     accepted = {name: list(inspect.signature(loss).parameters)[2:] for name, loss in losses.items()}
@@ -287,7 +286,7 @@ def _check_loss(config: ConfigDict) -> None:
 
 
 def _check_combinations(config: ConfigDict) -> None:
-    """Raises ValueError for malformed sizes, and for values that exclude each other."""
+    """Raises ValueError for malformed sizes, and for incompatible values."""
     for section, name in (("data", "crop_size"), ("data", "canvas_size"), ("eval", "tile_size")):
         size = config[section][name]
         if size is not None and not (

@@ -18,7 +18,7 @@ from dense_jax.labels import IGNORE_LABEL
 
 Pixels = UInt8[np.ndarray, "h w c"]  # an image of any number of channels
 
-OPACITY = 0.5  # of label colors over an image, by default
+OPACITY = 0.5  # the default opacity of label colors over an image
 LONGEST = 480  # pixels, limit on the longer side of a picture shown with others
 GAP = 4  # pixels between pictures
 
@@ -36,7 +36,7 @@ def overlay(image: Pixels, labels: Labels, palette: Palette, opacity: float = OP
 
 
 def mistakes(truth: Labels, prediction: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
-    """Returns 1 where the prediction is wrong, 2 where the truth is ignored, and 0 elsewhere."""
+    """Returns a map: 1 if the prediction is wrong, 2 if the truth is ignored, and 0 otherwise."""
     return np.where(truth == IGNORE_LABEL, 2, truth != prediction).astype(np.uint8)
 
 
@@ -50,7 +50,10 @@ def errors(image: Pixels, truth: Labels, prediction: UInt8[np.ndarray, "h w"]) -
 def comparison(
     image: Pixels, truth: Labels, prediction: UInt8[np.ndarray, "h w"], palette: Palette
 ) -> dict[str, Picture]:
-    """Returns shrunken pictures. Ignored pixels are white in truth, prediction and errors."""
+    """Returns small pictures of the input, truth, prediction and errors.
+
+    Ignored pixels are white in every picture except the input.
+    """
     image, truth, prediction = map(shrink, (to_rgb(image), truth.astype(np.uint8), prediction))
     visible = np.where(truth == IGNORE_LABEL, IGNORE_LABEL, prediction)
     return {
@@ -62,7 +65,10 @@ def comparison(
 
 
 def shrink(pixels: UInt8[np.ndarray, "..."], longest: int = LONGEST) -> UInt8[np.ndarray, "..."]:
-    """Limits the longer side. Pictures [h, w, 3] are smoothed, class maps [h, w] are subsampled."""
+    """Shrinks pixels until the longer side is at most `longest`.
+
+    Pictures [h, w, 3] are smoothed, and class maps [h, w] are subsampled.
+    """
     height, width = pixels.shape[:2]
     scale = min(1.0, longest / max(height, width))
     size = max(1, round(scale * width)), max(1, round(scale * height))

@@ -1,4 +1,4 @@
-"""The conventions of labels: the value of ignored pixels, and objects as connected components.
+"""Conventions for labels: the value of ignored pixels, and objects as connected components.
 
 Base module: any other module may import it. Never uses jax.
 """
@@ -17,7 +17,7 @@ Objects = Integer[np.ndarray, "h w"]  # k in object k, 0 outside all objects
 
 
 def components(label: Integer[np.ndarray, "h w"], classes: Iterable[int]) -> Objects:
-    """Returns the 4-connected components of the given classes, each class separately, as int32."""
+    """Returns a map that numbers the 4-connected components of each given class, as int32."""
     objects = np.zeros(label.shape, np.int32)
     for k in classes:
         _, numbers = cv2.connectedComponents((label == k).astype(np.uint8), connectivity=4)

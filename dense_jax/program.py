@@ -30,7 +30,7 @@ class Program(NamedTuple):
 
     model: Returns the logits of the whole image, and mirrors the image at its border.
     inner_model: Uses the outer `model.context` pixels of an image as context, and returns the
-      logits of the rest. It equals `model` unless convolutions are unpadded.
+      logits of the rest. Equals `model` unless convolutions are unpadded.
     normalize: Maps an image's values to the network's input.
     logits_step: (variables, image [h, w, c]) -> float32 logits [h, w, num_classes].
     predict_step: (variables, image [h, w, c]) -> the class of each pixel, uint8 [h, w].
@@ -89,7 +89,7 @@ def assemble(config: ConfigDict, num_classes: int) -> Program:
 
 
 def normalization(model: ConfigDict) -> str:
-    """Returns the name of a model's normalization, by default the one that its weights need."""
+    """Returns the name of a model's input normalization. The default depends on the weights."""
     weights = ENCODERS[model.encoder].normalization if model.pretrained else "unit"
     return model.normalization or weights
 
@@ -132,7 +132,7 @@ def predict_step(
 def eval_step(
     variables: Variables, example: Mapping[str, Array], *, predict_step: Callable, num_classes: int
 ) -> tuple[dict[str, Array], UInt8[Array, "h w 2"]]:
-    """Returns the confusion matrix of one example, and its maps.
+    """Returns the confusion matrix of one example, and the maps of its classes and label.
 
     The first result is {"index": the example's index, "counts": [num_classes, num_classes]}, which
     the host reads. The second result stacks the predicted classes and the label in one array, so

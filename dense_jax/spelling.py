@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 def suggestion(
     name: str, valid: Iterable[str], spelled: Mapping[str, str] | None = None, *, most: int = 1
 ) -> str:
-    """Returns "; did you mean 'NAME'?" with the valid name closest to `name`, or "".
+    """Returns "; did you mean 'NAME'?" with the closest valid names, or "" if none is close.
 
     spelled: The text to show for each valid name. If None, the name itself is shown.
     most: The largest number of names to suggest.

@@ -89,8 +89,8 @@ def try_lock(file: IO | int, path: epath.PathLike) -> bool:
 def cache_folder() -> Path:
     """Returns the user's folder for results that can be recomputed.
 
-    For a user without a home folder, no folder can be created at this path. Every cache is
-    optional.
+    For a user without a home folder, no folder can be created at this path, so callers must also
+    work without a cache.
     """
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(os.devnull if cache.startswith("~") else cache) / "dense_jax"

@@ -86,7 +86,7 @@ def layers(model: models.Segmenter, variables: Any, image: jax.ShapeDtypeStruct)
 
 
 def layer_table(model: models.Segmenter, size: tuple[int, int], channels: int = 3) -> str:
-    """Returns the layers and their total as a Markdown table, and both halves' parameter counts.
+    """Returns a Markdown table of the layers, followed by the encoder and decoder parameter counts.
 
     size: The height and width of the image in pixels.
 
@@ -151,7 +151,7 @@ def crossings(config: Any) -> str:
 
     config: The `config.model` that supplies all other fields.
 
-    A cell contains "yes", or the number of a reason listed below the table.
+    A cell contains "yes", or the number of an error message, listed below the table.
     """
     reasons: list[str] = []
 

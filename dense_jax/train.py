@@ -1,4 +1,4 @@
-"""The training loop, which leads from a config and a workdir to a scored checkpoint."""
+"""The training loop, with its checkpoints and evaluations."""
 
 import sys
 

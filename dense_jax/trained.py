@@ -29,7 +29,7 @@ def load(directory: epath.PathLike, which: str) -> Trained:
 
     which: "best" (by eval/mean_iou), "latest", or a step.
 
-    Raises ValueError, listing the checkpoints, if there is no such checkpoint.
+    Raises ValueError, listing the saved steps, if the checkpoint does not exist.
     """
     path = epath.Path(directory).resolve()
     config = ConfigDict(files.read(path, "config.json"))

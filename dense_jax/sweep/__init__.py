@@ -7,12 +7,14 @@
     python -m dense_jax.sweep ... --index=3                  # runs only the run with this index
     python -m dense_jax.sweep ... --config.data.name=folder  # passed on to every run
 
-A sweep is a list of `{dotted.path: value}`, the overrides for each run, which an experiment's
-`get_sweep()` returns. Each run is a separate process, `python -m dense_jax.main`, with the workdir
-DIR/RUN_NAME and its output in log.txt there. The same command resumes: finished runs are skipped,
-unfinished ones resumed, failed ones tried again. DIR/sweep.json records what was started.
+A sweep is the list that an experiment's `get_sweep()` returns: one `{dotted.path: value}` for each
+run, which overrides the config. Each run is a separate process, `python -m dense_jax.main`, with
+the workdir DIR/RUN_NAME and its output in log.txt there. The same command, given again, skips
+finished runs, resumes unfinished runs and repeats failed runs. DIR/sweep.json records what was
+started.
 
-Experiment files import this module in any command, so it never imports jax and defines no flags.
+Experiment files import this module in any command, so this module never imports jax or defines
+flags.
 """
 
 import itertools

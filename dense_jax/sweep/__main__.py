@@ -15,7 +15,7 @@ from dense_jax.sweep import jobs, plan
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Leaves unknown flags in argv, because absl would reject the runs' flags --config.x=y."""
+    """Parses known flags and returns the rest, because absl would reject the runs' --config.x=y."""
     return flags.FLAGS(argv, known_only=True)
 
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _check_arguments(overrides: Sequence[str], peers: Sequence[str]) -> dict[str, str]:
-    """Returns the overrides by dotted path. Raises ValueError for flags that exclude each other."""
+    """Returns the overrides by dotted path. Raises ValueError for incompatible flags."""
     for extra in overrides:
         if not re.match(r"--config\.[^=]+=", extra):
             raise ValueError(f"unexpected argument {extra!r}; overrides are --config.x=y")

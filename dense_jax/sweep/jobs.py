@@ -1,7 +1,8 @@
 """Runs jobs as processes on this machine, several at once, each with its share of the devices.
 
 A job is a workdir and the commands to run for it, one after the other. Their output is appended to
-log.txt in the workdir. If a command fails, the rest of the job is skipped. failure.json says why:
+log.txt in the workdir. If a command fails, the rest of the job is skipped, and failure.json in
+the workdir says why:
 
     {"exit_code": 1, "error": "the command's error, or the last line of its output"}
 
@@ -48,8 +49,10 @@ def shares(num_jobs: int) -> list[Share]:
     """Divides this machine into equal shares for several jobs at once. A remainder is unused.
 
     The shares are equal because results on a CPU depend on the number of cores, and a job may
-    resume in another share. Cores are divided by affinity, which also sizes XLA's thread pool. GPUs
-    are divided if there are any. Raises ValueError if there are fewer cores or GPUs than jobs.
+    resume in another share. Each job gets its cores by CPU affinity, which also sizes XLA's thread
+    pool. GPUs are divided if there are any.
+
+    Raises ValueError if there are fewer cores or GPUs than jobs.
     """
     if num_jobs == 1:
         return [Share()]
@@ -89,7 +92,7 @@ def _share_out(what: str, items: Sequence, num_jobs: int) -> list[Sequence]:
 class Runner:
     """Runs jobs in order, as many at once as there are shares.
 
-    logs: Whether to log output to files. If False, it stays in the terminal (multi-process runs).
+    logs: Whether to log output to files. If False (multi-process), output stays in the terminal.
     """
 
     def __init__(self, jobs: Sequence[Job], shares: Sequence[Share], *, logs: bool = True):
@@ -110,7 +113,7 @@ class Runner:
             _say(f"{num_finished} of {len(jobs)} runs are already finished")
 
     def stop_on_signals(self) -> None:
-        """Stops on Ctrl-C, SIGTERM or a closed terminal. Signals that are ignored stay ignored."""
+        """Makes Ctrl-C, SIGTERM or a closed terminal call `stop`. Keeps ignored signals ignored."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, lambda *_: self.stop())
@@ -124,8 +127,8 @@ class Runner:
     def run(self) -> int:
         """Runs the jobs and returns the exit status.
 
-        The status is 0 if all jobs are finished, and 1 if some failed. It is PREEMPTED if a signal
-        stopped this process or one of the commands. Then the same command resumes.
+        The status is 0 if all jobs are finished, and 1 if some failed. The status is PREEMPTED if a
+        signal stopped this process or one of the commands, so that the same command resumes.
         """
         todo = iter([(k, job) for k, job in enumerate(self.jobs, 1) if job.commands])
         with self._progress, concurrent.futures.ThreadPoolExecutor(len(self.shares)) as pool:
@@ -182,7 +185,7 @@ class Runner:
         path = job.workdir / LOG
         with path.open("ab") if self.logs else contextlib.nullcontext() as log:
             said = False
-            # Commands inherit the lock. A command that outlived a killed sweep may still hold it.
+            # Commands inherit the lock. A command that outlived a killed sweep holds the lock.
             while log and not self.stopped and not storage.try_lock(log, path):
                 if not said:
                     _say(f"{job.name} is still run by another process: waiting for its end")
@@ -226,10 +229,10 @@ def _say(text: str) -> None:
 
 
 def _error(path: epath.Path, start: int) -> str:
-    """Returns the last error in a log after byte `start`, or the last nonempty line if none.
+    """Returns the last error in a log after byte `start`, or else the last nonempty line.
 
-    An error is printed by `command.run`: a line that starts with "error: ", and possibly indented
-    lines. Output of threads that end may follow.
+    `command.run` prints an error as a line that starts with "error: ", and possibly indented lines.
+    Threads that are still ending may print more output after the error.
     """
     with path.open("rb") as file:
         file.seek(max(start, file.seek(0, os.SEEK_END) - 65536))

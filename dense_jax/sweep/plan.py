@@ -33,7 +33,7 @@ def load_sweep(config: str) -> list[Override]:
 def as_flags(override: Override) -> list[str]:
     """Returns the command-line flags for an override. Raises ValueError if a value is None."""
     for path, value in override.items():
-        if value is None:  # the run would get the word "None", or nothing
+        if value is None:  # the run would get the string "None", or nothing
             raise ValueError(f"{path}=None cannot be written as a flag; use a value that means off")
     return [f"--config.{path}={value}" for path, value in override.items()]
 
@@ -96,7 +96,7 @@ def status(workdir: epath.Path) -> str:
 
 
 def is_finished(workdir: epath.Path) -> bool:
-    """Returns whether the run in the workdir, or every seed's run, has its result."""
+    """Returns whether the run in the workdir, or the run of each seed there, is finished."""
     results = [_read_json(run / "result.json") for run in files.runs(workdir)]
     return all(result.get("status") == "finished" for result in results)
 

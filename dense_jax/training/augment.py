@@ -4,8 +4,8 @@
 aligned. The entries of GEOMETRY compose into one map from output to input positions. At these
 positions the image is read bilinearly and the label at the nearest pixel, so that no label value is
 made up. Outside the image, the label is IGNORE_LABEL and the image is mirrored, as in evaluation.
-At the end, the colors of the image change (`color_jitter`). The result depends only on the example
-and its key, not on the batch. A transformation of strength 0 is not computed.
+Finally, `color_jitter` changes the colors of the image. The result depends only on the example and
+its key, not on the batch. A transformation of strength 0 is not computed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +24,8 @@ from dense_jax.training.color_jitter import change_colors
 ELASTIC_POINTS = 3  # points of the displacement grid along each axis, as in the U-Net paper
 NUM_CANDIDATES = 10  # windows to choose from, as in MMSegmentation
 NUM_SAMPLES = 32  # pixels sampled along each axis to judge a window
-# Draws with their own random keys. Any other transformation folds its position in GEOMETRY into the
-# example's key, so that a new transformation does not change the draws of the others.
+# The random draws with separate keys. Any other transformation folds its position in GEOMETRY into
+# the example's key, so that a new transformation does not change the draws of the others.
 KEYS = ("scale", "flip", "flip_vertical", "crop", "rotation", "shear", "elastic", "color")
 
 Coordinates = tuple[Float[Array, "h w"], Float[Array, "h w"]]
@@ -50,15 +50,15 @@ def augment(
     crop_size: The height and width of the label, in pixels.
     context: The number of pixels by which the image extends beyond the label on every side.
     resolution: The resolution of the result relative to the example, such as 0.5 to halve the size.
-    scale: The zoom is log-uniform in [1 / (1 + scale), 1 + scale].
+    scale: The zoom is drawn log-uniformly from [1 / (1 + scale), 1 + scale].
     max_class_fraction: If below 1, the crop is the first of 10 random windows in which every class
       has less than this fraction of the valid pixels, or the last window if none qualifies.
-    fields: The per-pixel targets. They move with the label, and have their `fill` where the label
-      is IGNORE_LABEL.
-    strengths: The strengths of entries of GEOMETRY and COLORS.
+    fields: The per-pixel targets. They are cropped like the label, and set to their `fill` wherever
+      the label is IGNORE_LABEL.
+    strengths: The strengths of entries of GEOMETRY and COLORS, by name. Others are 0.
     """
     keys = dict(zip(KEYS, jax.random.split(key, len(KEYS)), strict=True))
-    # Positions relative to the center of the crop, which the transformations leave in place.
+    # Positions relative to the center of the crop, about which the crop is rotated and flipped.
     y, x = jnp.meshgrid(
         *(jnp.arange(-context, n + context) + (1 - n) / 2 for n in crop_size), indexing="ij"
     )
@@ -110,7 +110,7 @@ def window_centers(
 ) -> Float[Array, "n 2"]:
     """Returns the centers of random windows, in pixels of the image.
 
-    A window lies inside an image that is larger, and contains an image that is smaller.
+    Along each axis, a window lies within the image, or contains the image if that is smaller.
     """
     window = jnp.array(crop_size) / zoom  # in pixels of the image
     free = size - window
@@ -126,7 +126,9 @@ def first_mixed(
     centers: Float[Array, "n 2"],
     max_class_fraction: float,
 ) -> Int[Array, ""]:
-    """Returns the index of the first window where no class reaches max_class_fraction, or the last.
+    """Returns the index of the first window in which no class reaches max_class_fraction.
+
+    If no window qualifies, returns the index of the last window.
 
     at: The positions of the sampled pixels of a window, relative to the window's center.
     """
@@ -140,7 +142,7 @@ def first_mixed(
 
 
 def elastic(key: Key[Array, ""], strength: float, at: Coordinates) -> Coordinates:
-    """Displaces a 3 x 3 grid of points at random, and interpolates between them bicubically.
+    """Displaces the positions by random shifts of a 3 x 3 grid, interpolated with cubic splines.
 
     strength: The standard deviation of the Gaussian displacements, in pixels of the crop (U-Net
       paper, section 3.1).
@@ -161,13 +163,13 @@ def flip_vertical(key: Key[Array, ""], probability: float, at: Coordinates) -> C
 
 
 def shear(key: Key[Array, ""], degrees: float, at: Coordinates) -> Coordinates:
-    """Shears the crop so that vertical lines lean by an angle uniform in [-degrees, degrees]."""
+    """Shears the crop. Vertical lines lean by an angle drawn uniformly from [-degrees, degrees]."""
     angle = jax.random.uniform(key, (), minval=-degrees, maxval=degrees)
     return at[0], at[1] + jnp.tan(jnp.deg2rad(angle)) * at[0]
 
 
 def rotation(key: Key[Array, ""], degrees: float, at: Coordinates) -> Coordinates:
-    """Rotates the crop about its center by an angle uniform in [-degrees, degrees]."""
+    """Rotates the crop about its center by an angle drawn uniformly from [-degrees, degrees]."""
     return rotate(at, jax.random.uniform(key, (), minval=-degrees, maxval=degrees))
 
 
@@ -201,7 +203,7 @@ def displacements(
 
 
 def rotate(at: Coordinates, degrees: Float[Array, ""] | float) -> Coordinates:
-    """Rotates positions about (0, 0), so that an image read there is rotated counterclockwise."""
+    """Rotates positions about (0, 0). An image sampled at the result is turned counterclockwise."""
     y, x = at
     cos, sin = jnp.cos(jnp.deg2rad(degrees)), jnp.sin(jnp.deg2rad(degrees))
     return cos * y + sin * x, cos * x - sin * y

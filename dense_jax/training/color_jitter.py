@@ -1,7 +1,7 @@
 """Random color augmentation on the device. It changes the image but not the label.
 
-Each entry of COLORS is called as (key, strength, planes). It draws a random amount and applies it
-to the channels, float [c, h, w] with values from 0 to 255.
+Each entry of COLORS is called as (key, strength, planes). The entry changes the channels, float
+[c, h, w] with values from 0 to 255, by a random amount.
 """
 
 import math
@@ -18,14 +18,14 @@ Planes = Float[Array, "c h w"]
 def change_colors(
     key: Key[Array, ""], image: Float[Array, "h w c"], strengths: Mapping[str, float]
 ) -> Float[Array, "h w c"]:
-    """Applies the COLORS that have a strength, in order, and clips each result to [0, 255].
+    """Applies the COLORS of nonzero strength in order, and clips each result to [0, 255].
 
-    Raises ValueError if hue or saturation has a strength and the image does not have 3 channels.
+    Raises ValueError if hue or saturation has a nonzero strength and the image is not RGB.
     """
     if not any(strengths.get(name) for name in COLORS):
         return image
-    # Computing on rows is faster than on pixels of 3 values. The loop over the channels makes
-    # XLA:CPU resample the image once. Otherwise each use of a value would repeat the resample.
+    # Computing on [c, h, w] is faster than on [h, w, c]. The loop over the channels makes XLA:CPU
+    # resample the image once. Otherwise, XLA:CPU would resample the image for each use of a value.
     planes = jax.lax.map(lambda c: image[..., c], jnp.arange(image.shape[-1]))
     for i, (name, change) in enumerate(COLORS.items()):
         if strength := strengths.get(name):
@@ -39,22 +39,28 @@ def change_colors(
 
 
 def brightness(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
-    """Multiplies the image by a factor uniform in [1 - strength, 1 + strength]."""
+    """Multiplies the image by a factor drawn uniformly from [1 - strength, 1 + strength]."""
     return _factor(key, strength) * planes
 
 
 def contrast(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
-    """Scales differences from the mean luma by a factor uniform in [1 - strength, 1 + strength]."""
+    """Scales the difference between each value and the image's mean luma by a random factor.
+
+    The factor is drawn uniformly from [1 - strength, 1 + strength].
+    """
     return _blend(jnp.mean(_gray(planes)), planes, _factor(key, strength))
 
 
 def saturation(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
-    """Scales differences from pixels' luma by a factor uniform in [1 - strength, 1 + strength]."""
+    """Scales the difference between each value and the pixel's luma by a random factor.
+
+    The factor is drawn uniformly from [1 - strength, 1 + strength].
+    """
     return _blend(_gray(planes), planes, _factor(key, strength))
 
 
 def hue(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
-    """Rotates the HSV hue by an angle uniform in [-strength, strength] degrees."""
+    """Rotates the HSV hue by an angle drawn uniformly from [-strength, strength] degrees."""
     red, green, blue = planes
     value = planes.max(axis=0)
     chroma = value - planes.min(axis=0)
@@ -72,16 +78,16 @@ def hue(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
 
 
 def gamma(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
-    """Maps v to 255 (v / 255)^g, with g log-uniform in [1 / (1 + strength), 1 + strength]."""
+    """Maps v to 255 (v / 255)^g. Draws g log-uniformly from [1 / (1 + strength), 1 + strength]."""
     limit = math.log1p(strength)
     exponent = jnp.exp(_uniform(key, -limit, limit))
     return 255 * jnp.exp(exponent * jnp.log(planes / 255))  # far faster than ** on a CPU
 
 
 def blur(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
-    """Blurs with a Gaussian whose sigma is uniform in [0, strength] pixels.
+    """Blurs with a Gaussian whose sigma is drawn uniformly from [0, strength] pixels.
 
-    The radius of the kernel is 3 * strength pixels. The image is mirrored at the border.
+    The radius of the kernel is 3 * strength, rounded up. The image is mirrored at the border.
     """
     radius = math.ceil(3 * strength)
     sigma = _uniform(key, 1e-3, strength)  # a sigma this small changes nothing
@@ -101,7 +107,7 @@ def blur(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
 
 
 def noise(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
-    """Adds Gaussian noise with a standard deviation uniform in [0, strength] gray levels."""
+    """Adds Gaussian noise whose sigma is drawn uniformly from [0, strength] gray levels."""
     key_amount, key_noise = jax.random.split(key)
     return planes + _uniform(key_amount, 0.0, strength) * jax.random.normal(key_noise, planes.shape)
 

@@ -18,9 +18,10 @@ from dense_jax.devices import mesh as meshes
 def load(
     source: Examples, batch_shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh
 ) -> tuple[dict[str, jax.Array], list[dict[str, Any]]]:
-    """Decodes a source into the memory of every device and returns (arrays [n, ...], rows).
+    """Decodes a source into the memory of every device. Returns (arrays, rows).
 
     batch_shapes: The shapes of the gathered batches, by field.
+    arrays: The decoded examples, {field: [n, ...]}.
     rows: A source for the batches. Its examples hold only `row` (the example's index) and `name`.
 
     Raises ValueError if an image is larger than the canvas or unreadable, or if the host or a
@@ -66,7 +67,7 @@ def load(
 
 
 def gather(arrays: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Adds a batch's examples, gathered by row. If `arrays` is empty, only copies the batch."""
+    """Returns a copy of the batch, with the examples at its rows added if `arrays` is not empty."""
     return {**batch, **{field: array[batch["row"]] for field, array in arrays.items()}}
 
 

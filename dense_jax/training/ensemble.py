@@ -3,7 +3,8 @@
 The methods of `Ensemble` keep three rules:
 - The device never waits for the host. A step's metrics are recorded while the next step runs.
 - A state is saved after its metrics are recorded, so a state that is not finite is never on disk.
-- No seed is two checkpoints ahead of another, and `best` is on disk before the next `latest`.
+- No seed is two checkpoints ahead of another. The `best` state is on disk before the next `latest`
+  state is saved.
 """
 
 import contextlib
@@ -126,7 +127,7 @@ class Ensemble:
         return source, evaluated
 
     def _start(self) -> None:
-        """Restores or initializes the states, and rewinds the records to their step."""
+        """Restores or initializes the states, and rewinds the records to the step of the states."""
         config, task = self._config, self._task
         whole, shardings = mesh.replicated(self._all_devices), task.placed.shardings
         keys = [
@@ -209,7 +210,7 @@ class Ensemble:
         self._late.flush()
         self._recorded_at = None
         for record in self._records:
-            record.best.wait()  # its scores are on disk, so it must survive a kill
+            record.best.wait()  # its scores are already on disk, so its state must be, too
             record.latest.wait()
         for k, record in enumerate(self._records):
             record.save(self.step, self._state_of(self._states, k))
@@ -273,11 +274,11 @@ class Ensemble:
 
 
 def restore(records: Sequence[RunRecord], like: Any) -> list[Any] | None:
-    """Returns the states at the newest step from which all runs can resume, or None at the start.
+    """Returns the states at the newest step from which all runs can resume, or None if none exists.
 
     like: The shapes of a state, with their shardings.
 
-    Raises ValueError if a run has continued without the others.
+    Raises ValueError if one run was trained further without the others.
     """
     states = [record.latest.restore_latest(like) for record in records]
     steps = [0 if state is None else int(state.step) for state in states]

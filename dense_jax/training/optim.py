@@ -26,7 +26,7 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 def make_schedule(
     name: str, learning_rate: float, *, warmup_steps: int, num_steps: int
 ) -> optax.Schedule:
-    """Returns a schedule that rises linearly from 0 over warmup_steps, then follows `name`."""
+    """Returns a schedule that rises linearly from 0 for warmup_steps, then is SCHEDULES[name]."""
     decay = SCHEDULES[name](learning_rate, num_steps - warmup_steps)
     if not warmup_steps:
         return decay
@@ -44,7 +44,7 @@ def make_optimizer(
     encoder_lr_multiplier: float = 1.0,
     freeze_encoder: bool = False,
 ) -> optax.GradientTransformation:
-    """Returns an optimizer that clips by the global norm, then applies an entry of OPTIMIZERS.
+    """Returns an optimizer that clips gradients by global norm, then applies OPTIMIZERS[name].
 
     grad_clip_norm: The largest global norm of the gradient. If 0, nothing is clipped.
     encoder_lr_multiplier: The factor on the learning rate of params["encoder"].

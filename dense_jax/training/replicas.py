@@ -1,4 +1,4 @@
-"""Trains several seeds in one program, each seed on a replica: its share of the mesh's devices.
+"""Trains several seeds in one program. Each seed has a replica, a share of the mesh's devices.
 
 The states of all seeds are stacked along a leading axis, which the mesh splits over its replicas.
 With a single replica nothing is stacked, so the program is the same as for one seed.
@@ -20,7 +20,7 @@ def side_by_side(step: Callable, mesh: Mesh) -> Callable:
     """Returns a step that runs step(state, batch, key, shared) on all replicas at once.
 
     States, keys and results are stacked; see `stack`. The batches of all replicas are concatenated;
-    see `mesh.to_global`. All replicas get the same `shared`, and they do not communicate.
+    see `mesh.to_global`. All replicas get the same `shared`. Replicas do not communicate.
     """
     if mesh.shape["replica"] == 1:
         return step
@@ -85,7 +85,7 @@ def stacked_shapes(shapes: Any, mesh: Mesh) -> Any:
 
 
 def batch_shapes(shapes: Any, mesh: Mesh) -> Any:
-    """Returns the shapes of the concatenated batches of all replicas.
+    """Returns the shapes and shardings of the concatenated batches of all replicas.
 
     shapes: The shapes of the batch of one replica.
     """

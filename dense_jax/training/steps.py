@@ -1,4 +1,4 @@
-"""The training state and the training step, as pure functions that the caller compiles.
+"""The training state, and pure (uncompiled) functions that create and update it.
 
 A training batch holds `image` [b, H, W, c], `label` uint8 [b, H, W], `size` int32 [b, 2] (the valid
 part of the canvas), `index` uint32 [b] (the example's number in the run), and the source's other
@@ -38,7 +38,7 @@ class TrainState:
     ema: Any
 
     def variables(self) -> Variables:
-        """Returns the variables for evaluation: the moving averages, or else the current values."""
+        """Returns the evaluation variables: the moving averages if any, otherwise latest values."""
         return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 
@@ -52,9 +52,10 @@ def init_state(
 ) -> TrainState:
     """Returns the state before the first step.
 
-    Call it under `jit` with `out_shardings`, so that the state is created on its final devices.
+    Call this function under `jit` with `out_shardings`, which creates the state on its final
+    devices.
 
-    encoder: The variables that replace the encoder's random ones, or None.
+    encoder: The initial variables of the encoder. If None, random variables are used.
     init: Returns randomly initialized variables for the model.
     """
     variables = dict(init(key))
@@ -91,8 +92,8 @@ def train_step(
       holds `row` [b] instead of the examples.
     augment: (key, example) -> {"image", "label", ...}, for one example.
     loss_fn: (logits, label, **fields) -> loss. The fields are the other arrays from `augment`.
-    num_microbatches: The number of parts of the batch (gradient accumulation). They are processed
-      one after the other, so only one part's activations are in memory.
+    num_microbatches: The number of parts into which the batch is split (gradient accumulation).
+      They are processed in sequence, so only one part's activations are in memory.
     """
     batch = device_cache.gather(resident, batch)
     gradient = functools.partial(
@@ -114,7 +115,7 @@ def train_step(
     return state, {
         "train/loss": loss,
         "train/grad_norm": optax.tree.norm(grads),
-        "train/param_norm": optax.tree.norm(params),  # not finite if the update is not
+        "train/param_norm": optax.tree.norm(params),  # not finite if the update is not finite
     }
 
 
@@ -163,11 +164,11 @@ def _accumulated(
 ) -> tuple[tuple[Array, Any], Any]:
     """Returns the result of `gradient` for a batch that is processed in microbatches.
 
-    Loss and gradient are means over the microbatches, which are normalized separately. They equal
-    the loss and gradient of the whole batch only if the loss is a mean over pixels or images, and
-    every microbatch has the same weight of valid ones. Overlaps per batch (Dice, Jaccard, Lovász)
-    become overlaps per microbatch. Batch norm sees one microbatch at a time and updates its running
-    averages after each.
+    Loss and gradient are means over the microbatches, each normalized separately. They equal the
+    loss and gradient of the whole batch only if the loss is a mean over pixels or images, and the
+    valid pixels or images of every microbatch have the same total weight. Losses on overlaps in
+    the batch (Dice, Jaccard, Lovász) use the overlaps in each microbatch instead. Batch norm sees
+    one microbatch at a time and updates its running averages after each.
     """
 
     def add(carry, numbered):

@@ -27,7 +27,7 @@ from dense_jax.workdir import files
 from dense_jax.workdir.record import RunFolder
 
 _LOG = logging.getLogger("dense_jax")
-# The fields that may differ between processes: a local path, and what does not affect results.
+# The fields that may differ between processes: a local path, and fields that do not affect results.
 PER_PROCESS = ("data.root", "data.workers", "data.verify")
 
 
@@ -52,8 +52,8 @@ def bind(
 ) -> Training:
     """Builds a config's optimizer, loss and augmentation, and returns training steps that use them.
 
-    class_weights: The numbers for which loss_options.class_weights stands, one per class.
-    fields: The per-pixel targets of the examples, which are arguments of the loss.
+    class_weights: The weights that loss_options.class_weights specifies, one per class, or None.
+    fields: The per-pixel targets of the examples, which are passed to the loss.
     """
     schedule = optim.make_schedule(
         config.optimizer.schedule,
@@ -121,7 +121,7 @@ class Placed(NamedTuple):
 def place(
     config: ConfigDict, training: Training, batch_shapes: Mapping[str, jax.ShapeDtypeStruct]
 ) -> Placed:
-    """Places the training of a config on all devices.
+    """Jits the training step of all seeds, and assigns its arguments to devices.
 
     batch_shapes: The shapes of the batch of one seed.
     """
@@ -169,13 +169,13 @@ def batch_shapes(
 
 
 class Task(NamedTuple):
-    """An opened task.
+    """The opened data of a config, with the functions that train and evaluate its network.
 
     source: The training split, with the per-pixel targets of the config.
     eval_source: The evaluation split.
     dataset: The content of dataset.json.
     canvas: The height and width, in pixels, to which every training image is padded or cropped.
-    encoder: The encoder's published weights. None if the config has none, or if a run was begun.
+    encoder: The encoder's published weights. None if the config has none, or if a run has begun.
     """
 
     source: data.Examples
@@ -193,7 +193,7 @@ def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
     """Opens the data that a config names and builds its training and evaluation steps.
 
     Raises ValueError, on all processes, if the data or the config cannot be used for training, if a
-    folder was begun with other data, or if the processes differ.
+    run was started with other data, or if the processes have different data or weights.
     """
     mesh.check_shares(config.num_seeds, config.batch_size, config.num_microbatches)
     source, eval_source = (
@@ -265,7 +265,7 @@ def describe(source: Any, eval_source: Any) -> dict[str, Any]:
 
 
 def facts(config: ConfigDict, folders: Sequence[RunFolder]) -> dict[str, Any]:
-    """Returns the facts in which all processes must agree before they open the data."""
+    """Returns the {fact: value} on which all processes must agree before they open the data."""
     package = sorted(pathlib.Path(__file__).parents[1].rglob("*.py"))
     fields = files.flatten(config.to_dict())
     return storage.to_json(

@@ -27,8 +27,8 @@ class Checkpoints:
     """The checkpoints in one directory, DIRECTORY/STEP, of which the newest `max_to_keep` are kept.
 
     Saving copies the state to the host immediately and writes it in the background. A checkpoint
-    gets its final name only when it is complete. If the background fails (a full disk, or a first
-    checkpoint that cannot be read), the next call of save, wait or close raises OSError.
+    gets its final name only when it is complete. If writing fails, or if the first checkpoint
+    cannot be read back, the next call of save, wait or close raises OSError.
     """
 
     def __init__(self, directory: epath.PathLike, max_to_keep: int | None = None):
@@ -77,7 +77,7 @@ class Checkpoints:
             step, self._first = self._first, 0
             try:
                 self._manager.metadata(step)  # opens every array
-            except Exception as error:  # orbax and tensorstore raise all sorts
+            except Exception as error:  # orbax and tensorstore raise many types
                 raise OSError(
                     f"checkpoint {self.directory / str(step)} was written, but cannot be read: "
                     f"{error}. Use another --workdir"
@@ -87,7 +87,7 @@ class Checkpoints:
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # orbax and tensorstore raise all sorts
+        except Exception as error:  # orbax and tensorstore raise many types
             saved = sorted(self._manager.all_steps(read=True))  # read from the disk
             raise OSError(
                 f"cannot save to {self.directory}: {error}; is the disk full? The "
@@ -124,7 +124,7 @@ class Checkpoints:
             if about.pop("checksum") != _checksum(about):
                 raise ValueError("its item `about` is damaged")
             return restored
-        except Exception as error:  # orbax and tensorstore raise all sorts
+        except Exception as error:  # orbax and tensorstore raise many types
             raise ValueError(
                 f"cannot read checkpoint {self.directory / str(step)}: {error}"
             ) from error
@@ -133,7 +133,7 @@ class Checkpoints:
         """Returns the newest state that can be read, or None if there is no checkpoint.
 
         A checkpoint that cannot be read is moved to DIRECTORY.unreadable/STEP, with a warning.
-        Raises ValueError if none can be read, because a run must not silently start over.
+        Raises ValueError if every checkpoint is unreadable, because runs must not silently restart.
         """
         steps = self.steps
         for step in reversed(steps):
@@ -150,7 +150,7 @@ class Checkpoints:
         return None
 
     def set_aside(self, step: int) -> None:
-        """Moves a checkpoint to DIRECTORY.unreadable/STEP, or STEP.1 and so on if that exists."""
+        """Moves a checkpoint to DIRECTORY.unreadable/STEP, or STEP.1 and so on if STEP exists."""
         if jax.process_index() == 0:
             aside = self.directory.parent / f"{self.directory.name}.unreadable"
             aside.mkdir(exist_ok=True)
@@ -179,8 +179,8 @@ def digests(state: Any) -> dict[str, int]:
     """Returns a digest of each array, by the array's path. Any flipped bit changes the digest.
 
     The digest is the sum modulo 2**32 of the array's values, read as unsigned integers and
-    multiplied by the odd numbers 1, 3, 5, ... It does not depend on the split over devices and
-    hosts.
+    multiplied by the odd numbers 1, 3, 5, ... The digest does not depend on the split over
+    devices and hosts.
     """
 
     paths, arrays = zip(*jax.tree_util.tree_leaves_with_path(state), strict=True)
@@ -189,7 +189,7 @@ def digests(state: Any) -> dict[str, int]:
     def digest(array: jax.Array) -> int:
         odd, total = numbers[: array.size].reshape(array.shape), 0
         for shard in array.addressable_shards:
-            if shard.replica_id == 0:  # counts one of several copies
+            if shard.replica_id == 0:  # counts only one of several copies
                 bits = np.ravel(shard.data).view(f"u{array.dtype.itemsize}")
                 bits = bits.astype(np.uint32, copy=False)
                 total += np.dot(bits, np.ravel(odd[shard.index])).item()

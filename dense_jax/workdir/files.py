@@ -87,7 +87,7 @@ def unlock(path: epath.Path) -> None:
 
 
 def read_json(path: epath.PathLike) -> dict[str, Any]:
-    """Reads a JSON file of a workdir. If it is damaged, raises ValueError, saying what to do."""
+    """Reads a JSON file of a workdir. Raises ValueError, with advice, if the file is damaged."""
     path = epath.Path(path)
     try:
         return _parse(path.read_bytes())
@@ -120,7 +120,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def differing_fields(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Returns the fields in which the configs {dotted.path: value} differ.
 
-    If every config has a `label`, a field is left out if all configs with equal labels agree on it.
+    If every config has a `label`, other fields are omitted if they are constant for each label.
     """
 
     def differ(path: str, some: Sequence[Mapping[str, Any]]) -> bool:
@@ -158,7 +158,7 @@ def compare(workdir: epath.PathLike, config: ConfigDict) -> None:
 
 
 def compare_dataset(workdir: epath.PathLike, dataset: Mapping[str, Any], root: str) -> None:
-    """Raises ValueError if the run was started with other data. The folder of the data may change.
+    """Raises ValueError if the run was started with other data. The data may have been moved.
 
     dataset: The content of dataset.json. root: The value of config.data.root.
     """
@@ -183,15 +183,15 @@ def compare_dataset(workdir: epath.PathLike, dataset: Mapping[str, Any], root: s
 
 
 def runs(directory: epath.PathLike) -> list[epath.Path]:
-    """Returns the workdirs that one command trained in: the folder itself, or one per seed."""
+    """Returns the workdirs that one command trained in: the folder, or one subfolder per seed."""
     path = epath.Path(directory)
-    children = path.iterdir() if path.is_dir() else ()  # not glob, to which [...] is a pattern
+    children = path.iterdir() if path.is_dir() else ()  # glob would read [...] as a pattern
     seeds = [child for child in children if child.name.startswith("seed=")]
     return sorted(seeds, key=lambda seed: (len(seed.name), seed.name)) or [path]
 
 
 def read(workdir: epath.PathLike, name: str) -> Any:
-    """Returns the content of a JSON file. Raises ValueError if this is not a run's workdir."""
+    """Reads the JSON file `name`. Raises ValueError if `workdir` is not the workdir of a run."""
     path = epath.Path(workdir) / name
     if not path.exists():
         if (seeds := runs(workdir)) != [path.parent]:
@@ -206,7 +206,7 @@ def read(workdir: epath.PathLike, name: str) -> Any:
 def read_records(path: epath.PathLike) -> list[dict[str, Any]]:
     """Returns the records of a metrics.jsonl. Skips damaged lines with a warning.
 
-    A last line that a kill truncated is skipped without a warning.
+    A last line that was truncated when the process was killed is skipped without a warning.
     """
     path, records = epath.Path(path), []
     text = path.read_bytes() if path.exists() else b""
@@ -223,7 +223,7 @@ def read_records(path: epath.PathLike) -> list[dict[str, Any]]:
 
 
 def environment() -> dict[str, Any]:
-    """Returns versions, devices and git commit, with "+" if tracked files have been changed."""
+    """Returns versions, devices and git commit. The commit ends in "+" if tracked files changed."""
     import jax  # imported here, because `sweep` and `report` run without it
 
     def git(*args: str) -> str:

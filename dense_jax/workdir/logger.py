@@ -61,15 +61,15 @@ class Logger:
 
     @functools.cached_property
     def _tensorboard(self):
-        # Imported at the first record, while the device is busy, because torch, if installed, comes
-        # too.
+        # Imported at the first record, while the device is busy, because tensorboardX also imports
+        # torch if torch is installed.
         import tensorboardX
 
         purge_step = self._first_step + 1 if self._first_step else None
         return tensorboardX.SummaryWriter(str(self._events), purge_step=purge_step)
 
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Logs values by their path. NaN (an undefined score) becomes null."""
+        """Logs {metric name: value}. NaN (an undefined score) becomes null."""
         if not self._active:
             return
         self._file.write(json.dumps(storage.to_json({"step": step, **scalars})) + "\n")

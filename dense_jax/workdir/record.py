@@ -22,7 +22,10 @@ LATEST_TO_KEEP = 2  # the older one is a fallback
 
 
 class RunFolder(NamedTuple):
-    """The workdir of one run, before it is opened. `title` names the run if there are several."""
+    """Identifies the workdir of one run without opening it.
+
+    title: The name of the run if there are several, otherwise "".
+    """
 
     path: epath.Path
     config: ConfigDict
@@ -107,9 +110,11 @@ class RunRecord:
         return self._log
 
     def record(self, step: int, values: Mapping[str, float], names: Iterable[str]) -> None:
-        """Logs a step's metrics. Raises FloatingPointError, with the examples, if one is not finite.
+        """Logs a step's metrics.
 
         names: The names of the step's examples on this host.
+
+        Raises FloatingPointError, naming the examples, if a metric is not finite.
         """
         if not all(map(math.isfinite, values.values())):
             raise FloatingPointError(
