@@ -3,8 +3,9 @@
 python -m benchmarks.augmented --root=CAMVID --index=200 --output=docs/augmented_camvid.jpg
 
 Each cell shows the image above a copy with its label, in which ignored pixels are white. The first
-cell shows the original example. The next cells show one augmentation each, with the draw (out of
-NUM_DRAWS) that changes the image most. The remaining cells show all augmentations together.
+cell shows the original example. Each of the next cells shows a single augmentation: of NUM_DRAWS
+random draws, the draw that changes the image most. The remaining cells show all augmentations
+together.
 """
 
 import argparse
@@ -65,7 +66,7 @@ def main() -> None:
     keys = jax.random.split(jax.random.key(0), NUM_DRAWS)
 
     def draw(options: dict[str, float]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Returns the augmented images and labels of all keys, largest change first."""
+        """Returns one augmented (image, label) pair per key, sorted by largest change first."""
         augment = jax.vmap(
             functools.partial(augment_fn, crop_size=label.shape, **options), in_axes=(0, None)
         )

@@ -1,9 +1,9 @@
 """Compares our losses and metrics with other libraries: python -m benchmarks.conformance
 
 Writes docs/conformance.md. The libraries need not be installed, because peers.json holds their
-values. Add a new value to peers.json. Also add our expression for the value to TABLES, or the
-reason why there is none to NO_COUNTERPART. A comment `# NUMBER. PROJECT#ISSUE: complaint` above a
-test adds the test to the last table of the page.
+values. To compare another value, add the value to peers.json and our equivalent expression to
+TABLES. If we have no equivalent, give the reason in NO_COUNTERPART. A comment
+`# NUMBER. PROJECT#ISSUE: complaint` above a test adds the test to the last table of the page.
 """
 
 import collections
@@ -346,7 +346,7 @@ Each is a test here, marked with its number.
 
 
 def golden_input(case: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns logits float32 [2, h, w, 3] and labels int32 [2, h, w] for a case.
+    """Returns the test input of a case: logits float32 [2, h, w, 3] and labels int32 [2, h, w].
 
     full: All classes. ign: Some pixels are ignored. abs: Class 2 is absent. img: Class 1 is absent
     from one image only. A: Perfect predictions without class 2. B: Like A, with two false positives
@@ -374,7 +374,7 @@ def golden_input(case: str) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def names(case: str) -> dict[str, Any]:
-    """Returns the names that the expressions in TABLES may use, with their values."""
+    """Returns the variables that the expressions in TABLES may use, by name."""
     logits, labels = golden_input(case)
     matrices = [
         np.asarray(metrics.confusion_matrix(p, y, 3))
@@ -399,19 +399,19 @@ def names(case: str) -> dict[str, Any]:
 
 
 def one_vs_rest(x: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Turns each pixel and class into a pixel with two classes, this class and all others."""
+    """Converts (logits, labels) to one-vs-rest form: a binary pixel per pair of pixel and class."""
     logits, labels = x[0], x[1][..., None]
     target = np.where(labels == IGNORE_LABEL, IGNORE_LABEL, labels == np.arange(3))
     return np.stack([0 * logits, logits], axis=-1).reshape(2, 1, -1, 2), target.reshape(2, 1, -1)
 
 
 def ours(expression: str, case: str) -> Any:
-    """Evaluates an expression from TABLES."""
+    """Evaluates an expression from TABLES on the input of a case."""
     return eval(expression, dict(names(case)))
 
 
 def complaints() -> list[tuple[tuple[int, str], list[str]]]:
-    """Returns the sorted pairs ((number, complaint), tests) from the comments above tests."""
+    """Returns sorted pairs ((number, complaint), tests), parsed from the comments above tests."""
     tests = collections.defaultdict(list)
     for path in sorted((REPOSITORY / "tests").rglob("test_*.py")):
         name, marks = path.relative_to(REPOSITORY).as_posix(), []
@@ -434,7 +434,7 @@ def text(value: Any) -> str:
 
 
 def comparison(title: str, cases: Sequence[str]) -> str:
-    """Returns one of TABLES as Markdown: our default, and the libraries with values for `cases`."""
+    """Returns one of TABLES as Markdown: our default, and each library with a value for `cases`."""
     default, peers = TABLES[title]
     cells = (f"**{text(ours(default, case))}**" for case in cases)
     rows = [("**ours**", *cells, f"`{default}`", "")]

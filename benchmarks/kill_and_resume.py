@@ -1,13 +1,14 @@
-"""Checks that training that is killed and resumed ends bitwise as if it were never interrupted.
+"""Checks that killing and resuming a training run leaves the results bitwise unchanged.
 
 python -m benchmarks.kill_and_resume --cycles=20 --processes=1
 
 Trains the same small run with and without interruptions, using the real command in separate
 processes. Each cycle starts a new run, sends SIGKILL or SIGTERM at a random moment of the run
-(imports, compilation, loading, saving and evaluation included), starts the run again, and compares
-parameters, statistics, optimizer state, metrics.jsonl and result.json. If there are several
-processes, one of them gets the signal. If that process dies, the others are killed as well, as
-launchers do. Prints a row per cycle. The exit status is 1 if anything differs.
+(imports, compilation, loading, saving and evaluation included), and resumes the run. The cycle then
+compares parameters, statistics, optimizer state, metrics.jsonl and result.json to the uninterrupted
+run. If a run has several processes, a random process gets the signal. If this process dies, the
+others are killed as well, as launchers do. Prints a line per cycle. The exit status is 1 if
+anything differs.
 """
 
 import argparse
@@ -41,7 +42,7 @@ OVERRIDES = {
 
 
 def start(workdir: pathlib.Path, num_processes: int, workers: int) -> list[subprocess.Popen]:
-    """Starts or resumes the run. Returns the processes."""
+    """Starts or resumes the run in `workdir`. Returns its processes."""
     command = [
         *(sys.executable, "-m", "dense_jax.main", "--config=experiments/unet_dice.py"),
         f"--workdir={workdir}",
@@ -73,7 +74,7 @@ def steps_done(workdir: pathlib.Path) -> int:
 
 
 def finish(processes: list[subprocess.Popen], workdir: pathlib.Path) -> None:
-    """Waits for an uninterrupted run. If the run fails, exits with its logs."""
+    """Waits until all processes of a run end. If the run fails, prints its logs and exits."""
     if any(process.wait() for process in processes):
         logs = sorted(workdir.parent.glob(f"{workdir.name}.*.log"))
         sys.exit("\n".join(log.read_text()[-5000:] for log in logs))

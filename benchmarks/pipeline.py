@@ -1,8 +1,8 @@
 """Measures the input pipeline: python -m benchmarks.pipeline --root=CAMVID
 
-Measures decoding, augmentation, batches with worker processes and caches, and the training step,
-for `experiments/camvid_unet.py:reduced`. If torch and albumentations are installed, also measures
-their pipeline on the same images. The measurements take turns, so that other load on the machine
+Measures decoding, augmentation, batches (with worker processes or caches) and the training step for
+`experiments/camvid_unet.py:reduced`. If torch and albumentations are installed, also measures their
+pipeline on the same images. The measurements are interleaved, so that other load on the machine
 affects all of them. Only one pipeline is open at a time. Writes benchmarks/pipeline.md.
 """
 
@@ -69,7 +69,7 @@ range. Fed by the device cache a step takes {overhead:+.1f} % (median of pairs).
 {steps}"""
 
 # Row name -> function that opens a pipeline and returns a function that makes one batch per call.
-# The pipeline is closed with the stack.
+# Closing the stack closes the pipeline.
 Rows = dict[str, Callable[[contextlib.ExitStack], Callable[[], Any]]]
 
 
@@ -95,7 +95,7 @@ class Files:
 
 
 def peers(config: Any) -> Rows:
-    """Returns the rows for OpenCV, albumentations and torch."""
+    """Returns the measurements of OpenCV, albumentations and torch, by row name."""
     height, width = config.data.crop_size
     zooms = (config.data.resolution * (1 + config.augment.scale) ** sign for sign in (-1, 1))
     transform = albumentations.Compose(
@@ -138,7 +138,7 @@ def peers(config: Any) -> Rows:
 
 
 class Ours:
-    """The rows and the training step for this package."""
+    """The measurements of this package's pipeline and training step."""
 
     def __init__(self, config: Any):
         self.config = config
@@ -209,7 +209,7 @@ class Ours:
         return rows
 
     def step_seconds(self, num_pairs: int) -> tuple[list[float], list[float]]:
-        """Returns the seconds per training step on a constant batch, and with the device cache."""
+        """Returns the seconds of training steps on a constant batch and with the device cache."""
         program = assemble(self.config, self.source.num_classes)
         training = task.bind(self.config, program, self.source.num_channels)
 
@@ -238,7 +238,7 @@ class Ours:
 
 
 def measure(rows: Rows, *, rounds: int, steps: int) -> Mapping[str, list[float]]:
-    """Returns the seconds per batch of each row in each round."""
+    """Measures each row once per round. Returns the seconds per batch, by row name."""
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     for _ in range(rounds):
         for name, opens in rows.items():

@@ -1,9 +1,10 @@
-"""Compares each layer of a network to the machine's roofline, for the page of benchmarks.speed.
+"""Compares each layer of a network to the machine's roofline, for the report of benchmarks.speed.
 
 The minimum time of a layer is the longer of two times: the time for its FLOPs at the rate of a
 matrix product, and the time to read and write its bytes at the rate of a copy. Training runs the
-layer forward and backward. It takes three times the FLOPs. It moves the input, the output, the
-parameters and the gradients of all three, and reads the input and the parameters a second time.
+forward and the backward pass, which together need three times the FLOPs of the forward pass. They
+move the input, the output, the parameters and the gradients of all three, and read the input and
+the parameters a second time. The input of the first layer needs no gradient.
 """
 
 import collections
@@ -60,7 +61,7 @@ def bytes_of(*trees: Any) -> int:
 
 
 def calls(layer: Layer) -> tuple[dict[str, Callable[[], Any]], dict[str, tuple[int, int]]]:
-    """Returns functions that run each pass of a layer, and the (FLOPs, bytes) of each pass."""
+    """Returns functions that run each pass of a layer, and the (FLOPs, bytes) of each function."""
     devices = mesh.make_mesh()
     split, whole = mesh.sharded(devices), mesh.replicated(devices)
     x, g = (
@@ -104,7 +105,7 @@ def rows(
 ) -> list[list[str]]:
     """Returns table rows for COLUMNS, one for each layer and one for the sum of all layers.
 
-    seconds_of: A function that measures the seconds of named functions.
+    seconds_of: A function that times functions, given by name, and returns the seconds by name.
     product_rate, copy_rate: The machine's rates, in FLOPs and bytes per second.
     """
     found, totals = [], dict.fromkeys(("forward", "training"), (0.0, 0.0))

@@ -1,9 +1,9 @@
 """Compares the speed of training and prediction to PyTorch: python -m benchmarks.speed
 
 Writes the tables that benchmarks/speed.md discusses, on one page per platform and version of JAX.
-For each network, the training step and the prediction of a batch take turns with the same functions
-in PyTorch (`torch_models`). The benchmark first checks that both give the same logits. Without
-`torch`, it measures only our networks. The process is set up like our commands
+For each network, our training step and prediction alternate with their equivalents in PyTorch
+(`torch_models`). The benchmark first checks that both networks compute the same logits. If `torch`
+is not installed, the benchmark measures only our networks. The process is set up like our commands
 (`startup.keep_memory`). On an accelerator, networks compute in bfloat16, PyTorch uses autocast and
 compilation, and images are larger. There, set XLA_PYTHON_CLIENT_PREALLOCATE=false, or JAX leaves no
 memory for PyTorch.
@@ -162,13 +162,13 @@ class Times(NamedTuple):
 
 
 def measure(rows: Steps, args: argparse.Namespace) -> dict[str, list[Times]]:
-    """Returns the times of each row in each round."""
+    """Measures each row in each round. Returns one `Times` per round, by row name."""
     times: dict[str, list[Times]] = {name: [] for name in rows}
     for call in rows.values():
         call()
     for _ in range(args.rounds):
         for name, call in rows.items():
-            call()  # replaces what the previous row left in the caches
+            call()  # warms the CPU caches, which still hold the previous row's data
             calls = []
             for _ in range(args.calls):
                 wall, processor = time.perf_counter(), time.process_time()
@@ -184,14 +184,14 @@ def typical(times: Mapping[str, Sequence[Times]]) -> dict[str, float]:
 
 
 class Machine(NamedTuple):
-    """A matrix product and a copy, on the same number of devices as the networks."""
+    """Operations that measure the machine's rates: a matrix product and a copy, on all devices."""
 
     calls: Steps
     flops: float  # of the matrix product
     moved: float  # the bytes that the copy moves
 
     def rates(self, seconds: Mapping[str, float]) -> tuple[float, float]:
-        """Returns the FLOPs per second and the bytes per second."""
+        """Returns the machine's FLOPs per second and bytes per second."""
         return self.flops / seconds["product"], self.moved / seconds["copy"]
 
 
@@ -215,7 +215,10 @@ def spread(values: Sequence[float], form: str = ".2f") -> str:
 
 
 def ratios(times: Mapping[str, Sequence[Times]], row: str, of: str) -> str:
-    """Formats the ratios of PyTorch's times to ours over all rounds. of: The field of `Times`."""
+    """Formats the median and range over all rounds of PyTorch's time divided by ours.
+
+    of: The field of `Times` to compare.
+    """
     pairs = zip(times[row], times[f"{row}, torch"], strict=True)
     return spread([getattr(theirs, of) / getattr(ours, of) for ours, theirs in pairs])
 
@@ -233,7 +236,7 @@ def check_same(ours: Ours, theirs: Any) -> None:
 
 
 def compare(name: str, args: argparse.Namespace) -> dict[str, list[str]]:
-    """Returns the row of a network in each table of TABLES."""
+    """Measures a network and returns its row in each table of TABLES, by title."""
     config, batch_size, size = network(name)
     ours, n, speeds = Ours(config, batch_size, size), jax.device_count(), machine()
     rows = {"train": ours.train, "predict": ours.predict, "evaluate": ours.evaluate}

@@ -2,8 +2,8 @@
 
 `Network(model)` computes the same function as a Segmenter for image sizes that are multiples of the
 deepest stride. It supports "unet" on "plain" or "resnet34", and "fcn" on "vgg16". Submodules have
-the same names as ours, so that `load` can copy our variables. Images are [b, c, h, w], in the
-memory format channels last.
+the same names as ours, so that `load` can copy our variables. Images are [b, c, h, w], in PyTorch's
+channels-last memory format.
 """
 
 import json
@@ -266,7 +266,7 @@ def load(module: nn.Module, variables: Mapping[str, Any]) -> None:
 
 
 class Twin:
-    """The training step and prediction of a network on a batch in PyTorch, like `speed.Ours`.
+    """The PyTorch counterpart of `speed.Ours`: training and prediction on a batch.
 
     On a GPU, the network computes in bfloat16 and is compiled. On a CPU, it computes in float32 and
     is not compiled.
@@ -322,7 +322,7 @@ class Twin:
         self._wait()
 
     def peak_bytes(self) -> int:
-        """Returns the peak of PyTorch's allocated memory in a training step, with the state."""
+        """Returns PyTorch's peak memory in a training step, with parameters and optimizer state."""
         self.train()
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()

@@ -67,11 +67,11 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores one checkpoint on one split, writes all files, and returns the JSON file's contents.
 
-    An option that is None has the value from the run's config: data.eval_split, eval.batch_size (in
+    An option that is None defaults to the run's config: data.eval_split, eval.batch_size (in
     tiles per step), eval.tile_size and eval.margin (in pixels). The scores do not depend on the
     batch size.
 
-    boundaries: Whether to measure boundaries, which needs complete class maps on the host.
+    boundaries: Whether to compute the boundary scores, which need complete class maps on the host.
     foreground: The classes to score as one against all others. Their connected components are the
       objects of the Rand and information scores.
     root: The data folder to use instead of the run's data.root, for moved or different data.
@@ -154,7 +154,7 @@ def _open(run: Trained, root: str | None, split: str) -> tuple[str, Any]:
 
 
 def _warn_of_other_data(path: epath.Path, source: Any) -> None:
-    """Warns if the evaluation replaces an evaluation of other data."""
+    """Warns if the evaluation will overwrite an earlier evaluation on different data."""
     with contextlib.suppress(ValueError):  # a corrupted file may be replaced
         before = files.read_json(path) if path.exists() else {}
         if before.get("dataset_fingerprint", source.fingerprint) != source.fingerprint:
@@ -170,7 +170,7 @@ def _measure(
     boundaries: bool,
     batch_size: int,
 ) -> dict[str, np.ndarray]:
-    """Predicts the split and writes the class maps.
+    """Predicts and measures all images of the split, and writes their class maps.
 
     Returns confusion_matrices [n, c, c] and, if `boundaries`, the stacked results of
     `per_image.measure`.
@@ -209,7 +209,7 @@ def _measure(
 def _scores(
     measured: Mapping[str, np.ndarray], class_names: Sequence[str], foreground: Sequence[int]
 ) -> dict[str, Any]:
-    """Returns the scores and confidence intervals by path, and the classes without a score.
+    """Returns the scores, their confidence intervals, and the classes without a score.
 
     For each class, also counts the images in which the prediction misses or invents the class.
     """

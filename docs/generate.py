@@ -48,7 +48,7 @@ def _section_lines(section: Mapping, prefix: str) -> Iterator[str]:
 
 
 def _commented(line: str, comment: str) -> list[str]:
-    """Returns a line of code with its comment behind it or, where that is too long, above it."""
+    """Returns a line of code with its comment at the end, or above the line if it is too long."""
     if not comment or len(f"{line}  # {comment}") <= 100:
         return [f"{line}  # {comment}" if comment else line]
     start = line[: len(line) - len(line.lstrip())] + "# "
@@ -56,14 +56,14 @@ def _commented(line: str, comment: str) -> list[str]:
 
 
 def _spelled(option: config.Option) -> str:
-    """Returns the default as experiments/base.py spells it."""
+    """Returns the option's default as source code for experiments/base.py."""
     if option.is_unset:
         return f"placeholder({option.default.__name__})"
     return json.dumps(option.default) if isinstance(option.default, str) else repr(option.default)
 
 
 def tables() -> str:
-    """Returns the options as Markdown tables, one for each section."""
+    """Returns the text of docs/configuration.md, with one table of options per section."""
     lines = [
         "# Configuration\n",
         "An experiment's `get_config()` sets options, and so do flags such as",

@@ -1,10 +1,11 @@
-"""Compares upsampling x skips x loss with three seeds each (72 runs) on the synthetic dataset.
+"""Compares all combinations of upsampling, skips and loss on the synthetic dataset (72 runs).
 
 python -m dense_jax.sweep --config=experiments/ablation.py --workdir=runs/ablation --jobs=2 \
     --evaluate=test
 
-Each run is small. `--config=experiments/ablation.py:full` trains wider networks for longer. For
-your own images, add --config.data.name=folder --config.data.root=ROOT and set --config.num_steps.
+Each combination has three seeds. Each run is small. `--config=experiments/ablation.py:full` trains
+wider networks for longer. For your own images, add --config.data.name=folder
+--config.data.root=ROOT and set --config.num_steps.
 """
 
 from dense_jax import sweep
@@ -30,7 +31,7 @@ def get_config(size: str = "reduced"):
 
 
 def get_sweep():
-    """Returns the runs, ordered by seed so that a table is available early."""
+    """Returns the runs, seed by seed, so that a table with one seed is available early."""
     return sweep.grid(
         **{
             "seed": SEEDS,

@@ -3,7 +3,7 @@
 python -m dense_jax.sweep --config=experiments/ablation_augmentation.py --workdir=runs/augmentation
 
 For other sizes and datasets, see `ablation`. The color changes require RGB images.
-docs/augmentation.md explains and shows each field.
+docs/augmentation.md explains and shows each augmentation.
 """
 
 from dense_jax import sweep

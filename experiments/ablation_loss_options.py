@@ -40,7 +40,7 @@ VARIANTS = {
 
 
 def get_sweep():
-    """Returns the runs, ordered by seed so that a table is available early."""
+    """Returns the runs, seed by seed, so that a table with one seed is available early."""
     return [
         {"label": label} | fields | seed
         for seed in sweep.grid(seed=SEEDS)

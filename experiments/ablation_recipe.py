@@ -23,7 +23,7 @@ VARIANTS = {
 
 
 def get_sweep():
-    """Returns the runs. "poly" is the schedule of DeepLab. The average covers about 50 steps."""
+    """Returns the runs. "poly" is DeepLab's schedule. The weight average covers about 50 steps."""
     return [
         {"label": label} | fields | seed
         for seed in sweep.grid(seed=SEEDS)

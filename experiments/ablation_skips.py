@@ -1,4 +1,4 @@
-"""Which skips are worth it? Compares none, each alone, and growing sets of skips (18 runs).
+"""Which skips are worth it? Compares no skips, single skips and growing sets of skips (18 runs).
 
 python -m dense_jax.sweep --config=experiments/ablation_skips.py --workdir=runs/skips
 

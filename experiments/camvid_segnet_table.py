@@ -58,7 +58,10 @@ BALANCING = (
 
 
 def get_config(size: str = "reduced"):
-    """Leaves options of single variants unset. size: "reduced" (for two CPU cores) or "full"."""
+    """Returns the config, in which options that only some variants have are unset.
+
+    size: "reduced" (for two CPU cores) or "full".
+    """
     if size not in ("reduced", "full"):
         raise ValueError(f"the size {size!r} must be reduced or full")
     config = segnet_basic.get_config()

@@ -18,10 +18,10 @@ from dense_jax.experiments import base
 
 
 def get_config():
-    """Fixes all upsampling to bilinear interpolation, as in the authors' later models.
+    """Returns a config with fixed bilinear upsampling, as in the authors' later models.
 
-    In their first models, upsampling only starts as bilinear interpolation, and every layer except
-    the last is learned; see upsampling_options.learn.
+    In the authors' first models, bilinear interpolation is only the initialization, and all
+    upsampling layers except the last are learned; see upsampling_options.learn.
     """
     config = base.get_config()
     config.num_steps = 10_000

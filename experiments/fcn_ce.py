@@ -7,7 +7,7 @@ from dense_jax.experiments import base
 
 
 def get_config():
-    """Upsamples bilinearly, as the paper does initially (arXiv 1411.4038, section 3.3)."""
+    """Returns a config with bilinear upsampling, as initialized in arXiv 1411.4038, section 3.3."""
     config = base.get_config()
     config.model.name = "fcn"
     config.model.upsampling = "bilinear"

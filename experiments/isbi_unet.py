@@ -11,7 +11,7 @@ from dense_jax.experiments import base
 
 
 def get_config():
-    """Flips in both directions, because sections have no upright orientation."""
+    """Returns a config with flips in both directions, because sections have no orientation."""
     config = base.get_config()
     config.num_steps = 400
     config.batch_size = 4

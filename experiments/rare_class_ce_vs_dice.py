@@ -3,11 +3,12 @@
 python -m dense_jax.sweep --config=experiments/rare_class_ce_vs_dice.py --workdir=runs/rare \
     --config.data.name=folder --config.data.root=ROOT --config.num_steps=2000
 
-Each loss has five seeds. The sweep is for two classes of which one is rare, such as retinal vessels
-or cracks. By default, it runs on the synthetic dataset, whose class `speck` covers less than 1 % of
-the pixels. Compare the IoU of the rare class, its accuracy (the fraction of its pixels that are
-found) and its precision (the fraction of found pixels that are correct), because a weighted
-cross-entropy gains accuracy at the cost of precision. The Dice of the class is 2 IoU / (1 + IoU).
+Each loss has five seeds. The sweep is for datasets with two classes, one of them rare, such as
+retinal vessels or cracks. By default, it runs on the synthetic dataset, whose class `speck` covers
+less than 1 % of the pixels. Compare the IoU of the rare class, its accuracy (the fraction of its
+pixels that are found) and its precision (the fraction of found pixels that are correct), because a
+weighted cross-entropy gains accuracy at the cost of precision. The Dice of the class is
+2 IoU / (1 + IoU).
 """
 
 from dense_jax import sweep
@@ -15,7 +16,10 @@ from dense_jax.experiments import ablation
 
 
 def get_config(size: str = "reduced"):
-    """Flips and rotates images freely, because they have no orientation. size: See `ablation`."""
+    """Returns a config with free flips and rotations, because the images have no orientation.
+
+    size: See `ablation`.
+    """
     config = ablation.get_config(size)
     config.augment.flip_vertical = 0.5
     config.augment.rotation = 180.0

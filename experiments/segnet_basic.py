@@ -17,7 +17,7 @@ from dense_jax.experiments import base
 
 
 def get_config():
-    """Trains on whole CamVid images of 360 x 480 pixels."""
+    """Returns a config for whole CamVid images of 360 x 480 pixels."""
     config = base.get_config()
     config.num_steps = 10_000
     config.batch_size = 12

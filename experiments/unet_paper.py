@@ -22,7 +22,7 @@ from dense_jax.experiments import base
 
 
 def get_config():
-    """Sets crop_size to the size of the labels. The network input has 572 x 572 pixels."""
+    """Returns the config. crop_size is the size of the labels; the input has 572 x 572 pixels."""
     config = base.get_config()
     config.num_steps = 20_000
     config.batch_size = 1

@@ -24,7 +24,7 @@ from dense_jax import class_colors, drawing, storage
 def writing(
     path: epath.PathLike, names: Sequence[str], palette: UInt8[np.ndarray, "classes 3"]
 ) -> Iterator[Callable[[int, np.ndarray], None]]:
-    """Yields add(i, classes) for image i's class map, uint8 [h, w]. Writes the file on exit."""
+    """Yields add(i, classes), which adds class map i, uint8 [h, w]. The file appears on exit."""
     with storage.atomic(path) as file, zipfile.ZipFile(file, "w") as archive:
 
         def add(i: int, classes: np.ndarray) -> None:
@@ -39,7 +39,7 @@ def writing(
 
 
 def read(path: epath.PathLike, numbers: Sequence[int]) -> list[UInt8[np.ndarray, "_ _"]]:
-    """Reads the class maps of the images `numbers`. Raises KeyError if the file lacks one."""
+    """Reads the class maps of the images `numbers`. Raises KeyError if an image is missing."""
     with epath.Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
         members = {int(name.partition("_")[0]): name for name in archive.namelist()}
         return [np.array(Image.open(io.BytesIO(archive.read(members[i])))) for i in numbers]
@@ -48,7 +48,10 @@ def read(path: epath.PathLike, numbers: Sequence[int]) -> list[UInt8[np.ndarray,
 def draw(
     path: epath.PathLike, source: Any, numbers: Sequence[int], scores: np.ndarray
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Draws the images `numbers` with predictions and mean IoU; `scores` [n] covers all images."""
+    """Draws the images `numbers` with their labels, predictions and mean IoU.
+
+    scores: The mean IoU of every image of the split, [n].
+    """
     palette = class_colors.palette_of(source)
     rows = []
     for i, classes in zip(numbers, read(path, numbers), strict=True):

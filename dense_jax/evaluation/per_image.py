@@ -48,10 +48,10 @@ def measure(
 def phase_errors(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
     """Counts wrong and valid pixels by (y mod PERIOD, x mod PERIOD): int64 [PERIOD, PERIOD, 2].
 
-    If upsampling treats pixels differently by their position within a stride, errors are more
-    frequent at some phases (Odena et al. 2016, "Deconvolution and checkerboard artifacts"). Phases
-    are relative to the image. They equal the network's phases if the image fits into one tile and
-    is not resized.
+    If upsampling treats pixels differently depending on their position within a stride, errors are
+    more frequent at some phases (Odena et al. 2016, "Deconvolution and checkerboard artifacts").
+    Phases are counted from the image's corner. The network counts from the corner of the tile, so
+    the phases agree if the image fits into one tile and is not resized.
     """
     valid = label != IGNORE_LABEL
     counts = np.stack([valid & (prediction != label), valid], axis=-1)
@@ -69,7 +69,7 @@ class Pool:
         self._pool = futures.ProcessPoolExecutor(
             num_processes, multiprocessing.get_context("spawn"), initializer=_start_worker
         )
-        # Limits the waiting class maps, because a large split's class maps do not fit into memory.
+        # Limits the number of queued images, because memory cannot hold a large split's class maps.
         self._room = threading.Semaphore(8 * num_processes)
         self._pending: dict[futures.Future, int] = {}
         self._options = num_classes, tuple(foreground)
@@ -110,8 +110,8 @@ def _start_worker() -> None:
     The worker runs at idle priority, because the network needs all cores at once and any competing
     process would slow the network down.
     """
-    # Only the evaluating process handles Ctrl-C. SIGTERM must still end this process, because the
-    # pool sends SIGTERM after another worker dies.
+    # Only the evaluating process handles Ctrl-C. SIGTERM must still end this worker, because the
+    # pool sends SIGTERM to all workers after one of them dies.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     workers.end_with_parent()
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

@@ -16,7 +16,7 @@ from dense_jax.devices.mesh import to_global
 from dense_jax.devices.one_step_late import OneStepLate
 from dense_jax.inference.stitching import Stitcher
 
-# Takes an image's index, predicted classes, and label; both maps are uint8 [h, w].
+# A function of an image's index, predicted class map and label map, both uint8 [h, w].
 Receive = Callable[[int, np.ndarray, np.ndarray], object]
 
 
@@ -33,7 +33,7 @@ def score(
     receive: Receive | None = None,
     num_received: int | None = None,
 ) -> np.ndarray:
-    """Returns the confusion matrix of each image, int32 [n, c, c]. Sum the matrices in int64.
+    """Returns the confusion matrix of each image, int32 [n, c, c]. Sums of matrices need int64.
 
     eval_step: The step from `program.jit_eval_step`. Every host gets the results of all tiles.
     tilings: The tiles of one source; see `tiles.tilings`.
@@ -41,8 +41,9 @@ def score(
       of devices.
     per_image: Whether to return one matrix per image. If False, returns only the sum, int64 [c, c],
       because [n, c, c] may not fit into memory.
-    receive: The function to call for the first `num_received` images of the source, or for all
-      images if `num_received` is None.
+    receive: The function that gets the complete class map and label map of an image.
+    num_received: The number of images, from the start of the source, to pass to `receive`. If None,
+      all images.
     """
     source = tilings[0].source
     num_images = len(source)

@@ -1,4 +1,4 @@
-"""Markdown tables in general, and the tables of an evaluation. Never imports jax."""
+"""Markdown tables in general, and the tables of an evaluation report. Never imports jax."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -47,7 +47,7 @@ def markdown_table(
 
 
 def escape(name: str) -> str:
-    """Escapes GitHub markup in a name, but keeps underscores as in snake_case."""
+    """Escapes GitHub markup in a name, but not underscores within a word, as in snake_case."""
     name = re.sub(r"([\\`*\[\]<>|~&$])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", name)
     return " ".join(name.split())
 
@@ -149,7 +149,7 @@ def _row(
 
 
 def _cell(evaluation: Mapping[str, Any], metric: Metric, path: str) -> str:
-    """Returns a score with its confidence interval, or "" if there is no such score."""
+    """Formats a score with its confidence interval, or returns "" if the evaluation lacks it."""
     score = evaluation.get(f"eval/{path}")
     if score is None:
         return ""

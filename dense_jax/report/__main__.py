@@ -11,8 +11,8 @@ Writes these files to DIR:
 A run is any folder at or below DIR with a config.json or failure.json. Each table row is one
 configuration, labeled by the fields in which the rows differ. The runs of a row may differ in the
 seed and in fields that cannot change a score. Each cell is the mean over the seeds. If there are at
-least two seeds, the cell has a 95% t-interval, and a mark if the score differs from the baseline
-row. An unfinished run is never part of a mean and is named below the table.
+least two seeds, the cell has a 95% t-interval, and an asterisk if the score differs significantly
+from the baseline row. An unfinished run is never part of a mean and is listed below the table.
 
 Scores are from the end of training. With --split, they are from `dense_jax.evaluate`, which must
 have evaluated each run. Runs that were scored differently share a table only with --mixed.
@@ -32,9 +32,10 @@ from dense_jax.report.page import to_html
 
 
 def write(root: pathlib.Path, num_pictures: int = 12, **options: Any) -> list[pathlib.Path]:
-    """Writes the files of a report into `root`. Options and errors are those of `rows.build`.
+    """Writes the files of a report on the runs in `root` into `root`. Returns their paths.
 
     num_pictures: The number of images in the page's gallery.
+    options: The options of `rows.build`.
     """
     report = rows.build(root, **options)
     title, pictures = f"{root.resolve().name}: results", gallery.build(report.rows, num_pictures)

@@ -1,7 +1,8 @@
-"""Decides which runs may share a table, because their scores were measured in the same way.
+"""Decides which runs may share a table.
 
-Runs in a table may differ in how they were trained, but not in what they were scored on, or how.
-`measure` collects these facts. Runs are comparable if every fact that they share has equal values.
+Runs may be trained differently, but must be scored on the same data and in the same way. `measure`
+collects the facts about how each run was scored. Runs are comparable if no fact has different
+values among the runs that have it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,9 +13,10 @@ from dense_jax.spelling import some
 
 
 def measure(runs: Sequence[RunFolder], split: str | None) -> None:
-    """Sets RunFolder.measured, the facts about how each run's scores were measured.
+    """Sets RunFolder.measured, the facts about how each run was scored.
 
-    split: The split whose evaluations contain the scores. If None, training's last scores count.
+    split: The split whose evaluations contain the scores. If None, the scores are from the end of
+      training.
     """
     checkpoints = _checkpoints(runs)
     for run, checkpoint in zip(runs, checkpoints, strict=True):
@@ -29,7 +31,7 @@ def _training_facts(run: RunFolder) -> dict[str, Any]:
         "classes": run.dataset.get("class_names"),
         "metric convention": run.result.get("metric_convention"),
         "dataset": run.fields.get("data.name"),
-        # Training records nothing else about its files. Fingerprints differ between splits.
+        # Training records only the training split's fingerprint, which depends on the split.
         f"training data of split {run.fields.get('data.train_split')}": run.training_data,
         "checkpoint": "final",
     }
@@ -59,7 +61,7 @@ def _evaluation_facts(run: RunFolder, checkpoint: str) -> dict[str, Any]:
 def _checkpoints(runs: Sequence[RunFolder]) -> list[str]:
     """Returns the checkpoint that each run evaluated: "best", "final" or "neither best nor final".
 
-    If a checkpoint is both, the name that fits all runs is preferred, then "best".
+    If a checkpoint is both best and final, prefers the name that fits all runs, or else "best".
     """
 
     def holds(run: RunFolder, kind: str) -> bool:
@@ -73,7 +75,7 @@ def _checkpoints(runs: Sequence[RunFolder]) -> list[str]:
 
 
 def conflicts(runs: Sequence[RunFolder]) -> dict[str, dict[str, list[str]]]:
-    """Returns the facts that make runs incomparable: fact -> value -> names of the runs."""
+    """Returns the facts that have several values, as {fact: {value: names of the runs}}."""
     facts: dict[str, dict[str, list[str]]] = {}
     for run in runs:
         for fact, value in run.measured.items():
@@ -100,7 +102,7 @@ def refuse(differing: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
 
 
 def number_groups(runs: Sequence[RunFolder]) -> list[str]:
-    """Returns each run's group number, from "1", or "" if all runs are comparable."""
+    """Returns the number of each run's comparable group, from "1", or "" if there is only one."""
     facts = conflicts(runs)
     groups = [tuple(run.measured.get(fact) for fact in facts) for run in runs]
     distinct = list(dict.fromkeys(groups))

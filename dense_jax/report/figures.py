@@ -41,7 +41,7 @@ IOU_LABEL = METRICS["iou"].score_label
 
 
 def write(folder: pathlib.Path, report: Report) -> list[pathlib.Path]:
-    """Writes the figures. Equal numbers produce identical files."""
+    """Writes the figures to `folder`. The same report data always gives byte-identical files."""
     from matplotlib import rc_context
 
     for name in ("fontTools", "matplotlib"):  # these log every step of finding or embedding a font
@@ -92,7 +92,7 @@ def draw(report: Report) -> Iterator[tuple[str, "Figure"]]:
 
 
 def evaluated(row: Row, path: str) -> tuple[float, float]:
-    """Returns the mean over the evaluated seeds and half its interval, or NaN if undefined."""
+    """Returns a score's mean over the evaluated seeds and its interval's half width, or NaN."""
     values = [number(run.evaluation, path) for run in row.runs if run.evaluation]
     return interval(values) if values else (math.nan, math.nan)
 
@@ -168,7 +168,7 @@ def by_band_width(rows: Sequence[Row], bands: Sequence[Points]) -> "Figure":
 def error_rates(row: Row) -> np.ndarray | None:
     """Returns the error rate by (y mod 16, x mod 16) over all evaluated seeds and images.
 
-    Returns None if no run was evaluated with boundaries.
+    Returns None if no run has these counts, which are recorded only if boundaries are measured.
     """
     arrays = [run.array("phase_errors", (16, 16, 2)) for run in row.runs]
     counts = [array.sum(axis=0) for array in arrays if array is not None]
@@ -179,7 +179,7 @@ def error_rates(row: Row) -> np.ndarray | None:
 
 
 def by_phase(rows: Sequence[Row], phases: dict[int, np.ndarray]) -> "Figure":
-    """Draws a map for each row: the error rate by phase, relative to the mean over phases.
+    """Draws a map for each row: the error rate by (y mod 16, x mod 16), divided by its mean.
 
     If the map is 1 everywhere, a pixel's position does not matter. A pattern that repeats every s
     pixels is an artifact of upsampling by s. The borders and the content of the images add patterns

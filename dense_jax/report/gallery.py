@@ -103,7 +103,7 @@ def build(rows: Sequence[Row], limit: int) -> dict[str, Any] | None:
 
 
 def _evaluated(i: int, row: Row) -> Evaluated | None:
-    """Returns the row's first run with a complete evaluation, or None if there is none."""
+    """Returns the row's first run with readable matrices and class maps, or None if none has."""
     for run in row.runs:
         if run.evaluation:
             c = len(run.evaluation["class_names"])
@@ -126,7 +126,7 @@ def _predicted(evaluated: Evaluated, numbers: Sequence[int]) -> list[np.ndarray]
 def _examples(
     evaluated: Evaluated, numbers: Sequence[int]
 ) -> tuple[list[dict[str, Any] | None], str]:
-    """Returns the examples and "", or a None for each example and the reason for its absence."""
+    """Returns the examples `numbers` and "". After an error, returns Nones and the message."""
     evaluation = evaluated.run.evaluation
     try:
         source = data.open_dataset(*(evaluation[key] for key in ("dataset", "root", "split")))
@@ -160,7 +160,7 @@ def _about(first: Evaluated, num_images: int, missing: str, without: set[int]) -
 def _pictures(
     maps: Sequence[np.ndarray], truths: Sequence[np.ndarray | None], palette: np.ndarray
 ) -> dict[str, list[str | None]]:
-    """Returns pictures of predictions and errors. Without a label, the error picture is None."""
+    """Returns data URIs of the predictions and errors. Without a label, the error is None."""
     predictions, errors = [], []
     for guess, truth in zip(map(drawing.shrink, maps), truths, strict=True):
         error = None
@@ -174,8 +174,8 @@ def _pictures(
 
 
 def _classes_uri(classes: np.ndarray, palette: np.ndarray) -> str:
-    """Returns a class map as a PNG data URI, with ignored pixels as one more class, in white."""
-    # Index 255 would need 8 bits per pixel, even if there are few classes.
+    """Returns a class map as a PNG data URI, in which ignored pixels are white."""
+    # Replace IGNORE_LABEL (255), which would need 8 bits per pixel even for few classes.
     classes = np.where(classes == IGNORE_LABEL, len(palette), classes).astype(np.uint8)
     colors = np.concatenate([palette, np.array([class_colors.IGNORED_COLOR], np.uint8)])
     return _uri(class_colors.indexed(classes, colors), "PNG")

@@ -14,7 +14,7 @@ VOID_POLICY = (
 
 
 def manifest(report: Report) -> dict[str, Any]:
-    """Returns the manifest for report.json: each row's config hash, code, data and measurement."""
+    """Returns the manifest for report.json: each row's config, code, data and scoring."""
     return {"void_policy": VOID_POLICY, "rows": [_row(report, row) for row in report.rows]}
 
 
@@ -38,7 +38,7 @@ def _row(report: Report, row: Row) -> dict[str, Any]:
 
 
 def columns(report: Report) -> tuple[list[str], dict[str, list[str]]]:
-    """Returns the facts that all rows share, as text, and the facts that differ, as text by row."""
+    """Returns the facts that all rows share, and the text per row of each fact that differs."""
     cells = {
         "config": [row.runs[0].config_hash for row in report.rows],
         "seeds": [str(len(row.runs)) for row in report.rows],
@@ -54,7 +54,7 @@ def columns(report: Report) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def remarks(report: Report) -> list[str]:
-    """Returns sentences on how this table was made. NOTE describes what is true of all tables."""
+    """Returns sentences on this report's table. `rows.NOTE` has the sentences for every table."""
     if not report.rows:
         return []
     runs = [run for row in report.rows for run in row.runs]
@@ -110,7 +110,7 @@ def _commit(run: RunFolder) -> str:
 
 
 def _short_commit(run: RunFolder) -> str:
-    """Returns the first ten digits of the commit, and "+" if files were changed."""
+    """Returns the first ten digits of the commit, and "+" if there were uncommitted changes."""
     commit = _commit(run)
     return commit[:10] + ("+" if commit[10:].endswith("+") else "")
 

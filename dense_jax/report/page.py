@@ -1,4 +1,4 @@
-"""Builds the HTML page of a report, which needs no network and no other file."""
+"""Builds the HTML page of a report as a single file that works offline."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def curve(row: Row) -> list[tuple[float, float, float, float]]:
-    """Returns (step, mean, min, max) over the seeds, at the steps that all seeds logged."""
+    """Returns (step, mean, min, max) of the seeds' mean IoU at each step that all seeds logged."""
     runs = [dict(run.curve) for run in row.runs if run.curve]
     steps = sorted(set.intersection(*map(set, runs))) if runs else []
     scores = [[run[step] for run in runs] for step in steps]
@@ -31,7 +31,7 @@ def curve(row: Row) -> list[tuple[float, float, float, float]]:
 
 
 def plot(rows: Sequence[Row]) -> dict[str, Any] | None:
-    """Returns learning curves in percent of the plot's width and height, or None without curves."""
+    """Returns the curves and ticks in percent of the plot's size, or None if no row has a curve."""
     curves = {i: points for i, row in enumerate(rows) if (points := curve(row))}
     points = [point for points in curves.values() for point in points]
     if not points:
@@ -89,7 +89,7 @@ def matrices(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def to_html(title: str, report: Report, gallery: Mapping[str, Any] | None = None) -> str:
-    """Returns the page, in which Jinja2 escapes all names.
+    """Returns the page as HTML. Jinja2 escapes all names.
 
     gallery: The result of `gallery.build`.
     """

@@ -19,7 +19,7 @@ OPERATIONAL = {*files.OPERATIONAL, "eval_every"}
 
 
 class RunFolder:
-    """The contents of a run's files, and whether the run can be in a table.
+    """The contents of a run's files. If `scores` is empty, no table has the run; see `status`.
 
     The contents of an unreadable file are {}.
 
@@ -47,7 +47,7 @@ class RunFolder:
         is_finished = bool(self.fields) and self.result.get("status") == "finished"
         self.final = mapping(self.result.get("final")) if is_finished else {}
         self.scores = (self.evaluation if split and self.final else self.final) or {}
-        # The reason if there are no scores.
+        # Explains why there are no scores, if there are none.
         self.status = failed or str(
             self.result.get(
                 "status", f"unfinished, at step {last} of {self.fields.get('num_steps')}"
@@ -128,9 +128,9 @@ def read_evaluation(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_curve(path: pathlib.Path) -> tuple[int, list[tuple[float, float]]]:
-    """Returns the last logged step and pairs (step, mean IoU). A repeated step counts once.
+    """Returns the last logged step and pairs (step, mean IoU). A later record of a step wins.
 
-    If the file cannot be read, returns no pairs, because the scores do not need them.
+    If the file cannot be read, returns no pairs, because the scores do not depend on them.
     """
     last, points = 0, {}
     with contextlib.suppress(OSError, ValueError, RecursionError):

@@ -22,7 +22,7 @@ NOTE = (
     "t-test over the shared seeds, after Holm's correction for the rows of its column."
 )
 ABSENT = "–"
-# Control characters except tab and newline, text direction controls, and surrogates.
+# Matches control characters except tab and newline, text direction controls, and surrogates.
 _INVISIBLE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -51,11 +51,11 @@ class Row:
         return ", ".join(self.label)
 
     def score(self, path: str) -> tuple[float, float]:
-        """Returns the mean over the seeds and half its interval's width, or NaN if undefined."""
+        """Returns a score's mean over the seeds and its interval's half width, or NaN."""
         return statistics.interval([number(run.scores, path) for run in self.runs])
 
     def seed_scores(self, path: str) -> dict[str, float]:
-        """Returns the scores by seed, without the seeds that have none."""
+        """Returns the score by seed. Seeds without this score are left out."""
         values = {str(run.fields.get("seed")): number(run.scores, path) for run in self.runs}
         return {seed: value for seed, value in values.items() if not math.isnan(value)}
 
@@ -95,7 +95,7 @@ def build(
     split: The split whose evaluation_SPLIT.json contains the scores. If None, the scores are from
       the end of training.
     per_class: Whether to add columns for each class's IoU.
-    baseline: The FIELD=VALUE,... of the row to test against. If None, the first row.
+    baseline: The row to test the other rows against, as FIELD=VALUE,... . If None, the first row.
     mixed: Whether runs that are not comparable may share the table.
 
     Raises ValueError if there is no run, if runs are not comparable, or if not exactly one row
@@ -137,7 +137,7 @@ def build(
 
 
 def _group(runs: Sequence[RunFolder], ignored: set[str]) -> tuple[list[Row], list[str]]:
-    """Groups the runs by configuration. Returns the rows, and notes on repeated seeds."""
+    """Groups the runs by configuration. Returns the rows, and notes on runs that repeat a seed."""
     rows: dict[tuple[str, str], Row] = {}
     notes = []
     for run, group in zip(runs, comparable.number_groups(runs), strict=True):
@@ -210,8 +210,8 @@ def visible(value: Any) -> Any:
 def _name_roots(runs: Sequence[RunFolder]) -> None:
     """Replaces data.root by an identifier of the data, because paths differ between machines.
 
-    If all data with this name and split is the same, data.root is None. Otherwise, data.root is the
-    first path of the data, followed by the fingerprint.
+    If all runs with the same data.name and training split used the same data, data.root becomes
+    None. Otherwise, data.root becomes the first known path of the data and the fingerprint.
     """
 
     def name(run: RunFolder) -> tuple[str, str]:
@@ -227,7 +227,7 @@ def _name_roots(runs: Sequence[RunFolder]) -> None:
 
 
 def _columns(runs: Sequence[RunFolder], per_class: bool) -> list[Column]:
-    """Returns the table's columns. Only evaluations contain boundary and object scores."""
+    """Returns the table's columns. Boundary and object scores are included if a run has them."""
     paths = list(dict.fromkeys(path for run in runs for path in run.scores))
     columns = []
     for metric in METRICS.values():
@@ -242,7 +242,7 @@ def _columns(runs: Sequence[RunFolder], per_class: bool) -> list[Column]:
 
 
 def _test(rows: Sequence[Row], baseline: Row, columns: Sequence[Column]) -> None:
-    """Sets the p-values, Holm-corrected by column, of all rows comparable with the baseline."""
+    """Tests comparable rows against the baseline. Sets p-values, Holm-corrected per column."""
     baseline.is_baseline = True
     others = [row for row in rows if row is not baseline and row.group == baseline.group]
     for path, *_ in columns:

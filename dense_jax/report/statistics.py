@@ -23,8 +23,8 @@ def paired_p_value(values: Sequence[float], others: Sequence[float]) -> float:
     """Returns the two-sided p-value of the paired t-test.
 
     The statistic is t = mean(d) / (s / sqrt(n)), where d are the n differences and s is their
-    standard deviation. If n < 2, returns NaN. If s = 0, returns the limit, which is 1 if d = 0 and
-    0 otherwise. Differences that differ only by rounding count as equal.
+    standard deviation. If n < 2, returns NaN. If s = 0, returns the limit: 1 if all d are 0, and 0
+    otherwise. Values of d that differ only by rounding count as equal.
     """
     if len(values) < 2:
         return math.nan
@@ -38,8 +38,8 @@ def paired_p_value(values: Sequence[float], others: Sequence[float]) -> float:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Applies Holm's correction for the family-wise error rate to the p-values of m tests.
 
-    The i-th smallest becomes max over j <= i of min(1, (m - j + 1) p_j) (Holm 1979, "A simple
-    sequentially rejective multiple test procedure"). A NaN stays NaN and does not count as a test.
+    The i-th smallest p-value becomes max over j <= i of min(1, (m - j + 1) p_j) (Holm 1979, "A
+    simple sequentially rejective multiple test procedure"). NaN stays NaN and is not counted in m.
     """
     p = np.array(p_values, np.float64)
     tested = np.flatnonzero(~np.isnan(p))

@@ -25,7 +25,7 @@ COST_NOTE = (
 
 
 class Cell(NamedTuple):
-    """A cell for Markdown, LaTeX and HTML, and the CSV cells that represent the same value."""
+    """A table cell: its text in Markdown, LaTeX and HTML, and its values in CSV (one or more)."""
 
     text: str
     is_bold: bool = False
@@ -36,10 +36,10 @@ Table = list[list[Cell]]  # the first line is the header
 
 
 def score_table(report: Report) -> Table:
-    """Returns the table of scores. Bold marks the best comparable row in each column.
+    """Returns the score table. In each column, bold marks the best row of each comparable group.
 
-    The CSV has the mean, the half width of its interval, and the corrected p-value against the
-    baseline.
+    In CSV, a score has three columns: the mean, the half width of its interval, and the corrected
+    p-value against the baseline.
     """
     heads = [
         Cell(label, plain=(path, f"{path}/half_interval", f"{path}/p_value"))
@@ -67,7 +67,7 @@ def _score_cell(report: Report, row: Row, column: Column) -> Cell:
 def cost_table(report: Report) -> Table:
     """Returns the table of costs per row.
 
-    Costs are separate from the scores, because timings vary between starts.
+    Costs and scores have separate tables, because timings are not reproducible but scores are.
     """
     heads = [Cell(head, plain=(key,)) for key, (head, _, _) in COSTS.items()]
     parameters = Cell("parameters", plain=("num_parameters",))
@@ -132,13 +132,13 @@ LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 
 
 def latex(name: str) -> str:
-    """Escapes a name. Braces keep the preceding command from parsing the name as an option."""
+    """Escapes a name. Braces keep a command from parsing a leading "[" or "*" as an option."""
     name = " ".join("".join(LATEX.get(c, c) for c in name).split())
     return f"{{}}{name}" if name.startswith(("[", "*")) else name
 
 
 def latex_table(table: Table, num_names: int, comments: Sequence[str]) -> str:
-    """Returns a table below comments. The first `num_names` columns contain text."""
+    """Returns comments and a LaTeX table, whose first `num_names` columns contain text."""
     head, *body = [
         " & ".join(
             rf"\textbf{{{latex(cell)}}}" if is_bold else latex(cell) for cell, is_bold, _ in line
@@ -170,10 +170,7 @@ _FORMULA = re.compile(r"[=@\t\r]|[+-](?![0-9.]+(e[+-]?[0-9]+)?$)", re.IGNORECASE
 
 
 def to_csv(table: Table) -> str:
-    """Returns the table as CSV with numbers at full precision. Missing numbers are empty cells.
-
-    Equal scores produce identical text.
-    """
+    """Returns the table as CSV with numbers at full precision. Missing numbers are empty cells."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     for line in table:
@@ -183,7 +180,7 @@ def to_csv(table: Table) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Adds an apostrophe to text that a spreadsheet would evaluate, except for negative numbers."""
+    """Adds an apostrophe before text that a spreadsheet would evaluate as a formula."""
     if isinstance(value, str):
         return f"'{value}" if _FORMULA.match(value) else value
     return "" if value is None or math.isnan(value) else value
