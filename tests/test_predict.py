@@ -10,6 +10,7 @@ import tifffile
 from PIL import Image
 
 from dense_jax import class_colors, drawing, predict
+from dense_jax.data import image_strips
 from dense_jax.inference import image_files
 from dense_jax.inference.predictor import Predictor, entropy
 

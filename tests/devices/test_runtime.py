@@ -117,7 +117,7 @@ def test_a_training_step_has_fewer_temporaries_unless_the_user_says_otherwise():
     """XLA reads its flags once, so in processes of their own."""
     code = (
         "from dense_jax.devices import runtime; runtime.keep_memory(); runtime.keep_memory()\n"
-        "import jax; from dense_jax import cost; from dense_jax.devices.cpu import convolution\n"
+        "import jax; from dense_jax.devices import cost; from dense_jax.devices.cpu import convolution\n"
         "def loss(kernels, x):\n"
         "    for kernel in kernels:\n"
         "        x = jax.nn.relu(convolution(x, kernel, (1, 1), 'SAME'))\n"
