@@ -37,7 +37,8 @@ OVERRIDES = {
     "checkpoint_every": 5,
     "log_every": 1,
     "model.widths": "(4, 8)",
-    "data.crop_size": "(32, 32)",
+    "model.convs_per_level": 1,
+    "data.crop_size": "(16, 16)",
 }
 
 

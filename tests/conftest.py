@@ -29,6 +29,19 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 flags.FLAGS.mark_as_parsed()
 
 
+# The files that take longest, in the order in which they start.
+SLOWEST = (
+    *("test_train", "test_readme", "test_multihost", "test_models", "test_ensemble", "test_export"),
+    *("test_evaluate", "test_steps", "test_runtime", "test_summary"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Starts the slowest files first."""
+    order = {name: number for number, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 def mesh_of(num_devices: int) -> jax.sharding.Mesh:
     """Returns a mesh like `mesh.make_mesh`, with the first `num_devices` devices."""
     auto = jax.sharding.AxisType.Auto

@@ -17,6 +17,7 @@ from tests.conftest import REPOSITORY
 PRELOAD = ("dense_jax.train", "dense_jax.inference.predictor", "dense_jax.report.rows")
 SMALL = [
     *("--config.num_steps=2", "--config.model.widths=(2,2,2,2)"),
+    "--config.model.convs_per_level=1",
     *("--config.data.crop_size=(16,16)", "--config.eval.num_pictures=1"),
 ]
 
