@@ -1,20 +1,20 @@
-"""Scores a trained workdir: python -m dense_jax.evaluate --workdir=DIR [--split=test].
+"""Scores the trained model in a workdir: python -m dense_jax.evaluate --workdir=DIR [--split=test].
 
 Writes evaluation_SPLIT with these extensions:
 
   .json, .md  the scores
-  .npz        each image's name and measurements
+  .npz        the name, confusion matrix and other measurements of each image
   .zip        the predicted class maps as PNGs in the class colors
-  .png        the worst-scoring images
+  .png        the images with the lowest mean IoU
 
 Every valid pixel of the split is counted exactly once, at the labels' original resolution. Ignored
 pixels are not counted. A class that appears in neither the labels nor the predictions gets a null
-score, is listed, and is excluded from the means.
+score and is excluded from the means.
 
 Region scores, boundary_iou and trimap_mean_iou/PIXELS are computed over all pixels of the split at
 once. boundary_f1, hausdorff95, average_surface_distance, rand_score and information_score are
-averaged over the images for which they are defined, because a contour or an object belongs to one
-image. mean_over_images/NAME is the mean of NAME computed for each image separately.
+computed for each image and averaged over the images for which they are defined.
+mean_over_images/NAME is the score NAME, computed for each image and averaged.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ from dense_jax.trained import Trained, load
 from dense_jax.workdir import files
 
 _LOG = logging.getLogger("dense_jax")
-NUM_DRAWN = 6  # number of worst-scoring images to draw
+NUM_DRAWN = 6  # the number of images with the lowest mean IoU to draw
 # Flags that are passed to `evaluate` unchanged.
 OPTIONS = (
     "split",
@@ -67,14 +67,13 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores one checkpoint on one split, writes all files, and returns the JSON file's contents.
 
-    An option that is None defaults to the run's config: data.eval_split, eval.batch_size (in
-    tiles per step), eval.tile_size and eval.margin (in pixels). The scores do not depend on the
-    batch size.
-
-    boundaries: Whether to compute the boundary scores, which need complete class maps on the host.
-    foreground: The classes to score as one against all others. Their connected components are the
-      objects of the Rand and information scores.
-    root: The data folder to use instead of the run's data.root, for moved or different data.
+    split, batch_size, tile_size, margin: If None, data.eval_split, eval.batch_size (in tiles per
+      step), eval.tile_size and eval.margin (in pixels) from the run's config. The scores do not
+      depend on the batch size.
+    boundaries: Whether to compute the boundary scores.
+    foreground: The classes to merge into one class, which is scored against all others. Connected
+      components of the merged class are the objects in the Rand and information scores.
+    root: The folder of moved or different data. If None, the run's data.root.
     output: The output folder. If None, the workdir.
     """
     run = load(directory, checkpoint)
@@ -135,14 +134,14 @@ def _check_writable(folder: epath.Path) -> None:
 
 
 def _open(run: Trained, root: str | None, split: str) -> tuple[str, Any]:
-    """Returns the split's folder and source. Raises ValueError if the data does not fit the run."""
+    """Opens the split and checks that it fits the run. Returns the data folder and the source."""
     config = run.config.data
     if root is None and not epath.Path(config.root).is_dir():
         raise ValueError(f"{config.root} is gone: pass --root=FOLDER, where the data is now")
     folder = files.absolute(config.root if root is None else root)
     source = data.open_dataset(config.name, folder, split)
     facts = {"class_names": source.class_names, "num_channels": source.num_channels}
-    if root is None:  # other files may store the same data differently
+    if root is None:  # another copy may use another value type or range
         facts |= {"values": source.values, "value_range": source.value_range}
     for field, value in storage.to_json(facts).items():
         if value != run.dataset[field]:
@@ -155,7 +154,7 @@ def _open(run: Trained, root: str | None, split: str) -> tuple[str, Any]:
 
 def _warn_of_other_data(path: epath.Path, source: Any) -> None:
     """Warns if the evaluation will overwrite an earlier evaluation on different data."""
-    with contextlib.suppress(ValueError):  # a corrupted file may be replaced
+    with contextlib.suppress(ValueError):  # no warning if the earlier file is corrupted
         before = files.read_json(path) if path.exists() else {}
         if before.get("dataset_fingerprint", source.fingerprint) != source.fingerprint:
             _LOG.warning("%s was of other data, %s, and is replaced", path, before.get("root"))
@@ -172,8 +171,7 @@ def _measure(
 ) -> dict[str, np.ndarray]:
     """Predicts and measures all images of the split, and writes their class maps.
 
-    Returns confusion_matrices [n, c, c] and, if `boundaries`, the stacked results of
-    `per_image.measure`.
+    Returns confusion_matrices [n, c, c] and, if `boundaries`, the results of `Pool.results`.
     """
     source = tilings[0].source
     receivers: list[Callable[..., object]] = []
@@ -202,16 +200,17 @@ def _measure(
         )
         measured = {"confusion_matrices": matrices} | (pool.results() if pool else {})
         if jax.process_index() == 0:
-            path.unlink(missing_ok=True)  # written last, so all files exist if this one does
+            path.unlink(missing_ok=True)  # exists only if all files are complete
     return measured
 
 
 def _scores(
     measured: Mapping[str, np.ndarray], class_names: Sequence[str], foreground: Sequence[int]
 ) -> dict[str, Any]:
-    """Returns the scores, their confidence intervals, and the classes without a score.
+    """Returns the part of the JSON file that contains the scores.
 
-    For each class, also counts the images in which the prediction misses or invents the class.
+    A class is missed in an image if only the label contains it, and invented if only the prediction
+    contains it.
     """
     statistics = aggregation.image_statistics(measured, foreground)
     scores, low, high = (
@@ -222,7 +221,7 @@ def _scores(
         )
     )
     matrices = measured["confusion_matrices"]
-    true, guessed = matrices.any(axis=2), matrices.any(axis=1)  # [n, c]: whether image shows class
+    true, guessed = matrices.any(axis=2), matrices.any(axis=1)  # [n, c]: the image has the class
     somewhere = np.any(true | guessed, axis=0)
     return {
         "classes_without_score": [
@@ -255,7 +254,7 @@ def _write(
 
 
 def main(argv: list[str]) -> None:
-    """Evaluates a run, or every seed of a run, and prints the tables."""
+    """Evaluates the run, or one run per seed, in the workdir and prints the tables."""
     runtime.prepare()
     args = flags.FLAGS
     options = {name: getattr(args, name) for name in OPTIONS}

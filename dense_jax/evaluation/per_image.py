@@ -1,4 +1,4 @@
-"""Measures per-image scores that need complete class maps, in processes that never import jax."""
+"""Measures the scores that need an image's whole class map, in processes that never import jax."""
 
 import multiprocessing
 import os
@@ -19,16 +19,17 @@ from dense_jax.data import workers
 from dense_jax.labels import IGNORE_LABEL, components
 from dense_jax.metrics import boundary
 
-PERIOD = 16  # pixels; a multiple of the upsampling strides 2, 4, 8 and 16
+PERIOD = 16  # in pixels; a multiple of all upsampling strides: 2, 4, 8 and 16
 
 
 def measure(
     prediction: np.ndarray, label: np.ndarray, num_classes: int, foreground: Sequence[int] = ()
 ) -> dict[str, np.ndarray]:
-    """Returns the boundary metrics, `trimap_iou` and `phase_errors` for two class maps [h, w].
+    """Returns one image's boundary metrics, `trimap_iou` and `phase_errors`, by name.
 
-    If there are foreground classes, also returns the object metrics. Objects are the connected
-    components of all foreground classes together.
+    prediction, label: Class maps [h, w].
+    foreground: If not empty, the object metrics are included. An object is a connected component of
+      the union of these classes.
     """
     maps = boundary.MapPair(prediction, label, num_classes)
     measured = {metric.name: metric.function(maps) for metric in metrics.of_kind("boundary")}
@@ -46,12 +47,12 @@ def measure(
 
 
 def phase_errors(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Counts wrong and valid pixels by (y mod PERIOD, x mod PERIOD): int64 [PERIOD, PERIOD, 2].
+    """Counts wrong and valid pixels at each phase. Returns int64 [PERIOD, PERIOD, 2].
 
-    If upsampling treats pixels differently depending on their position within a stride, errors are
-    more frequent at some phases (Odena et al. 2016, "Deconvolution and checkerboard artifacts").
-    Phases are counted from the image's corner. The network counts from the corner of the tile, so
-    the phases agree if the image fits into one tile and is not resized.
+    The phase of a pixel is (y mod PERIOD, x mod PERIOD). If errors are more frequent at some
+    phases, upsampling may cause them (Odena et al. 2016, "Deconvolution and checkerboard
+    artifacts"). If the image is resized or has several tiles, its phases may not match the
+    network's strides.
     """
     valid = label != IGNORE_LABEL
     counts = np.stack([valid & (prediction != label), valid], axis=-1)
@@ -62,7 +63,7 @@ def phase_errors(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 class Pool:
-    """Measures images as their predictions arrive, in one process per CPU."""
+    """Measures images in one worker process per CPU, as their predictions arrive."""
 
     def __init__(self, num_classes: int, foreground: Sequence[int] = ()):
         num_processes = len(os.sched_getaffinity(0))
@@ -78,7 +79,7 @@ class Pool:
             self._submit(os.getpid)
 
     def submit(self, i: int, prediction: np.ndarray, label: np.ndarray) -> None:
-        """Queues image i's class maps [h, w]. Blocks while too many images are unfinished."""
+        """Queues image i, given as class maps [h, w]. Blocks if too many images are unfinished."""
         self._room.acquire()
         future = self._submit(measure, prediction, label, *self._options)
         future.add_done_callback(lambda _: self._room.release())
@@ -91,7 +92,7 @@ class Pool:
             return self._pool.submit(function, *args)
 
     def results(self) -> dict[str, np.ndarray]:
-        """Waits for all images and returns the results of `measure`, stacked over images."""
+        """Waits for all images. Returns each result of `measure` by name, stacked over images."""
         done = futures.as_completed(self._pending)
         bar = tqdm(done, "boundaries", len(self._pending), unit="image", leave=False, disable=None)
         measured = {self._pending[future]: future.result() for future in bar}
@@ -105,13 +106,12 @@ class Pool:
 
 
 def _start_worker() -> None:
-    """Sets up a worker process that ends when the evaluating process ends for any reason.
+    """Ties a worker's lifetime to the evaluating process, and gives the worker idle priority.
 
-    The worker runs at idle priority, because the network needs all cores at once and any competing
-    process would slow the network down.
+    The network uses all cores at once, so any competing process would slow the network down.
     """
     # Only the evaluating process handles Ctrl-C. SIGTERM must still end this worker, because the
-    # pool sends SIGTERM to all workers after one of them dies.
+    # pool sends SIGTERM to all other workers when one dies.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     workers.end_with_parent()
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

@@ -1,4 +1,4 @@
-"""Exact evaluation of a split, which counts every valid pixel of every image exactly once."""
+"""Computes confusion matrices in which every valid pixel of a split is counted exactly once."""
 
 import contextlib
 import functools
@@ -16,7 +16,7 @@ from dense_jax.devices.mesh import to_global
 from dense_jax.devices.one_step_late import OneStepLate
 from dense_jax.inference.stitching import Stitcher
 
-# A function of an image's index, predicted class map and label map, both uint8 [h, w].
+# The arguments are an image's index, its predicted class map and its label map, uint8 [h, w].
 Receive = Callable[[int, np.ndarray, np.ndarray], object]
 
 
@@ -33,17 +33,16 @@ def score(
     receive: Receive | None = None,
     num_received: int | None = None,
 ) -> np.ndarray:
-    """Returns the confusion matrix of each image, int32 [n, c, c]. Sums of matrices need int64.
+    """Returns the confusion matrix of each image, int32 [n, c, c]. Sum the matrices in int64.
 
-    eval_step: The step from `program.jit_eval_step`. Every host gets the results of all tiles.
+    eval_step: The result of `program.jit_eval_step`.
     tilings: The tiles of one source; see `tiles.tilings`.
     batch_size: The number of tiles per step over all hosts, rounded up to a multiple of the number
       of devices.
     per_image: Whether to return one matrix per image. If False, returns only the sum, int64 [c, c],
       because [n, c, c] may not fit into memory.
-    receive: The function that gets the complete class map and label map of an image.
-    num_received: The number of images, from the start of the source, to pass to `receive`. If None,
-      all images.
+    receive: A function to call with each image's complete class map and label map.
+    num_received: The number of images to pass to `receive`, starting with the first. If None, all.
     """
     source = tilings[0].source
     num_images = len(source)
@@ -69,7 +68,7 @@ def score(
 
 
 class _Scores:
-    """The confusion matrices of a source, or their sum, accumulated tile by tile."""
+    """Accumulates the confusion matrix of each image, or of all images, tile by tile."""
 
     def __init__(self, matrices: np.ndarray, receive: Receive | None, num_received: int):
         self.matrices = matrices
@@ -77,7 +76,7 @@ class _Scores:
         self._num_received = num_received
 
     def add(self, stitcher: Stitcher, counted: Mapping[str, Any], maps: Any) -> None:
-        """Adds the results of `eval_step` for one batch. Padding tiles have the index -1."""
+        """Adds the results of `eval_step` for one batch. Skips padding tiles (index -1)."""
         counts = np.asarray(counted["counts"])
         for k, number in enumerate(np.asarray(counted["index"]).tolist()):
             if number < 0:

@@ -1,4 +1,4 @@
-"""Markdown tables in general, and the tables of an evaluation report. Never imports jax."""
+"""Formats tables and whole evaluations as Markdown. Never imports jax."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,9 +23,9 @@ def markdown_table(
 ) -> str:
     """Returns a Markdown table without a trailing newline.
 
-    lines: The rows of cells, of which the first is the header. Cells are Markdown; see `escape`.
-    num_names: The number of text columns, on the left. The other columns contain numbers.
-    padded: Whether to align the columns with spaces, for reading the table as plain text.
+    lines: The rows, starting with the header. Each cell is Markdown; `escape` converts plain text.
+    num_names: The number of left-aligned text columns. The columns after them contain numbers.
+    padded: Whether to align the columns with spaces, so that the table is readable as plain text.
     """
     head, *body = map(list, lines)
     widths = [0] * len(head)
@@ -47,7 +47,7 @@ def markdown_table(
 
 
 def escape(name: str) -> str:
-    """Escapes GitHub markup in a name, but not underscores within a word, as in snake_case."""
+    """Escapes GitHub markup in a name, except for underscores within a word (snake_case)."""
     name = re.sub(r"([\\`*\[\]<>|~&$])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", name)
     return " ".join(name.split())
 
@@ -149,7 +149,7 @@ def _row(
 
 
 def _cell(evaluation: Mapping[str, Any], metric: Metric, path: str) -> str:
-    """Formats a score with its confidence interval, or returns "" if the evaluation lacks it."""
+    """Formats a score with its confidence interval, or returns "" if the score is missing."""
     score = evaluation.get(f"eval/{path}")
     if score is None:
         return ""

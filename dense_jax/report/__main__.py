@@ -2,20 +2,21 @@
 
 Writes these files to DIR:
 
-  report.html              one page with curves, class scores, confusion matrices and pictures
+  report.html              learning curves, class scores, confusion matrices and predictions
   report.md, .csv, .tex    the table of scores
-  report.json              the manifest
+  report.json              the config, code, data and scoring of each row
   report_cost.csv, .tex    the costs of the runs
   figures/                 figures for a paper
 
 A run is any folder at or below DIR with a config.json or failure.json. Each table row is one
-configuration, labeled by the fields in which the rows differ. The runs of a row may differ in the
-seed and in fields that cannot change a score. Each cell is the mean over the seeds. If there are at
-least two seeds, the cell has a 95% t-interval, and an asterisk if the score differs significantly
-from the baseline row. An unfinished run is never part of a mean and is listed below the table.
+configuration, labeled by the fields in which the rows differ. The runs of a row may differ only in
+the seed and in fields that cannot change a score. Each score is the mean over the seeds. If there
+are at least two seeds, the score has a 95% t-interval. An asterisk marks a significant difference
+from the baseline row. Unfinished runs are not in the table, but are listed below the table.
 
-Scores are from the end of training. With --split, they are from `dense_jax.evaluate`, which must
-have evaluated each run. Runs that were scored differently share a table only with --mixed.
+Without --split, the scores are from the end of training. With --split, the scores are from
+`dense_jax.evaluate`, so each run must be evaluated first. If runs were scored differently, the
+report fails unless --mixed is set.
 """
 
 import json
@@ -32,7 +33,7 @@ from dense_jax.report.page import to_html
 
 
 def write(root: pathlib.Path, num_pictures: int = 12, **options: Any) -> list[pathlib.Path]:
-    """Writes the files of a report on the runs in `root` into `root`. Returns their paths.
+    """Writes a report on the runs in `root` to the same folder. Returns the paths of the files.
 
     num_pictures: The number of images in the page's gallery.
     options: The options of `rows.build`.

@@ -1,8 +1,8 @@
 """Decides which runs may share a table.
 
 Runs may be trained differently, but must be scored on the same data and in the same way. `measure`
-collects the facts about how each run was scored. Runs are comparable if no fact has different
-values among the runs that have it.
+records how each run was scored, as a dict of facts. Two runs are comparable if they agree on
+every fact that both have.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from dense_jax.spelling import some
 
 
 def measure(runs: Sequence[RunFolder], split: str | None) -> None:
-    """Sets RunFolder.measured, the facts about how each run was scored.
+    """Sets RunFolder.measured to {fact: value}, which describes how the run was scored.
 
     split: The split whose evaluations contain the scores. If None, the scores are from the end of
       training.
@@ -31,7 +31,7 @@ def _training_facts(run: RunFolder) -> dict[str, Any]:
         "classes": run.dataset.get("class_names"),
         "metric convention": run.result.get("metric_convention"),
         "dataset": run.fields.get("data.name"),
-        # Training records only the training split's fingerprint, which depends on the split.
+        # Only the fingerprint of the training split is recorded, and each split has another.
         f"training data of split {run.fields.get('data.train_split')}": run.training_data,
         "checkpoint": "final",
     }
@@ -53,15 +53,16 @@ def _evaluation_facts(run: RunFolder, checkpoint: str) -> dict[str, Any]:
         # Data created in memory has no fingerprint and is identified by name.
         "evaluated data": str(fingerprint)[:12] if fingerprint else evaluation.get("dataset"),
         "checkpoint": checkpoint,
-        # The command line may override a config's tiles, but all runs of a config must agree.
+        # Configs may use different tiles, but all runs of one config must use the same tiles.
         f"tiles of config {run.config_hash}": tiles,
     }
 
 
 def _checkpoints(runs: Sequence[RunFolder]) -> list[str]:
-    """Returns the checkpoint that each run evaluated: "best", "final" or "neither best nor final".
+    """Returns "best", "final" or "neither best nor final" for each run's evaluated checkpoint.
 
-    If a checkpoint is both best and final, prefers the name that fits all runs, or else "best".
+    A checkpoint may be both best and final. If possible, all runs then get the same name, otherwise
+    "best".
     """
 
     def holds(run: RunFolder, kind: str) -> bool:
@@ -75,7 +76,7 @@ def _checkpoints(runs: Sequence[RunFolder]) -> list[str]:
 
 
 def conflicts(runs: Sequence[RunFolder]) -> dict[str, dict[str, list[str]]]:
-    """Returns the facts that have several values, as {fact: {value: names of the runs}}."""
+    """Returns the facts in which the runs differ, as {fact: {value: names of the runs}}."""
     facts: dict[str, dict[str, list[str]]] = {}
     for run in runs:
         for fact, value in run.measured.items():
@@ -84,7 +85,7 @@ def conflicts(runs: Sequence[RunFolder]) -> dict[str, dict[str, list[str]]]:
 
 
 def refuse(differing: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-    """Raises ValueError unless `differing`, the result of `conflicts`, is empty."""
+    """Raises ValueError if `differing`, the result of `conflicts`, is not empty."""
     if not differing:
         return
     lines = []
@@ -102,7 +103,7 @@ def refuse(differing: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
 
 
 def number_groups(runs: Sequence[RunFolder]) -> list[str]:
-    """Returns the number of each run's comparable group, from "1", or "" if there is only one."""
+    """Labels each run's group of comparable runs: "1", "2", ..., or "" if there is one group."""
     facts = conflicts(runs)
     groups = [tuple(run.measured.get(fact) for fact in facts) for run in runs]
     distinct = list(dict.fromkeys(groups))

@@ -6,11 +6,11 @@ by_FIELD        mean IoU for each value of a config field in which the rows diff
 boundary_f1     boundary F1, averaged over classes, against mean IoU
 flops           mean IoU against the FLOPs of the forward pass per image
 band_width      mean IoU of the pixels near the label's boundaries, against the band width
-error_by_phase  error rate by the pixel's position in a cell of 16 x 16 pixels
+error_by_phase  error rate by pixel position (y mod 16, x mod 16)
 
 Each point is the mean over a row's seeds. Points are numbered like the rows of the report. Error
-bars are 95% t-intervals if there are at least two seeds. by_FIELD and flops show the table's mean
-IoU. The other figures show scores of the evaluated checkpoints.
+bars are 95% t-intervals, drawn if there are at least two seeds. by_FIELD and flops show the mean
+IoU from the report's table. The other figures show scores from `dense_jax.evaluate`.
 """
 
 import logging
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Points = Sequence[tuple[float, float]]  # mean and half interval, or NaN if there is none
+Points = Sequence[tuple[float, float]]  # pairs (mean, half width of the interval); NaN if missing
 
 WIDTH = 3.3  # inches
 MARKERS = "os^Dv"  # the marker changes each time the colors repeat
@@ -44,7 +44,7 @@ def write(folder: pathlib.Path, report: Report) -> list[pathlib.Path]:
     """Writes the figures to `folder`. The same report data always gives byte-identical files."""
     from matplotlib import rc_context
 
-    for name in ("fontTools", "matplotlib"):  # these log every step of finding or embedding a font
+    for name in ("fontTools", "matplotlib"):  # both log every font they try
         logging.getLogger(name).setLevel(logging.WARNING)
     paths = []
     with rc_context(fname=pathlib.Path(__file__).with_name("figures.mplstyle")):
@@ -57,7 +57,7 @@ def write(folder: pathlib.Path, report: Report) -> list[pathlib.Path]:
 
 
 def draw(report: Report) -> Iterator[tuple[str, "Figure"]]:
-    """Yields the name and the figure for each figure whose data exists."""
+    """Yields pairs (name, figure) for the figures whose data exists."""
     from matplotlib import ticker
 
     rows = report.rows
@@ -92,7 +92,7 @@ def draw(report: Report) -> Iterator[tuple[str, "Figure"]]:
 
 
 def evaluated(row: Row, path: str) -> tuple[float, float]:
-    """Returns a score's mean over the evaluated seeds and its interval's half width, or NaN."""
+    """Returns a score's mean over the evaluated seeds and its interval's half width, or NaNs."""
     values = [number(run.evaluation, path) for run in row.runs if run.evaluation]
     return interval(values) if values else (math.nan, math.nan)
 
@@ -102,10 +102,10 @@ def _exist(points: Points) -> bool:
 
 
 def by_field(report: Report, i: int) -> "Figure":
-    """Draws one group of points for each value of field i.
+    """Draws the mean IoU, with one group of points for each value of field i.
 
-    Of the remaining fields, the first sets the color, and each combination of the others gets its
-    own panel.
+    The first of the other fields sets the color. Each combination of the remaining fields gets a
+    separate panel.
     """
     rows, others = report.rows, [k for k in range(len(report.fields)) if k != i]
 
@@ -136,7 +136,7 @@ def by_field(report: Report, i: int) -> "Figure":
 
 
 def scatter(rows: Sequence[Row], x: Points, y: Points) -> tuple["Figure", "Axes"]:
-    """Draws a numbered point, with error bars both ways, for each row that has both values."""
+    """Draws each row that has both values as a numbered point with x and y error bars."""
     figure, (axes,) = _figure(1, 2.2)
     for i, row in enumerate(rows):
         (x_mean, x_half), (y_mean, _) = x[i], y[i]
@@ -150,7 +150,7 @@ def scatter(rows: Sequence[Row], x: Points, y: Points) -> tuple["Figure", "Axes"
 
 
 def by_band_width(rows: Sequence[Row], bands: Sequence[Points]) -> "Figure":
-    """Draws a line for each row: mean IoU against the distance to the label's boundaries."""
+    """Plots mean IoU near the label's boundaries against the band width, one line per row."""
     figure, (axes,) = _figure(1, 2.2)
     axes.set(xscale="log", xlabel="pixels to a boundary, less than", ylabel=IOU_LABEL)
     for i, row in enumerate(rows):
@@ -166,9 +166,9 @@ def by_band_width(rows: Sequence[Row], bands: Sequence[Points]) -> "Figure":
 
 
 def error_rates(row: Row) -> np.ndarray | None:
-    """Returns the error rate by (y mod 16, x mod 16) over all evaluated seeds and images.
+    """Returns the error rate at each (y mod 16, x mod 16), over all evaluated seeds and images.
 
-    Returns None if no run has these counts, which are recorded only if boundaries are measured.
+    Returns None if no run was evaluated with boundary scores, which include the error counts.
     """
     arrays = [run.array("phase_errors", (16, 16, 2)) for run in row.runs]
     counts = [array.sum(axis=0) for array in arrays if array is not None]
@@ -179,11 +179,10 @@ def error_rates(row: Row) -> np.ndarray | None:
 
 
 def by_phase(rows: Sequence[Row], phases: dict[int, np.ndarray]) -> "Figure":
-    """Draws a map for each row: the error rate by (y mod 16, x mod 16), divided by its mean.
+    """Draws a 16 x 16 map of the relative error rate by (y mod 16, x mod 16) for each row.
 
-    If the map is 1 everywhere, a pixel's position does not matter. A pattern that repeats every s
-    pixels is an artifact of upsampling by s. The borders and the content of the images add patterns
-    too, especially if there are few images.
+    The error rate is divided by its mean over the map. A pattern that repeats every s pixels is an
+    artifact of upsampling by s. The borders and contents of a few images can cause patterns, too.
     """
     from matplotlib.figure import Figure
 
@@ -222,21 +221,21 @@ def _points(
     x_half: float = math.nan,
     line: str = "none",
 ) -> None:
-    """Draws means with error bars in the i-th style. A mean without an interval has no bar."""
+    """Draws means with error bars in style i. A mean without an interval has no error bar."""
     round_, color = divmod(i, len(LINE_COLORS))
     style: dict[str, Any] = {"color": LINE_COLORS[color], "marker": MARKERS[round_ % len(MARKERS)]}
     style |= {"linestyle": line, "capsize": 1.5, "elinewidth": 0.8}
     means, halves = zip(*y, strict=True) if y else ((), ())
-    axes.errorbar(x, means, halves, x_half, label=label, **style)  # draws no bar for NaN
+    axes.errorbar(x, means, halves, x_half, label=label, **style)  # a NaN width draws no bar
 
 
 def _clip(low: float, high: float) -> tuple[float, float]:
-    """Limits an axis of scores to about [0, 1], because only error bars extend further."""
+    """Limits a score axis to about [0, 1]. Only error bars could extend further."""
     return max(low, -0.03), min(high, 1.03)
 
 
 def _finish(figure: "Figure", legend: bool = True) -> None:
-    """Sets the y limits. If `legend`, enlarges the figure and adds a legend at the bottom."""
+    """Sets the y limits. If `legend`, also adds a legend below the panels."""
     axes = figure.axes[0]
     axes.set_ylim(_clip(*axes.get_ylim()))
     if not legend:

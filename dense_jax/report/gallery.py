@@ -1,4 +1,4 @@
-"""Builds the page's gallery: images of a split, with the predictions of each row.
+"""Builds the gallery of report.html: images of a split, with the predictions of each row.
 
 The predictions are the class maps from `python -m dense_jax.evaluate`. Images and labels come from
 the dataset. If the dataset is unavailable, only predictions are shown.
@@ -25,13 +25,13 @@ from dense_jax.report.rows import Row
 
 
 class Evaluated(NamedTuple):
-    """A row of the report, and the evaluated run that represents the row in the gallery."""
+    """The evaluated run that represents a row of the report in the gallery."""
 
-    number: int  # the row's index, from 0
+    number: int  # the index of the row
     run: RunFolder
     names: tuple[str, ...]  # the names of the split's images
-    matrices: np.ndarray  # the images' confusion matrices, [n, c, c]
-    path: pathlib.Path  # the file of class maps
+    matrices: np.ndarray  # the confusion matrix of each image, [n, c, c]
+    path: pathlib.Path  # the archive of class maps
 
     @property
     def truth(self) -> np.ndarray:
@@ -40,11 +40,11 @@ class Evaluated(NamedTuple):
 
 
 def build(rows: Sequence[Row], limit: int) -> dict[str, Any] | None:
-    """Returns the data of the gallery for the page's script, or None if there is nothing to show.
+    """Returns the gallery as data for the page's script, or None if there is nothing to show.
 
-    The gallery shows the `limit` images with the lowest mean IoU in the first row that has
-    predictions. Each row is represented by its first run with predictions. Rows that were evaluated
-    on other images are left out.
+    For each row of the report, uses the first run that has predictions. Shows the `limit` images
+    on which the first row with predictions has its lowest mean IoU. Rows that were evaluated on a
+    different set of images are left out.
     """
     evaluated = [e for i, row in enumerate(rows) if (e := _evaluated(i, row)) is not None]
     if not evaluated or limit < 1:
@@ -103,7 +103,7 @@ def build(rows: Sequence[Row], limit: int) -> dict[str, Any] | None:
 
 
 def _evaluated(i: int, row: Row) -> Evaluated | None:
-    """Returns the row's first run with readable matrices and class maps, or None if none has."""
+    """Returns the first run of row i with readable matrices and class maps, or None."""
     for run in row.runs:
         if run.evaluation:
             c = len(run.evaluation["class_names"])
@@ -117,7 +117,7 @@ def _evaluated(i: int, row: Row) -> Evaluated | None:
 
 
 def _predicted(evaluated: Evaluated, numbers: Sequence[int]) -> list[np.ndarray] | None:
-    """Reads the class maps of the images `numbers`. Returns None if they are corrupted."""
+    """Reads the class maps of the images with indices `numbers`, or returns None on failure."""
     with contextlib.suppress(ValueError), decode.reading(str(evaluated.path)):
         return class_maps.read(evaluated.path, numbers)
     return None
@@ -126,7 +126,10 @@ def _predicted(evaluated: Evaluated, numbers: Sequence[int]) -> list[np.ndarray]
 def _examples(
     evaluated: Evaluated, numbers: Sequence[int]
 ) -> tuple[list[dict[str, Any] | None], str]:
-    """Returns the examples `numbers` and "". After an error, returns Nones and the message."""
+    """Returns the examples with indices `numbers`, and "" or an error message.
+
+    If the data cannot be read or has changed, each example is None.
+    """
     evaluation = evaluated.run.evaluation
     try:
         source = data.open_dataset(*(evaluation[key] for key in ("dataset", "root", "split")))
@@ -160,7 +163,7 @@ def _about(first: Evaluated, num_images: int, missing: str, without: set[int]) -
 def _pictures(
     maps: Sequence[np.ndarray], truths: Sequence[np.ndarray | None], palette: np.ndarray
 ) -> dict[str, list[str | None]]:
-    """Returns data URIs of the predictions and errors. Without a label, the error is None."""
+    """Returns data URIs of predictions and error maps. Without a label, the error map is None."""
     predictions, errors = [], []
     for guess, truth in zip(map(drawing.shrink, maps), truths, strict=True):
         error = None

@@ -1,4 +1,4 @@
-"""The provenance of a report's numbers, and remarks for the reader."""
+"""Describes how the numbers in a report were produced."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -14,7 +14,7 @@ VOID_POLICY = (
 
 
 def manifest(report: Report) -> dict[str, Any]:
-    """Returns the manifest for report.json: each row's config, code, data and scoring."""
+    """Returns the manifest in report.json: how each row was configured, trained and scored."""
     return {"void_policy": VOID_POLICY, "rows": [_row(report, row) for row in report.rows]}
 
 
@@ -38,7 +38,7 @@ def _row(report: Report, row: Row) -> dict[str, Any]:
 
 
 def columns(report: Report) -> tuple[list[str], dict[str, list[str]]]:
-    """Returns the facts that all rows share, and the text per row of each fact that differs."""
+    """Returns the facts that all rows share, and {fact: text for each row} for the other facts."""
     cells = {
         "config": [row.runs[0].config_hash for row in report.rows],
         "seeds": [str(len(row.runs)) for row in report.rows],
@@ -54,7 +54,7 @@ def columns(report: Report) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def remarks(report: Report) -> list[str]:
-    """Returns sentences on this report's table. `rows.NOTE` has the sentences for every table."""
+    """Returns the sentences below the table that depend on its runs. `rows.NOTE` has the others."""
     if not report.rows:
         return []
     runs = [run for row in report.rows for run in row.runs]
@@ -110,7 +110,7 @@ def _commit(run: RunFolder) -> str:
 
 
 def _short_commit(run: RunFolder) -> str:
-    """Returns the first ten digits of the commit, and "+" if there were uncommitted changes."""
+    """Returns the first ten digits of the commit, with "+" if there were uncommitted changes."""
     commit = _commit(run)
     return commit[:10] + ("+" if commit[10:].endswith("+") else "")
 
@@ -132,13 +132,13 @@ def _training_data(run: RunFolder) -> str:
 
 
 def _measured(run: RunFolder) -> str:
-    """Returns the facts from comparable.measure as text, with the fact names shortened."""
+    """Formats the facts from `comparable.measure`. Shortens "tiles of config 1a2b" to "tiles"."""
     facts = (f"{fact.partition(' of ')[0]} {value}" for fact, value in run.measured.items())
     return ", ".join(facts)
 
 
 def _unscored(row: Row) -> list[str]:
-    """Returns the classes that, in some run, appear in neither labels nor predictions."""
+    """Returns the classes that have no score in at least one run."""
     scores = [item for run in row.runs for item in run.scores.items()]
     prefix = "eval/iou/"
     return _distinct(

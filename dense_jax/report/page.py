@@ -17,13 +17,13 @@ IOU = "eval/iou/"
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Returns three to six round numbers that span the range from low to high."""
+    """Returns three to six round numbers whose range includes [low, high]."""
     locator = ticker.MaxNLocator(4, steps=[1, 2, 5, 10])
     return [round(float(tick), 10) for tick in locator.tick_values(low, max(high, low + 1e-3))]
 
 
 def curve(row: Row) -> list[tuple[float, float, float, float]]:
-    """Returns (step, mean, min, max) of the seeds' mean IoU at each step that all seeds logged."""
+    """Returns (step, mean, min, max) of the seeds' mean IoU for the steps that all seeds logged."""
     runs = [dict(run.curve) for run in row.runs if run.curve]
     steps = sorted(set.intersection(*map(set, runs))) if runs else []
     scores = [[run[step] for run in runs] for step in steps]
@@ -31,7 +31,10 @@ def curve(row: Row) -> list[tuple[float, float, float, float]]:
 
 
 def plot(rows: Sequence[Row]) -> dict[str, Any] | None:
-    """Returns the curves and ticks in percent of the plot's size, or None if no row has a curve."""
+    """Returns the learning curves and axis ticks, or None if no row has a curve.
+
+    Coordinates are in percent of the plot's size, from its top left corner.
+    """
     curves = {i: points for i, row in enumerate(rows) if (points := curve(row))}
     points = [point for points in curves.values() for point in points]
     if not points:
@@ -58,7 +61,7 @@ def plot(rows: Sequence[Row]) -> dict[str, Any] | None:
 
 
 def bars(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
-    """Returns one bar per row for each class: the IoU and the ends of its interval, in percent."""
+    """Returns {class: bars}, with one bar per row: the IoU and its interval's ends, in percent."""
     paths = dict.fromkeys(path for row in rows for run in row.runs for path in run.final)
     return {
         path.removeprefix(IOU): [_bar(i, *row.score(path)) for i, row in enumerate(rows)]
@@ -78,7 +81,7 @@ def _bar(i: int, mean: float, half: float) -> dict[str, Any]:
 
 
 def matrices(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Returns the confusion matrices of the evaluated rows, summed over seeds."""
+    """Returns one confusion matrix, summed over seeds, for each row with an evaluated run."""
     shown = []
     for i, row in enumerate(rows):
         if seeds := [run.evaluation for run in row.runs if run.evaluation]:
@@ -89,7 +92,7 @@ def matrices(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def to_html(title: str, report: Report, gallery: Mapping[str, Any] | None = None) -> str:
-    """Returns the page as HTML. Jinja2 escapes all names.
+    """Returns the page as HTML, with all names escaped.
 
     gallery: The result of `gallery.build`.
     """

@@ -14,17 +14,17 @@ import numpy as np
 from dense_jax.data import decode
 from dense_jax.workdir import files
 
-# Fields that cannot change a run's final scores. eval_every can still change the best step.
+# Fields that cannot change the scores at the end of training. eval_every changes the best step.
 OPERATIONAL = {*files.OPERATIONAL, "eval_every"}
 
 
 class RunFolder:
-    """The contents of a run's files. If `scores` is empty, no table has the run; see `status`.
+    """The contents of a run's files, or {} for each unreadable file.
 
-    The contents of an unreadable file are {}.
+    A run without `scores` is left out of the tables. Its `status` says why.
 
-    split: The split whose evaluation contains the scores. If None, result.json contains the scores,
-      and `evaluation` (for figures and pictures) is read for the config's data.eval_split.
+    split: The split whose evaluation contains the scores. If None, the scores are from result.json,
+      and `evaluation` (for figures and pictures) is for the config's data.eval_split.
     """
 
     def __init__(self, folder: pathlib.Path, root: pathlib.Path, split: str | None):
@@ -47,7 +47,7 @@ class RunFolder:
         is_finished = bool(self.fields) and self.result.get("status") == "finished"
         self.final = mapping(self.result.get("final")) if is_finished else {}
         self.scores = (self.evaluation if split and self.final else self.final) or {}
-        # Explains why there are no scores, if there are none.
+        # Explains why `scores` is empty, if it is.
         self.status = failed or str(
             self.result.get(
                 "status", f"unfinished, at step {last} of {self.fields.get('num_steps')}"
@@ -65,10 +65,10 @@ class RunFolder:
 
     @property
     def training_data(self) -> str:
-        """An identifier of the training data that does not depend on its location.
+        """An identifier of the training data.
 
         The identifier is the first 12 digits of the fingerprint, or the dataset's name if the data
-        was created in memory. Without dataset.json, only the location is known.
+        was created in memory. Without dataset.json, the identifier is the location.
         """
         if not self.dataset:
             return f"unknown, at {self.fields.get('data.root')}"
@@ -76,9 +76,9 @@ class RunFolder:
         return str(fingerprint)[:12] if fingerprint else str(self.fields.get("data.name"))
 
     def array(self, name: str, shape: tuple[int, ...], kinds: str = "iu") -> np.ndarray | None:
-        """Returns an array [n, *shape] from evaluation_SPLIT.npz, or None if it cannot be read.
+        """Returns an array [n, *shape] from evaluation_SPLIT.npz, or None if it is unusable.
 
-        kinds: The NumPy letters (dtype.kind) of the accepted types.
+        kinds: The accepted values of dtype.kind, one letter each.
         """
         path = self.folder / f"evaluation_{self.evaluation.get('split')}.npz"
         with contextlib.suppress(ValueError), decode.reading(str(path)), path.open("rb") as file:
@@ -101,8 +101,7 @@ def find_runs(root: pathlib.Path, split: str | None) -> list[RunFolder]:
 def config_hash(fields: dict[str, Any]) -> str:
     """Returns the first 12 hexadecimal digits of the SHA-256 hash of a config.
 
-    Hashes compact JSON with sorted keys. Omits the seed, operational fields and data.root, which is
-    a path on one machine.
+    Omits the seed, operational fields and data.root, which is a path on one machine.
     """
     kept = {k: v for k, v in fields.items() if k not in OPERATIONAL | {"seed", "data.root"}}
     canonical = json.dumps(kept, sort_keys=True, separators=(",", ":"))
@@ -116,7 +115,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_evaluation(path: pathlib.Path) -> dict[str, Any]:
-    """Reads an evaluation. Returns {} if the split or a complete confusion matrix is missing."""
+    """Reads an evaluation, or returns {} if its split or confusion matrix is missing or invalid."""
     evaluation = _read_json(path)
     try:
         counts = np.array(evaluation["confusion_matrix"], np.float64)
@@ -128,9 +127,9 @@ def read_evaluation(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_curve(path: pathlib.Path) -> tuple[int, list[tuple[float, float]]]:
-    """Returns the last logged step and pairs (step, mean IoU). A later record of a step wins.
+    """Returns the last logged step and the learning curve as pairs (step, mean IoU).
 
-    If the file cannot be read, returns no pairs, because the scores do not depend on them.
+    If a step was logged twice, the later record wins. An unreadable file gives an empty curve.
     """
     last, points = 0, {}
     with contextlib.suppress(OSError, ValueError, RecursionError):

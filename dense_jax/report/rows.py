@@ -1,4 +1,4 @@
-"""Groups the runs of a folder into rows, independently of the output format."""
+"""Groups the runs of a folder into the rows of a report."""
 
 import dataclasses
 import json
@@ -36,13 +36,13 @@ class Column(NamedTuple):
 
 @dataclasses.dataclass
 class Row:
-    """The runs of one configuration, which differ in the seed."""
+    """The runs of one configuration, with one run per seed."""
 
     runs: list[RunFolder]
-    label: list[str]  # the value of each differing field
+    label: list[str]  # the value of each of Report.fields
     group: str = ""  # see comparable.number_groups
     is_baseline: bool = False
-    # Corrected p-values against the baseline, by path. NaN or no entry if there is no test.
+    # Corrected p-values against the baseline, by Column.path. Untested: NaN or no entry.
     p_values: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
@@ -51,30 +51,30 @@ class Row:
         return ", ".join(self.label)
 
     def score(self, path: str) -> tuple[float, float]:
-        """Returns a score's mean over the seeds and its interval's half width, or NaN."""
+        """Returns a score's mean over the seeds and the half width of its interval, or NaNs."""
         return statistics.interval([number(run.scores, path) for run in self.runs])
 
     def seed_scores(self, path: str) -> dict[str, float]:
-        """Returns the score by seed. Seeds without this score are left out."""
+        """Returns {seed: score}. Seeds without this score are left out."""
         values = {str(run.fields.get("seed")): number(run.scores, path) for run in self.runs}
         return {seed: value for seed, value in values.items() if not math.isnan(value)}
 
     @property
     def parameters(self) -> int | None:
-        """The number of parameters, or None if the runs disagree or do not record it."""
+        """The number of model parameters, or None if it is unknown or differs between the runs."""
         counts = {number(run.result, "num_parameters") for run in self.runs}
         count = counts.pop()
         return None if counts or math.isnan(count) else int(count)
 
     def cost(self, key: str) -> float:
-        """Returns the mean over the seeds that record this cost, or NaN if none does."""
+        """Returns the mean of a cost over the seeds that recorded the cost, or NaN."""
         values = [number(run.cost, key) for run in self.runs]
         stated = [value for value in values if not math.isnan(value)]
         return float(np.mean(stated)) if stated else math.nan
 
 
 class Report(NamedTuple):
-    """The contents of a report, independent of the output format."""
+    """The contents of a report, for all output formats."""
 
     fields: list[str]  # config fields in which the rows differ
     rows: list[Row]
@@ -95,11 +95,11 @@ def build(
     split: The split whose evaluation_SPLIT.json contains the scores. If None, the scores are from
       the end of training.
     per_class: Whether to add columns for each class's IoU.
-    baseline: The row to test the other rows against, as FIELD=VALUE,... . If None, the first row.
-    mixed: Whether runs that are not comparable may share the table.
+    baseline: The row to compare the other rows with, as in `find_row`. If None, the first row.
+    mixed: Whether to allow runs that are not comparable in one table.
 
-    Raises ValueError if there is no run, if runs are not comparable, or if not exactly one row
-    matches the baseline.
+    Raises ValueError if there are no runs, if the runs are not comparable (unless `mixed`), or if
+    `baseline` does not match exactly one row.
     """
     runs = find_runs(root, split)
     scored = [run for run in runs if run.scores]
@@ -108,7 +108,7 @@ def build(
     if not mixed:
         comparable.refuse(comparable.conflicts(scored))
     _name_roots(scored)
-    # Evaluations may use the best checkpoint, which depends on eval_every.
+    # eval_every matters with `split`, because evaluations may use the best checkpoint.
     ignored = (OPERATIONAL - {"eval_every"} if split else OPERATIONAL) | {"seed"}
     rows, repeated = _group(scored, ignored)
     notes += repeated
@@ -126,7 +126,7 @@ def build(
         row.label = [row.group, *label] if row.group else label
     if rows and rows[0].group:
         fields = ["data", *fields]
-    if len(rows) == 1:  # a single configuration is named after its folder
+    if len(rows) == 1:  # a single row is named after its folder
         (row,) = rows
         row.label = [text(root.resolve().name if len(row.runs) > 1 else row.runs[0].name)]
     fields = visible(fields or ["run"])
@@ -137,7 +137,7 @@ def build(
 
 
 def _group(runs: Sequence[RunFolder], ignored: set[str]) -> tuple[list[Row], list[str]]:
-    """Groups the runs by configuration. Returns the rows, and notes on runs that repeat a seed."""
+    """Returns one row per configuration, and a list of notes about runs that repeat a seed."""
     rows: dict[tuple[str, str], Row] = {}
     notes = []
     for run, group in zip(runs, comparable.number_groups(runs), strict=True):
@@ -147,16 +147,16 @@ def _group(runs: Sequence[RunFolder], ignored: set[str]) -> tuple[list[Row], lis
         twin = next((other for other in row.runs if other.fields.get("seed") == seed), None)
         if twin is None:
             row.runs.append(run)
-        else:  # a repeated run would wrongly narrow the interval
+        else:  # counting the seed twice would narrow the interval
             notes.append(f"{run.name}: left out, it repeats the config and seed of {twin.name}")
     return list(rows.values()), notes
 
 
 def find_row(fields: Sequence[str], rows: Sequence[Row], wanted: str) -> Row:
-    """Returns the row that matches `wanted`: FIELD=VALUE,... with values as in the table.
+    """Returns the row that matches `wanted`, such as "upsampling=bilinear,loss=dice".
 
-    A field may be shortened to the last components of its path, such as upsampling=bilinear. Raises
-    ValueError unless exactly one row matches.
+    Values are written as in the table. The first components of a field's path may be omitted.
+    Raises ValueError unless exactly one row matches.
     """
     # Values may contain commas, as in "model.skips=16, 8,loss=dice".
     parts = [part.partition("=") for part in re.split(r",\s*(?=[\w.]+=)", wanted)]
@@ -178,12 +178,12 @@ def find_row(fields: Sequence[str], rows: Sequence[Row], wanted: str) -> Row:
 
 
 def spelled(fields: Sequence[str], row: Row) -> str:
-    """Formats a row as FIELD=VALUE,..., which `find_row` reads."""
+    """Formats a row for `find_row`, as FIELD=VALUE,... ."""
     return ",".join(f"{field}={label}" for field, label in zip(fields, row.label, strict=True))
 
 
 def order(value: Any) -> tuple[int, float, str]:
-    """Returns a sort key: numbers by value, then lists by length, then names alphabetically."""
+    """Returns a key to sort numbers by value, then lists by length, then other values as text."""
     if isinstance(value, int | float):
         return 0, float(value), ""
     return (1, float(len(value)), str(value)) if isinstance(value, list) else (2, 0.0, str(value))
@@ -197,7 +197,7 @@ def text(value: Any) -> str:
 
 
 def visible(value: Any) -> Any:
-    """Escapes characters that hide or reorder text, in strings and nested containers."""
+    """Escapes invisible and text-reordering characters in a string or in nested containers."""
     if isinstance(value, dict):
         return {visible(key): visible(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -208,10 +208,10 @@ def visible(value: Any) -> Any:
 
 
 def _name_roots(runs: Sequence[RunFolder]) -> None:
-    """Replaces data.root by an identifier of the data, because paths differ between machines.
+    """Replaces data.root with an identifier of the data, because paths differ between machines.
 
-    If all runs with the same data.name and training split used the same data, data.root becomes
-    None. Otherwise, data.root becomes the first known path of the data and the fingerprint.
+    If all runs with the same data.name and training split used the same data, the identifier is
+    None. Otherwise, it is the path in the first run with this data, followed by the fingerprint.
     """
 
     def name(run: RunFolder) -> tuple[str, str]:
@@ -227,7 +227,7 @@ def _name_roots(runs: Sequence[RunFolder]) -> None:
 
 
 def _columns(runs: Sequence[RunFolder], per_class: bool) -> list[Column]:
-    """Returns the table's columns. Boundary and object scores are included if a run has them."""
+    """Returns the table's columns. Includes boundary and object scores if any run has them."""
     paths = list(dict.fromkeys(path for run in runs for path in run.scores))
     columns = []
     for metric in METRICS.values():
@@ -242,7 +242,7 @@ def _columns(runs: Sequence[RunFolder], per_class: bool) -> list[Column]:
 
 
 def _test(rows: Sequence[Row], baseline: Row, columns: Sequence[Column]) -> None:
-    """Tests comparable rows against the baseline. Sets p-values, Holm-corrected per column."""
+    """Tests comparable rows against the baseline. Sets `p_values`, Holm-corrected per column."""
     baseline.is_baseline = True
     others = [row for row in rows if row is not baseline and row.group == baseline.group]
     for path, *_ in columns:

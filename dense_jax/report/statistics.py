@@ -8,9 +8,9 @@ import scipy.stats
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Returns the mean and the half width t(0.975, n - 1) * s / sqrt(n) of its 95% t-interval.
+    """Returns the mean of n values and the half width of its 95% t-interval (NaN if n < 2).
 
-    s is the sample standard deviation. The half width is NaN if n < 2.
+    The half width is t(0.975, n - 1) * s / sqrt(n), where s is the sample standard deviation.
     """
     n = len(values)
     if n < 2:
@@ -22,9 +22,9 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 def paired_p_value(values: Sequence[float], others: Sequence[float]) -> float:
     """Returns the two-sided p-value of the paired t-test.
 
-    The statistic is t = mean(d) / (s / sqrt(n)), where d are the n differences and s is their
-    standard deviation. If n < 2, returns NaN. If s = 0, returns the limit: 1 if all d are 0, and 0
-    otherwise. Values of d that differ only by rounding count as equal.
+    The statistic is t = mean(d) / (s / sqrt(n)), where d = values - others has length n and
+    s is the sample standard deviation of d. If n < 2, returns NaN. If all d are equal up to
+    rounding, returns 1 if they are 0, and 0 otherwise.
     """
     if len(values) < 2:
         return math.nan
@@ -36,10 +36,11 @@ def paired_p_value(values: Sequence[float], others: Sequence[float]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Applies Holm's correction for the family-wise error rate to the p-values of m tests.
+    """Returns the p-values of m tests, corrected with Holm's method.
 
-    The i-th smallest p-value becomes max over j <= i of min(1, (m - j + 1) p_j) (Holm 1979, "A
-    simple sequentially rejective multiple test procedure"). NaN stays NaN and is not counted in m.
+    The i-th smallest p-value becomes the maximum of min(1, (m - j + 1) * p_j) over j <= i (Holm
+    1979, "A simple sequentially rejective multiple test procedure"). NaN stays NaN and is not
+    counted in m.
     """
     p = np.array(p_values, np.float64)
     tested = np.flatnonzero(~np.isnan(p))

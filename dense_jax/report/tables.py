@@ -1,4 +1,4 @@
-"""A report's tables as Markdown, LaTeX (booktabs) and CSV. Names are escaped in each format."""
+"""Formats a report's tables as Markdown, LaTeX (with booktabs) and CSV."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from dense_jax.evaluation.tables import escape, markdown_table
 from dense_jax.report import manifest
 from dense_jax.report.rows import ABSENT, NOTE, Column, Report, Row, text
 
-COSTS = {  # key in cost.json -> column heading, divisor, format
+COSTS = {  # {key in cost.json: (column heading, divisor, number format)}
     "flops_per_image": ("GFLOPs per image", 1e9, ",.2f"),
     "images_per_second": ("images/s in training", 1, ",.1f"),
     "peak_bytes": ("peak memory, MiB", 2**20, ",.0f"),
@@ -25,18 +25,18 @@ COST_NOTE = (
 
 
 class Cell(NamedTuple):
-    """A table cell: its text in Markdown, LaTeX and HTML, and its values in CSV (one or more)."""
+    """A table cell: its `text` in Markdown, LaTeX and HTML, and its `plain` values in CSV."""
 
     text: str
     is_bold: bool = False
-    plain: tuple[Any, ...] | None = None  # if None, `text`
+    plain: tuple[Any, ...] | None = None  # if None, the only value is `text`
 
 
-Table = list[list[Cell]]  # the first line is the header
+Table = list[list[Cell]]  # the first list is the header
 
 
 def score_table(report: Report) -> Table:
-    """Returns the score table. In each column, bold marks the best row of each comparable group.
+    """Returns the score table. Bold marks the best score in a column among comparable rows.
 
     In CSV, a score has three columns: the mean, the half width of its interval, and the corrected
     p-value against the baseline.
@@ -65,10 +65,7 @@ def _score_cell(report: Report, row: Row, column: Column) -> Cell:
 
 
 def cost_table(report: Report) -> Table:
-    """Returns the table of costs per row.
-
-    Costs and scores have separate tables, because timings are not reproducible but scores are.
-    """
+    """Returns the cost table, which is separate because timings are not reproducible."""
     heads = [Cell(head, plain=(key,)) for key, (head, _, _) in COSTS.items()]
     parameters = Cell("parameters", plain=("num_parameters",))
     devices = Cell("devices", plain=("devices", "num_seeds"))
@@ -88,7 +85,7 @@ def cost_table(report: Report) -> Table:
 
 
 def _devices(row: Row) -> list[str]:
-    """Returns the number and kind of the devices that the row's runs used."""
+    """Returns the distinct devices that the row's runs used, such as "8 x TPU v4"."""
     used = (
         (run.environment.get("num_devices"), run.environment.get("device_kind")) for run in row.runs
     )
@@ -96,7 +93,7 @@ def _devices(row: Row) -> list[str]:
 
 
 def manifest_table(report: Report) -> tuple[list[str], Table]:
-    """Returns the facts that all rows share, as text, and a table of the facts that differ."""
+    """Returns the facts that all rows share, and a table of the facts that differ between rows."""
     shared, differing = manifest.columns(report)
     table = [[*map(Cell, report.fields), *map(Cell, differing)]]
     for row, *cells in zip(report.rows, *differing.values(), strict=True):
@@ -132,13 +129,13 @@ LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 
 
 def latex(name: str) -> str:
-    """Escapes a name. Braces keep a command from parsing a leading "[" or "*" as an option."""
+    """Escapes a name. Puts {} before a leading "[" or "*", which LaTeX may parse as an option."""
     name = " ".join("".join(LATEX.get(c, c) for c in name).split())
     return f"{{}}{name}" if name.startswith(("[", "*")) else name
 
 
 def latex_table(table: Table, num_names: int, comments: Sequence[str]) -> str:
-    """Returns comments and a LaTeX table, whose first `num_names` columns contain text."""
+    """Returns comments and a LaTeX table. The first `num_names` columns are left-aligned text."""
     head, *body = [
         " & ".join(
             rf"\textbf{{{latex(cell)}}}" if is_bold else latex(cell) for cell, is_bold, _ in line
@@ -153,7 +150,7 @@ def latex_table(table: Table, num_names: int, comments: Sequence[str]) -> str:
 
 
 def to_latex(report: Report) -> str:
-    """Returns the contents of report.tex: the scores, with notes and manifest as comments."""
+    """Returns the contents of report.tex: the score table, with notes and manifest as comments."""
     comments = [NOTE, *manifest.remarks(report), *report.notes]
     if report.rows:
         shared, differing = manifest_table(report)
@@ -180,7 +177,7 @@ def to_csv(table: Table) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Adds an apostrophe before text that a spreadsheet would evaluate as a formula."""
+    """Formats a CSV value. Puts an apostrophe before text that a spreadsheet would evaluate."""
     if isinstance(value, str):
         return f"'{value}" if _FORMULA.match(value) else value
     return "" if value is None or math.isnan(value) else value
