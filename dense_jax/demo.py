@@ -118,10 +118,10 @@ def make_page(predictor: Predictor, max_megapixels: float) -> "gradio.Blocks":
 
 
 class OwnHosts:
-    """ASGI middleware that refuses all requests except to IP addresses and to the hosts in `names`.
+    """ASGI middleware that accepts only requests to IP addresses and to the host names in `names`.
 
-    In a DNS rebinding attack, a foreign page makes its host name resolve to this machine, so the
-    browser lets the page read responses from this server. Its requests carry the foreign host name.
+    This prevents DNS rebinding, in which a foreign website makes its host name resolve to this
+    machine, so that its pages can read from this server. Such requests carry the foreign name.
     """
 
     def __init__(self, app: Any, names: Collection[str]):
@@ -144,7 +144,7 @@ class OwnHosts:
 
 
 def serve(predictor: Predictor, host: str, port: int, max_megapixels: float) -> "gradio.Blocks":
-    """Starts serving the page. Raises OSError if the port is taken, ValueError for an IPv6 host."""
+    """Starts a server. Raises OSError if the port is taken or ValueError for an IPv6 host."""
     import gradio as gr
     from starlette.middleware import Middleware
 

@@ -64,7 +64,7 @@ def export(
 
 
 def trace(network: Program, weights: Mapping[str, Any], num_channels: int) -> jax.export.Exported:
-    """Returns the program (weights, images) -> logits, for any number and size of images.
+    """Returns a program (weights, images) -> logits that accepts any number and size of images.
 
     The program processes images one by one, so that logits do not depend on the number of images.
     """
@@ -86,7 +86,7 @@ def describe(loaded: trained.Trained, directory: str, license: str | None) -> di
     """Returns the content of model.json except `program_sha256`. Some of the fields are:
 
     dataset: The content of the run's dataset.json.
-    context: The number of pixels without logits on each side of the image; 0 for padded networks.
+    context: The width of the image border without logits, in pixels; 0 for padded networks.
     tile_size, margin, batch_size: The values in config.eval.
     resolution, normalization: How the program preprocesses the image.
     """

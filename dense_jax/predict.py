@@ -4,7 +4,7 @@ python -m dense_jax.predict --workdir=DIR --images='GLOB' --output=OUT
 
 Writes these files:
   OUT/NAME.png: The class IDs as palette indices, at the size of the image.
-  OUT/NAME_overlay.png: The image with the class colors.
+  OUT/NAME_overlay.png: The image, overlaid with the class colors.
   OUT/legend.png: The colors and names of the classes.
   OUT/NAME_probabilities.npy or .tif: The probabilities, float16 [h, w, num_classes] (optional).
   OUT/NAME_uncertainty.png: The entropy of the probabilities, in gray (optional).
@@ -88,7 +88,7 @@ def predict(
 
 
 def _check(results: Sequence[Path], legend: Path, overwrite: bool, images: Collection[str]) -> None:
-    """Raises ValueError if results share a path or may not replace what exists at their paths."""
+    """Raises ValueError if two results share a path or an existing file must not be replaced."""
     counts = Counter([*results, legend])
     if repeated := sorted(path.name for path, count in counts.items() if count > 1):
         raise ValueError(f"several images would be written to {repeated}: rename them")
@@ -151,7 +151,7 @@ def _segment(
 def _files(
     predictor: Predictor, image: image_files.Image, output: Path, endings: Mapping[str, str]
 ) -> dict[str, writers.Rows]:
-    """Returns the result files of an image, by kind."""
+    """Returns the result files of an image as {kind: file}."""
     files: dict[str, writers.Rows] = {}
     for kind, ending in endings.items():
         path = output / (image.name + ending)
@@ -164,7 +164,7 @@ def _files(
 
 
 def _rows(kind: str, strip: Strip, predictor: Predictor, opacity: float) -> Iterator[np.ndarray]:
-    """Yields the rows that a strip adds to the file of a given kind."""
+    """Yields the rows that a strip adds to the result file of a given kind."""
     if kind != "overlay":
         yield strip.maps[kind]
         return

@@ -22,7 +22,8 @@ def median_frequency(counts: Counts) -> Weights:
     """Returns median(f) / f for the frequency f of each class (median frequency balancing).
 
     f is the class's share of the valid pixels in the images that contain the class (Eigen and
-    Fergus 2015, arXiv 1411.4734; SegNet). The median is over classes that occur. Others get 0.
+    Fergus 2015, arXiv 1411.4734; SegNet). The median is over the classes that occur. A class that
+    does not occur gets 0.
     """
     shown_in = counts.sum(axis=1) @ (counts > 0)  # [c], valid pixels in the images with the class
     return _relative(counts.sum(axis=0), shown_in, np.median)
@@ -44,7 +45,7 @@ METHODS: dict[str, Callable[[Counts], Weights]] = {
 }
 PUBLISHED: dict[str, tuple[float, ...]] = {
     # SegNet's weights for the 11 classes of CamVid, from the prototxt of the SegNet tutorial. They
-    # are median-frequency weights except for sign_symbol: 9.6 here, 3.8 from the released labels.
+    # are the median-frequency weights of the released labels except 9.6, not 3.8, for sign_symbol.
     "segnet_camvid": (
         *(0.2595, 0.1826, 4.5640, 0.1417, 0.9051, 0.3826),
         *(9.6446, 1.8418, 0.6823, 6.2478, 7.3614),
@@ -95,7 +96,7 @@ def _count(source: Source) -> Counts:
 def _relative(
     pixels: np.ndarray, total: np.ndarray, reference: Callable[[np.ndarray], float]
 ) -> Weights:
-    """Returns reference(f) / f for each class, with f = pixels / total; 0 for absent classes.
+    """Returns reference(f) / f for each class, where f = pixels / total. Absent classes get 0.
 
     Raises ValueError if no class has pixels.
     """

@@ -17,9 +17,8 @@ class Cached(Examples):
     """A copy of a source, decoded once into memory that worker processes share. Labels are uint8.
 
     The memory is an anonymous file (memfd), which pickled copies of the source open through /proc.
-    A memfd has no size limit and is always freed when the last process that uses it ends. In
-    contrast, many containers limit /dev/shm to 64 MB. A temporary file needs disk space and is left
-    behind if the process is killed.
+    A memfd has no size limit, whereas many containers limit /dev/shm to 64 MB. A memfd is freed
+    when the last process that uses it ends, whereas a temporary file outlives a killed process.
 
     Raises ValueError if there is not enough memory or if any example is invalid.
     """
@@ -77,13 +76,13 @@ def _append(value: Any, file) -> Any:
 
 
 def free_memory() -> float:
-    """Returns the number of bytes of memory on this host that are free or can be freed."""
+    """Returns the available memory of this host in bytes, including reclaimable memory."""
     lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
     return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
 
 
 def check_memory(needed: int, free: float, what: str) -> None:
-    """Raises ValueError if `needed` bytes are more than `free` bytes."""
+    """Raises ValueError if needed > free, in bytes. `what` names the data in the message."""
     if needed > free:
         raise ValueError(
             f"data.cache needs {needed / 1e9:.2f} GB of memory for {what}, but only "

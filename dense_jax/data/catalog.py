@@ -13,7 +13,7 @@ def _colors(text: str) -> tuple[tuple[int, ...], ...]:
 
 
 def _voc_color(i: int) -> tuple[int, ...]:
-    """Returns the VOC color of class i. Bit 7 - k of channel c is bit 3k + c of i."""
+    """Returns the VOC color of class i. Bit (7 - k) of channel c is bit (3k + c) of i."""
     return tuple(
         sum((i >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)) for channel in range(3)
     )

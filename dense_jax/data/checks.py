@@ -13,11 +13,11 @@ from PIL import Image
 # frames in at least 7 bits.
 NEAR_BITS = 5
 
-# The share of pixel triples above which `looks_interpolated` returns True. CamVid's 701 labels have
-# up to 0.04, or up to 0.07 if halved by nearest neighbor. After resizing by interpolation or saving
-# as JPEG, the share is 0.18 or more.
+# `looks_interpolated` returns True if the middle index lies between the outer ones in more than
+# this share of triples. In CamVid's 701 labels, the share is at most 0.04, or 0.07 if halved by
+# nearest neighbor. After resizing by interpolation or saving as JPEG, the share is at least 0.18.
 _MAX_BETWEEN = 0.1
-_MIN_TRIPLES = 20  # if fewer triples suggest interpolation, the result is False
+_MIN_TRIPLES = 20  # with fewer such triples, the result is False
 
 
 def digest(image: UInt8[np.ndarray, "h w c"]) -> bytes:
@@ -28,8 +28,8 @@ def digest(image: UInt8[np.ndarray, "h w c"]) -> bytes:
 def difference_hash(image: UInt8[np.ndarray, "h w c"]) -> np.uint64:
     """Returns a 64-bit perceptual hash. The hashes of images that look the same differ in few bits.
 
-    Each bit says whether a cell of an 8 x 9 grid is brighter than its left neighbor. The size and
-    the quality of an image have little effect.
+    The image is shrunk to 8 x 9 pixels. Each bit says whether a pixel is brighter than its left
+    neighbor. The size and quality of the image have little effect on the hash.
     """
     gray = Image.fromarray(image.mean(axis=-1, dtype=np.float32))
     cells = np.asarray(gray.resize((9, 8), Image.Resampling.BOX))
@@ -39,11 +39,12 @@ def difference_hash(image: UInt8[np.ndarray, "h w c"]) -> np.uint64:
 def looks_interpolated(label: Int32[np.ndarray, "h w"]) -> bool:
     """Returns whether a label seems to have been resized by interpolation or saved as JPEG.
 
-    For example, interpolation puts pixels of class 3 between areas of classes 1 and 5. The check
-    takes triples of equally spaced pixels, in rows and columns, whose outer class indices differ by
-    at least 2. Triples whose middle index lies between the outer ones are common only in
-    interpolated labels. The check misses interpolation if the indices of all adjacent classes
-    differ by 1. It may wrongly report labels in which one class outlines another.
+    Interpolation creates false classes at borders, such as class 3 between classes 1 and 5. The
+    check considers triples of equally spaced pixels in rows and columns whose outer indices differ
+    by at least 2. Only in interpolated labels, the middle index is often between the outer indices.
+
+    The check misses interpolation if the indices of all adjacent classes differ by 1. The check may
+    wrongly report labels in which one class outlines another.
     """
     for distance in (1, 2):  # 2 finds interpolated labels that were later enlarged by nearest
         triples = between = 0

@@ -124,7 +124,7 @@ def to_channels(
     num_channels: int,
     value_range: Range | None = None,
 ) -> UInt8[np.ndarray, "h w c"]:
-    """Converts all or some decoded rows of an image to uint8 with `num_channels` channels."""
+    """Converts decoded rows of an image to uint8 with `num_channels` channels."""
     c = pixels.shape[2]
     if pixels.dtype != np.uint8:
         pixels = _to_bytes(pixels, where, value_range)
@@ -198,14 +198,14 @@ def _open_tiff(file: BinaryFile) -> "tifffile.TiffFile":
 
 
 def _image_pages(tiff: "tifffile.TiffFile") -> list[int]:
-    """Returns the indices of all pages except masks and thumbnails; if none remain, of all."""
+    """Returns the indices of the pages except masks and thumbnails, or of all if none remain."""
     pages = [page.aspage() for page in tiff.pages]
     images = [k for k, page in enumerate(pages) if not (page.is_reduced or page.is_mask)]
     return images or list(range(len(pages)))
 
 
 def _open_tiff_page(tags: "tifffile.TiffPage") -> _Opened:
-    """Opens a TIFF page with any number of channels, of at least 8 bits each.
+    """Opens a TIFF page. The page may have any number of channels of at least 8 bits each.
 
     A channel tagged as alpha is kept because GDAL tags any fourth channel as alpha.
     """
@@ -334,7 +334,7 @@ def read_label(
 
 
 def _hint_of_bits(image: ImageFile.ImageFile) -> str:
-    """Explains how Pillow scales gray values of fewer than 8 bits. Returns "" for other images."""
+    """Returns a hint on how Pillow scales gray values of less than 8 bits, or "" if it does not."""
     if image.mode == "1":
         return ". This file has 1 bit per pixel: black is 0 and white is 1"
     for bits, step in ((2, 85), (4, 17)):
@@ -347,7 +347,7 @@ def _hint_of_bits(image: ImageFile.ImageFile) -> str:
 
 
 def _undeclared(raw: np.ndarray, table: np.ndarray) -> str:
-    """Returns an error message with the undeclared raw values and a histogram of the file."""
+    """Returns an error message that lists the undeclared values and a histogram of all values."""
     values, counts = np.unique(raw.astype(np.uint16), return_counts=True)
     foreign = [int(v) for v in values if table[v] == _UNDECLARED]
     histogram = ", ".join(f"{v}: {n}" for v, n in list(zip(values, counts, strict=True))[:20])

@@ -3,9 +3,9 @@
     python -m dense_jax.data.doctor --name=folder --root=PATH [--json] [--picture=FILE.png]
 
 The command opens every example of every split. The exit status is 1 if there are errors, such as
-unreadable examples, images in two splits, or classes that are missing only from `train`. Warnings
-report what may be intended, so they do not change the exit status. `--picture` draws some examples
-of each split, overlaid with their labels.
+an unreadable example, an image that is in two splits, or a class that only `train` lacks. Warnings
+point out possible mistakes and do not change the exit status. `--picture` draws some examples of
+each split, overlaid with their labels.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ Report = dict[str, Any]  # the report on one split
 
 
 class _Facts(NamedTuple):
-    """Statistics and hashes of one example, to be summed or compared with other examples."""
+    """Statistics and hashes of one example."""
 
     name: str
     size: tuple[int, int]  # height and width in pixels
@@ -102,7 +102,7 @@ def _examine_split(name: str, root: str, split: str) -> tuple[Report, list[_Fact
         },
         "missing_classes": missing,
         "interpolated_labels": interpolated,
-        "duplicates": [],  # [OTHER_SPLIT/NAME, NAME in this split]
+        "duplicates": [],  # pairs [OTHER_SPLIT/NAME, NAME in this split]
         "near_duplicates": [],
         "errors": errors,
         "warnings": [warning for warning, is_due in warnings.items() if is_due],
@@ -125,13 +125,13 @@ def _facts(example: dict[str, Any]) -> _Facts:
 def _compare(
     first: str, first_facts: list[_Facts], second: str, report: Report, facts: list[_Facts]
 ) -> None:
-    """Adds the images of `second` that equal or resemble images of `first` to `report`."""
+    """Lists in `report` which images of split `second` equal or resemble images of `first`."""
     names = {example.digest: example.name for example in first_facts}
     hashes = np.array([example.difference_hash for example in first_facts])
     equal, near = [], []
     for example in facts:
         bits_apart = np.bitwise_count(hashes ^ example.difference_hash)
-        # Images without structure all have similar hashes, so a match means nothing.
+        # All images without structure have similar hashes, so such images are not compared.
         is_flat = np.bitwise_count(example.difference_hash) <= checks.NEAR_BITS
         if example.digest in names:
             equal.append([f"{first}/{names[example.digest]}", example.name])
@@ -148,7 +148,7 @@ def _compare(
 
 
 def _compare_classes(reports: dict[str, Report]) -> None:
-    """Adds an error for each class missing only from train, or if train has no labeled pixel."""
+    """Adds errors to the report on train if it lacks a class of another split or has no labels."""
     train = reports["train"]
     for name in train.get("missing_classes", []):
         splits = [split for split, report in reports.items() if report.get("pixels", {}).get(name)]
@@ -178,7 +178,7 @@ def as_text(reports: dict[str, Report]) -> str:
 
 
 def _table(split: str, report: Report) -> list[str]:
-    """Returns a headline and one row per class with its pixel count, image count and weights."""
+    """Formats a report as a headline and one line per class, with counts and class weights."""
     extremes = filter(None, (report["min_size"], report["max_size"]))
     sizes = " to ".join(dict.fromkeys(f"{height} x {width}" for height, width in extremes))
     pixels = report["pixels"] | {"(ignored)": report["ignored_pixels"]}
@@ -201,9 +201,9 @@ def _table(split: str, report: Report) -> list[str]:
 
 
 def draw(name: str, root: str, splits: Iterable[str], path: str) -> None:
-    """Writes a picture with one row of evenly spaced examples per split, overlaid with labels.
+    """Writes a picture with a row of up to five examples per split, overlaid with their labels.
 
-    Unreadable examples are omitted because `examine` reports them.
+    The examples are evenly spaced. Unreadable ones are omitted because `examine` reports them.
     """
     rows, colors = [], {}
     for split in splits:

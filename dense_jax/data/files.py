@@ -50,7 +50,7 @@ class Item(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """A layout with one file per image or label, given as path patterns with SPLIT and NAME.
+    """A layout with one file per image and per label. The paths are patterns with SPLIT and NAME.
 
     An image and its label have the same NAME. NAME.* matches an image of any format, and * as a
     folder matches any folder. Paths are relative to the root.
@@ -59,7 +59,7 @@ class Layout:
     images: str
     labels: str
     folders: Mapping[str, str] = dataclasses.field(default_factory=dict)  # {split: value of SPLIT}
-    lists: str = ""  # if set, replaces `folders`: files that list a split's NAMEs, one per line
+    lists: str = ""  # files that list the NAMEs of each split, one per line; replaces `folders`
 
     def splits(self, root: pathlib.Path) -> tuple[str, ...]:
         """Returns the names of the splits that exist below the root."""
@@ -83,7 +83,7 @@ class Layout:
         return [Item(name, images[name], labels[name]) for name in sorted(images)]
 
     def files(self, root: pathlib.Path, pattern: str, split: str) -> Paths:
-        """Returns {NAME: path} for a split, without hidden files and files of other types."""
+        """Returns {NAME: path} for a split's files that match `pattern`, except hidden files."""
         folder = self.path(root, pattern, split).parent
         folders = [folder]
         if folder.name == "*":
@@ -214,9 +214,8 @@ class Files(Source):
 def fingerprint(about: str, files: Mapping[str, pathlib.Path]) -> str:
     """Returns a hex digest of `about` and of the name, size and last 4096 bytes of each file.
 
-    A copy on another machine has the same fingerprint. Changes to PNG files are noticed because
-    each ends with a checksum. In uncompressed files, changes before the last 4096 bytes are
-    not noticed.
+    A copy on another machine has the same fingerprint. Any change to a PNG file is noticed because
+    the file ends with a checksum. Changes to other files may be missed if the size stays the same.
     """
     digest = hashlib.sha256(about.encode())
     for name, path in files.items():
@@ -261,7 +260,7 @@ def read_list(path: pathlib.Path) -> dict[str, int]:
 def check_partners(files: Paths, partners: Paths, kind: str, pattern: pathlib.Path) -> None:
     """Raises ValueError if a file has no partner, such as an image without a label.
 
-    kind: What to call a partner in the message. pattern: The path of a partner, with NAME.
+    kind: The word for a partner in the message. pattern: The path of a partner, with NAME.
     """
     if alone := [path.name for name, path in files.items() if name not in partners]:
         raise ValueError(
@@ -276,7 +275,7 @@ def is_hidden(name: str) -> bool:
 
 
 def not_read(folder: pathlib.Path, endings: Sequence[str] = IMAGE_ENDINGS) -> str:
-    """Returns a message suffix that lists the files in a folder that are not read, or ""."""
+    """Returns a message suffix that lists the files in a folder with other extensions, or ""."""
     others = [
         entry.name + "/" * entry.is_dir()
         for entry in (_entries(folder) if folder.is_dir() else [])

@@ -80,7 +80,7 @@ class Folder(files.Files):
 
     @staticmethod
     def splits(root: Root) -> tuple[str, ...]:
-        """Returns the names of the splits: lists in ROOT/splits or else folders in ROOT/images."""
+        """Returns the names of the splits, listed in ROOT/splits or else found in ROOT/images."""
         root = pathlib.Path(root)
         return _layout(root).splits(root)
 
@@ -99,7 +99,7 @@ class Folder(files.Files):
 
     @property
     def not_read(self) -> str:
-        """A message suffix that lists the files in the image folder that are not read, or ""."""
+        """A message suffix that lists the files in the image folder that are ignored, or ""."""
         return files.not_read(self._items[0].image.parent)
 
     def _paths(self, item: Item) -> Iterable[pathlib.Path]:
@@ -156,7 +156,7 @@ def _read_options(root: pathlib.Path) -> dict[str, Any]:
 
 
 def _mistakes(options: Any) -> Iterator[str]:
-    """Yields the mistakes in dataset.json. Each check assumes that earlier checks found none."""
+    """Yields the mistakes in dataset.json. Each check assumes that the earlier checks passed."""
     known = ("classes", "values", "ignored_values", "palette", "range")
     if not isinstance(options, dict) or "classes" not in options:
         yield 'expected an object with "classes"'

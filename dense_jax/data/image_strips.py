@@ -44,7 +44,7 @@ def strips(
 ) -> Iterator[UInt8[np.ndarray, "_ w c"]]:
     """Yields strips of rows of an image, from top to bottom.
 
-    See `decode.read_image` for the arguments. Raises ValueError when it reaches a corrupt part.
+    See `decode.read_image` for the arguments. Raises ValueError at a corrupt part of the file.
     """
     where = describe(path, page)
     with path.open("rb") as file:
@@ -130,8 +130,8 @@ def _open_vips(descriptor: int, page: int | None, is_tiff: bool) -> Any:
 def _is_plain_tiff(path: pathlib.Path, page: int | None) -> bool:
     """Returns whether libvips decodes all of a TIFF file exactly as `decode` does.
 
-    The image must be stored upright, with interleaved channels, and 0 must not mean white. Raises
-    EOFError if the file is truncated.
+    The image must be stored upright and with interleaved channels, and 0 must not mean white.
+    Raises EOFError if the file is truncated.
     """
     import tifffile
 

@@ -33,11 +33,11 @@ def train_batches(
     num_hosts: int = 1,
     workers: int = 0,
 ) -> grain.DatasetIterator[dict[str, np.ndarray]]:
-    """Yields training batches forever, from the batch after step `step`. Reshuffles each epoch.
+    """Yields training batches without end, starting after `step` steps. Reshuffles each epoch.
 
-    batch_size: The size of the global batch. canvas: The height and width of all examples, in
-    pixels. workers: The number of worker processes, or 0 to use threads in this process. Each batch
-    holds the b = batch_size / num_hosts examples of this host:
+    batch_size: The size of the global batch. canvas: The height and width, in pixels, to which
+    examples are cropped or padded. workers: The number of worker processes, or 0 to use threads in
+    this process. Each batch holds the b = batch_size / num_hosts examples of this host:
         image  uint8 [b, height, width, c]
         label  uint8 [b, height, width]; IGNORE_LABEL outside the example
         size   int32 [b, 2], the height and width of the example on the canvas, in pixels
@@ -65,9 +65,9 @@ def eval_batches(
     """Yields each tile exactly once across all hosts. Every host gets the same number of batches.
 
     A tile is a dict with at least `image`, `label` and an integer `index`. All tiles have equal
-    shapes. Labels become uint8. Each host gets one contiguous block of tiles, so few images are
-    decoded by two hosts. The last batches are padded to full size with tiles whose index is -1 and
-    whose labels are all IGNORE_LABEL.
+    shapes. Labels become uint8. Each host gets one contiguous block of tiles, so that hardly any
+    image is decoded by two hosts. The last batches are padded to full size with tiles whose index
+    is -1 and whose labels are all IGNORE_LABEL.
     """
     host_batch = _host_batch(batch_size, num_hosts)
     length = -(-len(tiles) // batch_size) * host_batch
@@ -77,7 +77,7 @@ def eval_batches(
 
 
 def _tile(tiles: grain.sources.RandomAccessDataSource, k: int) -> dict[str, Any]:
-    """Returns tile k, or a padding tile if k is out of range."""
+    """Returns tile k, or a padding tile if k is greater than the index of the last tile."""
     tile = dict(tiles[min(k, len(tiles) - 1)])
     tile["label"] = tile["label"].astype(np.uint8)
     if k >= len(tiles):
@@ -148,14 +148,14 @@ def fit(
 
 @functools.lru_cache(maxsize=32)  # several seeds may be trained at once
 def _order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-    """Returns the order of examples in an epoch. Grain's shuffle takes milliseconds per example."""
+    """Returns the shuffled order of the examples in an epoch."""
+    # Grain's shuffle takes milliseconds per example.
     return np.random.default_rng([seed, epoch]).permutation(num_examples)
 
 
 def _iterate(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
-    # Batches are formed first, and workers take turns at whole batches. Batches therefore do not
-    # depend on the number of workers. Grain's default buffer of 500 elements could hold hundreds of
-    # GB of large images. With two threads, a worker reads one example while it decodes another.
+    # Each worker makes whole batches, so batches do not depend on the number of workers. Grain's
+    # default buffer of 500 elements could hold hundreds of GB of large images. With two threads, a worker reads one example while it decodes another.
     num_threads = 2 if workers else 4
     dataset = batches.to_iter_dataset(
         grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads)
@@ -170,8 +170,8 @@ def _iterate(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
 def _start_worker(worker: int, num_workers: int) -> None:
     """Ties a worker process's lifetime to the training process.
 
-    Ignores Ctrl-C, and SIGTERM from a launcher to the whole process group, because training needs
-    data until a checkpoint is saved.
+    Ignores Ctrl-C and SIGTERM, which may be sent to the whole process group, because training
+    needs data until a checkpoint is saved.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

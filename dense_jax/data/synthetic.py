@@ -1,9 +1,9 @@
 """Generates scenes of textured shapes on a textured background, in memory.
 
-The scenes reveal differences between methods. Threads are 2 to 3 pixels wide and boundaries are
-crisp, so networks need skip connections. Specks cover less than 1 % of the pixels, so the choice of
-loss matters. Brightness varies over the image and between objects, so the value of a single pixel
-does not reveal its class.
+The scenes reveal differences between methods. Crisp boundaries, and threads that are 2 to 3 pixels
+wide, require skip connections. Specks cover less than 1 % of the pixels, so the choice of loss
+matters. Brightness varies over the image and between objects, so the value of a pixel does not
+reveal its class.
 """
 
 import math

@@ -27,13 +27,13 @@ def border_weights(objects: Objects, weight: float, sigma: float) -> Float32[np.
     pixel to the nearest and the second-nearest object. Distances and sigma are in pixels. This is
     formula 2 in section 3 of Ronneberger et al. 2015, "U-Net", without the term w_c. Unlike in the
     paper, the result is 0 inside objects because the network has to learn the background between
-    objects. If d1 + d2 > 6 sigma, the formula gives less than 1.6e-8 * weight, so the result is 0.
+    objects. If d1 + d2 > 6 sigma, the result is 0 (the formula gives less than 1.6e-8 * weight).
     """
     reach = 6 * sigma
     margin = math.ceil(reach)
     nearest, second = np.full((2, *objects.shape), np.inf, np.float32)
     for k, box in enumerate(ndimage.find_objects(objects), start=1):
-        if box is None:  # an unused object number
+        if box is None:  # no pixel has object number k
             continue
         # Beyond `reach`, an object has no influence, so distances are computed only around it.
         around = tuple(slice(max(0, side.start - margin), side.stop + margin) for side in box)
@@ -50,7 +50,7 @@ def border_weights(objects: Objects, weight: float, sigma: float) -> Float32[np.
 
 
 class WithTarget(Examples):
-    """A source whose examples hold one more per-pixel array.
+    """A source with an additional per-pixel array in each example.
 
     function(i, example) returns the array [h, w] for example i. Worker processes need a picklable
     function, such as a module-level function or a `functools.partial` of one.
@@ -83,7 +83,7 @@ def with_border_weights(
     classes: The names of the classes whose connected components are the objects. If None, the
       objects are the source's instances.
 
-    Raises ValueError if a name is unknown, or if both classes and instances are missing.
+    Raises ValueError if a class name is unknown, or if there are neither classes nor instances.
     """
     names = ", ".join(source.class_names)
     if not classes and not source.has_instances:

@@ -51,7 +51,7 @@ class Tiles:
 
     source: An object with `sizes`, int [n, 2], and source[i] with `image` and `label`.
     tile_size: The height and width of a tile, in pixels.
-    margin: The width of the margin in pixels, for both axes or for each axis.
+    margin: The width of the margin in pixels, as one number or one per axis.
     images: A mask, bool [n], of the images to cut. If None, all images are cut.
     """
 
@@ -88,7 +88,7 @@ class Tiles:
         return Place(image, _window(start, stop), _window(self.margin, self.margin + stop - start))
 
     def shown(self, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the image rows and columns that tile k shows, reflected beyond the border."""
+        """Returns the indices of the image rows and columns in tile k, reflected at the border."""
         place = self.place(k)
         rows, columns = (
             reflect(np.arange(core.start - margin, core.start - margin + length), int(image_length))
@@ -145,9 +145,9 @@ def tilings(
     Returns one `Tiles` per combination of tile size and margin (usually one, at most four).
 
     source, tile_size, margin: See `Tiles`.
-    image_size: The largest height and width of the run's images, in pixels. On an axis on which
-      image_size + 2 * context fits into tile_size, an image of at most image_size gets one tile
-      of this length, whose margin is only the context.
+    image_size: The largest height and width of the run's images, in pixels. If image_size + 2 *
+      context <= tile_size on an axis, an image of at most image_size gets a single tile on that
+      axis. The tile's length is then image_size + 2 * context, and its margin is the context.
     context: The width of the context in pixels, which is the minimum margin.
     """
     longest = np.asarray(image_size) + 2 * context

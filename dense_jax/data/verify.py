@@ -33,7 +33,7 @@ def verify(source: Source) -> None:
             f"every pixel of all {len(source)} labels ({some(source.names)}) is ignored: nothing can "
             "be learned from them or scored; check which values the dataset ignores"
         )
-    with contextlib.suppress(OSError):  # without a cache, the next run verifies it again
+    with contextlib.suppress(OSError):  # without a cache, the next run verifies again
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
 

@@ -26,7 +26,7 @@ from safetensors import numpy as safetensors
 from dense_jax.inference.tta import LogitsStep
 
 FORMAT = "dense_jax model"
-VERSION = 1  # the version of the file format; goes up if older readers cannot read it
+VERSION = 1  # the file format's version, increased if older readers cannot read new files
 
 
 def _integer(least: int, most: int = 2**31 - 1) -> Callable[[Any], bool]:
@@ -34,7 +34,7 @@ def _integer(least: int, most: int = 2**31 - 1) -> Callable[[Any], bool]:
 
 
 def _list(is_item: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
-    """Returns a predicate for lists of valid items. If `length` is None, only empty lists fail."""
+    """Returns a predicate for lists of valid items. If `length` is None, any length but 0 is valid."""
     return lambda value: (
         isinstance(value, list)
         and (len(value) == length if length else len(value) > 0)
@@ -120,7 +120,7 @@ def read(path: epath.PathLike) -> Exported:
 
 @contextlib.contextmanager
 def _explaining(message: str) -> Generator[None]:
-    """Converts any exception to a ValueError, because parsers of damaged data raise many types."""
+    """Converts any exception to a ValueError with `message`, because parsers raise many types."""
     try:
         yield
     except Exception as error:
@@ -153,7 +153,7 @@ def _check_fields(about: Any) -> None:
 def _check_program(
     program: export.Exported, about: Mapping[str, Any], weights: Mapping[str, np.ndarray]
 ) -> None:
-    """Raises ValueError if program, weights and model.json disagree, or weights are not finite."""
+    """Raises ValueError if a weight is not finite or program, weights and model.json disagree."""
     (needed, _), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
     shapes, needed_shapes = (
         {name: (array.shape, array.dtype) for name, array in arrays.items()}

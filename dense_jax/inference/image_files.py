@@ -28,7 +28,7 @@ class Image(NamedTuple):
 
 
 def find(arguments: Sequence[str], output: Path) -> list[Path]:
-    """Returns the distinct image files. Raises ValueError naming an argument without images."""
+    """Returns the distinct image files. Raises ValueError if an argument stands for no image."""
     # Links are not resolved, because data managers store identical images as links to one file.
     paths: dict[tuple[str, str], Path] = {}
     for argument in arguments:

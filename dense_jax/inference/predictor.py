@@ -30,7 +30,8 @@ MakeMap = Callable[[np.ndarray], np.ndarray]
 class Predictor:
     """A trained network that segments images: predictor(image) returns the classes. See `load`.
 
-    class_names, palette (uint8 [num_classes, 3], RGB), num_channels: As in the training data.
+    class_names, num_channels: As in the training data.
+    palette: The RGB color of each class, uint8 [num_classes, 3].
     value_range: The two values that map to 0 and 255 in images of more than 8 bits, or None.
     image_size: The largest height and width of the training images, in pixels; see `tilings`.
     """
@@ -83,7 +84,7 @@ class Predictor:
         blend: Whether neighboring tiles overlap and their predictions are blended; see `Stitcher`.
         augment: The names of test-time augmentations from `tta.AUGMENTATIONS`.
 
-        An option that is None keeps its current value. Raises ValueError naming an invalid option.
+        An option that is None keeps its current value. Raises ValueError if an option is invalid.
         """
         names = ("tile_size", "margin", "context", "batch_size", "blend", "augment")
         present = {name: getattr(self, name) for name in names}
@@ -91,7 +92,7 @@ class Predictor:
         return Predictor(*self._network, **present | wanted)
 
     def _make_step(self, names: Sequence[str]) -> Callable:
-        """Returns the compiled step(variables, batch) -> {name: maps}, which uses all devices."""
+        """Returns a compiled step(variables, batch) -> {name: maps} that uses all devices."""
         scores_step = self._network[0]
         if self.augment:
             scores_step = tta.make_probabilities_step(scores_step, self.augment)
@@ -127,14 +128,14 @@ class Predictor:
     def segment(
         self, images: Images, maps: Mapping[str, MakeMap] | None = None
     ) -> Iterator[Strip | Failure]:
-        """Yields strips of the images with the maps "image", "classes" and the maps in `maps`.
+        """Yields each image in strips, with the maps "image", "classes" and any maps in `maps`.
 
-        Strips of different images do not interleave. Images that are tiled like the run's own
-        images come first, followed by images that are too large for this; see `tilings`. If an
-        image cannot be read completely, a `Failure` replaces its remaining strips.
+        All strips of an image are consecutive. Images may be reordered to group images with equal
+        tile sizes; see `tilings`. If an image cannot be read completely, a `Failure` replaces its
+        remaining strips.
 
-        Images are read ahead. Tiles of the same size share one compiled program and one batch size.
-        The required memory does not depend on the heights of the images.
+        Images are read ahead. Tiles of the same size share one compiled program. The required
+        memory does not depend on the heights of the images.
         """
         maps = dict(maps or {})
         if self.blend:
@@ -170,7 +171,7 @@ class Predictor:
     def _outputs(
         self, step: Callable, tiles: Iterator[Tile | Failure]
     ) -> Iterator[tuple[Tile | Failure, dict[str, np.ndarray]]]:
-        """Yields tiles with their outputs while the next batch runs. A `Failure` has none."""
+        """Yields tiles with their outputs while the next batch is computed. A `Failure` gets {}."""
         batch_size = -(-self.batch_size // self._mesh.size) * self._mesh.size
         ready: deque[tuple[Tile | Failure, dict[str, np.ndarray]]] = deque()
 
@@ -201,7 +202,7 @@ class Predictor:
 
 
 def entropy(probabilities: Float32[np.ndarray, "*shape k"]) -> UInt8[np.ndarray, "*shape"]:
-    """Returns the entropy -255 sum_c p_c log p_c / log k, from 0 (certain) to 255 (uniform)."""
+    """Returns the entropy, -255 * sum_c(p_c log p_c) / log(k): 0 is certain, and 255 is uniform."""
     logs = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
     parts = np.sum(probabilities * logs, axis=-1) / -np.log(probabilities.shape[-1])
     return (255 * parts).round().clip(0, 255).astype(np.uint8)

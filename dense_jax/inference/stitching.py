@@ -52,20 +52,19 @@ class Strip(NamedTuple):
 
 
 class Stitcher:
-    """Stitches the maps of tiles into strips. Each row of tiles completes one strip of an image.
+    """Stitches per-pixel maps of tiles into strips. Each row of tiles completes one strip.
 
-    Without overlap, tiles may come in any order. With overlap, they must come in the order of their
-    numbers.
+    Without overlap, tiles may be added in any order. With overlap, their numbers must increase.
 
-    overlap: The number of pixels on each axis that a tile contributes beyond its core; at most the
-      margin.
+    overlap: The number of pixels by which a tile's contribution extends beyond its core on each
+      axis. At most the margin.
     whole: Whether a strip is a whole image.
 
     If several tiles cover a pixel, its value is sum_k w_k map_k. Per axis, w_k = g_k / sum_j g_j
     over the tiles that cover the pixel. g_k is a Gaussian at the center of the tile with a standard
     deviation of (core + 2 overlap) / 8 (nnU-Net, Isensee et al. 2021). The sum is computed
-    incrementally as map += g_k / (g_1 + ... + g_k) (map_k - map). This needs no final division, and
-    a value on which all tiles agree stays bitwise the same.
+    incrementally as map += g_k / (g_1 + ... + g_k) * (map_k - map). The increments need no final
+    division, and a value on which all tiles agree stays bitwise the same.
     """
 
     def __init__(
@@ -127,7 +126,7 @@ class Stitcher:
         return new[rows.start - top : rows.stop - top]
 
     def share(self, axis: int, k: int) -> Float32[np.ndarray, "reach"]:
-        """Returns the weights g_k / (g_1 + ... + g_k) of tile k > 0 where tile k - 1 overlaps."""
+        """Returns g_k / (g_1 + ... + g_k) for pixels on an axis that tiles k - 1 and k share."""
         core, overlap = self._core[axis], self.overlap[axis]
         length = core + 2 * overlap
         # Positions relative to the start of this tile, and of each earlier tile that reaches it.
@@ -162,7 +161,7 @@ class Stitcher:
 
 
 def _move(new: np.ndarray, earlier: np.ndarray, share: np.ndarray) -> None:
-    """Sets `new` to earlier + share (new - earlier), in place."""
+    """Sets `new` to earlier + share * (new - earlier), in place."""
     new -= earlier
     new *= share
     new += earlier
@@ -185,14 +184,14 @@ def cut(images: Images, tiles: Tiles) -> Iterator[Tile | Failure]:
 
 
 class _Reader:
-    """Reads ranges of rows from the strips of an image with a known height."""
+    """Reads ranges of rows from an image that arrives in strips."""
 
     def __init__(self, strips: Iterator[np.ndarray], height: int):
         self._strips, self._height = strips, height
         self._first, self._rows = 0, next(strips)
 
     def read(self, start: int, stop: int) -> tuple[int, np.ndarray]:
-        """Returns rows that include `start` to `stop`, and the number of the first returned row.
+        """Returns at least the rows `start` to `stop`, and the index of the first returned row.
 
         `start` and `stop` must not decrease between calls, because earlier rows are dropped.
         """

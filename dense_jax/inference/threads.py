@@ -1,4 +1,4 @@
-"""Threads that read ahead and write behind, in order and with bounded memory."""
+"""Runs iterators and function calls in threads, in order and with bounded memory."""
 
 import contextlib
 from collections import deque
@@ -24,11 +24,11 @@ def ahead(items: Iterator[T], count: int) -> Iterator[T]:
 
 @contextlib.contextmanager
 def lanes(count: int) -> Generator[Callable[..., Future]]:
-    """Provides submit(lane, call, *args), which runs the calls of each lane in order, in a thread.
+    """Provides submit(lane, call, *args), which runs call(*args) in one of `count` threads.
 
-    Lane k uses thread k % count. `submit` blocks while more than 2 * count calls are pending. If a
-    call fails, a later `submit` or the exit from the context raises the error, and pending calls
-    are canceled. The exit waits for all calls.
+    Lane k uses thread k % count, so the calls in a lane run in order. `submit` blocks while more
+    than 2 * count calls are pending. If a call fails, a later `submit` or the exit from the context
+    raises the error and cancels pending calls. Otherwise, the exit waits for all calls.
     """
     pools = [ThreadPoolExecutor(1) for _ in range(count)]
     pending: deque[Future] = deque()

@@ -1,7 +1,7 @@
 """Writes image files a strip of rows at a time. Each file appears complete or not at all.
 
-Until `publish`, a file has a hidden temporary name. `Together` publishes all files of an image or
-none, unlike `storage.atomic`, which publishes each file when closed. Does not import jax.
+A file has a hidden temporary name until `publish` renames it. `Together` publishes all files of an
+image or none, unlike `storage.atomic`, which publishes each file when closed. Does not import jax.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from typing import IO
 import numpy as np
 from jaxtyping import UInt8
 
-# Disk errors, which would affect every other file as well.
+# Disk errors. They affect all files, not only the current one.
 _ERRORS_OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
@@ -66,8 +66,8 @@ class Rows:
 class Png(Rows):
     """A PNG file with rows of palette indices or gray values [n, w], or RGB values [n, w, 3].
 
-    Implements the encoding because no library lets Python append rows. libvips cannot do this
-    (libvips#2859), and pypng requests rows from an iterator.
+    Encodes the rows itself because no library lets Python append rows to a PNG file. libvips cannot
+    append (libvips#2859), and pypng requests rows from an iterator.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Png(Rows):
         return file
 
     def _encode(self, rows: UInt8[np.ndarray, "n w *channels"]) -> bytes:
-        """Returns compressed rows. RGB rows use filter Sub, the difference from the left pixel."""
+        """Returns compressed rows. Filter Sub subtracts the left pixel from each RGB pixel."""
         flat = rows.reshape(len(rows), -1)
         filtered = np.pad(flat, ((0, 0), (1, 0)))
         if rows.ndim == 3:
@@ -112,8 +112,8 @@ def _chunk(name: bytes, data: bytes) -> bytes:
 class Array(Rows):
     """A float16 array [h, w, k] in a .npy file or, for any other extension, in a TIFF file.
 
-    NumPy or tifffile lays out the file. Rows are then written with file I/O, which raises an error
-    if the disk is full. Writing through a memory map would kill the process instead.
+    NumPy or tifffile creates the file. The rows are written with file I/O, which raises an error if
+    the disk is full. Writing through a memory map would kill the process instead.
     """
 
     def __init__(self, path: Path, shape: tuple[int, int, int]):
@@ -142,8 +142,8 @@ class Array(Rows):
 class Together:
     """Publishes all files of one image, or removes all of them.
 
-    Disk errors, such as a full disk, are raised. Any other OSError affects only these files. The
-    first such error is stored in `problem`, and nothing more is written.
+    Disk errors, such as a full disk, are raised. Any other OSError affects only these files: its
+    message is stored in `problem`, and nothing more is written.
     """
 
     def __init__(self, files: Mapping[str, Rows]):
@@ -157,7 +157,7 @@ class Together:
                 self._files[name].write(rows)
 
     def end(self) -> None:
-        """Publishes all files, or removes all if `problem` is set before or while publishing."""
+        """Publishes all files. If `problem` is or becomes set, removes all files instead."""
         for file in self._files.values():
             with self._keeping(file.path):
                 if self.problem is None:
@@ -172,7 +172,7 @@ class Together:
 
     @contextlib.contextmanager
     def _keeping(self, path: Path) -> Generator[None]:
-        """Raises disk errors and stores other OSErrors in `problem`, with the path of the file."""
+        """Raises disk errors. Stores the message of any other OSError, with path, in `problem`."""
         try:
             yield
         except OSError as error:
