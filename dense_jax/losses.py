@@ -36,15 +36,15 @@ def cross_entropy(
 ) -> Float[Array, ""]:
     """Returns the weighted mean of the negative log-likelihood, in nats per pixel.
 
-    The loss is sum_i v_i l_i / sum_i v_i w[y_i], with the labels y, the pixel weights v [b, h, w],
-    the class weights w, the label smoothing e, and
-    l_i = -sum_k w[k] ((1 - e) t[i, k] + e / c) log p[i, k]. As in PyTorch, label smoothing spreads
-    e over all classes, each with its class weight.
+    The loss is (sum_i v_i l_i) / (sum_i v_i w[y_i]), with the labels y, the pixel weights v
+    [b, h, w], the class weights w, the label smoothing e, and
+    l_i = -sum_k w[k] ((1 - e) t[i, k] + e / c) log p[i, k]. As in PyTorch, class weights also apply
+    to the smoothed labels.
 
-    If `top_k_fraction` < 1, both sums run only over the hardest pixels of the batch: the
-    ceil(top_k_fraction * n) of n valid pixels with the largest v l (Wu et al. 2016, "Bridging
-    category-level and instance-level semantic image segmentation", section 3.2). Pixels that tie
-    with the last of these pixels are kept too.
+    If `top_k_fraction` < 1, both sums run only over the k hardest pixels of the batch, with the
+    largest v l, and pixels that tie with the last of these (Wu et al. 2016, "Bridging
+    category-level and instance-level semantic image segmentation", section 3.2). k is
+    `top_k_fraction` times the number of valid pixels, rounded up.
     """
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be in [0, 1], not {label_smoothing}")
@@ -84,9 +84,9 @@ def focal(
 ) -> Float[Array, ""]:
     """Returns the focal loss, which down-weights well-classified pixels, in nats per pixel.
 
-    The loss is sum w[y] (1 - p[y])^gamma (-log p[y]) / sum w[y]. p is a softmax, not one sigmoid
-    per class. gamma = 0 gives `cross_entropy` (Lin et al. 2017, "Focal loss for dense object
-    detection", section 3.2; their alpha is `class_weights`).
+    The loss is (sum w[y] (1 - p[y])^gamma (-log p[y])) / (sum w[y]), with the class weights w and
+    the labels y. p is a softmax, not one sigmoid per class. gamma = 0 gives `cross_entropy`. In
+    Lin et al. 2017 ("Focal loss for dense object detection", section 3.2), w is called alpha.
     """
     logits, target, valid = _prepare(logits, labels)
     class_weights = jnp.ravel(_class_weights(class_weights, logits))
@@ -115,15 +115,15 @@ def tversky(
     index = (tp + smooth) / (tp + alpha fp + beta fn + smooth). The terms, in pixels, are
     tp = sum p t, fp = sum p (1 - t) and fn = sum (1 - p) t. If `squared`, fp = sum p^2 (1 - t) and
     fn = sum (1 - p)^2 t. alpha weights false positives, and beta weights false negatives (Salehi et
-    al. 2017, "Tversky loss function", section 2.2). gamma is the exponent, whereas Abraham and Khan
-    2019 write the exponent of the focal Tversky loss as 1 / gamma, with gamma = 4 / 3.
+    al. 2017, "Tversky loss function", section 2.2). For the focal Tversky loss, Abraham and Khan
+    2019 write the exponent as 1 / gamma, with gamma = 4 / 3.
 
     per: "batch" sums over all pixels of the batch. "image" computes a loss for each (image, class)
-      pair and averages over all pairs, except for images without a valid pixel.
-    absent: How to treat a class without valid pixels in the labels of the batch (or image). "skip"
+      pair and averages these losses. Images without a valid pixel are excluded.
+    absent: How to treat a class that is absent from the labels of the batch (or image). "skip"
       excludes the class from the mean. "zero" includes the class with loss 0. "one" applies the
       formula, which gives 1 for any false positive if smooth = 0.
-    class_weights: The weights w of the mean sum w l / sum w over the included classes.
+    class_weights: The weights w in the mean of the class losses l, (sum w l) / (sum w).
     include_background: Whether the mean includes class 0.
     """
     _check_choice("per", per, "batch", "image")
@@ -171,8 +171,8 @@ def soft_dice(
     """Returns one minus the soft Dice coefficient, averaged over classes, in [0, 1].
 
     dice = (2 sum p t + smooth) / (sum p + sum t + smooth). If `squared`, sum p^2 replaces sum p
-    (Milletari et al. 2016, "V-Net", section 3). Equal to `tversky`, which explains the options,
-    with alpha = beta = 1/2.
+    (Milletari et al. 2016, "V-Net", section 3). Equal to `tversky` with alpha = beta = 1/2 and half
+    of `smooth`. See `tversky` for the options.
     """
     return tversky(
         logits,
@@ -203,7 +203,7 @@ def soft_jaccard(
 
     jaccard = (sum p t + smooth) / (sum p + sum t - sum p t + smooth). If `squared`, sum p^2
     replaces sum p (Rahman and Wang 2016, "Optimizing intersection-over-union in deep neural
-    networks"). Equal to `tversky`, which explains the options, with alpha = beta = 1.
+    networks"). Equal to `tversky` with alpha = beta = 1. See `tversky` for the options.
     """
     return tversky(
         logits,
@@ -265,9 +265,11 @@ def lovasz_softmax(
 ) -> Float[Array, ""]:
     """Returns the Lovász-softmax loss, a convex surrogate of one minus IoU, in [0, 1].
 
-    The loss is averaged over the classes that are present. The loss for one class is
-    sum_i e_i (J_i - J_(i-1)), with e = |t - p| in descending order. J_i is the Jaccard loss if
-    exactly the first i pixels are wrong (Berman et al. 2018, "The Lovász-softmax loss", section 3).
+    The loss is averaged over the classes that occur in the labels. The loss for one class is
+    sum_i e_i (J_i - J_(i-1)). The pixels i are sorted by descending error e = |t - p|. J_i is the
+    Jaccard loss if exactly the first i pixels are wrong (Berman et al. 2018, "The Lovász-softmax
+    loss", section 3).
+
     per="batch" sorts all pixels of the batch together. per="image" computes one loss per image and
     averages over the images with a valid pixel (`per_image` in the authors' code).
     """
@@ -285,7 +287,7 @@ def lovasz_softmax(
     size = jnp.sum(hit, axis=-1, keepdims=True)
     intersection = size - jnp.cumsum(hit, axis=-1)
     union = (size + jnp.cumsum(~hit, axis=-1)).astype(error.dtype)
-    # J_i - J_(i-1) in closed form, because the subtraction loses precision for large images.
+    # Computes J_i - J_(i-1) in closed form, because subtraction loses precision for large images.
     step = jnp.where(hit, 1 / union, intersection / (union * jnp.maximum(union - 1, 1)))
     loss = jnp.sum(-negated * step, axis=-1)  # [b or 1, c]; 0 for an absent class
 
@@ -299,15 +301,16 @@ def with_border_weights(
 ) -> Callable[..., Float[Array, ""]]:
     """Returns a function of (logits, labels, border) that weights each pixel by w[y] + border.
 
-    y is the label, w the class weights, and border [b, h, w] a field from `data.targets`. The sum
-    is equation 2 of Ronneberger et al. 2015 ("U-Net", section 3). Losses multiply w[y] by the pixel
-    weight v, so v = 1 + border / w[y]. A pixel whose class has weight 0 keeps weight 0.
+    y is the label, w the class weights, and border [b, h, w] a field from `data.targets`. w[y] +
+    border is equation 2 of Ronneberger et al. 2015 ("U-Net", section 3). A pixel whose class has
+    weight 0 keeps weight 0.
     """
 
     def weighted_loss(logits: Array, labels: Array, border: Array) -> Float[Array, ""]:
         weights = jnp.ravel(_class_weights(class_weights, logits))
         # An ignored pixel gets an arbitrary class's weight, but `loss` ignores the pixel.
         weights = jnp.take(weights, labels, mode="clip")
+        # `loss` multiplies pixel weights by w[y].
         return loss(logits, labels, pixel_weights=1 + _ratio(border, weights))
 
     return weighted_loss
@@ -327,7 +330,7 @@ LOSSES: dict[str, Callable[..., Float[Array, ""]]] = {
 def _prepare(
     logits: ArrayLike, labels: ArrayLike
 ) -> tuple[Float[Array, "b h w c"], Bool[Array, "b h w c"], Bool[Array, "b h w"]]:
-    """Checks the inputs. Returns logits (0 if ignored), one-hot targets and a valid-pixel mask."""
+    """Checks the inputs. Returns logits (0 at ignored pixels), one-hot targets and valid pixels."""
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     if logits.ndim != 4 or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"logits must be floats [b, h, w, c], not {logits.dtype} {logits.shape}")

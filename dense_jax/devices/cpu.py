@@ -9,7 +9,8 @@ the implementations below, and any other platform gets XLA's, even within one ex
 primitives have forward and reverse derivatives of all orders. Under `jax.vmap`, XLA's convolutions
 run instead.
 
-The docstrings quote benchmarks/speed.md: ms per training step without -> with an optimization.
+Times in the docstrings are from benchmarks/speed.md. Unless noted, they are ms per training step
+without -> with the optimization.
 """
 
 import dataclasses
@@ -74,7 +75,7 @@ def _replace(call: Callable, args: tuple, kwargs: dict, context: nn.module.Inter
 
 
 def _takes_convolution(module: nn.Module) -> bool:
-    """Returns whether a module accepts a convolution function, like nn.Conv, and none is set."""
+    """Returns whether a module has an unset field for a convolution function, like nn.Conv."""
     other = getattr(module, "conv_general_dilated_cls", None)
     return getattr(module, "conv_general_dilated", convolution) is None and other is None
 
@@ -88,8 +89,8 @@ def convolution(
 ) -> Float[Array, "b *Space f"]:
     """Computes jax.lax.conv_general_dilated, by default for NHWC images and HWIO kernels.
 
-    A convolution is fast only if it has stride 1, less padding on each side than the
-    kernel's size, and `NEUTRAL` options. All other convolutions go to XLA with all their options.
+    The fast path requires stride 1, less padding on each side than the kernel's size, and `NEUTRAL`
+    options. All other convolutions go to XLA unchanged.
     """
     is_neutral = all(NEUTRAL.get(name) == options[name] for name in options)
     precision = jax.config.values["jax_default_matmul_precision"]
@@ -112,7 +113,7 @@ def _by_patches(x: Array, kernel: Array, pads: Pads) -> Array:
     """Convolves by a single matrix product of all patches of x with the kernel.
 
     If there are few pixels and thousands of channels, as in AlexNet's and VGG's fc6, XLA:CPU's
-    convolution is many times slower. The patches need the memory of x once per kernel tap.
+    convolution is many times slower. The patches take as much memory as one copy of x per tap.
     """
     rows, columns, _, features = kernel.shape
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
@@ -153,7 +154,10 @@ def _back(pads: Pads, size: Sequence[int]) -> Pads:
 
 
 def _conv_on_cpu(x: Array, kernel: Array, *, pads: Pads) -> Array:
-    """Convolves with YNNPACK if multithreaded, else Eigen (unet32 prediction: 152 -> 108 ms)."""
+    """Convolves with YNNPACK if YNNPACK is multithreaded, otherwise with Eigen.
+
+    For unet32, the time of a prediction falls from 152 to 108 ms.
+    """
     if max(kernel.shape[2:]) <= FEW:
         return (_two_at_once if IS_THREADED else _conv)(x, kernel, pads=pads)
     return (_conv if IS_THREADED else _by_eigen)(x, kernel, pads=pads)
@@ -172,10 +176,10 @@ def _by_eigen(x: Array, kernel: Array, *, pads: Pads) -> Array:
 
 
 def _two_at_once(x: Array, kernel: Array, *, pads: Pads) -> Array:
-    """Computes two adjacent pixels as one pixel with twice the channels, so XLA uses YNNPACK.
+    """Computes pairs of adjacent pixels as pixels with twice the channels, so XLA uses YNNPACK.
 
-    Two shifted copies of the kernel are padded with zeros to one more column. Despite a third
-    more products for a 3x3 kernel, training is faster (unet16 on one core: 221 -> 203 ms).
+    The kernel consists of two shifted copies of `kernel`, each one column wider. A 3x3 kernel needs
+    a third more products, but training is faster (unet16 on one core: 221 -> 203 ms).
     """
     _, columns, _, features = kernel.shape
     (left, right), width = pads[1], x.shape[2] + sum(pads[1]) - columns + 1
@@ -197,7 +201,7 @@ def _has_few_pixels(shape: Sequence[int], kernel_shape: Sequence[int]) -> bool:
 def _input_gradient_on_cpu(g: Array, kernel: Array, *, pads: Pads) -> Array:
     """Computes the input gradient by a convolution or, for few pixels, one matrix product per tap.
 
-    The convolution needs a reversed and transposed copy of the kernel. The matrix products do not
+    The matrix products avoid the convolution's reversed and transposed copy of the kernel
     (unet_resnet34 on one core, measured twice: 634 -> 568 and 630 -> 625 ms).
     """
     (top, bottom), (left, right) = back = _back(pads, kernel.shape)
@@ -215,14 +219,14 @@ def _input_gradient_on_cpu(g: Array, kernel: Array, *, pads: Pads) -> Array:
 
 
 def _kernel_gradient_on_cpu(x: Array, g: Array, *, pads: Pads) -> Array:
-    """Computes the kernel gradient by a one-dimensional convolution of g over rows.
+    """Computes the kernel gradient by a one-dimensional convolution along the height.
 
-    At [i, j, c, f], the gradient is the sum of x[b, y + i, x + j, c] g[b, y, x, f] over (b, y, x).
-    The convolution's kernel is made of x and has as many taps as x has rows. The input channels are
-    the pixels (b, x) of a row, and the output channels are all (j, c). XLA's gradient convolves
-    over rows and columns instead, with the b images as channels, and takes up to four times as long
-    (unet16: 202 -> 175 ms, unet64: 1087 -> 720 ms).
+    XLA's two-dimensional convolution takes up to four times as long (unet16: 202 -> 175 ms,
+    unet64: 1087 -> 720 ms).
     """
+    # The gradient [i, j, c, f] is the sum of x[b, r + i, s + j, c] g[b, r, s, f] over (b, r, s). The
+    # convolution slides g along r. Its kernel is x, with one tap per row of x. Its batch is f,
+    # its input channels are (b, s), and its output channels are (j, c).
     shape = rows, columns, channels, features = _kernel_shape(x, g, pads)
     if _has_few_pixels(x.shape, shape):
         return _kernel_gradient(x, g, pads=pads)
@@ -244,7 +248,7 @@ def _kernel_gradient_on_cpu(x: Array, g: Array, *, pads: Pads) -> Array:
 
 
 def _side_by_side(parts: Sequence[Array]) -> Array:
-    """Concatenates channels by adding padded arrays, which XLA:CPU compiles to one loop."""
+    """Concatenates channels by adding zero-padded arrays. XLA:CPU compiles the sum to one loop."""
     before, after = 0, sum(part.shape[-1] for part in parts)
     padded = []
     for part in parts:
@@ -297,8 +301,8 @@ ad.defbilinear(
 def _is_plain_batch_norm(module: nn.BatchNorm, x: Array, *others: Any) -> bool:
     """Returns whether `_batch_norm` can replace a module.
 
-    The module must train on a CPU with default options, except for those in `free`. In evaluation,
-    Flax's batch norm is already fast.
+    The module must be in training mode on a CPU. All options that are not in `free` must have their
+    default values. In evaluation mode, Flax's batch norm is already fast.
     """
     free = ("momentum", "epsilon", "dtype", "use_running_average", "use_fast_variance")
     fields = [f for f in dataclasses.fields(module) if f.name not in (*free, "parent", "name")]
@@ -311,8 +315,8 @@ def _is_plain_batch_norm(module: nn.BatchNorm, x: Array, *others: Any) -> bool:
 def _batch_norm(module: nn.BatchNorm, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """Normalizes a training batch by one multiplication and one addition per value.
 
-    Stores only x for the gradient, whereas Flax stores two arrays of the size of x (unet16 on one
-    core, measured twice: 220 -> 216 and 230 -> 205 ms).
+    Stores only x for the backward pass, whereas Flax stores two arrays of the size of x (unet16 on
+    one core, measured twice: 220 -> 216 and 230 -> 205 ms).
     """
     channels, scope = x.shape[-1:], module.scope
     assert scope is not None
@@ -321,9 +325,9 @@ def _batch_norm(module: nn.BatchNorm, x: Float[Array, "b h w c"]) -> Float[Array
     scale = scope.param("scale", nn.initializers.ones, channels)
     bias = scope.param("bias", nn.initializers.zeros, channels)
     exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    # mean(x^2) - mean(x)^2 loses all precision if the mean is many standard deviations from 0. The
-    # mean minus the mean of the top left pixels is at most sqrt(h w) standard deviations, because
-    # these pixels contribute to the deviation.
+    # mean(x^2) - mean(x)^2 loses all precision if the mean is many standard deviations from 0.
+    # Subtracting the mean of the top left pixels from x leaves a mean of at most sqrt(h w) standard
+    # deviations, because these pixels contribute to the deviation.
     corners = jax.lax.stop_gradient(jnp.mean(exact[:, :1, :1], axis=(0, 1, 2)))
     moved = exact - corners[None, None, None]
     first, second = (jnp.mean(moment, axis=(0, 1, 2)) for moment in (moved, moved**2))

@@ -1,6 +1,6 @@
 """Runs several processes as one run: they find each other, agree on settings and fail together.
 
-Imports jax only to join the other processes, because `sweep` passes the flags on without jax.
+Imports jax only to join the other processes, because `sweep` uses the flags without jax.
 """
 
 import contextlib
@@ -51,9 +51,9 @@ def initialize() -> None:
     """Joins the other processes if the flags name any. Must be called before any other use of jax.
 
     Raises ValueError if the coordinator's address cannot be used. Exits if not all processes join
-    within START_TIMEOUT. Later, if a process dies or becomes unreachable, JAX aborts the others
-    (SIGABRT) within TIMEOUT, even in the middle of a step. If a process raises an error, `together`
-    ends the others sooner, with the error's message.
+    within START_TIMEOUT. Later, if a process dies or becomes unreachable, JAX aborts the remaining
+    processes (SIGABRT) within TIMEOUT, even in the middle of a step. See `together` for a process
+    that raises an error.
     """
     args = flags.FLAGS
     if not args.multihost and args.coordinator is None:
@@ -83,16 +83,17 @@ def initialize() -> None:
 
 
 def agree(facts: Callable[[], Mapping[str, Any]]) -> None:
-    """Raises ValueError, with the same message in all processes, if their facts differ.
+    """Raises the same ValueError in all processes if their `facts` differ.
 
-    facts: A function that returns JSON values by user-facing name. Not called in a single process.
+    facts: A function that returns JSON values by user-facing name. A run of one process does not
+      call the function.
     """
     if _joined() and (different := differences(_exchange(facts()))):
         raise ValueError(f"the processes must be alike, but differ in {'; '.join(different)}")
 
 
 def differences(all_facts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns a line for each differing fact, with its values in process 0 and another process."""
+    """Returns a line per fact that differs: the values in process 0 and in another process."""
     names = dict.fromkeys(name for facts in all_facts for name in facts)
     lines = []
     for name in names:
@@ -103,7 +104,7 @@ def differences(all_facts: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def check_shared(folder: epath.PathLike) -> None:
-    """Raises ValueError in all processes unless they share a folder, which is made if missing."""
+    """Raises ValueError in all processes unless they share `folder`. Creates a missing folder."""
     jax = _joined()
     if jax is None:
         return
@@ -126,7 +127,7 @@ def check_shared(folder: epath.PathLike) -> None:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Ends all processes, each with a one-line error message, if the code in one of them fails."""
+    """Ends all processes, each with a one-line error, if the `with` body fails in one of them."""
     jax = _joined()
     if jax is None:
         yield
@@ -143,7 +144,7 @@ def together() -> Iterator[None]:
     def leave(message: str) -> None:
         print(f"error: {message}", file=sys.stderr, flush=True)
         try:
-            jax.shutdown()  # the failed process waits in its own shutdown for this one
+            jax.shutdown()  # the failed process waits in its shutdown for this process
         finally:
             os._exit(1)  # the main thread may be waiting forever
 

@@ -1,6 +1,6 @@
 """The device mesh and the sharding of arrays over it.
 
-The "replica" axis enumerates the seeds that train in parallel, each on its share of the devices.
+The "replica" axis enumerates the seeds that train in parallel, each on an equal share of devices.
 The "data" axis enumerates the devices of a replica. Within a replica, training is data-parallel:
 parameters are replicated, batches are split, and the optimizer state is either replicated or split.
 Training a single seed uses one replica.
@@ -59,13 +59,14 @@ def spread(shapes: Any, mesh: Mesh) -> Any:
     """Returns shardings that split the arrays of an optimizer state over the devices.
 
     Each array is split along its largest axis whose length is a multiple of the number of devices.
-    Arrays without such an axis are replicated, and so are one-dimensional arrays. Splitting scales
-    and biases would make XLA shard the normalization layers too, with an all-gather in each.
+    Arrays without such an axis are replicated. One-dimensional arrays (scales and biases) are also
+    replicated, because XLA would otherwise insert an all-gather into each normalization layer.
 
-    With replicated parameters this is stage 1 of ZeRO (Rajbhandari et al. 2020, section 5.1). XLA
-    sums the gradient over the devices (all-reduce). Each device then updates its slice of the
-    moments, the parameters and the averaged parameters. An all-gather then collects the parameters
-    and their averages. Norms of the gradient become sums over slices, so their last bits differ.
+    With replicated parameters, this sharding is stage 1 of ZeRO (Rajbhandari et al. 2020, section
+    5.1). XLA sums the gradient over the devices (all-reduce). Each device then updates its slice of
+    the moments, the parameters and the averaged parameters. An all-gather then collects the
+    parameters and the averages. Gradient norms become sums over slices, which changes their last
+    bits.
     """
 
     def split(x):
@@ -79,11 +80,11 @@ def spread(shapes: Any, mesh: Mesh) -> Any:
 
 
 def map_examples(function: Callable, mesh: Mesh) -> Callable:
-    """Turns function(variables, example) into function(variables, batch), split over the devices.
+    """Returns f(variables, batch), which applies function(variables, example) to each example.
 
-    Each device processes its examples one at a time, so results do not depend on the batch size. In
-    a batched convolution, the order of additions depends on the batch size. A different order
-    changes the last bit of a logit and occasionally a predicted class.
+    The batch is split over the devices. Each device processes one example at a time, because the
+    order of additions in a batched convolution depends on the batch size. A different order changes
+    the last bit of a logit and occasionally a predicted class.
     """
 
     def over_batch(variables, batch):
@@ -95,7 +96,7 @@ def map_examples(function: Callable, mesh: Mesh) -> Callable:
 
 
 def share(mesh: Mesh) -> tuple[list[int], int, int]:
-    """Returns this host's replicas, its index among a replica's hosts, and their number."""
+    """Returns the replicas on this host, the host's index in a replica, and hosts per replica."""
     hosts = [sorted({device.process_index for device in row}) for row in mesh.devices]
     replicas = [k for k, indices in enumerate(hosts) if jax.process_index() in indices]
     first = hosts[replicas[0]]
@@ -103,7 +104,7 @@ def share(mesh: Mesh) -> tuple[list[int], int, int]:
 
 
 def placed(shapes: Any, shardings: Any) -> Any:
-    """Attaches shardings to shapes. A sharding for a subtree applies to every array in it."""
+    """Attaches shardings to shapes. The sharding of a subtree applies to all its arrays."""
 
     def place(sharding, part):
         return jax.tree.map(
@@ -114,7 +115,7 @@ def placed(shapes: Any, shardings: Any) -> Any:
 
 
 def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Makes a global array from each numeric field of this host's slice of the batch."""
+    """Builds global arrays from the numeric fields of this host's slice of the batch."""
     return {
         field: jax.make_array_from_process_local_data(sharded(mesh), array)
         for field, array in batch.items()

@@ -1,4 +1,4 @@
-"""Sets up logging, the cache of compiled programs, memory and devices for commands."""
+"""Sets up logging, the compilation cache, memory allocation and devices for commands."""
 
 import contextlib
 import ctypes
@@ -62,23 +62,23 @@ def keep_programs() -> None:
 def keep_memory() -> None:
     """On machines without an accelerator, keeps freed memory for reuse by the next step.
 
-    XLA:CPU allocates the temporaries of each step anew. glibc serves such large blocks with mmap
-    and returns them to the operating system, so every page faults again in every step. These faults
-    take a sixth of the step time of the default network. The function therefore turns mmap off.
-    This requires a single malloc arena, because other arenas cannot grow. With an accelerator
-    nothing is changed, because decoding threads benefit from separate arenas.
-
-    The function also selects XLA:CPU's memory-saving scheduler. The default scheduler runs as much
-    as possible at once and needs up to 1.7 times the temporary memory. XLA_FLAGS set by the user
-    take precedence.
+    Configures glibc's malloc to reuse large blocks, and XLA:CPU to use its memory-saving scheduler.
+    XLA_FLAGS set by the user take precedence. With an accelerator, nothing is changed, because
+    decoding threads benefit from separate malloc arenas.
     """
     # jax.default_backend() would start threads, which have separate arenas.
     if any(importlib.util.find_spec(plugin) for plugin in ("jax_plugins", "libtpu")):
         return
     flags = os.environ.get("XLA_FLAGS", "")
+    # The default scheduler runs as much as possible at once. It needs up to 1.7 times the temporary
+    # memory.
     if IN_LITTLE_MEMORY not in flags:
         os.environ["XLA_FLAGS"] = f"{IN_LITTLE_MEMORY} {flags}".strip()
     libc = ctypes.CDLL(None) if os.name == "posix" else None
+    # XLA:CPU allocates temporary arrays anew in each step. glibc allocates such large blocks with
+    # mmap and returns them to the operating system when they are freed, so each step triggers the
+    # same page faults again. The faults take a sixth of the default network's step time. Without
+    # mmap, there must be only one arena, because only the main arena can grow enough.
     if hasattr(libc, "mallopt"):  # glibc
         # malloc.h: M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD (-1: never)
         for option, value in ((-8, 1), (-4, 0), (-1, -1)):
@@ -86,5 +86,5 @@ def keep_memory() -> None:
 
 
 def seconds_of_process() -> float:
-    """Returns the seconds since the package was imported, which is a command's first action."""
+    """Returns the seconds since the start of the command, which first imports this package."""
     return time.perf_counter() - dense_jax.IMPORTED

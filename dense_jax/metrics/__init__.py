@@ -1,8 +1,8 @@
 """Metrics for segmentation. `METRICS` declares how each metric is computed and displayed.
 
-Region metrics take two steps. `confusion_matrix` counts pixels on the device, in int32. The host
-adds up the matrices in int64 and calls `summarize` once, in float64. Scores are never averaged over
-batches, so the batch size, padding, order and number of devices cannot change the scores.
+Region metrics are computed in two steps. `confusion_matrix` counts pixels on the device, in int32.
+The host adds up the matrices in int64 and calls `summarize` once, in float64. Scores are never
+averaged over batches, so the batch size, padding, order and number of devices cannot change them.
 
 Boundary and object metrics need an image's complete class maps [h, w] on the host; see `boundary`
 and `instances`. `aggregation` combines the results for the images of a split.
@@ -33,11 +33,11 @@ Scores = dict[str, float | PerClass]
 
 
 class PixelCounts(NamedTuple):
-    """The sums over a confusion matrix from which region metrics are computed, in float64."""
+    """The pixel counts from which region metrics are computed, in float64."""
 
     true: PerClass  # number of pixels of each class in the label
     predicted: PerClass  # number of pixels of each class in the prediction
-    hit: PerClass  # number of pixels of each class in both
+    hit: PerClass  # number of correctly predicted pixels of each class
     total: np.float64  # number of pixels of all classes
 
 
@@ -58,7 +58,7 @@ class Metric(NamedTuple):
     per_class: bool = True
     averaged: bool = True  # whether mean_NAME, the mean over classes, is a score
     pooled: bool = False
-    # Whether to also average, over images, each image's mean over the classes in its label.
+    # Whether there is also a mean over images of each image's mean over the classes in its label.
     image_mean: bool = False
     unit: str = "%"  # or "pixels"; files store percentages as fractions
     higher_is_better: bool = True
@@ -66,12 +66,12 @@ class Metric(NamedTuple):
 
     @property
     def score(self) -> str:
-        """The name of the metric's single score, such as mean_iou."""
+        """The name of the number that summarizes the metric, such as mean_iou."""
         return f"mean_{self.name}" if self.per_class else self.name
 
     @property
     def score_label(self) -> str:
-        """The label of the metric's single score, such as mean IoU."""
+        """The label of the number that summarizes the metric, such as mean IoU."""
         return f"mean {self.label}" if self.per_class else self.label
 
 
@@ -92,8 +92,8 @@ def _weighted_iou(n: PixelCounts) -> float:
     return np.nansum(n.true * iou) / n.total
 
 
-# In the order of the report's columns. A region metric that is 0 / 0 has nothing to score and is
-# NaN. `accuracy` is the recall. `binary_accuracy` = (hit + true negatives) / total compares one
+# The metrics, in the order of the report's columns. A region metric that is 0 / 0 becomes NaN.
+# `accuracy` is the recall. `binary_accuracy` = (hit + true negatives) / total compares one
 # class with all others, so it is much larger than `pixel_accuracy`. The names follow Long et al.
 # 2015, "Fully convolutional networks", section 5.
 _ALL = (
@@ -119,7 +119,7 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
 
 
 def of_kind(kind: str) -> list[Metric]:
-    """Returns the metrics of one kind, which is "region", "boundary" or "object"."""
+    """Returns the metrics of a kind ("region", "boundary" or "object")."""
     return [metric for metric in METRICS.values() if metric.kind == kind]
 
 
@@ -144,7 +144,7 @@ def summarize(counts: ArrayLike) -> Scores:
 
 
 def named_scores(scores: Mapping[str, Any], class_names: Iterable[str]) -> dict[str, float]:
-    """Flattens scores by name to paths such as eval/mean_iou and eval/iou/CLASS."""
+    """Flattens scores to one number per path, such as eval/mean_iou or eval/iou/CLASS."""
     paths: dict[str, float] = {}
     for name, value in scores.items():
         if isinstance(value, float):
@@ -156,7 +156,7 @@ def named_scores(scores: Mapping[str, Any], class_names: Iterable[str]) -> dict[
 
 
 def image_mean_ious(matrices: np.ndarray) -> Float64[np.ndarray, " n"]:
-    """Returns the mean IoU for each confusion matrix in [n, c, c], or NaN if no pixel is valid."""
+    """Returns the mean IoU for each confusion matrix in [n, c, c], or NaN for a matrix of zeros."""
     return np.array([summarize(matrix)["mean_iou"] for matrix in matrices])
 
 

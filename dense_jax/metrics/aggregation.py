@@ -1,8 +1,8 @@
 """Aggregates the measurements of images into the scores of a split.
 
 Each image is reduced to statistics that can be summed: confusion matrices, numerators and
-denominators. A split's score is then a ratio of sums. Therefore an image that does not show a
-class adds nothing to the class's sums, and bootstrap resampling is cheap.
+denominators. A split's score is then a ratio of sums. Therefore an image without a class adds
+nothing to the sums for this class, and bootstrap resampling is cheap.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,11 @@ def image_statistics(measured: Statistics, foreground: Sequence[int] = ()) -> St
     """Returns the statistics [n, ...] of n images. `score` computes scores from their sums.
 
     The statistics are confusion matrices and, for every other score, pairs
-    [numerator, denominator]. For a mean over images, the pair is the image's value and 1, or 0 and
-    0 if the image has no value.
+    [numerator, denominator]. For a mean over images, the pair is [value, 1], or [0, 0] if the image
+    has no value.
 
     measured: The confusion_matrices [n, c, c] and the stacked results of `per_image.measure`.
-    foreground: The classes to score as one class against all others.
+    foreground: The classes to merge and score as a single class. If empty, none are merged.
     """
     matrices = measured["confusion_matrices"]
     statistics = {"confusion_matrices": matrices}
@@ -59,7 +59,7 @@ def add_up(statistics: Statistics) -> Statistics:
 
 
 def score(sums: Statistics) -> metrics.Scores:
-    """Returns all scores of a split by name, computed from its statistics summed over images."""
+    """Returns all scores of a split by name, given the sums of the statistics over images."""
     scores = metrics.summarize(sums["confusion_matrices"])
     for name, total in sums.items():
         if name == "confusion_matrices":
@@ -87,8 +87,8 @@ def bootstrap(
     The images are resampled with replacement `num_resamples` times. The ends are the 2.5th and
     97.5th percentiles of the resamples' scores (Efron and Tibshirani 1993, "An introduction to the
     bootstrap", chapter 13). The intervals say how much a score depends on the choice of test
-    images, not on the randomness of training. A class's scores skip resamples without the class. If
-    no resample is left or there is only one image, the ends are NaN.
+    images, not on the randomness of training. Resamples without a class do not count for the
+    scores of this class. If no resample counts or there is only one image, the ends are NaN.
     """
     n = len(statistics["confusion_matrices"])
     draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=num_resamples)
@@ -109,7 +109,7 @@ def bootstrap(
 
 
 def _foreground(matrix: np.ndarray) -> dict[str, float]:
-    """Returns the per-class region metrics of class 1 in a matrix [2, 2], named foreground_NAME."""
+    """Returns the region metrics of class 1 in a 2x2 confusion matrix, named foreground_NAME."""
     summary = metrics.summarize(matrix)
     names = [metric.name for metric in metrics.of_kind("region") if metric.per_class]
     return {f"foreground_{name}": float(np.ravel(summary[name])[1]) for name in names}

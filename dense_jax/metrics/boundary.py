@@ -6,7 +6,7 @@ because worker processes run it.
 A pixel is ignored if its label is IGNORE_LABEL or any other number outside [0, num_classes). An
 ignored pixel is not counted and, except in `trimap_iou`, creates no boundary. A class without a
 boundary in either map has the score NaN. A class with a boundary in only one map has the worst
-score, so that missing an object never scores better than drawing the object badly.
+score, so that a missed object never scores better than a badly segmented object.
 """
 
 import functools
@@ -37,7 +37,7 @@ _NEIGHBORS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
 class MapPair:
     """The predicted and true class maps of one image, and the distances between their boundaries.
 
-    num_classes: The number of classes. If None, one more than the largest class in the maps.
+    num_classes: The number of classes. If None, the largest class in the maps plus one.
     """
 
     def __init__(self, prediction: ClassMap, label: ClassMap, num_classes: int | None = None):
@@ -62,11 +62,11 @@ class MapPair:
 
     @functools.cached_property
     def distances(self) -> dict[int, tuple[Distances, Distances]]:
-        """Maps each class with a boundary in either map to its distances (forth, back), in pixels.
+        """The distances between the two boundaries of a class, {class: (forth, back)}, in pixels.
 
         forth contains the distance from each boundary pixel of the prediction to the label's
-        boundary. back contains the reverse distances. If the other map has no boundary, the
-        distance is the image diagonal.
+        boundary. back contains the reverse distances. If only one map has a boundary, all distances
+        are the image diagonal. If neither map has a boundary, the class is absent.
         """
         points = []
         for side in (self.guess, self.truth):
@@ -119,10 +119,10 @@ def boundary_f1(maps: MapPair, tolerance: float = TOLERANCE) -> PerClass:
 def hausdorff95(maps: MapPair) -> PerClass:
     """Returns the 95th percentile of the distance between boundaries, in pixels, per class.
 
-    The result is the larger of two percentiles, from prediction to label and from label to
-    prediction. (Some tools take one percentile over both directions, which is smaller.) Boundaries
-    are defined in `boundary_f1`. The result is the image diagonal for a class with a boundary in
-    only one map.
+    One percentile is computed from prediction to label, and one from label to prediction. The
+    larger is returned. (Some tools pool both directions, which gives a smaller value.) Boundaries
+    are defined in `boundary_f1`. For a class with a boundary in only one map, the result is the
+    image diagonal.
     """
     return maps.per_class(
         lambda forth, back: max(float(np.percentile(d, 95)) for d in (forth, back) if d.size)
@@ -133,7 +133,8 @@ def average_surface_distance(maps: MapPair) -> PerClass:
     """Returns the average symmetric surface distance (ASSD), in pixels, per class.
 
     The ASSD is the mean distance from a boundary pixel of either map to the other map's boundary.
-    Boundaries and classes with a boundary in only one map are treated as in `hausdorff95`.
+    Boundaries are defined in `boundary_f1`. For a class with a boundary in only one map, the result
+    is the image diagonal.
     """
     return maps.per_class(lambda forth, back: float(np.mean(np.concatenate([forth, back]))))
 
@@ -141,10 +142,10 @@ def average_surface_distance(maps: MapPair) -> PerClass:
 def boundary_iou(maps: MapPair, width: float = RIM_WIDTH) -> Overlap:
     """Counts the pixels in the intersection and the union of each class's predicted and true rims.
 
-    The ratio of the two counts is the boundary IoU. The rim of a class contains the pixels of the
-    class whose Chebyshev distance to a valid pixel outside the class, or to the outside of the
-    image, is at most max(1, round(width * diagonal)) pixels (Cheng et al. 2021, "Boundary IoU",
-    section 4, and their code).
+    The ratio of the two counts is the boundary IoU (Cheng et al. 2021, "Boundary IoU", section 4,
+    and their code). The rim of a class contains the pixels of the class near its boundary. Their
+    Chebyshev distance to a valid pixel outside the class or to the outside of the image is at most
+    max(1, round(width * diagonal)) pixels.
     """
     reach = max(1, round(width * maps.diagonal))
     square = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
@@ -158,9 +159,9 @@ def trimap_iou(maps: MapPair) -> Float64[np.ndarray, "bands c 2"]:
     """Counts each class's intersection and union pixels in bands around the label's boundaries.
 
     Each width in BAND_WIDTHS defines a band (Kohli et al. 2009, "Robust higher order potentials for
-    enforcing label consistency"). A band contains the pixels whose Chebyshev distance to a pixel
-    with a 4-neighbor of another label is less than the width. An ignored neighbor creates a
-    boundary here, because some datasets draw boundaries as ignored pixels.
+    enforcing label consistency"). A boundary pixel has a 4-neighbor with another label. A band
+    contains the pixels whose Chebyshev distance to a boundary pixel is less than the width. Ignored
+    neighbors also create a boundary, because some datasets draw boundaries as ignored pixels.
     """
     guess, truth = maps.guess, maps.truth
     same = cv2.dilate(truth, _NEIGHBORS) == cv2.erode(truth, _NEIGHBORS)
@@ -174,7 +175,7 @@ def trimap_iou(maps: MapPair) -> Float64[np.ndarray, "bands c 2"]:
 
 
 def _is_near_another(side: Side, around: UInt8[np.ndarray, "k k"]) -> Bool[np.ndarray, "h w"]:
-    """Returns, per pixel, whether the kernel `around` covers another class or the outside."""
+    """Returns for each pixel whether `around` covers another class or the image's outside."""
     highest = cv2.dilate(side, around, borderType=cv2.BORDER_CONSTANT, borderValue=[_BEYOND])
     lowest = cv2.erode(np.where(side == _VOID, np.int16(_BEYOND), side), around)
     return (highest != side) | (lowest != side)

@@ -21,9 +21,9 @@ from dense_jax.labels import Objects
 def rand_score(prediction: Objects, label: Objects) -> float:
     """Returns the F-score for grouping pairs of pixels into the same object, in [0, 1].
 
-    The score is sum p_ij^2 / (sum s_i^2 / 2 + sum t_j^2 / 2). p_ij is the fraction of pixels in
-    object i of the prediction and object j of the label. s_i is the sum of p_ij over j, and t_j
-    over i.
+    The score is (sum p_ij^2) / ((sum s_i^2 + sum t_j^2) / 2). p_ij is the fraction of pixels that
+    are in object i of the prediction and in object j of the label. s_i is the sum of p_ij over j,
+    and t_j is the sum of p_ij over i.
     """
     if not np.any(label):
         return math.nan
@@ -32,10 +32,11 @@ def rand_score(prediction: Objects, label: Objects) -> float:
 
 
 def information_score(prediction: Objects, label: Objects) -> float:
-    """Returns the mutual information divided by the mean of the entropies, in [0, 1].
+    """Returns the mutual information of the maps divided by their mean entropy, in [0, 1].
 
-    The score is I / (H(s) / 2 + H(t) / 2) with I = H(s) + H(t) - H(p). p, s and t are defined in
-    `rand_score`. If both maps have a single object, the score is 1.
+    The score is I / ((H(s) + H(t)) / 2). H is the entropy, and I = H(s) + H(t) - H(p) is the mutual
+    information. p, s and t are defined in `rand_score`. If both maps have a single object, the
+    score is 1.
     """
     if not np.any(label):
         return math.nan

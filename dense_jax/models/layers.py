@@ -21,11 +21,11 @@ def max_pool(
 ) -> tuple[Float[Array, "b h/2 w/2 c"], Int[Array, "b h/2 w/2 c"]]:
     """Returns the 2x2 max-pool with stride 2 and its argmax indices (switches, see `Pyramid`).
 
-    h and w must be even. If several pixels of a window are equal, the first one wins. Both the pool
-    and its gradient are three elementwise selections, not a select-and-scatter as in XLA's pooling.
-    The gradient of jnp.max would divide by the number of maxima. If the compiler recomputes x with
-    other rounding, that number can be 0 and the gradient NaN.
+    h and w must be even. If several pixels of a window are equal, the first pixel wins.
     """
+    # Three elementwise selections compute the pool, and three its gradient. XLA's pooling needs a
+    # select-and-scatter. The gradient of jnp.max divides by the number of maxima, which can be 0 if
+    # the compiler recomputes x with other rounding. The gradient is then NaN.
     b, h, w, c = x.shape
     windows = x.reshape(b, h // 2, 2, w // 2, 2, c)
 
@@ -43,19 +43,19 @@ def max_pool(
 def max_unpool(
     x: Float[Array, "b h w c"], switches: Int[Array, "b h w c"]
 ) -> Float[Array, "b 2*h 2*w c"]:
-    """Places each value at its 2x2 window's argmax pixel and 0 elsewhere (arXiv 1511.00561)."""
+    """Moves each value to its 2x2 window's argmax pixel. Other pixels are 0 (arXiv 1511.00561)."""
     return pixel_shuffle(jnp.concatenate([jnp.where(switches == k, x, 0) for k in range(4)], -1), 2)
 
 
 def pixel_shuffle(x: Float[Array, "b h w n"], factor: int) -> Float[Array, "b H W c"]:
-    """Moves each pixel's channels, ordered (row, column, c), into a factor x factor block."""
+    """Moves each pixel's channels, ordered (row, column, c), to factor x factor pixels."""
     b, h, w, n = x.shape
     x = x.reshape(b, h, w, factor, factor, n // factor**2).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, factor * h, factor * w, n // factor**2)
 
 
 def center(x: Array, size: Sequence[int]) -> Array:
-    """Center-crops a feature map to the size of a map that unpadded convolutions trimmed."""
+    """Center-crops a feature map to the height and width in `size`."""
     top, left = ((n - wanted) // 2 for n, wanted in zip(x.shape[1:3], size, strict=True))
     return x[:, top : top + size[0], left : left + size[1]]
 
@@ -67,7 +67,7 @@ def mirrored(
 
     Equivalent to jnp.pad(mode="reflect"), but also supports axes of symbolic length (jax.export).
 
-    before: The number of rows added above, and of columns added on the left.
+    before: The number of rows added at the top and of columns added on the left.
     """
     for axis, length in enumerate(lengths, 1):
         positions = reflect(jnp.arange(length) - before, x.shape[axis])
@@ -81,9 +81,9 @@ def scaled(channels: int, multiplier: float) -> int:
 
 
 class Stage(nn.Module):
-    """A sequence of layers.
+    """Applies layers in sequence.
 
-    The layers are submodules of the Module that creates them, which determines their names.
+    The layers are submodules of the Module that creates them, not of the Stage.
     """
 
     layers: Sequence[nn.Module]
@@ -118,11 +118,11 @@ class Norm(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w c"]:
         options = {"epsilon": self.epsilon, "dtype": self.dtype, "name": self.kind}
         if self.kind == "batch":
-            # 0.9 instead of 0.99, because the averages must settle within a few hundred steps. The
-            # fast variance loses all precision if a mean is many standard deviations from 0.
+            # Not 0.99, because the averages must settle within a few hundred steps. The fast
+            # variance loses all precision if a mean is many standard deviations from 0.
             return nn.BatchNorm(not train, momentum=0.9, use_fast_variance=False, **options)(x)
         if self.kind == "group":
-            # With more groups, the 16 or 32 channels of a small U-Net would get instance norm.
+            # With more groups, a small U-Net with 16 or 32 channels would get instance norm.
             return nn.GroupNorm(math.gcd(8, x.shape[-1]), **options)(x)
         return x
 
@@ -133,7 +133,7 @@ class ConvNorm(nn.Module):
     padding: The number of pixels added on every side, or "SAME" or "VALID".
     dilation: The distance between adjacent taps of the kernel, in pixels.
     depthwise: Whether to filter each channel separately. If True, x must have `features` channels.
-    use_bias: Whether the convolution has a bias. If None, there is a bias only without a norm.
+    use_bias: Whether the convolution has a bias. If None, it has one only without a norm.
     """
 
     features: int
@@ -184,7 +184,7 @@ class ConvBlock(nn.Module):
 
 
 class Classifier(nn.Module):
-    """The fc6 and fc7 of AlexNet and VGG as convolutions (arXiv 1411.4038, section 3.1).
+    """AlexNet's and VGG's fc6 and fc7, as convolutions (arXiv 1411.4038, section 3.1).
 
     If the feature map has the pretraining size, kernel_size x kernel_size, the output pixel at
     kernel_size // 2 on both axes equals the output of the fully connected layers.

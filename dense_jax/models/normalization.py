@@ -36,8 +36,8 @@ def standardize(mean: Sequence[float], std: Sequence[float]) -> Callable[[Array]
 def local_response(image: Array) -> Float[Array, "*shape"]:
     """Returns x / (1 + alpha / 5 * sum of x^2 over the channels)^0.75 with alpha = 1e-4.
 
-    x is the image with values from 0 to 255. SegNet-Basic's first layer normalizes over 5 channels
-    in this way, and thus over all channels of an image.
+    x is the image with values from 0 to 255. The formula is SegNet-Basic's local response
+    normalization, whose window of 5 channels covers all channels of an image.
     """
     x = image.astype(jnp.float32)
     return x / (1 + 1e-4 / 5 * jnp.sum(x**2, axis=-1, keepdims=True)) ** 0.75

@@ -43,7 +43,7 @@ def load(path: str, encoder: str, norm: str, shapes: Mapping[str, Any]) -> dict[
     shapes: The shapes of the encoder's variables, {"params": ..., "batch_stats": ...}.
 
     Raises ValueError if the encoder has no published weights, or if the file is unreadable or does
-    not fit. The message lists the tensors that are missing, left over or of another shape.
+    not fit the encoder. The message lists missing, unexpected and wrongly shaped tensors.
     """
     torch_name = ENCODERS[encoder].torch_name
     if torch_name is None:

@@ -24,9 +24,9 @@ from dense_jax.models.upsampling import Upsampler
 class Pyramid:
     """The feature maps that an encoder passes to a decoder, keyed by stride in input pixels.
 
-    features[s]: The feature map at stride s, [b, h/s, w/s, c_s], without the rows and columns that
-      unpadded ("VALID") convolutions trim.
-    switches[s]: The argmax indices of the 2x2 max-pool after features[s], [b, h/2s, w/2s, c_s]. An
+    features[s]: The feature map at stride s, [b, h/s, w/s, c_s]. Unpadded ("VALID") convolutions
+      trim some of its rows and columns.
+    switches[s]: The argmax indices of the 2x2 max-pool of features[s], [b, h/2s, w/2s, c_s]. An
       index is 2 * row + column within a window. Strides without such a max-pool are absent.
     """
 
@@ -38,11 +38,11 @@ class Spec(NamedTuple):
     """The properties of an encoder that are known before it runs.
 
     strides: The strides of the feature maps, in increasing order.
-    switch_strides: The strides of the max-pool argmax indices (switches).
+    switch_strides: The strides that have switches (max-pool argmax indices).
     block_loss: The number of rows and columns that unpadded convolutions trim in each block.
       Decoder blocks must trim the same number.
-    bottom_loss: The number of rows and columns trimmed in the deepest block; 0 if the deepest
-      feature map is the output of a max-pool.
+    bottom_loss: The number of rows and columns trimmed in the deepest block. The number is 0 if the
+      deepest feature map is the output of a max-pool.
     """
 
     strides: tuple[int, ...]
@@ -57,9 +57,8 @@ class Encoder(nn.Module):
     The image is [b, h, w, c]. Both h and w must be multiples of the deepest stride.
 
     norm: "batch", "group" or "none".
-    dropout: The dropout rate of the deepest features or, with a classifier, after fc6 and after
-      fc7.
-    remat: Whether activations inside a stage are recomputed for the gradient instead of stored.
+    dropout: The dropout rate for the deepest features or, with a classifier, after fc6 and fc7.
+    remat: Whether the backward pass recomputes activations inside a stage instead of storing them.
     dtype: The dtype of the computation.
 
     Encoders with published widths have a `width_multiplier` that scales all channel counts.
@@ -76,7 +75,7 @@ class Encoder(nn.Module):
 
     @property
     def conv(self) -> Callable[..., ConvNorm]:
-        """The factory for the encoder's convolutions, called with a ConvNorm's other fields."""
+        """The factory for ConvNorms with this norm and dtype, called with their other fields."""
         return functools.partial(ConvNorm, norm=self.norm, dtype=self.dtype)
 
     @nn.nowrap
@@ -94,11 +93,11 @@ class Decoder(nn.Module):
     The logits are [b, h, w, num_classes] at stride 1.
 
     upsample: The factory for Upsamplers, called with the fields of an Upsampler.
-    skips: The strides of the feature maps fused during upsampling, without the deepest stride.
+    skips: The strides of the feature maps fused during upsampling. The deepest stride is excluded.
     dtype: The dtype of the computation.
 
     A subclass may override two class variables:
-    encoder_options: The decoder's defaults for encoder options. Unknown ones are ignored.
+    encoder_options: The decoder's default encoder options. Encoders ignore unknown options.
     has_switches: Whether the decoder passes switches[s] to the Upsampler from stride 2s to s.
     """
 
@@ -149,12 +148,11 @@ class Segmenter(nn.Module):
     """An encoder and a decoder for images of any size.
 
     The image is extended by reflection to a multiple of the deepest stride. With unpadded
-    convolutions, `context` pixels are also added on every side. The core of a tile then gets
-    exactly the logits of the whole image only if upsampling does not read neighboring pixels.
-    Methods that do (bilinear, pixel_shuffle, resize_conv, larger kernels) pad feature maps at their
-    border.
+    convolutions, `context` pixels are also added on every side. A prediction by tiles
+    then gives exactly the logits of the whole image, unless upsampling reads neighboring pixels
+    (bilinear, pixel_shuffle, resize_conv, larger kernels) and so pads feature maps at the border.
 
-    freeze_encoder: Whether the encoder runs as in evaluation and gets no gradient.
+    freeze_encoder: Whether the encoder runs in evaluation mode and gets no gradient.
     has_context: Whether the image already includes `context` pixels on every side. If so, these
       pixels get no logits.
     """
@@ -166,7 +164,7 @@ class Segmenter(nn.Module):
 
     @property
     def context(self) -> int:
-        """The number of pixels that unpadded convolutions trim on every side, or 0 without any."""
+        """The number of pixels that unpadded convolutions trim on every side, or 0 if there are none."""
         spec = self.encoder.spec
         stride = spec.strides[-1]
         return spec.block_loss * (stride - 1) + spec.bottom_loss * stride // 2

@@ -1,7 +1,10 @@
 """Methods to upsample a feature map, selected by `model.upsampling`.
 
 To add a method, write its class here and add the class to UPSAMPLERS. Decoders, configs and tests
-then support the method. The cell of an input pixel is its factor x factor block of output pixels.
+then support the method.
+
+Terminology: the cell of an input pixel is the block of output pixels that the input pixel is
+upsampled to, factor x factor pixels.
 """
 
 import functools
@@ -26,7 +29,7 @@ class Upsampler(nn.Module):
     features, a method that does not mix channels is preceded by a 1x1 convolution at the lower
     resolution.
 
-    needs_switches: Whether the method requires switches; set by each subclass.
+    needs_switches: Whether the method requires switches. Subclasses set this class variable.
     """
 
     features: int
@@ -45,7 +48,7 @@ def repeat(x: Array, factor: int) -> Array:
 
 
 def bed_of_nails(x: Array, factor: int) -> Array:
-    """Places each value in the top left pixel of its factor x factor cell and 0 elsewhere."""
+    """Moves each value to the top-left pixel of its cell. Other pixels are 0."""
     spread = (0, factor - 1, factor - 1)
     return jax.lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), spread, spread, (0, 0, 0)))
 
@@ -58,9 +61,10 @@ def bilinear(x: Array, factor: int) -> Array:
 def interpolate(x: Array, factor: int, axis: int) -> Array:
     """Interpolates linearly along one axis, with half-pixel centers and clamped edges.
 
-    Equivalent to PyTorch's `align_corners=False`. The pixels at each offset within a cell are a
-    weighted sum of x and a shifted copy, which is cheaper than `jax.image.resize`'s dense matrices.
+    Equivalent to PyTorch's `align_corners=False`.
     """
+    # At each offset within a cell, the output is a weighted sum of x and a shifted copy of x. This
+    # sum is cheaper than the dense matrices of `jax.image.resize`.
     size = x.shape[axis]
     before = jnp.take(x, jnp.maximum(jnp.arange(size) - 1, 0), axis, mode="clip")
     after = jnp.take(x, jnp.minimum(jnp.arange(size) + 1, size - 1), axis, mode="clip")
@@ -81,11 +85,12 @@ def transposed_conv(
 ) -> Float[Array, "b H W f"]:
     """Computes a transposed convolution with a stride of `factor`.
 
-    With p = (k - factor + 1) // 2, pixel (i, j) contributes to the k rows that start at factor * i
-    - p. Equivalent to PyTorch's conv_transpose2d(stride=factor, padding=p, output_padding=factor -
-    k + 2p). A separate kernel for each offset within a cell keeps the computation at the lower
-    resolution and avoids products with inserted zeros.
+    Input row i contributes to the k output rows that start at (factor * i - p), with
+    p = (k - factor + 1) // 2. Equivalent to PyTorch's conv_transpose2d with stride=factor,
+    padding=p and output_padding=(factor - k + 2 * p).
     """
+    # A separate kernel for each offset within a cell keeps the computation at the lower resolution
+    # and avoids products with inserted zeros.
     k = kernel.shape[0]
     padding = (k - factor + 1) // 2
     # Row r of cell i receives input i + d through kernel row r + padding - factor * d.
@@ -102,7 +107,7 @@ def transposed_conv(
 
 
 def bilinear_kernel(size: int, factor: int, channels: int) -> Float[np.ndarray, "k k c c"]:
-    """Returns the initial kernel of FCN's upsampling (surgery.py), which is bilinear per channel.
+    """Returns a kernel that interpolates each channel bilinearly, as in FCN (surgery.py).
 
     If `size` is not the usual 2 * factor - factor % 2, the kernel is scaled to unit gain.
     """
@@ -116,8 +121,8 @@ def bilinear_kernel(size: int, factor: int, channels: int) -> Float[np.ndarray, 
 class Fixed(Upsampler, kw_only=True):
     """Upsamples with a fixed (non-learned) method, after a projection to `features` channels.
 
-    At the lower resolution, the projection costs only 1/factor^2 of the operations. An
-    interpolation commutes with the projection, because the interpolation weights sum to one.
+    Projecting before upsampling costs only 1/factor^2 of the operations. For interpolation, the
+    order does not change the result, because the interpolation weights sum to one.
 
     enlarge: The fixed method, a function of a feature map and the factor.
     """
@@ -130,10 +135,10 @@ class Fixed(Upsampler, kw_only=True):
 
 
 class MaxUnpool(Upsampler):
-    """Places each value at the encoder's argmax pixel and 0 elsewhere (SegNet, arXiv 1511.00561).
+    """Moves each value to the encoder's argmax pixel, as in SegNet (arXiv 1511.00561).
 
-    x is first projected to the number of channels of the switches, and the unpooled map is then
-    projected to `features`. Raises ValueError if there are no switches or the factor is not 2.
+    All other pixels are 0. x is first projected to the number of channels of the switches. The
+    unpooled map is then projected to `features`. Raises ValueError if there are no switches or the factor is not 2.
     """
 
     needs_switches: ClassVar[bool] = True
@@ -152,9 +157,9 @@ class MaxUnpool(Upsampler):
 class TransposedConv(Upsampler):
     """A learned transposed convolution ("up-convolution" in U-Net, "deconvolution" in FCN).
 
-    kernel_size: The size of the kernel in output pixels. If None, the size is FCN's
-      2 * factor - factor % 2 if `bilinear` is set. Otherwise it is `factor`, so that kernels do not
-      overlap. A size that is not a multiple of `factor` covers the output unevenly (checkerboard).
+    kernel_size: The size of the kernel in output pixels. If None, a bilinear kernel has FCN's size,
+      2 * factor - factor % 2, and a random kernel has the size `factor`, so that kernels do not
+      overlap. A size that is not a multiple of `factor` causes a checkerboard pattern.
     bilinear: Whether the kernel starts as channel-wise bilinear interpolation. If False, the kernel
       is initialized randomly with unit gain.
     learn: Whether the kernel is learned. If False, the bilinear kernel is fixed, without a bias.
@@ -179,7 +184,7 @@ class TransposedConv(Upsampler):
             init = lambda key, shape: interpolation
         else:
             size = self.kernel_size or f
-            # Unit gain, because (size / factor)^2 of the size^2 weights reach each output pixel.
+            # Gives unit gain, because (size / factor)^2 of the size^2 weights reach each pixel.
             init = nn.initializers.variance_scaling(min(size, f) ** 2, "fan_in", "truncated_normal")
         kernel = self.param("kernel", init, (size, size, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
@@ -239,7 +244,7 @@ def make_transposed_conv(
 ) -> TransposedConv:
     """Makes a TransposedConv. `init` is None (random) or "bilinear".
 
-    Flax does not allow a Module with a field called `init`, so this is a function.
+    The function exists because a Flax Module cannot have a field called `init`.
     """
     if init not in (None, "bilinear"):
         raise ValueError(f"transposed_conv: init={init!r} must be 'bilinear' or unset")

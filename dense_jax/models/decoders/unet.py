@@ -17,7 +17,7 @@ CONVS = ("full", "depthwise", "none")
 
 
 class UNet(Decoder, kw_only=True):
-    """Upsamples the deepest features by 2 per level, fusing encoder features, up to stride 1.
+    """Upsamples the deepest features to stride 1, by 2 per level, and fuses encoder features.
 
     widths: The numbers of channels at strides 1, 2, 4 and so on. The last number applies to all
       larger strides.
@@ -86,8 +86,8 @@ class UNet(Decoder, kw_only=True):
 class Level(nn.Module):
     """One level of the decoder: upsampling, fusion with a skip, and convolutions.
 
-    The layers are submodules of the Module that creates them, which determines their names. If
-    unpadded convolutions have trimmed x, only the center of the encoder's features is fused.
+    The layers are submodules of the Module that creates them, not of the Level. If unpadded
+    convolutions have trimmed x, only the center of the encoder's features is fused.
 
     project: The projection of the skip before it is added to x. If None, the skip is concatenated.
     block: The convolutions, or None.

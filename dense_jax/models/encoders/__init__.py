@@ -16,13 +16,12 @@ TORCHVISION = "code of torchvision, BSD-3-Clause; trained on ImageNet, whose ter
 
 
 class Entry(NamedTuple):
-    """An encoder and its published weights. Without published weights, `torch_name` is None.
+    """An encoder and its published weights. If there are none, `torch_name` is None.
 
     make: The factory for the encoder, called with the fields of the encoder.
-    torch_name: A function of (path of a module, norm=...) that returns the module's name in weight
-      files.
+    torch_name: The function that maps a module's path and the norm to its name in weight files.
     normalization: The name, in NORMALIZATIONS, of the normalization used for pretraining.
-    license: The license of the published weights, in words.
+    license: A description of the license of the published weights.
     """
 
     make: Callable[..., Encoder]
@@ -40,7 +39,7 @@ ENCODERS: dict[str, Entry] = {
     "plain": Entry(Plain),
     "alexnet": Entry(alexnet.AlexNet, alexnet.torch_name, "imagenet", TORCHVISION),
     "vgg16": Entry(vgg.VGG16, vgg.torch_name, "imagenet", TORCHVISION),
-    # GoogLeNet's weights come from another library, so torchvision renormalizes the images.
+    # GoogLeNet's weights come from another library, so torchvision converts the images.
     "googlenet": Entry(googlenet.GoogLeNet, googlenet.torch_name, "inception", TORCHVISION),
     "resnet18": _resnet(BasicBlock, 2, 2, 2, 2),
     "resnet34": _resnet(BasicBlock, 3, 4, 6, 3),

@@ -1,9 +1,10 @@
 """AlexNet in its one-tower form (Krizhevsky 2014, arXiv 1404.5997), as in torchvision.
 
-With torchvision's padding, a feature map at stride s has one row and one column less than h/s. A
-receptive field is centered about half a cell below and right of the center of the feature's cell
-(by 1.5, 3.5, 7.5 and 15.5 pixels at the four strides). The 6x6 window of fc6 extends one cell
-farther up and left than down and right, which cancels this offset to within half a pixel.
+At stride s, each feature covers a cell of s x s image pixels. With torchvision's padding, the last
+row and column of cells have no feature. The center of a receptive field is about half a cell (1.5,
+3.5, 7.5 and 15.5 pixels at the four strides) below and to the right of the cell's center. The 6x6
+window of fc6 extends one cell farther up and left than down and right. This cancels the offset to
+within half a pixel.
 """
 
 import jax
@@ -26,7 +27,7 @@ class AlexNet(Encoder):
     """Returns features at strides 4, 8, 16 and 32 (pool5).
 
     norm: "none" gives the original network without its local response normalization.
-    classifier: Whether fc6 and fc7 follow pool5, as convolutions.
+    classifier: Whether to append fc6 and fc7 after pool5, implemented as convolutions.
     taps: "before_pool" sets features[s] to the input of the max-pool from stride s to 2s.
       "after_pool" sets features[s] to the output of the max-pool from stride s/2 to s, as in FCN.
     """
@@ -64,7 +65,7 @@ class AlexNet(Encoder):
             features[stride] = entering if is_pooled else x
             x = nn.max_pool(x, (3, 3), strides=(2, 2))
         features[32] = x
-        # Copies of the last row and column replace the missing ones.
+        # Adds copies of the last row and column for the cells without a feature.
         for stride, x in features.items():
             x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)), mode="edge")
             features[stride] = x[:, : h // stride, : w // stride]

@@ -1,9 +1,11 @@
 """GoogLeNet (Szegedy et al. 2015, arXiv 1409.4842, table 1), as in torchvision.
 
 Unlike the paper, torchvision uses batch norm, and 3x3 convolutions in the branches that the paper
-calls 5x5. At stride 2, receptive fields are centered 0.5 pixels above and left of the center of a
-feature's cell. At strides 4, 8, 16 and 32, they are centered 0.5, 2.5, 6.5 and 6.5 pixels below
-and right.
+calls 5x5.
+
+At stride s, each feature covers a cell of s x s image pixels. At stride 2, the center of its
+receptive field is 0.5 pixels above and to the left of the cell's center. At strides 4, 8, 16 and
+32, it is 0.5, 2.5, 6.5 and 6.5 pixels below and to the right.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""The encoders of U-Net (arXiv 1505.04597, section 2) and, without a bottleneck, SegNet-Basic."""
+"""The encoder of U-Net (arXiv 1505.04597, section 2) or, without a bottleneck, of SegNet-Basic."""
 
 import functools
 from collections.abc import Sequence

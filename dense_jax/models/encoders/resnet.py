@@ -1,8 +1,9 @@
 """ResNet 18, 34 and 50 (He et al. 2016, arXiv 1512.03385, table 1), as in torchvision.
 
-A bottleneck applies its stride in the 3x3 convolution. At stride s, a receptive field is centered
-on the first pixel of the feature's cell, (s - 1) / 2 pixels above and left of the center of the
-cell.
+A bottleneck block applies its stride in the 3x3 convolution.
+
+At stride s, each feature covers a cell of s x s image pixels. Its receptive field is centered on
+the top-left pixel of the cell, (s - 1) / 2 pixels above and to the left of the cell's center.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,7 +53,7 @@ class ResNet(Encoder, kw_only=True):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions (figure 5, left). `width` is the published number of channels."""
+    """A block of two 3x3 convolutions (figure 5, left). `width` is the published channel count."""
 
     width: int
     width_multiplier: float
@@ -68,7 +69,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions (figure 5, right). The last one has 4 * width channels."""
+    """A block of 1x1, 3x3 and 1x1 convolutions (figure 5, right) with 4 * width output channels."""
 
     width: int
     width_multiplier: float

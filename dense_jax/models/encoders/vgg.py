@@ -13,7 +13,7 @@ class VGG16(Encoder):
     """Returns features at strides 1, 2, 4, 8, 16 and 32 (pool5).
 
     norm: "none" gives the original network, and "batch" gives torchvision's vgg16_bn.
-    classifier: Whether fc6 and fc7 follow pool5, as convolutions.
+    classifier: Whether to append fc6 and fc7 after pool5, implemented as convolutions.
     taps: "before_pool" sets features[s] to the input of the max-pool from stride s to 2s.
       "after_pool" sets features[s] to the output of the max-pool from stride s/2 to s, as in FCN
       (pool3 and pool4).
