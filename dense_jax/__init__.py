@@ -1,4 +1,4 @@
-"""Semantic segmentation research in JAX: encoder x decoder x upsampling x skips x loss."""
+"""Semantic segmentation in JAX, to compare encoders, decoders, upsampling, skips and losses."""
 
 import time
 

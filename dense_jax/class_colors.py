@@ -1,4 +1,4 @@
-"""The colors of classes, which are the same in every picture, page and class map.
+"""The colors of the classes in all pictures, reports and class maps.
 
 Never uses jax.
 """
@@ -36,11 +36,11 @@ _DEUTERANOPIA = (
 
 
 def default_palette(num_classes: int) -> Palette:
-    """Returns Okabe and Ito's colors, then repeatedly the color farthest from all previous colors.
+    """Returns Okabe and Ito's colors, then colors as far as possible from all previous ones.
 
-    A distance is measured in CIELAB, as the minimum over normal vision and deuteranopia. The white
-    of ignored pixels counts as a previous color (Glasbey et al. 2007, "Color displays for
-    categorical images"). A shorter palette is a prefix of every longer palette.
+    Distances are measured in CIELAB (Glasbey et al. 2007, "Color displays for categorical images").
+    Each distance is the minimum over normal vision and deuteranopia. The white of ignored pixels
+    counts as a previous color. A shorter palette is a prefix of every longer palette.
     """
     levels = np.arange(0, 256, 15)
     grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
@@ -82,7 +82,7 @@ def colorize(labels: Labels, palette: Palette) -> Picture:
 
 
 def indexed(labels: UInt8[np.ndarray, "h w"], palette: Palette) -> Image.Image:
-    """Returns a palette image whose pixel values are the class ids."""
+    """Returns an indexed-color image whose pixel values are the class ids."""
     picture = Image.fromarray(labels)
     picture.putpalette(palette.tobytes())
     return picture

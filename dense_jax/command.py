@@ -22,7 +22,7 @@ from dense_jax.spelling import suggestion
 
 PREEMPTED = os.EX_TEMPFAIL  # exit status 75: everything is saved, the same command resumes
 MISTAKES = (ValueError, OSError, FloatingPointError, SyntaxError, flags.Error)
-WRITTEN_TO = ("output", "picture", "workdir")  # flags; a command writes to the first that is set
+WRITTEN_TO = ("output", "picture", "workdir")  # output flags; the first that is set is used
 EXPERIMENTS = Path(__file__).parent / "experiments"
 
 flags.disclaim_key_flags()  # lists the flags defined here in the calling command's --help
@@ -50,7 +50,7 @@ def _text(error: BaseException) -> str:
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Parses the flags of a command without positional arguments."""
+    """Parses the flags of a command. Raises ValueError if there are positional arguments."""
     rest = flags.FLAGS(argv)
     if len(rest) > 1:
         near = suggestion(rest[1].partition("=")[0], flags.FLAGS)
@@ -92,7 +92,7 @@ class _Size(flags.ArgumentParser):
 class _Tuple(flags.ArgumentParser):
     """Parses a tuple in the syntax of ml_collections. If a flag is repeated, the last value wins.
 
-    ml_collections would concatenate the values, unlike for other types.
+    By default, ml_collections concatenates the values of a repeated tuple flag.
     """
 
     def parse(self, argument: Any) -> tuple:

@@ -27,8 +27,8 @@ _ALSO: dict[type, Any] = {float: float | int, tuple: tuple | list}
 class Option(NamedTuple):
     """One option of a config.
 
-    default: The value in experiments/base.py. A type means that the option is unset there (None)
-      and accepts values of this type.
+    default: The value in experiments/base.py. If `default` is a type, the option is
+      unset (None) in base.py and accepts values of this type.
     valid: The valid values: an interval for a number or for each number in a tuple, such as
       "[0, 1)"; a tuple of names; a registry of names, such as "losses.LOSSES"; or "" for any value.
     meaning: The meaning of the option, with its unit.
@@ -54,7 +54,7 @@ class Option(NamedTuple):
         return self.valid
 
     def names(self) -> list[str]:
-        """Returns the valid names: the declared ones, or the keys of a registry of this package."""
+        """Returns the valid names: the declared names, or the keys of the registry."""
         if not isinstance(self.valid, str):
             return list(self.valid)
         module, _, registry = self.valid.rpartition(".")
@@ -121,7 +121,7 @@ OPTIONS: dict[str, Any] = {
             "encoder weights, .safetensors, .npz, .pth or hf://OWNER/NAME/FILE",
         ),
         "freeze_encoder": (False, "", "True: the encoder's parameters and statistics stay"),
-        # Each encoder and decoder has some of these options, with a default for an unset option.
+        # Each encoder and decoder supports some of these options, and has its own defaults.
         "width_multiplier": (float, "(0, inf)", "factor of the channels (encoders of fixed width)"),
         "dropout": (float, "[0, 1)", "probability, for the deepest features (after fc6, fc7)"),
         "remat": (bool, "", "True: compute activations twice, to save memory (not fcn's)"),

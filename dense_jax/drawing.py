@@ -1,7 +1,6 @@
 """Draws pictures of images with their labels: overlays, errors, legends, contact sheets.
 
-Training, evaluate, predict, the report and the demo use these functions. A picture is RGB, uint8
-[h, w, 3]. Never uses jax.
+A picture is an RGB image, uint8 [h, w, 3]. Never uses jax.
 """
 
 import functools
@@ -19,7 +18,7 @@ from dense_jax.labels import IGNORE_LABEL
 Pixels = UInt8[np.ndarray, "h w c"]  # an image of any number of channels
 
 OPACITY = 0.5  # the default opacity of label colors over an image
-LONGEST = 480  # pixels, limit on the longer side of a picture shown with others
+LONGEST = 480  # pixels, the maximum length of the longer side of a small picture
 GAP = 4  # pixels between pictures
 
 
@@ -89,9 +88,9 @@ def stack(pictures: Sequence[Picture], axis: int = 0) -> Picture:
 
 
 def legend(colors: Mapping[str, Sequence[int]], width: int = LONGEST) -> Picture:
-    """Draws {name: RGB} as squares with names, in as many columns as fit into the width.
+    """Draws a colored square and a name for each {name: RGB}, in as many columns as fit.
 
-    width: The width in pixels. The longest name may exceed this width.
+    width: The maximum width in pixels. A single column may exceed this width.
     """
     entries = []
     for name, color in colors.items():
@@ -108,7 +107,7 @@ def legend(colors: Mapping[str, Sequence[int]], width: int = LONGEST) -> Picture
 def contact_sheet(
     rows: Sequence[tuple[str, Mapping[str, Picture]]], colors: Mapping[str, Sequence[int]]
 ) -> Picture:
-    """Draws one row of pictures per (name, {title: picture}), and a legend of {name: RGB}."""
+    """Draws each (name, {title: picture}) as a row of pictures, above a legend of {name: RGB}."""
     sheet = []
     for name, pictures in rows:
         cells = []
@@ -128,7 +127,7 @@ def _framed(picture: Picture) -> Picture:
 
 @functools.cache
 def _font() -> Any:
-    """Returns Matplotlib's DejaVu Sans, which has Latin, Greek and Cyrillic, but no Chinese."""
+    """Returns Matplotlib's DejaVu Sans, which covers Latin, Greek and Cyrillic, but not Chinese."""
     import matplotlib  # slow to import, and most commands draw no text
 
     return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", 14)

@@ -13,11 +13,11 @@ from jaxtyping import Integer
 # way to the device, so 255 is also the largest label, and a dataset has at most 255 classes.
 IGNORE_LABEL = 255
 
-Objects = Integer[np.ndarray, "h w"]  # k in object k, 0 outside all objects
+Objects = Integer[np.ndarray, "h w"]  # the number of each pixel's object, 0 outside all objects
 
 
 def components(label: Integer[np.ndarray, "h w"], classes: Iterable[int]) -> Objects:
-    """Returns a map that numbers the 4-connected components of each given class, as int32."""
+    """Returns an int32 map that numbers the 4-connected components of the given classes from 1."""
     objects = np.zeros(label.shape, np.int32)
     for k in classes:
         _, numbers = cv2.connectedComponents((label == k).astype(np.uint8), connectivity=4)

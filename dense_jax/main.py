@@ -1,6 +1,7 @@
 """Trains one model: python -m dense_jax.main --config=FILE --workdir=DIR [--config.x=y].
 
-The same command on the same workdir resumes. Exit status: 0 if finished, 75 if stopped and saved.
+Repeating the command resumes the run. The exit status is 0 if the run is finished, and 75 if the
+run was stopped and saved.
 """
 
 from absl import flags

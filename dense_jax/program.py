@@ -1,4 +1,4 @@
-"""A config's network as pure functions, which map an image to logits, classes and counts.
+"""A config's network as pure functions from an image to logits, classes or a confusion matrix.
 
 `assemble` builds the model and the steps that use it. Each step takes a single example;
 `mesh.map_examples` applies a step to batches. The training steps are in `training.steps`.
@@ -28,14 +28,14 @@ Variables = Mapping[str, Any]
 class Program(NamedTuple):
     """The network of a config.
 
-    model: Returns the logits of the whole image, and mirrors the image at its border.
-    inner_model: Uses the outer `model.context` pixels of an image as context, and returns the
-      logits of the rest. Equals `model` unless convolutions are unpadded.
+    model: The model for whole images. Pads an image by mirroring its border.
+    inner_model: The model for images that include context. Returns no logits for the outer
+      `model.context` pixels. Equivalent to `model` unless convolutions are unpadded.
     normalize: Maps an image's values to the network's input.
     logits_step: (variables, image [h, w, c]) -> float32 logits [h, w, num_classes].
     predict_step: (variables, image [h, w, c]) -> the class of each pixel, uint8 [h, w].
     eval_step: (variables, example) -> (counts, maps); see `eval_step`.
-    context: The number of pixels that the steps need on each side of a tile's predicted part.
+    context: The number of pixels on each side of a tile that the steps need as context.
     """
 
     model: nn.Module
@@ -66,9 +66,9 @@ def assemble(config: ConfigDict, num_classes: int) -> Program:
     model = models.build(config.model, num_classes)
     normalize = NORMALIZATIONS[normalization(config.model)]
     resolution = config.data.resolution
-    # Unpadded convolutions get real pixels as context. At another resolution, the context may not
-    # be a whole number of pixels. Then the model mirrors the border of a tile, and the predictions
-    # there are not used.
+    # Unpadded convolutions get real pixels as context. At resolutions other than 1, the context may
+    # not be a whole number of pixels. The model then mirrors the border of each tile, and the
+    # predictions for the border are discarded.
     inner_model = model.clone(has_context=True)
     logits = functools.partial(
         cpu.fast(logits_step),
@@ -89,7 +89,7 @@ def assemble(config: ConfigDict, num_classes: int) -> Program:
 
 
 def normalization(model: ConfigDict) -> str:
-    """Returns the name of a model's input normalization. The default depends on the weights."""
+    """Returns the name of the input normalization. The default depends on the weights."""
     weights = ENCODERS[model.encoder].normalization if model.pretrained else "unit"
     return model.normalization or weights
 
@@ -104,11 +104,10 @@ def logits_step(
 ) -> Float[Array, "h w num_classes"]:
     """Returns the logits of one image, at the image's resolution.
 
-    resolution: The factor by which the image is resized for the network, to whole pixels (halves
-      round up). The logits are resized back.
+    resolution: The factor by which the image is resized before the network. The resized height and
+      width are rounded to integers (halves round up). The logits are resized back.
 
-    If a model returns logits of only the central part, the logits of the border are 0 and
-    meaningless.
+    If the model returns logits for only the central part of the image, the other logits are 0.
     """
     h, w, _ = image.shape
     if resolution != 1.0:  # before normalization, as in training
@@ -132,11 +131,10 @@ def predict_step(
 def eval_step(
     variables: Variables, example: Mapping[str, Array], *, predict_step: Callable, num_classes: int
 ) -> tuple[dict[str, Array], UInt8[Array, "h w 2"]]:
-    """Returns the confusion matrix of one example, and the maps of its classes and label.
+    """Returns the confusion matrix of one example, and its predicted classes and label.
 
-    The first result is {"index": the example's index, "counts": [num_classes, num_classes]}, which
-    the host reads. The second result stacks the predicted classes and the label in one array, so
-    that they stay together.
+    The first result is {"index": the example's index, "counts": the confusion matrix}. The second
+    result stacks the predicted classes and the label in one array, so that they stay together.
     """
     classes = predict_step(variables, example["image"])
     counts = metrics.confusion_matrix(classes, example["label"], num_classes)
@@ -161,7 +159,7 @@ def _resize(image: Float[Array, "h w c"], size: Sequence[Any]) -> Float[Array, "
     """
     products = ("hwc,Hh->Hwc", "hwc,Ww->hWc")
     for product, old, new in zip(products, image.shape[:2], size, strict=True):
-        # Pixel centers relative to the first old center, in units of 1 / (2 * new) of an old pixel.
+        # Positions relative to the first old pixel center, in units of 1 / (2 * new) old pixels.
         old_centers = 2 * new * jnp.arange(old)[None]
         new_centers = ((2 * jnp.arange(new) + 1) * old - new)[:, None]
         distances = jnp.abs(jnp.clip(new_centers, 0, 2 * new * (old - 1)) - old_centers)

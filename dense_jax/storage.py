@@ -29,7 +29,7 @@ def atomic(path: epath.PathLike) -> Iterator[IO[bytes]]:
     """
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The name is unique, because another process may write the same file at the same time.
+    # The temporary name is unique, because other processes may write the file at the same time.
     unfinished = path.parent / f".{path.name[:200]}.{uuid.uuid4().hex[:12]}.tmp"
     try:
         with unfinished.open("wb") as file:
@@ -87,10 +87,10 @@ def try_lock(file: IO | int, path: epath.PathLike) -> bool:
 
 
 def cache_folder() -> Path:
-    """Returns the user's folder for results that can be recomputed.
+    """Returns the user's cache folder, for results that can be recomputed.
 
-    For a user without a home folder, no folder can be created at this path, so callers must also
-    work without a cache.
+    If the user has no home folder, the returned folder cannot be created. Callers must then work
+    without a cache.
     """
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(os.devnull if cache.startswith("~") else cache) / "dense_jax"

@@ -5,9 +5,9 @@
 
 The first command prints the network's layers and, for each device in use, the memory and FLOPs of
 the training step that `dense_jax.main` runs. The batch of config.batch_size images is split over
-all devices. The images lie on canvases of size data.canvas_size or, if that is unset,
-data.crop_size. The second command prints which encoders, decoders and upsampling methods are
-compatible. All tables are Markdown. Neither parameters nor images are created.
+all devices. The canvas size is data.canvas_size if set, otherwise data.crop_size. The second
+command prints which encoders, decoders and upsampling methods are compatible. All tables are
+Markdown. The commands read no images and allocate no parameters.
 """
 
 import copy
@@ -90,8 +90,8 @@ def layer_table(model: models.Segmenter, size: tuple[int, int], channels: int = 
 
     size: The height and width of the image in pixels.
 
-    The total FLOPs are for a forward pass on one image in evaluation. They differ from the sum of
-    the rows because they include ReLUs, pooling and additive skips.
+    The total FLOPs are for one forward pass in evaluation mode. They also include ReLUs, pooling
+    and additive skips, so they differ from the sum of the rows.
     """
     image = jax.ShapeDtypeStruct((1, *size, channels), jnp.float32)
     init = functools.partial(model.init, train=False)
@@ -149,9 +149,9 @@ def training_table(config: ConfigDict, num_classes: int, num_channels: int) -> s
 def crossings(config: Any) -> str:
     """Returns a Markdown table of the compatible encoders, decoders and upsampling methods.
 
-    config: The `config.model` that supplies all other fields.
+    config: The `config.model` from which all other fields are taken.
 
-    A cell contains "yes", or the number of an error message, listed below the table.
+    Each entry is "yes" or the number of an error message below the table.
     """
     reasons: list[str] = []
 
@@ -175,7 +175,7 @@ def crossings(config: Any) -> str:
 
 
 def _markdown(lines: Sequence[Sequence[str]], sides: str) -> str:
-    """Returns a table headed by lines[0]. `sides` aligns each column, "<" left or ">" right."""
+    """Returns a table with header lines[0]. `sides` aligns each column, "<" left or ">" right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * (w - 1) + ("-" if s == "<" else ":") for w, s in zip(widths, sides, strict=True)]
 

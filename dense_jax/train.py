@@ -16,14 +16,15 @@ from dense_jax.workdir.record import summary
 
 @distributed.together()
 def train(config: ConfigDict, directory: str) -> None:
-    """Trains the config's model in a workdir, or resumes the run in the workdir.
+    """Trains the model of a config, or resumes its run. `directory` is the workdir.
 
-    If config.num_seeds > 1, several seeds train side by side. Each seed has a share of the devices
-    and a separate workdir.
+    If config.num_seeds > 1, several seeds train side by side. Each seed uses an equal part
+    of the devices, and a separate workdir.
 
-    Exits with PREEMPTED after SIGTERM or Ctrl-C. Raises ValueError for invalid input, before any
-    compilation, and FloatingPointError when the loss or the gradient is no longer finite. All
-    processes must have the same code, config, data and workdir. If one process fails, all fail.
+    All processes must have the same code, config, data and workdir. If one process fails, all fail.
+
+    Exits with status PREEMPTED after SIGTERM or Ctrl-C. Raises ValueError for invalid input, before
+    any compilation. Raises FloatingPointError if the loss or the gradient is not finite.
     """
     path = files.check_path(directory)
     folders = run_folders(config, path)

@@ -27,7 +27,7 @@ class Trained(NamedTuple):
 def load(directory: epath.PathLike, which: str) -> Trained:
     """Restores the network of a run, without the optimizer's state.
 
-    which: "best" (by eval/mean_iou), "latest", or a step.
+    which: The checkpoint: "best" (highest eval/mean_iou), "latest", or a step.
 
     Raises ValueError, listing the saved steps, if the checkpoint does not exist.
     """

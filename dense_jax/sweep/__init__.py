@@ -1,4 +1,4 @@
-"""Sweeps: `grid` builds a list of runs in an experiment file, and this command runs the list.
+"""Runs a sweep: a list of runs that an experiment file defines, for example with `grid`.
 
     python -m dense_jax.sweep --config=experiments/ablation.py --workdir=DIR
     python -m dense_jax.sweep ... --jobs=2                   # two runs at once, on this machine
@@ -7,14 +7,13 @@
     python -m dense_jax.sweep ... --index=3                  # runs only the run with this index
     python -m dense_jax.sweep ... --config.data.name=folder  # passed on to every run
 
-A sweep is the list that an experiment's `get_sweep()` returns: one `{dotted.path: value}` for each
-run, which overrides the config. Each run is a separate process, `python -m dense_jax.main`, with
-the workdir DIR/RUN_NAME and its output in log.txt there. The same command, given again, skips
-finished runs, resumes unfinished runs and repeats failed runs. DIR/sweep.json records what was
-started.
+A sweep is the list that an experiment's `get_sweep()` returns. Each item is a dict
+{dotted.path: value} that overrides the config for one run. Each run is a separate process,
+`python -m dense_jax.main`, with the workdir DIR/RUN_NAME and the log DIR/RUN_NAME/log.txt.
+Repeating the command skips finished runs, resumes unfinished runs and repeats failed runs.
+DIR/sweep.json records the runs.
 
-Experiment files import this module in any command, so this module never imports jax or defines
-flags.
+Never imports jax or defines flags, because experiment files import this module in all commands.
 """
 
 import itertools

@@ -15,7 +15,7 @@ from dense_jax.sweep import jobs, plan
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses known flags and returns the rest, because absl would reject the runs' --config.x=y."""
+    """Parses the flags of this command, and returns the rest: the --config.x=y for the runs."""
     return flags.FLAGS(argv, known_only=True)
 
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _check_arguments(overrides: Sequence[str], peers: Sequence[str]) -> dict[str, str]:
-    """Returns the overrides by dotted path. Raises ValueError for incompatible flags."""
+    """Returns the overrides {dotted.path: text}. Raises ValueError for incompatible flags."""
     for extra in overrides:
         if not re.match(r"--config\.[^=]+=", extra):
             raise ValueError(f"unexpected argument {extra!r}; overrides are --config.x=y")
@@ -75,7 +75,7 @@ def _check_arguments(overrides: Sequence[str], peers: Sequence[str]) -> dict[str
 
 
 def _commands(workdir: epath.Path, arguments: Sequence[str]) -> list[list[str]]:
-    """Returns the commands that are left to run for this workdir."""
+    """Returns the commands that still have to run for a workdir."""
     args, python = flags.FLAGS, [sys.executable, "-m"]
     commands = []
     if not plan.is_finished(workdir):

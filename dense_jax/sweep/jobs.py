@@ -1,7 +1,7 @@
-"""Runs jobs as processes on this machine, several at once, each with its share of the devices.
+"""Runs jobs in parallel processes on this machine, each on an equal share of the cores and GPUs.
 
-A job is a workdir and the commands to run for it, one after the other. Their output is appended to
-log.txt in the workdir. If a command fails, the rest of the job is skipped, and failure.json in
+A job is a workdir and a sequence of commands. The output of the commands is appended to log.txt in
+the workdir. If a command fails, the rest of the job is skipped, and failure.json in
 the workdir says why:
 
     {"exit_code": 1, "error": "the command's error, or the last line of its output"}
@@ -39,18 +39,18 @@ class Job(NamedTuple):
 
 
 class Share(NamedTuple):
-    """The devices for the jobs of one worker. If `cores` is empty, the jobs may use all cores."""
+    """A part of the machine for one job at a time. If `cores` is empty, jobs may use all cores."""
 
     cores: frozenset[int] = frozenset()
     environment: Mapping[str, str] = {}
 
 
 def shares(num_jobs: int) -> list[Share]:
-    """Divides this machine into equal shares for several jobs at once. A remainder is unused.
+    """Divides the cores and GPUs of this machine into equal shares. A remainder is unused.
 
     The shares are equal because results on a CPU depend on the number of cores, and a job may
-    resume in another share. Each job gets its cores by CPU affinity, which also sizes XLA's thread
-    pool. GPUs are divided if there are any.
+    resume on another share. CPU affinity assigns the cores, and also sets the size of XLA's thread
+    pool.
 
     Raises ValueError if there are fewer cores or GPUs than jobs.
     """
@@ -90,9 +90,9 @@ def _share_out(what: str, items: Sequence, num_jobs: int) -> list[Sequence]:
 
 
 class Runner:
-    """Runs jobs in order, as many at once as there are shares.
+    """Runs the jobs in order, one job at a time on each share of the machine.
 
-    logs: Whether to log output to files. If False (multi-process), output stays in the terminal.
+    logs: Whether to write output to log files. If False, output goes to the terminal.
     """
 
     def __init__(self, jobs: Sequence[Job], shares: Sequence[Share], *, logs: bool = True):
@@ -113,13 +113,13 @@ class Runner:
             _say(f"{num_finished} of {len(jobs)} runs are already finished")
 
     def stop_on_signals(self) -> None:
-        """Makes Ctrl-C, SIGTERM or a closed terminal call `stop`. Keeps ignored signals ignored."""
+        """Makes Ctrl-C, SIGTERM or a closed terminal call `stop`. Ignored signals stay ignored."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, lambda *_: self.stop())
 
     def stop(self) -> None:
-        """Starts no more commands, and sends SIGTERM to the running ones so that they can save."""
+        """Starts no more commands, and sends SIGTERM to the running ones so that they save."""
         self.stopped = True
         for child in list(self._children):
             child.terminate()
@@ -128,7 +128,7 @@ class Runner:
         """Runs the jobs and returns the exit status.
 
         The status is 0 if all jobs are finished, and 1 if some failed. The status is PREEMPTED if a
-        signal stopped this process or one of the commands, so that the same command resumes.
+        signal stopped this process or a command. Repeating the sweep then resumes.
         """
         todo = iter([(k, job) for k, job in enumerate(self.jobs, 1) if job.commands])
         with self._progress, concurrent.futures.ThreadPoolExecutor(len(self.shares)) as pool:
@@ -185,7 +185,7 @@ class Runner:
         path = job.workdir / LOG
         with path.open("ab") if self.logs else contextlib.nullcontext() as log:
             said = False
-            # Commands inherit the lock. A command that outlived a killed sweep holds the lock.
+            # Commands inherit the lock. A command may outlive a killed sweep and hold the lock.
             while log and not self.stopped and not storage.try_lock(log, path):
                 if not said:
                     _say(f"{job.name} is still run by another process: waiting for its end")
@@ -211,7 +211,8 @@ class Runner:
             stderr=log and subprocess.STDOUT,
             # Without buffering, a traceback is the last thing in the log.
             env=os.environ | {"PYTHONUNBUFFERED": "1"} | dict(environment),
-            # In its own process group, the command does not get Ctrl-C, which would kill it.
+            # In a separate process group, the command does not get Ctrl-C. Otherwise, SIGTERM from
+            # `stop` would be the second signal and kill the command.
             process_group=0,
         )
         self._children.add(child)
@@ -232,7 +233,7 @@ def _error(path: epath.Path, start: int) -> str:
     """Returns the last error in a log after byte `start`, or else the last nonempty line.
 
     `command.run` prints an error as a line that starts with "error: ", and possibly indented lines.
-    Threads that are still ending may print more output after the error.
+    Other threads may still print output after the error.
     """
     with path.open("rb") as file:
         file.seek(max(start, file.seek(0, os.SEEK_END) - 65536))

@@ -42,8 +42,8 @@ def run_names(sweep: Sequence[Override]) -> list[str]:
     """Returns a folder name for each run, such as `upsampling=bilinear,skips=4-2,seed=0`.
 
     A name consists of the fields that differ between the runs. If all runs have a `label`, the
-    label replaces the fields that it determines. The seed is always included, because a sweep that
-    starts with one seed and later gets more must find its earlier runs.
+    label replaces the fields that it determines. The seed is always included, so that
+    names do not change when seeds are added to the sweep.
 
     Raises ValueError if two runs would share a folder, or if a name is too long.
     """
@@ -87,7 +87,7 @@ def _text(value: Any) -> str:
 
 
 def status(workdir: epath.Path) -> str:
-    """Returns `finished`, `failed`, `unfinished` (started, and will resume) or `new`."""
+    """Returns `finished`, `failed`, `unfinished` (started, and can resume) or `new`."""
     if (workdir / FAILURE).exists():
         return "failed"
     if is_finished(workdir):
@@ -96,7 +96,10 @@ def status(workdir: epath.Path) -> str:
 
 
 def is_finished(workdir: epath.Path) -> bool:
-    """Returns whether the run in the workdir, or the run of each seed there, is finished."""
+    """Returns whether the run in the workdir is finished.
+
+    If the workdir holds one run per seed, all must be finished.
+    """
     results = [_read_json(run / "result.json") for run in files.runs(workdir)]
     return all(result.get("status") == "finished" for result in results)
 
@@ -112,14 +115,14 @@ def is_evaluated(workdir: epath.Path, split: str) -> bool:
 
 
 def remember(directory: epath.Path, started: dict[str, Any]) -> list[str]:
-    """Writes DIR/sweep.json, and returns the begun runs in DIR that are no longer in the sweep.
+    """Writes sweep.json to `directory`. Returns the begun runs that are no longer in the sweep.
 
     started: The config file, the flags {dotted path: text}, the split to evaluate, and the runs
       {name: override}. Runs may be added or removed, and the split may change.
 
-    Raises ValueError, listing the differences, if DIR has runs of another config, because their
-    results would be mistaken for results of this sweep. Also raises ValueError if checkpoints
-    cannot be saved in DIR. A run without config.json has not begun, so its override may change.
+    Raises ValueError, listing the differences, if `directory` has runs of another config, because
+    their results would be mistaken for results of this sweep. Also raises ValueError if checkpoints
+    cannot be saved in `directory`. A run without config.json has not begun and may change.
     """
     files.check_path(directory)
     path = directory / "sweep.json"

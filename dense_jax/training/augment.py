@@ -5,7 +5,7 @@ aligned. The entries of GEOMETRY compose into one map from output to input posit
 positions the image is read bilinearly and the label at the nearest pixel, so that no label value is
 made up. Outside the image, the label is IGNORE_LABEL and the image is mirrored, as in evaluation.
 Finally, `color_jitter` changes the colors of the image. The result depends only on the example and
-its key, not on the batch. A transformation of strength 0 is not computed.
+its key, not on the batch. A transformation of strength 0 is skipped.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +24,8 @@ from dense_jax.training.color_jitter import change_colors
 ELASTIC_POINTS = 3  # points of the displacement grid along each axis, as in the U-Net paper
 NUM_CANDIDATES = 10  # windows to choose from, as in MMSegmentation
 NUM_SAMPLES = 32  # pixels sampled along each axis to judge a window
-# The random draws with separate keys. Any other transformation folds its position in GEOMETRY into
-# the example's key, so that a new transformation does not change the draws of the others.
+# The random draws whose keys are split from the example's key. Any other transformation folds its
+# position in GEOMETRY into the example's key, so adding a transformation changes no other draws.
 KEYS = ("scale", "flip", "flip_vertical", "crop", "rotation", "shear", "elastic", "color")
 
 Coordinates = tuple[Float[Array, "h w"], Float[Array, "h w"]]
@@ -50,12 +50,13 @@ def augment(
     crop_size: The height and width of the label, in pixels.
     context: The number of pixels by which the image extends beyond the label on every side.
     resolution: The resolution of the result relative to the example, such as 0.5 to halve the size.
-    scale: The zoom is drawn log-uniformly from [1 / (1 + scale), 1 + scale].
+    scale: The strength of the zoom. The zoom factor is drawn log-uniformly from
+      [1 / (1 + scale), 1 + scale].
     max_class_fraction: If below 1, the crop is the first of 10 random windows in which every class
       has less than this fraction of the valid pixels, or the last window if none qualifies.
     fields: The per-pixel targets. They are cropped like the label, and set to their `fill` wherever
       the label is IGNORE_LABEL.
-    strengths: The strengths of entries of GEOMETRY and COLORS, by name. Others are 0.
+    strengths: The strengths of entries of GEOMETRY and COLORS, by name. The default is 0.
     """
     keys = dict(zip(KEYS, jax.random.split(key, len(KEYS)), strict=True))
     # Positions relative to the center of the crop, about which the crop is rotated and flipped.
@@ -110,7 +111,7 @@ def window_centers(
 ) -> Float[Array, "n 2"]:
     """Returns the centers of random windows, in pixels of the image.
 
-    Along each axis, a window lies within the image, or contains the image if that is smaller.
+    Along each axis, a window that fits lies within the image. A larger window contains the image.
     """
     window = jnp.array(crop_size) / zoom  # in pixels of the image
     free = size - window
@@ -142,7 +143,7 @@ def first_mixed(
 
 
 def elastic(key: Key[Array, ""], strength: float, at: Coordinates) -> Coordinates:
-    """Displaces the positions by random shifts of a 3 x 3 grid, interpolated with cubic splines.
+    """Deforms the crop by random shifts of a 3 x 3 grid, interpolated with cubic splines.
 
     strength: The standard deviation of the Gaussian displacements, in pixels of the crop (U-Net
       paper, section 3.1).
@@ -187,7 +188,7 @@ GEOMETRY: dict[str, Callable[..., Coordinates]] = {
 def displacements(
     points: Float[Array, "k p q"], height: int, width: int
 ) -> Float[Array, "k {height} {width}"]:
-    """Interpolates each p x q grid of points to height x width with cubic splines.
+    """Interpolates each p x q grid of values to height x width with cubic splines.
 
     The corner points of the grid fall on the corner pixels, and the slope is 0 at the border.
     Equivalent to scipy.ndimage.zoom(order=3, mode="mirror").
@@ -195,7 +196,7 @@ def displacements(
     from scipy.interpolate import CubicSpline  # slow to import, and `elastic` is off by default
 
     rows, columns = (
-        # The displacement of each pixel when a single point is displaced by 1.
+        # Spline weights: the value at each pixel if one grid point is 1 and all others are 0.
         CubicSpline(np.arange(p), np.eye(p), bc_type="clamped")(np.linspace(0, p - 1, n))
         for p, n in zip(points.shape[1:], (height, width), strict=True)
     )
@@ -210,7 +211,7 @@ def rotate(at: Coordinates, degrees: Float[Array, ""] | float) -> Coordinates:
 
 
 def mirror(position: Float[Array, "h w"], size: Int[Array, ""]) -> Float[Array, "h w"]:
-    """Reflects positions, in pixels, into [0, size - 1] about the centers of the border pixels."""
+    """Mirrors positions into [0, size - 1], at the centers of the border pixels."""
 
     def modulo(position: Array, period: Array) -> Array:  # far faster than % on a CPU
         return position - period * jnp.floor(position / period)

@@ -1,7 +1,7 @@
 """Random color augmentation on the device. It changes the image but not the label.
 
-Each entry of COLORS is called as (key, strength, planes). The entry changes the channels, float
-[c, h, w] with values from 0 to 255, by a random amount.
+Each entry of COLORS is a function (key, strength, planes) that changes the planes by a random
+amount. The planes are the image's channels, float [c, h, w] with values from 0 to 255.
 """
 
 import math
@@ -18,7 +18,7 @@ Planes = Float[Array, "c h w"]
 def change_colors(
     key: Key[Array, ""], image: Float[Array, "h w c"], strengths: Mapping[str, float]
 ) -> Float[Array, "h w c"]:
-    """Applies the COLORS of nonzero strength in order, and clips each result to [0, 255].
+    """Applies the entries of COLORS with nonzero strength, and clips each result to [0, 255].
 
     Raises ValueError if hue or saturation has a nonzero strength and the image is not RGB.
     """
@@ -78,7 +78,10 @@ def hue(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
 
 
 def gamma(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
-    """Maps v to 255 (v / 255)^g. Draws g log-uniformly from [1 / (1 + strength), 1 + strength]."""
+    """Maps each value v to 255 * (v / 255)^g.
+
+    The exponent g is drawn log-uniformly from [1 / (1 + strength), 1 + strength].
+    """
     limit = math.log1p(strength)
     exponent = jnp.exp(_uniform(key, -limit, limit))
     return 255 * jnp.exp(exponent * jnp.log(planes / 255))  # far faster than ** on a CPU

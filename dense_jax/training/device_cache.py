@@ -1,6 +1,6 @@
-"""Keeps a whole training set in device memory, where the training step gathers each batch by row.
+"""Keeps a whole training set in device memory, where the training step gathers each batch.
 
-The host sends only row numbers. No image is decoded or copied after `load`.
+The host sends only the indices of the examples. No image is decoded or copied after `load`.
 """
 
 import math
@@ -67,11 +67,11 @@ def load(
 
 
 def gather(arrays: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Returns a copy of the batch, with the examples at its rows added if `arrays` is not empty."""
+    """Returns a copy of the batch, to which the examples array[batch["row"]] are added."""
     return {**batch, **{field: array[batch["row"]] for field, array in arrays.items()}}
 
 
 def free_memory(device: jax.Device) -> float:
-    """Returns a device's free memory in bytes, or infinity if the device does not report it."""
+    """Returns a device's free memory in bytes, or infinity if unknown."""
     stats = device.memory_stats()
     return float(stats["bytes_limit"] - stats["bytes_in_use"]) if stats else math.inf

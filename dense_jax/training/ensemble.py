@@ -1,10 +1,10 @@
-"""Trains the runs of one command, one per seed, side by side. They stop, resume and fail together.
+"""Trains one run per seed, side by side. The runs stop, resume and fail together.
 
-The methods of `Ensemble` keep three rules:
+The methods of `Ensemble` keep four rules:
 - The device never waits for the host. A step's metrics are recorded while the next step runs.
 - A state is saved after its metrics are recorded, so a state that is not finite is never on disk.
-- No seed is two checkpoints ahead of another. The `best` state is on disk before the next `latest`
-  state is saved.
+- No seed gets two checkpoints ahead of another.
+- The `best` state is on disk before the next `latest` state is saved.
 """
 
 import contextlib
@@ -38,9 +38,9 @@ _LOG = logging.getLogger("dense_jax")
 
 
 def run_folders(config: ConfigDict, path: epath.Path) -> list[RunFolder]:
-    """Returns the folders of a command's runs: the workdir itself, or one folder per seed in it.
+    """Returns the folder of each run: the workdir itself, or one subfolder per seed.
 
-    The folder of a seed is WORKDIR/seed=S, a complete workdir. Seeds start at config.seed.
+    The subfolder of seed S is WORKDIR/seed=S. Seeds start at config.seed.
 
     Raises ValueError if the workdir belongs to another config, or if only some runs were begun.
     """
@@ -76,7 +76,7 @@ def run_folders(config: ConfigDict, path: epath.Path) -> list[RunFolder]:
 
 
 class Ensemble:
-    """All seeds of a config, with their states, data and records. A context manager.
+    """A context manager that trains and evaluates all seeds of a config together.
 
     step: The number of optimizer steps done, which is the same for all seeds.
     """
@@ -112,7 +112,7 @@ class Ensemble:
         self._opened.close()
 
     def _load_data(self) -> tuple[Any, data.Examples]:
-        """Returns the training source and the evaluation source, cached as the config says."""
+        """Returns the training source and the evaluation source, cached according to data.cache."""
         config, task = self._config, self._task
         source, evaluated = task.source, task.eval_source
         self._resident: Mapping[str, jax.Array] = {}
@@ -160,7 +160,7 @@ class Ensemble:
             record.rewind(self.step)
 
     def _open_batches(self, source: Any, k: int) -> Any:
-        """Returns the batches of the k-th seed, starting from the next step."""
+        """Returns an iterator over the batches of the k-th seed, from the next step on."""
         return pipeline.train_batches(
             source,
             seed=self._records[k].config.seed,
@@ -262,7 +262,7 @@ class Ensemble:
         costs = {
             # The forward pass on one image of the crop size.
             "flops_per_image": cost.flops(task.program.predict_step, variables, image),
-            # The training speed of each seed. None if this start had no steps left to do.
+            # The training speed of each seed. None if no steps were left to do.
             "images_per_second": (
                 config.batch_size / float(np.median(self._seconds)) if self._seconds else None
             ),
@@ -274,7 +274,7 @@ class Ensemble:
 
 
 def restore(records: Sequence[RunRecord], like: Any) -> list[Any] | None:
-    """Returns the states at the newest step from which all runs can resume, or None if none exists.
+    """Returns the states at the newest step that all runs have saved, or None if there is none.
 
     like: The shapes of a state, with their shardings.
 

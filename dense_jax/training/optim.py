@@ -26,7 +26,7 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 def make_schedule(
     name: str, learning_rate: float, *, warmup_steps: int, num_steps: int
 ) -> optax.Schedule:
-    """Returns a schedule that rises linearly from 0 for warmup_steps, then is SCHEDULES[name]."""
+    """Returns a linear warmup from 0 over warmup_steps, followed by SCHEDULES[name]."""
     decay = SCHEDULES[name](learning_rate, num_steps - warmup_steps)
     if not warmup_steps:
         return decay
@@ -48,10 +48,11 @@ def make_optimizer(
 
     grad_clip_norm: The largest global norm of the gradient. If 0, nothing is clipped.
     encoder_lr_multiplier: The factor on the learning rate of params["encoder"].
-    freeze_encoder: Whether params["encoder"] stays constant and has no moments.
+    freeze_encoder: Whether to keep params["encoder"] constant, without optimizer moments.
 
-    One-dimensional arrays (norm scales and biases) are not decayed. AdamW's decay is decoupled from
-    the gradient, and SGD's is the classical L2 term. The learning rate multiplies both.
+    One-dimensional arrays (norm scales and biases) have no weight decay. AdamW applies the decay
+    separately from the gradient. SGD adds the decay to the gradient (L2 regularization). In both,
+    the learning rate multiplies the decay.
     """
 
     def decayed(params):

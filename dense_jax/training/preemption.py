@@ -9,8 +9,8 @@ from jax.experimental import multihost_utils
 class Interrupts:
     """A context in which SIGTERM (preemption) or Ctrl-C asks the training to save and stop.
 
-    A second signal kills the process. With several processes, JAX's own SIGTERM handler notifies
-    all processes, so Ctrl-C is passed on as SIGTERM.
+    A second signal kills the process. With several processes, Ctrl-C is converted to SIGTERM,
+    because JAX's SIGTERM handler notifies all processes.
     """
 
     def __enter__(self):

@@ -1,7 +1,7 @@
-"""Trains several seeds in one program. Each seed has a replica, a share of the mesh's devices.
+"""Trains several seeds in one program. Each seed runs on one replica: an equal part of the devices.
 
 The states of all seeds are stacked along a leading axis, which the mesh splits over its replicas.
-With a single replica nothing is stacked, so the program is the same as for one seed.
+With a single seed, nothing is stacked.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,7 +52,7 @@ def stack(states: Sequence[Any], shardings: Any, mesh: Mesh) -> Any:
 
 
 def unstacker(shardings: Any, mesh: Mesh) -> Callable[[Any, int], Any]:
-    """Returns the inverse of `stack`, compiled once: (states, k) -> the state of replica k."""
+    """Returns the inverse of `stack`, a compiled function (states, k) -> the state of replica k."""
     if mesh.shape["replica"] == 1:
         return lambda states, k: states
     take = jax.jit(lambda states, k: jax.tree.map(lambda x: x[k], states), out_shardings=shardings)
@@ -60,7 +60,7 @@ def unstacker(shardings: Any, mesh: Mesh) -> Callable[[Any, int], Any]:
 
 
 def stacked_shardings(shardings: Any, mesh: Mesh) -> Any:
-    """Converts shardings over all devices to the shardings of the arrays that `stack` returns."""
+    """Converts the shardings of one seed's arrays to the shardings of the stacked arrays."""
     if mesh.shape["replica"] == 1:
         return shardings
     return jax.tree.map(
@@ -71,7 +71,7 @@ def stacked_shardings(shardings: Any, mesh: Mesh) -> Any:
 def stacked_shapes(shapes: Any, mesh: Mesh) -> Any:
     """Returns the shapes and shardings of the arrays that `stack` returns.
 
-    shapes: The shapes of the arrays of one replica, with their shardings over all devices.
+    shapes: The shapes and shardings of one seed's arrays.
     """
     num_replicas = mesh.shape["replica"]
     if num_replicas == 1:
@@ -87,7 +87,7 @@ def stacked_shapes(shapes: Any, mesh: Mesh) -> Any:
 def batch_shapes(shapes: Any, mesh: Mesh) -> Any:
     """Returns the shapes and shardings of the concatenated batches of all replicas.
 
-    shapes: The shapes of the batch of one replica.
+    shapes: The shapes of one seed's batch.
     """
 
     def joined(x):

@@ -25,7 +25,7 @@ Variables = Mapping[str, Any]
 
 @struct.dataclass
 class TrainState:
-    """Everything that a checkpoint must hold, as arrays only.
+    """The complete training state, as saved in checkpoints. All leaves are arrays.
 
     step: The number of optimizer steps done, int32.
     ema: The moving averages of params and batch_stats, or None.
@@ -38,7 +38,7 @@ class TrainState:
     ema: Any
 
     def variables(self) -> Variables:
-        """Returns the evaluation variables: the moving averages if any, otherwise latest values."""
+        """Returns the variables to evaluate: the moving averages, or else the latest values."""
         return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 
@@ -56,7 +56,7 @@ def init_state(
     devices.
 
     encoder: The initial variables of the encoder. If None, random variables are used.
-    init: Returns randomly initialized variables for the model.
+    init: (key) -> randomly initialized variables for the model.
     """
     variables = dict(init(key))
     for collection, values in (encoder or {}).items():
@@ -92,8 +92,8 @@ def train_step(
       holds `row` [b] instead of the examples.
     augment: (key, example) -> {"image", "label", ...}, for one example.
     loss_fn: (logits, label, **fields) -> loss. The fields are the other arrays from `augment`.
-    num_microbatches: The number of parts into which the batch is split (gradient accumulation).
-      They are processed in sequence, so only one part's activations are in memory.
+    num_microbatches: The number of microbatches per batch. They are processed in sequence (gradient
+      accumulation), so only one microbatch's activations are in memory.
     """
     batch = device_cache.gather(resident, batch)
     gradient = functools.partial(
@@ -109,7 +109,7 @@ def train_step(
         # A lower decay in the first steps makes the average forget the random initial values.
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
         new = {"params": params, "batch_stats": batch_stats}
-        # In this form, values that do not change stay bitwise equal.
+        # In this form, the average of a constant stays bitwise constant.
         ema = jax.tree.map(lambda old, x: old + (1 - decay) * (x - old), ema, new)
     state = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
     return state, {
@@ -131,14 +131,14 @@ def _gradient(
     augment: Callable[..., dict[str, Array]],
     normalize: Callable[[Array], Array],
 ) -> tuple[tuple[Array, Any], Any]:
-    """Returns ((loss, new batch_stats), gradient) for microbatch `number` of the run."""
-    # Each key depends on the example, not on its place in the batch. The pixels therefore do not
-    # depend on how many devices, hosts or microbatches share the batch.
+    """Returns ((loss, new batch_stats), gradient). `number` counts the microbatches of the run."""
+    # Each key depends on the example, not on its position in the batch. The augmentation therefore
+    # does not depend on how many devices, hosts or microbatches share the batch.
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch["index"])
     targets = jax.vmap(augment)(keys, batch)
     image, label = targets.pop("image"), targets.pop("label")
     # No example has the index 2**32 - 1, so no augmentation uses this key. Dropout masks depend on
-    # the place in the microbatch, so they do not change with the number of devices.
+    # the position in the microbatch, so they do not change with the number of devices.
     dropout = jax.random.fold_in(key, 2**32 - 1)
 
     def loss_of(params):
@@ -162,13 +162,13 @@ def _accumulated(
     batch: Batch,
     step: Array,
 ) -> tuple[tuple[Array, Any], Any]:
-    """Returns the result of `gradient` for a batch that is processed in microbatches.
+    """Returns the result of `gradient` for a whole batch, averaged over its microbatches.
 
-    Loss and gradient are means over the microbatches, each normalized separately. They equal the
-    loss and gradient of the whole batch only if the loss is a mean over pixels or images, and the
-    valid pixels or images of every microbatch have the same total weight. Losses on overlaps in
-    the batch (Dice, Jaccard, Lovász) use the overlaps in each microbatch instead. Batch norm sees
-    one microbatch at a time and updates its running averages after each.
+    The averages equal the loss and gradient of the whole batch only if two conditions hold: the
+    loss is a mean over pixels or images, and the valid pixels or images of every microbatch have
+    the same total weight. Overlap losses (Dice, Jaccard, Lovász) that would sum over the batch sum
+    over each microbatch instead. Batch norm processes each microbatch separately and updates its
+    running averages after each.
     """
 
     def add(carry, numbered):
@@ -176,9 +176,9 @@ def _accumulated(
         (loss, batch_stats), grads = gradient(params, batch_stats, *numbered)
         return (batch_stats, jax.tree.map(jnp.add, total, grads)), loss
 
-    # Microbatch m holds the examples m, m + num_microbatches, ... of the batch. Every device has
-    # the same number of them, so no example moves. With several hosts, a microbatch holds other
-    # examples than with one host.
+    # Microbatch m holds the examples m, m + num_microbatches, ... of the batch. Every device has an
+    # equal part of each microbatch, so no example moves between devices. With several hosts, the
+    # microbatches hold different examples than with one host.
     size = len(batch["index"]) // num_microbatches
     microbatches = optax.microbatching.reshape_batch_axis(batch, size)
     numbers = step * num_microbatches + jnp.arange(num_microbatches)

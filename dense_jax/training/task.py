@@ -1,6 +1,6 @@
 """A training task built from a config: its data, its steps, and the devices they run on.
 
-Opening a task detects everything that prevents training, before anything is written or compiled.
+Opening a task detects invalid input before anything is written or compiled.
 """
 
 import functools
@@ -50,9 +50,9 @@ def bind(
     class_weights: Sequence[float] | None = None,
     fields: Sequence[data.Field] = (),
 ) -> Training:
-    """Builds a config's optimizer, loss and augmentation, and returns training steps that use them.
+    """Builds a config's optimizer, loss and augmentation, and returns the functions that use them.
 
-    class_weights: The weights that loss_options.class_weights specifies, one per class, or None.
+    class_weights: One weight per class, as computed from loss_options.class_weights, or None.
     fields: The per-pixel targets of the examples, which are passed to the loss.
     """
     schedule = optim.make_schedule(
@@ -103,10 +103,10 @@ def bind(
 
 
 class Placed(NamedTuple):
-    """The jitted step of all seeds, and the placement of its arguments.
+    """The jitted training step for all seeds, and the placement of its arguments on devices.
 
-    mesh: All devices, with one replica per seed. A state is trained on the devices of its replica,
-      but saved, restored and evaluated over all devices.
+    mesh: A mesh of all devices, with one replica per seed. A state is trained on its
+      replica, but saved, restored and evaluated on all devices.
     shardings: The shardings of one seed's state over all devices, as a TrainState.
     train_step: (states, batch, keys, resident) -> (states, metrics). The input states are donated.
     arguments: The shapes of states, batch and keys, with their shardings.
@@ -147,7 +147,7 @@ def place(
 
 
 def target_fields(config: ConfigDict) -> tuple[data.Field, ...]:
-    """Returns the per-pixel targets that a config's loss needs besides the labels."""
+    """Returns the per-pixel targets that a config's loss needs in addition to the labels."""
     return (targets.BORDER,) if config.border.weight > 0 else ()
 
 
@@ -157,7 +157,7 @@ def batch_shapes(
     num_channels: int,
     fields: Sequence[data.Field] = (),
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of the arrays in the global training batch of one seed."""
+    """Returns the shapes of one seed's training batch over all hosts."""
     b = config.batch_size
     return {
         "image": jax.ShapeDtypeStruct((b, *canvas, num_channels), "uint8"),
@@ -175,7 +175,7 @@ class Task(NamedTuple):
     eval_source: The evaluation split.
     dataset: The content of dataset.json.
     canvas: The height and width, in pixels, to which every training image is padded or cropped.
-    encoder: The encoder's published weights. None if the config has none, or if a run has begun.
+    encoder: The encoder's published weights. None if the config names none or a run has begun.
     """
 
     source: data.Examples
@@ -193,7 +193,7 @@ def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
     """Opens the data that a config names and builds its training and evaluation steps.
 
     Raises ValueError, on all processes, if the data or the config cannot be used for training, if a
-    run was started with other data, or if the processes have different data or weights.
+    run was started with different data, or if the processes have different data or weights.
     """
     mesh.check_shares(config.num_seeds, config.batch_size, config.num_microbatches)
     source, eval_source = (
@@ -217,7 +217,7 @@ def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
     canvas = config.data.canvas_size or tuple(source.sizes.max(axis=0).tolist())
     shapes = batch_shapes(config, canvas, source.num_channels, fields)
     placed = place(config, training, shapes)
-    # Tracing with the final shardings saves a second trace later.
+    # Detects errors by tracing. With the final shardings, no second trace is needed later.
     placed.train_step.eval_shape(*placed.arguments, {})
     begun = any(folder.is_begun for folder in folders)
     encoder = None if begun else published_weights(config, training)
@@ -237,7 +237,7 @@ def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
 
 
 def published_weights(config: ConfigDict, training: Training) -> Any:
-    """Returns the encoder's published weights, or None if the config has none."""
+    """Returns the encoder's published weights, or None if the config names none."""
     if not config.model.pretrained:
         return None
     variables = training.shapes().variables()
@@ -265,7 +265,7 @@ def describe(source: Any, eval_source: Any) -> dict[str, Any]:
 
 
 def facts(config: ConfigDict, folders: Sequence[RunFolder]) -> dict[str, Any]:
-    """Returns the {fact: value} on which all processes must agree before they open the data."""
+    """Returns the facts {name: value} that must be equal on all processes before data is opened."""
     package = sorted(pathlib.Path(__file__).parents[1].rglob("*.py"))
     fields = files.flatten(config.to_dict())
     return storage.to_json(

@@ -1,8 +1,8 @@
 """Saves and restores the training state with Orbax.
 
-A checkpoint holds only arrays, because the position in the data is a function of the step. It has
-two items: `default` is the state, and `about` holds a digest of each array and the state's scores.
-We add the digests because neither Orbax nor TensorStore detects a flipped bit.
+A checkpoint has two items: `default` is the state, and `about` holds a digest of each array and the
+state's scores. The position in the data is not saved, because it is a function of the step. We add
+the digests because neither Orbax nor TensorStore detects a flipped bit.
 """
 
 import concurrent.futures
@@ -24,7 +24,7 @@ _LOG = logging.getLogger("dense_jax")
 
 
 class Checkpoints:
-    """The checkpoints in one directory, DIRECTORY/STEP, of which the newest `max_to_keep` are kept.
+    """Saves checkpoints as DIRECTORY/STEP, and keeps the newest `max_to_keep` (all if None).
 
     Saving copies the state to the host immediately and writes it in the background. A checkpoint
     gets its final name only when it is complete. If writing fails, or if the first checkpoint
@@ -53,7 +53,7 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """The steps that can be restored, in increasing order."""
+        """The steps of the checkpoints, in increasing order."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, scores: Mapping[str, float] = {}) -> None:
@@ -70,7 +70,7 @@ class Checkpoints:
             self._first = step if self._first is None else self._first
 
     def wait(self) -> None:
-        """Waits until everything is on disk."""
+        """Waits until all saved checkpoints are on disk."""
         with self._writing():
             self._manager.wait_until_finished()
         if self._first:
@@ -165,7 +165,7 @@ class Checkpoints:
         self._manager.delete(step)
 
     def close(self) -> None:
-        """Waits until everything is on disk, then releases the directory."""
+        """Waits until all saved checkpoints are on disk, then releases all resources."""
         self.wait()
         with self._writing():
             self._manager.close()
@@ -189,7 +189,7 @@ def digests(state: Any) -> dict[str, int]:
     def digest(array: jax.Array) -> int:
         odd, total = numbers[: array.size].reshape(array.shape), 0
         for shard in array.addressable_shards:
-            if shard.replica_id == 0:  # counts only one of several copies
+            if shard.replica_id == 0:  # counts each shard once
                 bits = np.ravel(shard.data).view(f"u{array.dtype.itemsize}")
                 bits = bits.astype(np.uint32, copy=False)
                 total += np.dot(bits, np.ravel(odd[shard.index])).item()

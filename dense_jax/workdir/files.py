@@ -4,7 +4,7 @@ config.json       the whole config, as nested objects
 dataset.json      class names, palette and number of channels, enough to predict without the data;
                   fingerprints, which detect changed data
 environment.json  versions, git commit and devices of the run's latest start
-metrics.jsonl     one object per line: the step, and values by their path
+metrics.jsonl     one object per line: the step, and values by metric name
 cost.json         FLOPs, memory and speed, written when the run finishes
 result.json       final and best scores, written when the run finishes
 
@@ -107,7 +107,7 @@ def _parse(text: bytes) -> dict[str, Any]:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns {dotted.path: value} for nested fields. Flax has an equivalent, but needs jax."""
+    """Returns {dotted.path: value} for nested fields, like flax.traverse_util but without jax."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -118,9 +118,9 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differing_fields(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns the fields in which the configs {dotted.path: value} differ.
+    """Returns the fields whose values differ between configs {dotted.path: value}.
 
-    If every config has a `label`, other fields are omitted if they are constant for each label.
+    If every config has a `label`, omits the fields that the label determines.
     """
 
     def differ(path: str, some: Sequence[Mapping[str, Any]]) -> bool:
@@ -147,7 +147,7 @@ def compare(workdir: epath.PathLike, config: ConfigDict) -> None:
     different = [
         f"  {field}: {old.get(field)!r} there, {new.get(field)!r} now"
         for field in sorted(old.keys() | new.keys())
-        # The data may have moved, so compare_dataset checks data.root.
+        # data.root may change, because compare_dataset compares the data.
         if old.get(field) != new.get(field) and field not in (*OPERATIONAL, "data.root")
     ]
     if different:
@@ -158,7 +158,7 @@ def compare(workdir: epath.PathLike, config: ConfigDict) -> None:
 
 
 def compare_dataset(workdir: epath.PathLike, dataset: Mapping[str, Any], root: str) -> None:
-    """Raises ValueError if the run was started with other data. The data may have been moved.
+    """Raises ValueError if the run was started with different data. Moved data is accepted.
 
     dataset: The content of dataset.json. root: The value of config.data.root.
     """
@@ -183,7 +183,7 @@ def compare_dataset(workdir: epath.PathLike, dataset: Mapping[str, Any], root: s
 
 
 def runs(directory: epath.PathLike) -> list[epath.Path]:
-    """Returns the workdirs that one command trained in: the folder, or one subfolder per seed."""
+    """Returns the workdirs of a command: one subfolder per seed, or else the folder itself."""
     path = epath.Path(directory)
     children = path.iterdir() if path.is_dir() else ()  # glob would read [...] as a pattern
     seeds = [child for child in children if child.name.startswith("seed=")]

@@ -61,8 +61,8 @@ class Logger:
 
     @functools.cached_property
     def _tensorboard(self):
-        # Imported at the first record, while the device is busy, because tensorboardX also imports
-        # torch if torch is installed.
+        # Imported at the first record, while the device is busy. The import is slow if torch is
+        # installed, because tensorboardX imports torch.
         import tensorboardX
 
         purge_step = self._first_step + 1 if self._first_step else None
@@ -98,7 +98,7 @@ class Logger:
         )
 
     def progress(self, step: int, **shown: float) -> None:
-        """Advances the progress bar on a terminal. A value stays visible until it is replaced."""
+        """Advances the progress bar on a terminal. Each value stays visible until replaced."""
         if self._active and self._interactive:
             self._shown |= {name: f"{value:.4f}" for name, value in shown.items()}
             self._bar.set_postfix(self._shown, refresh=False)

@@ -18,7 +18,7 @@ from dense_jax.workdir.checkpoint import Checkpoints
 from dense_jax.workdir.logger import Logger
 
 _LOG = logging.getLogger("dense_jax")
-LATEST_TO_KEEP = 2  # the older one is a fallback
+LATEST_TO_KEEP = 2  # the older checkpoint is a fallback
 
 
 class RunFolder(NamedTuple):
@@ -44,12 +44,12 @@ class RunFolder(NamedTuple):
 
     @property
     def contents(self) -> dict[str, Any]:
-        """The names of the run's checkpoints and files."""
+        """The names of the run's checkpoints, and of config.json and result.json if they exist."""
         names = {
             kind: sorted(step.name for step in (self.path / "checkpoints" / kind).glob("*"))
             for kind in ("latest", "best")
         }
-        # Lists the folder, because a network file system may long remember that a file was missing.
+        # Lists the folder, because network file systems may cache that a file was missing.
         listed = {path.name for path in self.path.glob("*")}
         return names | {"files": sorted(listed & {"config.json", "result.json"})}
 
@@ -110,7 +110,7 @@ class RunRecord:
         return self._log
 
     def record(self, step: int, values: Mapping[str, float], names: Iterable[str]) -> None:
-        """Logs a step's metrics.
+        """Logs the metrics of one training step.
 
         names: The names of the step's examples on this host.
 
@@ -155,7 +155,7 @@ class RunRecord:
     def finish(self, num_parameters: int, cost: Mapping[str, Any]) -> None:
         """Writes cost.json, then result.json with the final and the best scores.
 
-        If this start had no steps left to do, the cost measured by an earlier start is kept.
+        If this process trained no steps, keeps the cost that an earlier process measured.
         """
         result = {
             "status": "finished",
