@@ -155,7 +155,8 @@ def _order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
 
 def _iterate(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
     # Each worker makes whole batches, so batches do not depend on the number of workers. Grain's
-    # default buffer of 500 elements could hold hundreds of GB of large images. With two threads, a worker reads one example while it decodes another.
+    # default buffer of 500 elements could hold hundreds of GB of large images. With two
+    # threads, a worker reads one example while it decodes another.
     num_threads = 2 if workers else 4
     dataset = batches.to_iter_dataset(
         grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads)

@@ -34,7 +34,7 @@ def _integer(least: int, most: int = 2**31 - 1) -> Callable[[Any], bool]:
 
 
 def _list(is_item: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
-    """Returns a predicate for lists of valid items. If `length` is None, any length but 0 is valid."""
+    """Returns a predicate for lists of valid items. `length` None allows any length but 0."""
     return lambda value: (
         isinstance(value, list)
         and (len(value) == length if length else len(value) > 0)

@@ -164,7 +164,7 @@ class Segmenter(nn.Module):
 
     @property
     def context(self) -> int:
-        """The number of pixels that unpadded convolutions trim on every side, or 0 if there are none."""
+        """The number of pixels that unpadded convolutions trim on every side; 0 with padding."""
         spec = self.encoder.spec
         stride = spec.strides[-1]
         return spec.block_loss * (stride - 1) + spec.bottom_loss * stride // 2
