@@ -156,7 +156,7 @@ def _back(pads: Pads, size: Sequence[int]) -> Pads:
 def _conv_on_cpu(x: Array, kernel: Array, *, pads: Pads) -> Array:
     """Convolves with YNNPACK if YNNPACK is multithreaded, otherwise with Eigen.
 
-    For unet32, the time of a prediction falls from 152 to 108 ms.
+    On JAX 0.10, Eigen cuts the time of a prediction of 4 x 128^2 with unet32 from 152 to 108 ms.
     """
     if max(kernel.shape[2:]) <= FEW:
         return (_two_at_once if IS_THREADED else _conv)(x, kernel, pads=pads)
@@ -224,8 +224,8 @@ def _kernel_gradient_on_cpu(x: Array, g: Array, *, pads: Pads) -> Array:
     XLA's two-dimensional convolution takes up to four times as long (unet16: 202 -> 175 ms,
     unet64: 1087 -> 720 ms).
     """
-    # The gradient [i, j, c, f] is the sum of x[b, r + i, s + j, c] g[b, r, s, f] over (b, r, s). The
-    # convolution slides g along r. Its kernel is x, with one tap per row of x. Its batch is f,
+    # The gradient [i, j, c, f] is the sum of x[b, r + i, s + j, c] g[b, r, s, f] over (b, r, s).
+    # The convolution slides g along r. Its kernel is x, with one tap per row of x. Its batch is f,
     # its input channels are (b, s), and its output channels are (j, c).
     shape = rows, columns, channels, features = _kernel_shape(x, g, pads)
     if _has_few_pixels(x.shape, shape):

@@ -104,7 +104,10 @@ def differences(all_facts: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def check_shared(folder: epath.PathLike) -> None:
-    """Raises ValueError in all processes unless they share `folder`. Creates a missing folder."""
+    """Creates a folder. Raises ValueError in all processes unless they share the folder.
+
+    Does nothing if there is a single process.
+    """
     jax = _joined()
     if jax is None:
         return

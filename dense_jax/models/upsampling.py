@@ -138,8 +138,8 @@ class MaxUnpool(Upsampler):
     """Moves each value to the encoder's argmax pixel, as in SegNet (arXiv 1511.00561).
 
     All other pixels are 0. x is first projected to the number of channels of the switches. The
-    unpooled map is then projected to `features`. Raises ValueError if there are no switches or the factor is not
-    2.
+    unpooled map is then projected to `features`. Raises ValueError if there are no switches or the
+    factor is not 2.
     """
 
     needs_switches: ClassVar[bool] = True
