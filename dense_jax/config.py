@@ -1,12 +1,12 @@
 """Declares every option: its default, its valid values, and its meaning with its unit.
 
-`OPTIONS` is the only place that declares options, and `check` validates configs against it. This
-command generates experiments/base.py and the tables of docs/configuration.md:
+`OPTIONS` is the only place that declares options, and `check` validates configs against it.
+To add an option, add it to OPTIONS and run the command that generates experiments/base.py and the
+tables of docs/configuration.md:
 
     python -m docs.generate
 
-To add an option, add it to OPTIONS and run this command. Registries such as losses.LOSSES
-are imported only when a value is checked, so that importing this module never imports jax.
+Registries such as losses.LOSSES are imported only when a value is checked, so that importing this module never imports jax.
 """
 
 import importlib

@@ -52,7 +52,7 @@ def scan(source: Source, function: Callable[[dict[str, Any]], T]) -> tuple[list[
 def visit(
     function: Callable[[int], T], num_examples: int, description: str
 ) -> tuple[list[T], list[str]]:
-    """Calls function(i) for each i < `num_examples` in threads. Returns results and error messages.
+    """Calls function(i) for each i < `num_examples` in threads. Returns (results, errors).
 
     A call that raises ValueError or OSError adds an error message instead of a result. Both lists
     are in the order of i. The progress bar is shown only on a terminal.

@@ -75,7 +75,7 @@ def _replace(call: Callable, args: tuple, kwargs: dict, context: nn.module.Inter
 
 
 def _takes_convolution(module: nn.Module) -> bool:
-    """Returns whether a module has an unset field for a convolution function, like nn.Conv."""
+    """Returns whether a module such as nn.Conv accepts a convolution function and has none yet."""
     other = getattr(module, "conv_general_dilated_cls", None)
     return getattr(module, "conv_general_dilated", convolution) is None and other is None
 

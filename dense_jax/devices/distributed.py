@@ -85,8 +85,8 @@ def initialize() -> None:
 def agree(facts: Callable[[], Mapping[str, Any]]) -> None:
     """Raises the same ValueError in all processes if their `facts` differ.
 
-    facts: A function that returns JSON values by user-facing name. A run of one process does not
-      call the function.
+    facts: A function that returns {user-facing name: JSON value}. It is not called if there is a
+      single process.
     """
     if _joined() and (different := differences(_exchange(facts()))):
         raise ValueError(f"the processes must be alike, but differ in {'; '.join(different)}")

@@ -66,7 +66,10 @@ def _matches(argument: str) -> list[Path]:
 
 
 def headers(paths: Sequence[Path], max_pixels: float = np.inf) -> tuple[list[Image], list[str]]:
-    """Returns the images in the files and the errors for skipped images. Reads only headers."""
+    """Returns the unopened images in the files, and an error for each skipped image.
+
+    Only the headers are read.
+    """
     images: list[Image] = []
     problems: list[str] = []
     for path in paths:

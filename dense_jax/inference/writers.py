@@ -172,7 +172,7 @@ class Together:
 
     @contextlib.contextmanager
     def _keeping(self, path: Path) -> Generator[None]:
-        """Raises disk errors. Stores the message of any other OSError, with path, in `problem`."""
+        """Stores the message of an OSError, with path, in `problem`. Raises disk errors again."""
         try:
             yield
         except OSError as error:

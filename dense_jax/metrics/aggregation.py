@@ -16,9 +16,9 @@ Statistics = Mapping[str, np.ndarray]
 
 
 def image_statistics(measured: Statistics, foreground: Sequence[int] = ()) -> Statistics:
-    """Returns the statistics [n, ...] of n images. `score` computes scores from their sums.
+    """Returns statistics [n, ...] of n images. `score` computes scores from sums over images.
 
-    The statistics are confusion matrices and, for every other score, pairs
+    Region scores use the confusion matrices. Each of the remaining scores uses a pair
     [numerator, denominator]. For a mean over images, the pair is [value, 1], or [0, 0] if the image
     has no value.
 

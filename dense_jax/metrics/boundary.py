@@ -64,8 +64,8 @@ class MapPair:
     def distances(self) -> dict[int, tuple[Distances, Distances]]:
         """The distances between the two boundaries of a class, {class: (forth, back)}, in pixels.
 
-        forth contains the distance from each boundary pixel of the prediction to the label's
-        boundary. back contains the reverse distances. If only one map has a boundary, all distances
+        `forth` contains the distance from each boundary pixel of the prediction to the label's
+        boundary. `back` contains the reverse distances. If only one map has a boundary, all distances
         are the image diagonal. If neither map has a boundary, the class is absent.
         """
         points = []

@@ -61,7 +61,7 @@ def plot(rows: Sequence[Row]) -> dict[str, Any] | None:
 
 
 def bars(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
-    """Returns {class: bars}, with one bar per row: the IoU and its interval's ends, in percent."""
+    """Returns {class: bars}, with one bar per row: the IoU and the ends of its interval, %."""
     paths = dict.fromkeys(path for row in rows for run in row.runs for path in run.final)
     return {
         path.removeprefix(IOU): [_bar(i, *row.score(path)) for i, row in enumerate(rows)]

@@ -19,7 +19,8 @@ class Entry(NamedTuple):
     """An encoder and its published weights. If there are none, `torch_name` is None.
 
     make: The factory for the encoder, called with the fields of the encoder.
-    torch_name: The function that maps a module's path and the norm to its name in weight files.
+    torch_name: A function (path, norm) that returns the name of the module at `path` in weight
+      files. `norm` is the kind of normalization layer.
     normalization: The name, in NORMALIZATIONS, of the normalization used for pretraining.
     license: A description of the license of the published weights.
     """
