@@ -6,7 +6,8 @@ tables of docs/configuration.md:
 
     python -m docs.generate
 
-Registries such as losses.LOSSES are imported only when a value is checked, so that importing this module never imports jax.
+Registries such as losses.LOSSES are imported only when a value is checked, so that importing this
+module never imports jax.
 """
 
 import importlib
