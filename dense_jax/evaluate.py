@@ -1,20 +1,20 @@
 """Scores the trained model in a workdir: python -m dense_jax.evaluate --workdir=DIR [--split=test].
 
-Writes evaluation_SPLIT with these extensions:
+Writes these files to the workdir or --output, where SPLIT is the name of the scored split:
 
-  .json, .md  the scores
-  .npz        the name, confusion matrix and other measurements of each image
-  .zip        the predicted class maps as PNGs in the class colors
-  .png        the images with the lowest mean IoU
+  evaluation_SPLIT.json, .md  the scores
+  evaluation_SPLIT.npz        the name, confusion matrix and other measurements of each image
+  evaluation_SPLIT.zip        the predicted class maps as PNGs in the class colors
+  evaluation_SPLIT.png        the images with the lowest mean IoU
 
 Every valid pixel of the split is counted exactly once, at the labels' original resolution. Ignored
 pixels are not counted. A class that appears in neither the labels nor the predictions gets a null
 score and is excluded from the means.
 
-Region scores, boundary_iou and trimap_mean_iou/PIXELS are computed over all pixels of the split at
-once. boundary_f1, hausdorff95, average_surface_distance, rand_score and information_score are
-computed for each image and averaged over the images for which they are defined.
-mean_over_images/NAME is the score NAME, computed for each image and averaged.
+Region scores, boundary_iou and trimap_mean_iou are computed over all pixels of the split at once.
+The scores boundary_f1, hausdorff95, average_surface_distance, rand_score and information_score are
+computed for each image and averaged over the images for which they are defined. If NAME is a score,
+mean_over_images/NAME is that score computed for each image and averaged.
 """
 
 import contextlib
@@ -67,13 +67,15 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores one checkpoint on one split, writes all files, and returns the JSON file's contents.
 
-    split, batch_size, tile_size, margin: If None, data.eval_split, eval.batch_size (in tiles per
-      step), eval.tile_size and eval.margin (in pixels) from the run's config. The scores do not
-      depend on the batch size.
+    split: The split to score. If None, the config's data.eval_split.
+    batch_size: The number of tiles per step, which does not affect the scores. If None, the
+      config's eval.batch_size.
+    tile_size, margin: The tiles' size and margin, in pixels. If None, the config's eval.tile_size
+      and eval.margin.
     boundaries: Whether to compute the boundary scores.
-    foreground: The classes to merge into one class, which is scored against all others. Connected
-      components of the merged class are the objects in the Rand and information scores.
-    root: The folder of moved or different data. If None, the run's data.root.
+    foreground: The classes to merge into one class, which is scored against all other classes.
+      Connected components of the merged class are the objects in the Rand and information scores.
+    root: The data folder, needed for moved or different data. If None, the config's data.root.
     output: The output folder. If None, the workdir.
     """
     run = load(directory, checkpoint)
@@ -122,7 +124,7 @@ def evaluate(
 
 
 def _check_writable(folder: epath.Path) -> None:
-    """Raises ValueError if the evaluation cannot be written to `folder`."""
+    """Creates `folder` if needed. Raises ValueError if files cannot be written to `folder`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "evaluation.tmp").write_text("")
@@ -134,14 +136,14 @@ def _check_writable(folder: epath.Path) -> None:
 
 
 def _open(run: Trained, root: str | None, split: str) -> tuple[str, Any]:
-    """Opens the split and checks that it fits the run. Returns the data folder and the source."""
+    """Returns the data folder and the split. Raises ValueError if the data does not fit the run."""
     config = run.config.data
     if root is None and not epath.Path(config.root).is_dir():
         raise ValueError(f"{config.root} is gone: pass --root=FOLDER, where the data is now")
     folder = files.absolute(config.root if root is None else root)
     source = data.open_dataset(config.name, folder, split)
     facts = {"class_names": source.class_names, "num_channels": source.num_channels}
-    if root is None:  # another copy may use another value type or range
+    if root is None:  # data in another folder may use another value type or range
         facts |= {"values": source.values, "value_range": source.value_range}
     for field, value in storage.to_json(facts).items():
         if value != run.dataset[field]:
@@ -171,7 +173,7 @@ def _measure(
 ) -> dict[str, np.ndarray]:
     """Predicts and measures all images of the split, and writes their class maps.
 
-    Returns confusion_matrices [n, c, c] and, if `boundaries`, the results of `Pool.results`.
+    Returns confusion_matrices [n, c, c] and, if `boundaries`, the results of `per_image.Pool`.
     """
     source = tilings[0].source
     receivers: list[Callable[..., object]] = []
@@ -200,7 +202,7 @@ def _measure(
         )
         measured = {"confusion_matrices": matrices} | (pool.results() if pool else {})
         if jax.process_index() == 0:
-            path.unlink(missing_ok=True)  # exists only if all files are complete
+            path.unlink(missing_ok=True)  # the JSON file exists only if all files are complete
     return measured
 
 
@@ -254,7 +256,7 @@ def _write(
 
 
 def main(argv: list[str]) -> None:
-    """Evaluates the run, or one run per seed, in the workdir and prints the tables."""
+    """Evaluates all runs in the workdir (one per seed) and prints the tables."""
     runtime.prepare()
     args = flags.FLAGS
     options = {name: getattr(args, name) for name in OPTIONS}

@@ -1,8 +1,8 @@
 """Reads and writes the predicted class maps of a split as one zip archive of palette PNGs.
 
-One file can be written atomically and suits clusters that limit the number of files. Each PNG is
-named by the image's index, because image names may repeat, and by the image's name with special
-characters replaced. This module never imports jax.
+One file can be written atomically and suits clusters that limit the number of files. A PNG is named
+INDEX_NAME.png, after the image's index and name. The index is needed because image names may
+repeat. Special characters in the name are replaced. This module never imports JAX.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from dense_jax import class_colors, drawing, storage
 def writing(
     path: epath.PathLike, names: Sequence[str], palette: UInt8[np.ndarray, "classes 3"]
 ) -> Iterator[Callable[[int, np.ndarray], None]]:
-    """Yields add(i, classes), which writes class map i, uint8 [h, w]. The file appears on exit."""
+    """Yields `add(i, classes)`, which writes image i's class map. The archive appears on exit."""
     with storage.atomic(path) as file, zipfile.ZipFile(file, "w") as archive:
 
         def add(i: int, classes: np.ndarray) -> None:
@@ -39,7 +39,7 @@ def writing(
 
 
 def read(path: epath.PathLike, numbers: Sequence[int]) -> list[UInt8[np.ndarray, "_ _"]]:
-    """Reads the class maps with indices `numbers`. Raises KeyError if an image is missing."""
+    """Reads the class maps of images `numbers` (indices). Raises KeyError if any is missing."""
     with epath.Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
         members = {int(name.partition("_")[0]): name for name in archive.namelist()}
         return [np.array(Image.open(io.BytesIO(archive.read(members[i])))) for i in numbers]
@@ -48,7 +48,7 @@ def read(path: epath.PathLike, numbers: Sequence[int]) -> list[UInt8[np.ndarray,
 def draw(
     path: epath.PathLike, source: Any, numbers: Sequence[int], scores: np.ndarray
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Draws the images with indices `numbers`, with their labels, predictions and mean IoU.
+    """Draws the images with indices `numbers`, each with its label, prediction and mean IoU.
 
     scores: The mean IoU of every image of the split, [n].
     """

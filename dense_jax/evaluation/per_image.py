@@ -1,4 +1,4 @@
-"""Measures the scores that need an image's whole class map, in processes that never import jax."""
+"""Measures the scores that need an image's whole class map, in processes that never import JAX."""
 
 import multiprocessing
 import os
@@ -25,11 +25,11 @@ PERIOD = 16  # in pixels; a multiple of all upsampling strides: 2, 4, 8 and 16
 def measure(
     prediction: np.ndarray, label: np.ndarray, num_classes: int, foreground: Sequence[int] = ()
 ) -> dict[str, np.ndarray]:
-    """Returns one image's boundary metrics, `trimap_iou` and `phase_errors`, by name.
+    """Returns {name: value} for one image: all boundary metrics, trimap_iou and phase_errors.
 
     prediction, label: Class maps [h, w].
-    foreground: If not empty, the object metrics are included. An object is a connected component of
-      the union of these classes.
+    foreground: The indices of the foreground classes. If not empty, object metrics are included. An
+      object is a connected component of the foreground.
     """
     maps = boundary.MapPair(prediction, label, num_classes)
     measured = {metric.name: metric.function(maps) for metric in metrics.of_kind("boundary")}
@@ -47,11 +47,11 @@ def measure(
 
 
 def phase_errors(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Counts wrong and valid pixels at each phase. Returns int64 [PERIOD, PERIOD, 2].
+    """Returns the number of wrong and valid pixels at each phase, int64 [PERIOD, PERIOD, 2].
 
     The phase of a pixel is (y mod PERIOD, x mod PERIOD). If errors are more frequent at some
     phases, upsampling may cause them (Odena et al. 2016, "Deconvolution and checkerboard
-    artifacts"). If the image is resized or has several tiles, its phases may not match the
+    artifacts"). If the image is resized or has several tiles, the phases may not match the
     network's strides.
     """
     valid = label != IGNORE_LABEL
@@ -63,7 +63,7 @@ def phase_errors(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 class Pool:
-    """Measures images in one worker process per CPU, as their predictions arrive."""
+    """Measures images as their predictions arrive, in one worker process per CPU."""
 
     def __init__(self, num_classes: int, foreground: Sequence[int] = ()):
         num_processes = len(os.sched_getaffinity(0))
@@ -79,7 +79,7 @@ class Pool:
             self._submit(os.getpid)
 
     def submit(self, i: int, prediction: np.ndarray, label: np.ndarray) -> None:
-        """Queues image i, given as class maps [h, w]. Blocks if too many images are unfinished."""
+        """Queues image i, given its class maps [h, w]. Blocks while the queue is full."""
         self._room.acquire()
         future = self._submit(measure, prediction, label, *self._options)
         future.add_done_callback(lambda _: self._room.release())
@@ -92,7 +92,7 @@ class Pool:
             return self._pool.submit(function, *args)
 
     def results(self) -> dict[str, np.ndarray]:
-        """Waits for all images. Returns each result of `measure` by name, stacked over images."""
+        """Waits for all images. Returns the results of `measure` by name, stacked over images."""
         done = futures.as_completed(self._pending)
         bar = tqdm(done, "boundaries", len(self._pending), unit="image", leave=False, disable=None)
         measured = {self._pending[future]: future.result() for future in bar}

@@ -33,12 +33,12 @@ def score(
     receive: Receive | None = None,
     num_received: int | None = None,
 ) -> np.ndarray:
-    """Returns the confusion matrix of each image, int32 [n, c, c]. Sum the matrices in int64.
+    """Returns the confusion matrix of each image, int32 [n, c, c]. Sums need int64.
 
     eval_step: The result of `program.jit_eval_step`.
     tilings: The tiles of one source; see `tiles.tilings`.
-    batch_size: The number of tiles per step over all hosts, rounded up to a multiple of the number
-      of devices.
+    batch_size: The number of tiles per step on all hosts together. This number is rounded up to a
+      multiple of the number of devices.
     per_image: Whether to return one matrix per image. If False, returns only the sum, int64 [c, c],
       because [n, c, c] may not fit into memory.
     receive: A function to call with each image's complete class map and label map.
@@ -68,7 +68,7 @@ def score(
 
 
 class _Scores:
-    """Accumulates the confusion matrix of each image, or of all images, tile by tile."""
+    """Adds up confusion matrices tile by tile, for each image or for all images together."""
 
     def __init__(self, matrices: np.ndarray, receive: Receive | None, num_received: int):
         self.matrices = matrices

@@ -1,4 +1,4 @@
-"""Formats tables and whole evaluations as Markdown. Never imports jax."""
+"""Formats tables and the scores of an evaluation as Markdown. Never imports JAX."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -47,15 +47,15 @@ def markdown_table(
 
 
 def escape(name: str) -> str:
-    """Escapes GitHub markup in a name, except for underscores within a word (snake_case)."""
+    """Escapes GitHub Markdown in a name, except for underscores within a word (snake_case)."""
     name = re.sub(r"([\\`*\[\]<>|~&$])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", name)
     return " ".join(name.split())
 
 
 def to_markdown(evaluation: Mapping[str, Any]) -> str:
-    """Returns the contents of evaluation_SPLIT.md: the mean scores and the scores of each class.
+    """Returns the evaluation's Markdown file: the mean scores and the scores of each class.
 
-    evaluation: The contents of evaluation_SPLIT.json, in which a missing score is NaN.
+    evaluation: The result of `dense_jax.evaluate.evaluate`, in which an undefined score is NaN.
     """
     name = f"{evaluation['dataset']} {evaluation['root']}".rstrip()
     about = (
@@ -149,7 +149,7 @@ def _row(
 
 
 def _cell(evaluation: Mapping[str, Any], metric: Metric, path: str) -> str:
-    """Formats a score with its confidence interval, or returns "" if the score is missing."""
+    """Formats a score with its interval. NaN gives "no score", and a missing key gives ""."""
     score = evaluation.get(f"eval/{path}")
     if score is None:
         return ""

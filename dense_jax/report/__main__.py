@@ -4,7 +4,7 @@ Writes these files to DIR:
 
   report.html              learning curves, class scores, confusion matrices and predictions
   report.md, .csv, .tex    the table of scores
-  report.json              the config, code, data and scoring of each row
+  report.json              how each row was configured, trained and scored
   report_cost.csv, .tex    the costs of the runs
   figures/                 figures for a paper
 
@@ -16,7 +16,7 @@ from the baseline row. Unfinished runs are not in the table, but are listed belo
 
 Without --split, the scores are from the end of training. With --split, the scores are from
 `dense_jax.evaluate`, so each run must be evaluated first. If runs were scored differently, the
-report fails unless --mixed is set.
+command fails unless --mixed is set.
 """
 
 import json
@@ -33,9 +33,9 @@ from dense_jax.report.page import to_html
 
 
 def write(root: pathlib.Path, num_pictures: int = 12, **options: Any) -> list[pathlib.Path]:
-    """Writes a report on the runs in `root` to the same folder. Returns the paths of the files.
+    """Writes a report on the runs in `root` to `root`. Returns the paths of the written files.
 
-    num_pictures: The number of images in the page's gallery.
+    num_pictures: The number of images in the gallery of report.html.
     options: The options of `rows.build`.
     """
     report = rows.build(root, **options)

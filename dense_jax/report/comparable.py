@@ -2,7 +2,7 @@
 
 Runs may be trained differently, but must be scored on the same data and in the same way. `measure`
 records how each run was scored, as a dict of facts. Two runs are comparable if they agree on
-every fact that both have.
+every fact that is recorded for both runs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from dense_jax.spelling import some
 
 
 def measure(runs: Sequence[RunFolder], split: str | None) -> None:
-    """Sets RunFolder.measured to {fact: value}, which describes how the run was scored.
+    """Sets the `measured` attribute of each run to {fact: value}: how the run was scored.
 
     split: The split whose evaluations contain the scores. If None, the scores are from the end of
       training.
@@ -31,7 +31,7 @@ def _training_facts(run: RunFolder) -> dict[str, Any]:
         "classes": run.dataset.get("class_names"),
         "metric convention": run.result.get("metric_convention"),
         "dataset": run.fields.get("data.name"),
-        # Only the fingerprint of the training split is recorded, and each split has another.
+        # Only the training split's fingerprint is recorded, and it differs between splits.
         f"training data of split {run.fields.get('data.train_split')}": run.training_data,
         "checkpoint": "final",
     }
@@ -61,8 +61,8 @@ def _evaluation_facts(run: RunFolder, checkpoint: str) -> dict[str, Any]:
 def _checkpoints(runs: Sequence[RunFolder]) -> list[str]:
     """Returns "best", "final" or "neither best nor final" for each run's evaluated checkpoint.
 
-    A checkpoint may be both best and final. If possible, all runs then get the same name, otherwise
-    "best".
+    A checkpoint that is both best and final gets the name that fits all runs. If no name fits all
+    runs, the checkpoint gets "best".
     """
 
     def holds(run: RunFolder, kind: str) -> bool:
@@ -103,7 +103,7 @@ def refuse(differing: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
 
 
 def number_groups(runs: Sequence[RunFolder]) -> list[str]:
-    """Labels each run's group of comparable runs: "1", "2", ..., or "" if there is one group."""
+    """Returns a group label for each run: "1", "2", ..., or "" if all runs are comparable."""
     facts = conflicts(runs)
     groups = [tuple(run.measured.get(fact) for fact in facts) for run in runs]
     distinct = list(dict.fromkeys(groups))

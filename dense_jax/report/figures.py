@@ -2,15 +2,15 @@
 
 Each figure is drawn only if its data exists:
 
-by_FIELD        mean IoU for each value of a config field in which the rows differ
+by_FIELD        mean IoU for each value of FIELD, a config field in which the rows differ
 boundary_f1     boundary F1, averaged over classes, against mean IoU
 flops           mean IoU against the FLOPs of the forward pass per image
 band_width      mean IoU of the pixels near the label's boundaries, against the band width
 error_by_phase  error rate by pixel position (y mod 16, x mod 16)
 
-Each point is the mean over a row's seeds. Points are numbered like the rows of the report. Error
-bars are 95% t-intervals, drawn if there are at least two seeds. by_FIELD and flops show the mean
-IoU from the report's table. The other figures show scores from `dense_jax.evaluate`.
+Each point is the mean over a row's seeds. Numbers refer to the rows of the report. Error bars are
+95% t-intervals, drawn if there are at least two seeds. The figures by_FIELD and flops show the
+mean IoU from the report's table. Scores in all other figures are from `dense_jax.evaluate`.
 """
 
 import logging
@@ -44,7 +44,7 @@ def write(folder: pathlib.Path, report: Report) -> list[pathlib.Path]:
     """Writes the figures to `folder`. The same report data always gives byte-identical files."""
     from matplotlib import rc_context
 
-    for name in ("fontTools", "matplotlib"):  # both log every font they try
+    for name in ("fontTools", "matplotlib"):  # these libraries log every font
         logging.getLogger(name).setLevel(logging.WARNING)
     paths = []
     with rc_context(fname=pathlib.Path(__file__).with_name("figures.mplstyle")):
@@ -92,7 +92,7 @@ def draw(report: Report) -> Iterator[tuple[str, "Figure"]]:
 
 
 def evaluated(row: Row, path: str) -> tuple[float, float]:
-    """Returns a score's mean over the evaluated seeds and its interval's half width, or NaNs."""
+    """Returns a score's mean over evaluated seeds and the half width of its interval, or NaNs."""
     values = [number(run.evaluation, path) for run in row.runs if run.evaluation]
     return interval(values) if values else (math.nan, math.nan)
 
@@ -104,8 +104,8 @@ def _exist(points: Points) -> bool:
 def by_field(report: Report, i: int) -> "Figure":
     """Draws the mean IoU, with one group of points for each value of field i.
 
-    The first of the other fields sets the color. Each combination of the remaining fields gets a
-    separate panel.
+    The first field other than field i sets the color. Each combination of values of the rest of the
+    fields gets a separate panel.
     """
     rows, others = report.rows, [k for k in range(len(report.fields)) if k != i]
 
@@ -136,7 +136,7 @@ def by_field(report: Report, i: int) -> "Figure":
 
 
 def scatter(rows: Sequence[Row], x: Points, y: Points) -> tuple["Figure", "Axes"]:
-    """Draws each row that has both values as a numbered point with x and y error bars."""
+    """Draws a numbered point with error bars for each row whose x and y are not missing."""
     figure, (axes,) = _figure(1, 2.2)
     for i, row in enumerate(rows):
         (x_mean, x_half), (y_mean, _) = x[i], y[i]
@@ -166,7 +166,7 @@ def by_band_width(rows: Sequence[Row], bands: Sequence[Points]) -> "Figure":
 
 
 def error_rates(row: Row) -> np.ndarray | None:
-    """Returns the error rate at each (y mod 16, x mod 16), over all evaluated seeds and images.
+    """Returns the error rate at each (y mod 16, x mod 16), over all images and evaluated runs.
 
     Returns None if no run was evaluated with boundary scores, which include the error counts.
     """
@@ -179,10 +179,11 @@ def error_rates(row: Row) -> np.ndarray | None:
 
 
 def by_phase(rows: Sequence[Row], phases: dict[int, np.ndarray]) -> "Figure":
-    """Draws a 16 x 16 map of the relative error rate by (y mod 16, x mod 16) for each row.
+    """Draws one map [16, 16] per row: the relative error rate at each (y mod 16, x mod 16).
 
-    The error rate is divided by its mean over the map. A pattern that repeats every s pixels is an
-    artifact of upsampling by s. The borders and contents of a few images can cause patterns, too.
+    The error rate is divided by its mean over the map. A pattern that repeats every s pixels
+    suggests an artifact of upsampling by s. If there are few images, their borders and contents can
+    cause patterns, too.
     """
     from matplotlib.figure import Figure
 
@@ -230,7 +231,7 @@ def _points(
 
 
 def _clip(low: float, high: float) -> tuple[float, float]:
-    """Limits a score axis to about [0, 1]. Only error bars could extend further."""
+    """Clips the limits of a score axis to about [0, 1]. Only error bars could exceed this range."""
     return max(low, -0.03), min(high, 1.03)
 
 

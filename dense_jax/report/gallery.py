@@ -1,4 +1,4 @@
-"""Builds the gallery of report.html: images of a split, with the predictions of each row.
+"""Builds the gallery of report.html: images of a split, with each table row's predictions.
 
 The predictions are the class maps from `python -m dense_jax.evaluate`. Images and labels come from
 the dataset. If the dataset is unavailable, only predictions are shown.
@@ -43,8 +43,8 @@ def build(rows: Sequence[Row], limit: int) -> dict[str, Any] | None:
     """Returns the gallery as data for the page's script, or None if there is nothing to show.
 
     For each row of the report, uses the first run that has predictions. Shows the `limit` images
-    on which the first row with predictions has its lowest mean IoU. Rows that were evaluated on a
-    different set of images are left out.
+    on which the first row with predictions has its lowest mean IoU. Leaves out rows that were
+    evaluated on different images than this first row.
     """
     evaluated = [e for i, row in enumerate(rows) if (e := _evaluated(i, row)) is not None]
     if not evaluated or limit < 1:
@@ -63,7 +63,7 @@ def build(rows: Sequence[Row], limit: int) -> dict[str, Any] | None:
         return None
     class_names = first.run.evaluation["class_names"]
     palette = class_colors.default_palette(len(class_names))
-    with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):  # none or corrupt
+    with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):  # no valid palette
         palette = np.array(first.run.dataset["palette"], np.uint8).reshape(palette.shape)
 
     examples, missing = _examples(first, numbers)
@@ -103,7 +103,7 @@ def build(rows: Sequence[Row], limit: int) -> dict[str, Any] | None:
 
 
 def _evaluated(i: int, row: Row) -> Evaluated | None:
-    """Returns the first run of row i with readable matrices and class maps, or None."""
+    """Returns the first run of row i that has confusion matrices and class maps, or None."""
     for run in row.runs:
         if run.evaluation:
             c = len(run.evaluation["class_names"])
@@ -126,9 +126,9 @@ def _predicted(evaluated: Evaluated, numbers: Sequence[int]) -> list[np.ndarray]
 def _examples(
     evaluated: Evaluated, numbers: Sequence[int]
 ) -> tuple[list[dict[str, Any] | None], str]:
-    """Returns the examples with indices `numbers`, and "" or an error message.
+    """Returns the examples with indices `numbers`, and an error message.
 
-    If the data cannot be read or has changed, each example is None.
+    If the data cannot be read or has changed, each example is None. Otherwise, the message is "".
     """
     evaluation = evaluated.run.evaluation
     try:

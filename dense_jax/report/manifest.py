@@ -38,7 +38,7 @@ def _row(report: Report, row: Row) -> dict[str, Any]:
 
 
 def columns(report: Report) -> tuple[list[str], dict[str, list[str]]]:
-    """Returns the facts that all rows share, and {fact: text for each row} for the other facts."""
+    """Returns the facts that all rows share, and {fact: one text per row} for facts that differ."""
     cells = {
         "config": [row.runs[0].config_hash for row in report.rows],
         "seeds": [str(len(row.runs)) for row in report.rows],
@@ -54,7 +54,7 @@ def columns(report: Report) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def remarks(report: Report) -> list[str]:
-    """Returns the sentences below the table that depend on its runs. `rows.NOTE` has the others."""
+    """Returns the notes below the table that depend on the runs. `rows.NOTE` is the fixed note."""
     if not report.rows:
         return []
     runs = [run for row in report.rows for run in row.runs]

@@ -23,7 +23,7 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def curve(row: Row) -> list[tuple[float, float, float, float]]:
-    """Returns (step, mean, min, max) of the seeds' mean IoU for the steps that all seeds logged."""
+    """Returns (step, mean, min, max) of mean IoU over a row's seeds, for steps that all logged."""
     runs = [dict(run.curve) for run in row.runs if run.curve]
     steps = sorted(set.intersection(*map(set, runs))) if runs else []
     scores = [[run[step] for run in runs] for step in steps]
@@ -33,7 +33,7 @@ def curve(row: Row) -> list[tuple[float, float, float, float]]:
 def plot(rows: Sequence[Row]) -> dict[str, Any] | None:
     """Returns the learning curves and axis ticks, or None if no row has a curve.
 
-    Coordinates are in percent of the plot's size, from its top left corner.
+    Coordinates are in percent of the plot's size, from the top left corner.
     """
     curves = {i: points for i, row in enumerate(rows) if (points := curve(row))}
     points = [point for points in curves.values() for point in points]
@@ -61,7 +61,7 @@ def plot(rows: Sequence[Row]) -> dict[str, Any] | None:
 
 
 def bars(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
-    """Returns {class: bars}, with one bar per row: the IoU and the ends of its interval, %."""
+    """Returns {class: one bar per row}. A bar has the IoU and its interval, in percent."""
     paths = dict.fromkeys(path for row in rows for run in row.runs for path in run.final)
     return {
         path.removeprefix(IOU): [_bar(i, *row.score(path)) for i, row in enumerate(rows)]
@@ -92,7 +92,7 @@ def matrices(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def to_html(title: str, report: Report, gallery: Mapping[str, Any] | None = None) -> str:
-    """Returns the page as HTML, with all names escaped.
+    """Returns the HTML page of a report, with all names escaped.
 
     gallery: The result of `gallery.build`.
     """

@@ -14,7 +14,7 @@ import numpy as np
 from dense_jax.data import decode
 from dense_jax.workdir import files
 
-# Fields that cannot change the scores at the end of training. eval_every changes the best step.
+# Config fields that cannot change the final scores. `eval_every` can change the best step.
 OPERATIONAL = {*files.OPERATIONAL, "eval_every"}
 
 
@@ -24,7 +24,7 @@ class RunFolder:
     A run without `scores` is left out of the tables. Its `status` says why.
 
     split: The split whose evaluation contains the scores. If None, the scores are from result.json,
-      and `evaluation` (for figures and pictures) is for the config's data.eval_split.
+      and `evaluation`, used for figures and pictures, is for the config's data.eval_split.
     """
 
     def __init__(self, folder: pathlib.Path, root: pathlib.Path, split: str | None):
@@ -47,7 +47,7 @@ class RunFolder:
         is_finished = bool(self.fields) and self.result.get("status") == "finished"
         self.final = mapping(self.result.get("final")) if is_finished else {}
         self.scores = (self.evaluation if split and self.final else self.final) or {}
-        # Explains why `scores` is empty, if it is.
+        # If `scores` is empty, says why.
         self.status = failed or str(
             self.result.get(
                 "status", f"unfinished, at step {last} of {self.fields.get('num_steps')}"
@@ -68,7 +68,7 @@ class RunFolder:
         """An identifier of the training data.
 
         The identifier is the first 12 digits of the fingerprint, or the dataset's name if the data
-        was created in memory. Without dataset.json, the identifier is the location.
+        was created in memory. Without dataset.json, the identifier is data.root.
         """
         if not self.dataset:
             return f"unknown, at {self.fields.get('data.root')}"
@@ -76,7 +76,7 @@ class RunFolder:
         return str(fingerprint)[:12] if fingerprint else str(self.fields.get("data.name"))
 
     def array(self, name: str, shape: tuple[int, ...], kinds: str = "iu") -> np.ndarray | None:
-        """Returns an array [n, *shape] from evaluation_SPLIT.npz, or None if it is unusable.
+        """Returns an array [n, *shape] from the evaluation's .npz file, or None if unusable.
 
         kinds: The accepted values of dtype.kind, one letter each.
         """
@@ -101,7 +101,7 @@ def find_runs(root: pathlib.Path, split: str | None) -> list[RunFolder]:
 def config_hash(fields: dict[str, Any]) -> str:
     """Returns the first 12 hexadecimal digits of the SHA-256 hash of a config.
 
-    Omits the seed, operational fields and data.root, which is a path on one machine.
+    The hash ignores the seed, OPERATIONAL fields, and data.root, because paths differ by machine.
     """
     kept = {k: v for k, v in fields.items() if k not in OPERATIONAL | {"seed", "data.root"}}
     canonical = json.dumps(kept, sort_keys=True, separators=(",", ":"))
@@ -115,7 +115,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_evaluation(path: pathlib.Path) -> dict[str, Any]:
-    """Reads an evaluation, or returns {} if its split or confusion matrix is missing or invalid."""
+    """Reads an evaluation. Returns {} if the split or confusion matrix is missing or invalid."""
     evaluation = _read_json(path)
     try:
         counts = np.array(evaluation["confusion_matrix"], np.float64)
@@ -127,7 +127,7 @@ def read_evaluation(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_curve(path: pathlib.Path) -> tuple[int, list[tuple[float, float]]]:
-    """Returns the last logged step and the learning curve as pairs (step, mean IoU).
+    """Returns the last logged step, and the learning curve as pairs (step, mean IoU).
 
     If a step was logged twice, the later record wins. An unreadable file gives an empty curve.
     """

@@ -42,7 +42,7 @@ class Row:
     label: list[str]  # the value of each of Report.fields
     group: str = ""  # see comparable.number_groups
     is_baseline: bool = False
-    # Corrected p-values against the baseline, by Column.path. Untested: NaN or no entry.
+    # Corrected p-values against the baseline, by Column.path. NaN or absent if not tested.
     p_values: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
@@ -51,7 +51,7 @@ class Row:
         return ", ".join(self.label)
 
     def score(self, path: str) -> tuple[float, float]:
-        """Returns a score's mean over the seeds and the half width of its interval, or NaNs."""
+        """Returns a score's mean over the seeds and the half width of its t-interval, or NaNs."""
         return statistics.interval([number(run.scores, path) for run in self.runs])
 
     def seed_scores(self, path: str) -> dict[str, float]:
@@ -67,7 +67,7 @@ class Row:
         return None if counts or math.isnan(count) else int(count)
 
     def cost(self, key: str) -> float:
-        """Returns the mean of a cost over the seeds that recorded the cost, or NaN."""
+        """Returns the mean of a cost over the seeds that recorded this cost, or NaN if none did."""
         values = [number(run.cost, key) for run in self.runs]
         stated = [value for value in values if not math.isnan(value)]
         return float(np.mean(stated)) if stated else math.nan
@@ -78,7 +78,7 @@ class Report(NamedTuple):
 
     fields: list[str]  # config fields in which the rows differ
     rows: list[Row]
-    notes: list[str]  # runs that are in no row, and why
+    notes: list[str]  # which runs are in no row, and why
     columns: list[Column]
 
 
@@ -95,7 +95,7 @@ def build(
     split: The split whose evaluation_SPLIT.json contains the scores. If None, the scores are from
       the end of training.
     per_class: Whether to add columns for each class's IoU.
-    baseline: The row to compare the other rows with, as in `find_row`. If None, the first row.
+    baseline: The row to test the others against, written as for `find_row`. If None, the first.
     mixed: Whether to allow runs that are not comparable in one table.
 
     Raises ValueError if there are no runs, if the runs are not comparable (unless `mixed`), or if
@@ -178,12 +178,12 @@ def find_row(fields: Sequence[str], rows: Sequence[Row], wanted: str) -> Row:
 
 
 def spelled(fields: Sequence[str], row: Row) -> str:
-    """Formats a row for `find_row`, as FIELD=VALUE,... ."""
+    """Formats a row as FIELD=VALUE,FIELD=VALUE,..., which `find_row` accepts."""
     return ",".join(f"{field}={label}" for field, label in zip(fields, row.label, strict=True))
 
 
 def order(value: Any) -> tuple[int, float, str]:
-    """Returns a key to sort numbers by value, then lists by length, then other values as text."""
+    """Returns a sort key: numbers by value, then lists by length, then other values as text."""
     if isinstance(value, int | float):
         return 0, float(value), ""
     return (1, float(len(value)), str(value)) if isinstance(value, list) else (2, 0.0, str(value))
@@ -211,7 +211,8 @@ def _name_roots(runs: Sequence[RunFolder]) -> None:
     """Replaces data.root with an identifier of the data, because paths differ between machines.
 
     If all runs with the same data.name and training split used the same data, the identifier is
-    None. Otherwise, it is the path in the first run with this data, followed by the fingerprint.
+    None. Otherwise, the identifier is data.root of the first run with this data, followed by the
+    fingerprint.
     """
 
     def name(run: RunFolder) -> tuple[str, str]:
@@ -242,7 +243,7 @@ def _columns(runs: Sequence[RunFolder], per_class: bool) -> list[Column]:
 
 
 def _test(rows: Sequence[Row], baseline: Row, columns: Sequence[Column]) -> None:
-    """Tests comparable rows against the baseline. Sets `p_values`, Holm-corrected per column."""
+    """Sets `p_values` of the rows comparable with the baseline, Holm-corrected for each column."""
     baseline.is_baseline = True
     others = [row for row in rows if row is not baseline and row.group == baseline.group]
     for path, *_ in columns:

@@ -25,7 +25,7 @@ COST_NOTE = (
 
 
 class Cell(NamedTuple):
-    """A table cell: its `text` in Markdown, LaTeX and HTML, and its `plain` values in CSV."""
+    """A table cell. Markdown, LaTeX and HTML show `text`, and CSV contains the `plain` values."""
 
     text: str
     is_bold: bool = False
@@ -129,13 +129,13 @@ LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 
 
 def latex(name: str) -> str:
-    """Escapes a name. Puts {} before a leading "[" or "*", which LaTeX may parse as an option."""
+    """Escapes a name for LaTeX. Puts {} before a leading "[" or "*", which may start an option."""
     name = " ".join("".join(LATEX.get(c, c) for c in name).split())
     return f"{{}}{name}" if name.startswith(("[", "*")) else name
 
 
 def latex_table(table: Table, num_names: int, comments: Sequence[str]) -> str:
-    """Returns comments and a LaTeX table. The first `num_names` columns are left-aligned text."""
+    """Returns a LaTeX table below comments. The first `num_names` columns are left-aligned text."""
     head, *body = [
         " & ".join(
             rf"\textbf{{{latex(cell)}}}" if is_bold else latex(cell) for cell, is_bold, _ in line
@@ -159,7 +159,7 @@ def to_latex(report: Report) -> str:
 
 
 def cost_to_latex(report: Report) -> str:
-    """Returns the contents of report_cost.tex."""
+    """Returns the contents of report_cost.tex: the cost table."""
     return latex_table(cost_table(report), len(report.fields), [COST_NOTE])
 
 
