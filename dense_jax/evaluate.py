@@ -136,7 +136,7 @@ def _check_writable(folder: epath.Path) -> None:
 
 
 def _open(run: Trained, root: str | None, split: str) -> tuple[str, Any]:
-    """Returns the data folder and the split. Raises ValueError if the data does not fit the run."""
+    """Returns the data folder and source. Raises ValueError if the data does not fit the run."""
     config = run.config.data
     if root is None and not epath.Path(config.root).is_dir():
         raise ValueError(f"{config.root} is gone: pass --root=FOLDER, where the data is now")

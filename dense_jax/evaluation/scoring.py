@@ -33,7 +33,7 @@ def score(
     receive: Receive | None = None,
     num_received: int | None = None,
 ) -> np.ndarray:
-    """Returns the confusion matrix of each image, int32 [n, c, c]. Sums need int64.
+    """Returns the confusion matrix of each image, int32 [n, c, c]. Add them up in int64.
 
     eval_step: The result of `program.jit_eval_step`.
     tilings: The tiles of one source; see `tiles.tilings`.

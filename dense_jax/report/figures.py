@@ -104,7 +104,7 @@ def _exist(points: Points) -> bool:
 def by_field(report: Report, i: int) -> "Figure":
     """Draws the mean IoU, with one group of points for each value of field i.
 
-    The first field other than field i sets the color. Each combination of values of the rest of the
+    The first field other than field i sets the color. Each combination of values of any further
     fields gets a separate panel.
     """
     rows, others = report.rows, [k for k in range(len(report.fields)) if k != i]

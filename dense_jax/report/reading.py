@@ -68,7 +68,7 @@ class RunFolder:
         """An identifier of the training data.
 
         The identifier is the first 12 digits of the fingerprint, or the dataset's name if the data
-        was created in memory. Without dataset.json, the identifier is data.root.
+        was created in memory. Without dataset.json, the identifier contains data.root.
         """
         if not self.dataset:
             return f"unknown, at {self.fields.get('data.root')}"
@@ -101,7 +101,7 @@ def find_runs(root: pathlib.Path, split: str | None) -> list[RunFolder]:
 def config_hash(fields: dict[str, Any]) -> str:
     """Returns the first 12 hexadecimal digits of the SHA-256 hash of a config.
 
-    The hash ignores the seed, OPERATIONAL fields, and data.root, because paths differ by machine.
+    The hash ignores the seed, OPERATIONAL fields, and data.root (paths differ between machines).
     """
     kept = {k: v for k, v in fields.items() if k not in OPERATIONAL | {"seed", "data.root"}}
     canonical = json.dumps(kept, sort_keys=True, separators=(",", ":"))

@@ -183,7 +183,7 @@ def spelled(fields: Sequence[str], row: Row) -> str:
 
 
 def order(value: Any) -> tuple[int, float, str]:
-    """Returns a sort key: numbers by value, then lists by length, then other values as text."""
+    """Returns a key that sorts numbers by value, then lists by length, then all else as text."""
     if isinstance(value, int | float):
         return 0, float(value), ""
     return (1, float(len(value)), str(value)) if isinstance(value, list) else (2, 0.0, str(value))

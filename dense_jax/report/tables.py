@@ -135,7 +135,7 @@ def latex(name: str) -> str:
 
 
 def latex_table(table: Table, num_names: int, comments: Sequence[str]) -> str:
-    """Returns a LaTeX table below comments. The first `num_names` columns are left-aligned text."""
+    """Returns comments, then a LaTeX table. The first `num_names` columns are left-aligned text."""
     head, *body = [
         " & ".join(
             rf"\textbf{{{latex(cell)}}}" if is_bold else latex(cell) for cell, is_bold, _ in line
