@@ -243,7 +243,7 @@ def _write(
     evaluation: Mapping[str, Any],
     measured: Mapping[str, np.ndarray],
 ) -> None:
-    """Writes all files except the class maps. The JSON file is written last."""
+    """Writes the output files except the class maps. Writes the JSON file last."""
     path.with_suffix(".md").write_text(tables.to_markdown(evaluation))
     scores = metrics.image_mean_ious(measured["confusion_matrices"])
     worst = np.argsort(scores)[:NUM_DRAWN].tolist()  # images without a score come last

@@ -236,7 +236,7 @@ def _clip(low: float, high: float) -> tuple[float, float]:
 
 
 def _finish(figure: "Figure", legend: bool = True) -> None:
-    """Sets the y limits. If `legend`, also adds a legend below the panels."""
+    """Sets the y limits of all panels. If `legend`, adds a legend below the panels."""
     axes = figure.axes[0]
     axes.set_ylim(_clip(*axes.get_ylim()))
     if not legend:
