@@ -143,7 +143,7 @@ class Together:
     """Publishes all files of one image, or removes all of them.
 
     Disk errors, such as a full disk, are raised. For any other OSError, the message is stored in
-    `problem`, and nothing more is written.
+    `problem`, and nothing more is written to these files.
     """
 
     def __init__(self, files: Mapping[str, Rows]):
