@@ -70,7 +70,7 @@ class Layout:
         return tuple(split for split, name in self.folders.items() if (parent / name).is_dir())
 
     def items(self, root: pathlib.Path, split: str) -> list[Item]:
-        """Returns the files of each example, sorted by name. Raises ValueError if any are missing."""
+        """Returns each example's files, sorted by name. Raises ValueError if any are missing."""
         images = self.files(root, self.images, split)
         labels = self.files(root, self.labels, split)
         image_path, label_path = (self.path(root, p, split) for p in (self.images, self.labels))
