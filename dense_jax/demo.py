@@ -144,7 +144,10 @@ class OwnHosts:
 
 
 def serve(predictor: Predictor, host: str, port: int, max_megapixels: float) -> "gradio.Blocks":
-    """Starts a server. Raises OSError if the port is taken or ValueError for an IPv6 host."""
+    """Starts a server and returns the page.
+
+    Raises OSError if the port is taken, or ValueError if `host` is an IPv6 address.
+    """
     import gradio as gr
     from starlette.middleware import Middleware
 

@@ -35,7 +35,7 @@ def export(
     license: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Exports the network of a workdir. Returns the content of model.json.
+    """Writes the network of a workdir to the file `output`. Returns the content of model.json.
 
     license: The license of the weights. If None, the file says that no license is stated.
 

@@ -2,7 +2,7 @@
 
 python -m dense_jax.predict --workdir=DIR --images='GLOB' --output=OUT
 
-Writes these files:
+Writes these files, where NAME is the name of an image file without its extension:
   OUT/NAME.png: The class IDs as palette indices, at the size of the image.
   OUT/NAME_overlay.png: The image, overlaid with the class colors.
   OUT/legend.png: The colors and names of the classes.
@@ -52,7 +52,7 @@ def predict(
     max_megapixels: float = 1000,
     **options: Any,
 ) -> list[str]:
-    """Segments images. Returns the errors for the images that were skipped.
+    """Segments images and writes the results. Returns the errors for skipped images.
 
     images: A file, folder or glob, or a list of these; see `image_files`.
     opacity: The opacity of the class colors over the image, from 0 to 1.

@@ -1,7 +1,7 @@
-"""Computes class weights that counter class imbalance. See `loss_options.class_weights`.
+"""Computes class weights that counter class imbalance, for `loss_options.class_weights`.
 
-METHODS compute weights from the labels of the training split. PUBLISHED holds weights from papers,
-each for one dataset only.
+METHODS holds functions that compute weights from the labels of the training split. PUBLISHED holds
+weights from papers. Each entry of PUBLISHED is for one dataset only.
 """
 
 import contextlib
@@ -45,7 +45,8 @@ METHODS: dict[str, Callable[[Counts], Weights]] = {
 }
 PUBLISHED: dict[str, tuple[float, ...]] = {
     # SegNet's weights for the 11 classes of CamVid, from the prototxt of the SegNet tutorial. They
-    # are the median-frequency weights of the released labels except 9.6, not 3.8, for sign_symbol.
+    # equal the median-frequency weights of the released labels except for sign_symbol
+    # (9.6 instead of 3.8).
     "segnet_camvid": (
         *(0.2595, 0.1826, 4.5640, 0.1417, 0.9051, 0.3826),
         *(9.6446, 1.8418, 0.6823, 6.2478, 7.3614),
@@ -70,9 +71,10 @@ def class_weights(name: str, source: Source) -> tuple[float, ...]:
 
 
 def class_counts(source: Source) -> Counts:
-    """Counts the pixels of each class in each image. Raises ValueError if an example is invalid.
+    """Returns the number of pixels of each class in each image, [n, c].
 
-    If the data comes from files, the counts are stored in the user's cache folder.
+    Raises ValueError if an example is invalid. If the data comes from files, the counts are stored
+    in the user's cache folder.
     """
     if source.fingerprint is None:
         return _count(source)

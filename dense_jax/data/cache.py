@@ -16,9 +16,9 @@ from dense_jax.data.source import Examples
 class Cached(Examples):
     """A copy of a source, decoded once into memory that worker processes share. Labels are uint8.
 
-    The memory is an anonymous file (memfd), which pickled copies of the source open through /proc.
-    A memfd has no size limit, whereas many containers limit /dev/shm to 64 MB. A memfd is freed
-    when the last process that uses it ends, whereas a temporary file outlives a killed process.
+    The memory is an anonymous file (memfd), which unpickled copies open through /proc. A memfd
+    has no size limit, whereas many containers limit /dev/shm to 64 MB. A memfd is freed when the
+    last process that uses the memfd ends, whereas a temporary file outlives a killed process.
 
     Raises ValueError if there is not enough memory or if any example is invalid.
     """
@@ -67,7 +67,7 @@ class Cached(Examples):
 
 
 def _append(value: Any, file) -> Any:
-    """Writes an array to `file` and returns its location. Returns any other value unchanged."""
+    """Appends an array to `file` and returns the location. Returns other values unchanged."""
     if not isinstance(value, np.ndarray):
         return value
     place = {"shape": value.shape, "dtype": value.dtype, "offset": file.tell()}

@@ -1,4 +1,4 @@
-"""Describes public datasets in their original files. Each dataset is an entry of CATALOG.
+"""Describes public datasets in their original file formats. Each dataset is an entry of CATALOG.
 
 An entry says what the raw label values mean and where the files are, relative to the root. The
 colors are the official colors of each dataset. Splits without public labels are omitted.
@@ -136,8 +136,8 @@ CATALOG = {
         ),
     ),
     # PASCAL VOC (Everingham et al.) and the Semantic Boundaries Dataset (Hariharan et al. 2011),
-    # which labels more of the VOC images. Every list of names is a split. Users may add lists, such
-    # as FCN's seg11valid.txt.
+    # which labels more of the VOC images. Every file that lists image names is a split. Users
+    # may add such files, for example FCN's seg11valid.txt.
     "pascal_voc": FilesDataset(
         classes=Classes(
             names=(

@@ -13,7 +13,7 @@ from PIL import Image
 # frames in at least 7 bits.
 NEAR_BITS = 5
 
-# `looks_interpolated` returns True if the middle index lies between the outer ones in more than
+# `looks_interpolated` returns True if the middle index lies between the outer indices in more than
 # this share of triples. In CamVid's 701 labels, the share is at most 0.04, or 0.07 if halved by
 # nearest neighbor. After resizing by interpolation or saving as JPEG, the share is at least 0.18.
 _MAX_BETWEEN = 0.1
@@ -41,7 +41,7 @@ def looks_interpolated(label: Int32[np.ndarray, "h w"]) -> bool:
 
     Interpolation creates false classes at borders, such as class 3 between classes 1 and 5. The
     check considers triples of equally spaced pixels in rows and columns whose outer indices differ
-    by at least 2. Only in interpolated labels, the middle index is often between the outer indices.
+    by at least 2. Only in interpolated labels is the middle index often between the outer indices.
 
     The check misses interpolation if the indices of all adjacent classes differ by 1. The check may
     wrongly report labels in which one class outlines another.

@@ -33,7 +33,7 @@ Image.MAX_IMAGE_PIXELS = None  # MAX_BYTES replaces Pillow's limit
 
 
 class _Opened(NamedTuple):
-    """An image whose header has been read, but not its pixels."""
+    """An open image. The header has been read, but the pixels have not been decoded."""
 
     stored: tuple[int, int, int]  # height, width and channels in the file
     itemsize: int  # bytes per value
@@ -198,7 +198,7 @@ def _open_tiff(file: BinaryFile) -> "tifffile.TiffFile":
 
 
 def _image_pages(tiff: "tifffile.TiffFile") -> list[int]:
-    """Returns the indices of the pages except masks and thumbnails, or of all if none remain."""
+    """Returns the indices of pages except masks and thumbnails, or all indices if none remain."""
     pages = [page.aspage() for page in tiff.pages]
     images = [k for k, page in enumerate(pages) if not (page.is_reduced or page.is_mask)]
     return images or list(range(len(pages)))
@@ -231,7 +231,7 @@ def _open_tiff_page(tags: "tifffile.TiffPage") -> _Opened:
 
 
 def _orientation(value: Any) -> int:
-    """Returns an EXIF orientation from 1 to 8. An invalid value becomes 1 (stored upright)."""
+    """Returns `value` if it is a valid EXIF orientation (1 to 8), otherwise 1 (stored upright)."""
     return value if value in range(1, 9) else 1
 
 
@@ -334,7 +334,7 @@ def read_label(
 
 
 def _hint_of_bits(image: ImageFile.ImageFile) -> str:
-    """Returns a hint on how Pillow scales gray values of less than 8 bits, or "" if it does not."""
+    """Returns a hint on how gray values of fewer than 8 bits are read, or "" for other images."""
     if image.mode == "1":
         return ". This file has 1 bit per pixel: black is 0 and white is 1"
     for bits, step in ((2, 85), (4, 17)):

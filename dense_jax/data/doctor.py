@@ -2,10 +2,10 @@
 
     python -m dense_jax.data.doctor --name=folder --root=PATH [--json] [--picture=FILE.png]
 
-The command opens every example of every split. The exit status is 1 if there are errors, such as
-an unreadable example, an image that is in two splits, or a class that only `train` lacks. Warnings
-point out possible mistakes and do not change the exit status. `--picture` draws some examples of
-each split, overlaid with their labels.
+The command opens every example of every split. The exit status is 1 if there are errors, such as an
+unreadable example, an image that is in two splits, or a class that is missing in `train` but occurs
+in another split. Warnings point out possible mistakes and do not change the exit status.
+`--picture` draws some examples of each split, overlaid with their labels.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ class _Facts(NamedTuple):
 
 
 def examine(name: str, root: str) -> dict[str, Report]:
-    """Returns {split: report} with `train` first. Each report lists its `errors` and `warnings`.
+    """Returns {split: report} with `train` first. Each report has lists of `errors` and `warnings`.
 
     If an image is in two splits, only the report on the later split lists the image.
     """
@@ -93,7 +93,7 @@ def _examine_split(name: str, root: str, split: str) -> tuple[Report, list[_Fact
         "min_size": sizes.min(axis=0).tolist() if facts else None,  # height, width
         "max_size": sizes.max(axis=0).tolist() if facts else None,
         "pixels": pixels,
-        "images": by_class(np.count_nonzero(class_counts, axis=0)),  # with the class
+        "images": by_class(np.count_nonzero(class_counts, axis=0)),  # number with each class
         "ignored_pixels": int(counts[:, IGNORE_LABEL].sum()),
         "class_weights": {
             method: compute(class_counts).tolist()
@@ -148,7 +148,7 @@ def _compare(
 
 
 def _compare_classes(reports: dict[str, Report]) -> None:
-    """Adds errors to the report on train if it lacks a class of another split or has no labels."""
+    """Adds errors to the train report if train has no labels or lacks a class of another split."""
     train = reports["train"]
     for name in train.get("missing_classes", []):
         splits = [split for split, report in reports.items() if report.get("pixels", {}).get(name)]
@@ -203,7 +203,7 @@ def _table(split: str, report: Report) -> list[str]:
 def draw(name: str, root: str, splits: Iterable[str], path: str) -> None:
     """Writes a picture with a row of up to five examples per split, overlaid with their labels.
 
-    The examples are evenly spaced. Unreadable ones are omitted because `examine` reports them.
+    The examples are evenly spaced. Unreadable examples are omitted because `examine` reports them.
     """
     rows, colors = [], {}
     for split in splits:

@@ -1,6 +1,6 @@
 """Describes and reads datasets whose images and labels are files.
 
-A `FilesDataset` combines the `Classes` of a dataset with the supported layouts of its files.
+A `FilesDataset` combines the `Classes` of a dataset with the supported file layouts.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ class Classes:
     palette: tuple[tuple[int, ...], ...] | None = None  # the RGB color of each class
 
     def colors(self) -> UInt8[np.ndarray, "c 3"] | None:
-        """Returns the palette as an array, or None without a palette."""
+        """Returns the palette as an array, or None if there is no palette."""
         return None if self.palette is None else np.array(self.palette, np.uint8)
 
 
@@ -45,12 +45,12 @@ class Item(NamedTuple):
     name: str
     image: pathlib.Path
     label: pathlib.Path
-    page: int | None = None  # the page in both files, if they are stacks
+    page: int | None = None  # the page of the image and the label, if the files are stacks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """A layout with one file per image and per label. The paths are patterns with SPLIT and NAME.
+    """A layout with one file per image and per label. SPLIT and NAME in paths are placeholders.
 
     An image and its label have the same NAME. NAME.* matches an image of any format, and * as a
     folder matches any folder. Paths are relative to the root.
@@ -70,7 +70,7 @@ class Layout:
         return tuple(split for split, name in self.folders.items() if (parent / name).is_dir())
 
     def items(self, root: pathlib.Path, split: str) -> list[Item]:
-        """Returns a split's examples sorted by name. Raises ValueError if files are missing."""
+        """Returns each example's files, sorted by name. Raises ValueError if any are missing."""
         images = self.files(root, self.images, split)
         labels = self.files(root, self.labels, split)
         image_path, label_path = (self.path(root, p, split) for p in (self.images, self.labels))
@@ -119,7 +119,7 @@ class Stacks:
         return tuple(self.pages) if (root / self.images).is_file() else ()
 
     def items(self, root: pathlib.Path, split: str) -> list[Item]:
-        """Returns the examples of a split in page order."""
+        """Returns the files and the page of each example of a split, in page order."""
         return [
             Item(f"page_{page:03d}", root / self.images, root / self.labels, page)
             for page in self.pages[split]
@@ -214,8 +214,8 @@ class Files(Source):
 def fingerprint(about: str, files: Mapping[str, pathlib.Path]) -> str:
     """Returns a hex digest of `about` and of the name, size and last 4096 bytes of each file.
 
-    A copy on another machine has the same fingerprint. Any change to a PNG file is noticed because
-    the file ends with a checksum. Changes to other files may be missed if the size stays the same.
+    Copies of the files have the same fingerprint. Any change to a PNG file is noticed because the
+    file ends with a checksum. In other formats, changes that keep the size may be missed.
     """
     digest = hashlib.sha256(about.encode())
     for name, path in files.items():
@@ -260,7 +260,8 @@ def read_list(path: pathlib.Path) -> dict[str, int]:
 def check_partners(files: Paths, partners: Paths, kind: str, pattern: pathlib.Path) -> None:
     """Raises ValueError if a file has no partner, such as an image without a label.
 
-    kind: The word for a partner in the message. pattern: The path of a partner, with NAME.
+    kind: The word for a partner in the message.
+    pattern: The path of a partner, with the placeholder NAME.
     """
     if alone := [path.name for name, path in files.items() if name not in partners]:
         raise ValueError(
@@ -275,7 +276,7 @@ def is_hidden(name: str) -> bool:
 
 
 def not_read(folder: pathlib.Path, endings: Sequence[str] = IMAGE_ENDINGS) -> str:
-    """Returns a message suffix that lists the files in a folder with other extensions, or ""."""
+    """Returns a message suffix that lists the files in `folder` not ending in `endings`, or ""."""
     others = [
         entry.name + "/" * entry.is_dir()
         for entry in (_entries(folder) if folder.is_dir() else [])
@@ -295,14 +296,17 @@ def _endings(pattern: str) -> tuple[str, ...]:
 
 
 def _ending(entry: os.DirEntry[str], endings: Sequence[str]) -> str | None:
-    """Returns which of `endings` a file has, or None. Returns None for folders and hidden files."""
+    """Returns the element of `endings` with which the name of a file ends, or None.
+
+    Returns None for folders and hidden files.
+    """
     if entry.name.startswith(".") or entry.is_dir():
         return None
     return next((e for e in endings if entry.name.lower().endswith(e.lower())), None)
 
 
 def _composed(name: str) -> str:
-    """Returns a name in Unicode form NFC for comparison because macOS may decompose umlauts."""
+    """Converts a name to Unicode NFC for comparison because macOS may decompose umlauts."""
     return unicodedata.normalize("NFC", name)
 
 

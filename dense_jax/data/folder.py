@@ -1,4 +1,4 @@
-"""Reads a folder of images and masks.
+"""Reads a dataset from a folder of images and labels.
 
     ROOT/dataset.json
     ROOT/images/SPLIT/NAME.{png,jpg,jpeg,webp,tif,tiff,npy}   any number of channels
@@ -10,8 +10,8 @@ or, with the NAMEs of each split listed in a file, one per line,
     ROOT/splits/SPLIT.txt
     ROOT/images/NAME.*, ROOT/labels/NAME.png, ROOT/instances/NAME.png
 
-`dataset.json` names the classes. Its other keys are optional if the raw values are 0, 1, 2, ... in
-labels and 0..255 in images. For example:
+`dataset.json` names the classes. All keys but "classes" are optional if the raw values are 0, 1, 2,
+... in labels and 0..255 in images. For example:
 
     {"classes": ["background", "cell"],            2 to 255 class names
      "values": [0, 255],                           values[i] is the raw value of class i
@@ -19,10 +19,10 @@ labels and 0..255 in images. For example:
      "palette": [[0, 0, 0], [255, 128, 0]],        RGB color of each class in pictures
      "range": [0, 4095]}                           values that map to 0 and 255 in non-8-bit images
 
-Any other raw label value is an error, even 255, because only declared values are ignored. Images
-may differ in size and format but not in the number of channels. If gray and RGB images are mixed,
-all become RGB. A .npy array is [h, w] or [h, w, c]. Instance files have 8 or 16 bits. If a split
-has instance files, every image must have one.
+Any raw label value that is not declared is an error, even 255. Images may differ in size and format
+but not in the number of channels. If gray and RGB images are mixed, all become RGB. A .npy array is
+[h, w] or [h, w, c]. Instance files have 8 or 16 bits. If a split has instance files, every image
+must have one.
 """
 
 import collections
@@ -80,7 +80,7 @@ class Folder(files.Files):
 
     @staticmethod
     def splits(root: Root) -> tuple[str, ...]:
-        """Returns the names of the splits, listed in ROOT/splits or else found in ROOT/images."""
+        """Returns the names of the splits: lists in ROOT/splits, or else folders in ROOT/images."""
         root = pathlib.Path(root)
         return _layout(root).splits(root)
 
@@ -99,7 +99,7 @@ class Folder(files.Files):
 
     @property
     def not_read(self) -> str:
-        """A message suffix that lists the files in the image folder that are ignored, or ""."""
+        """A message suffix that lists the ignored files in the image folder, or ""."""
         return files.not_read(self._items[0].image.parent)
 
     def _paths(self, item: Item) -> Iterable[pathlib.Path]:
@@ -201,7 +201,7 @@ def _mistakes(options: Any) -> Iterator[str]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns a JSON object as a dict. Raises ValueError if a key is repeated."""
+    """Converts the pairs of a JSON object to a dict. Raises ValueError if a key is repeated."""
     if repeated := _repeated(key for key, _ in pairs):
         raise ValueError(f"{repeated} more than once")
     return dict(pairs)

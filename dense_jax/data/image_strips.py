@@ -1,9 +1,9 @@
 """Reads images of any size from top to bottom, one strip of rows at a time.
 
-`decode.read_image` reads small images whole. NumPy and libvips read large images in strips, with
-the same pixel values. If libvips would decode an image differently (such as CMYK), `decode` reads
-the image whole, whatever its size. Interlaced PNG and progressive JPEG files can only be decoded
-whole.
+`decode.read_image` reads small images whole. NumPy and libvips read large images in strips and
+return the same pixel values. If libvips would decode an image differently (such as CMYK), `decode`
+reads the image whole, whatever its size. Interlaced PNG and progressive JPEG files can only be
+decoded whole.
 """
 
 import pathlib

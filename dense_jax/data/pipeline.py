@@ -62,12 +62,12 @@ def eval_batches(
     num_hosts: int = 1,
     workers: int = 0,
 ) -> grain.DatasetIterator[dict[str, np.ndarray]]:
-    """Yields each tile exactly once across all hosts. Every host gets the same number of batches.
+    """Yields batches of tiles for this host. All hosts together get each tile exactly once.
 
     A tile is a dict with at least `image`, `label` and an integer `index`. All tiles have equal
-    shapes. Labels become uint8. Each host gets one contiguous block of tiles, so that hardly any
-    image is decoded by two hosts. The last batches are padded to full size with tiles whose index
-    is -1 and whose labels are all IGNORE_LABEL.
+    shapes. Labels become uint8. Every host gets the same number of batches, from one contiguous
+    block of tiles, so that hardly any image is decoded by two hosts. The last batches are padded to
+    full size with tiles whose index is -1 and whose labels are all IGNORE_LABEL.
     """
     host_batch = _host_batch(batch_size, num_hosts)
     length = -(-len(tiles) // batch_size) * host_batch

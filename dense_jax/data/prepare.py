@@ -33,7 +33,7 @@ _NUM_AT_ONCE = 64  # the number of examples in memory at a time
 
 
 def prepare(name: str, root: str) -> None:
-    """Downloads and prepares a TFDS dataset. Raises OSError if this fails."""
+    """Downloads and prepares a TFDS dataset. Raises OSError on failure."""
     import tensorflow_datasets as tfds
 
     dataset = TFDS_DATASETS[name]

@@ -1,4 +1,4 @@
-"""Reads and writes the records of a dataset that `dense_jax.data.prepare` has copied to ROOT.
+"""Reads and writes datasets in the format of `dense_jax.data.prepare`, in a folder ROOT.
 
     ROOT/dataset.json            the description and the origin of the dataset
     ROOT/SPLIT.array_record      the examples of a split, for random access

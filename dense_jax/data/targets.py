@@ -78,7 +78,7 @@ class WithTarget(Examples):
 def with_border_weights(
     source: Source, *, weight: float, sigma: float, classes: Sequence[str] | None
 ) -> WithTarget:
-    """Adds the field BORDER, computed by `border_weights`, to the examples of a source.
+    """Returns a source whose examples also hold the field BORDER, made by `border_weights`.
 
     classes: The names of the classes whose connected components are the objects. If None, the
       objects are the source's instances.

@@ -54,8 +54,8 @@ def visit(
 ) -> tuple[list[T], list[str]]:
     """Calls function(i) for each i < `num_examples` in threads. Returns (results, errors).
 
-    A call that raises ValueError or OSError adds an error message instead of a result. Both lists
-    are in the order of i. The progress bar is shown only on a terminal.
+    A call that raises ValueError or OSError adds an error message instead of a result. The lists
+    `results` and `errors` are in the order of i. The progress bar is shown only on a terminal.
     """
 
     def attempt(i: int) -> tuple[list[T], list[str]]:

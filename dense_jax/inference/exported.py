@@ -1,4 +1,4 @@
-"""Reads exported models, which `dense_jax.export` writes, without Flax or our model code.
+"""Reads exported models, which `dense_jax.export` writes, without Flax or the model code.
 
 An exported model is an uncompressed zip archive of
   model.json           the description of the model; see `export.describe`
@@ -34,7 +34,7 @@ def _integer(least: int, most: int = 2**31 - 1) -> Callable[[Any], bool]:
 
 
 def _list(is_item: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
-    """Returns a predicate for lists of valid items. `length` None allows any length but 0."""
+    """Returns a predicate for lists of valid items, of any length > 0 if `length` is None."""
     return lambda value: (
         isinstance(value, list)
         and (len(value) == length if length else len(value) > 0)
@@ -128,7 +128,7 @@ def _explaining(message: str) -> Generator[None]:
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Returns the bytes of a member. Refuses compressed members, which could expand to any size."""
+    """Returns the bytes of an archive member. Refuses compressed members, which could be huge."""
     if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"its {name} is compressed")
     return archive.read(name)
@@ -142,7 +142,7 @@ def _field(about: Any, name: str) -> Any:
 
 
 def _check_fields(about: Any) -> None:
-    """Raises ValueError if a field is missing or has an invalid value."""
+    """Raises ValueError if a field of model.json is missing or has an invalid value."""
     for name, is_valid in _FIELDS.items():
         if not is_valid(value := _field(about, name)):
             raise ValueError(f"{name} in its model.json is {value!r}")
@@ -153,7 +153,7 @@ def _check_fields(about: Any) -> None:
 def _check_program(
     program: export.Exported, about: Mapping[str, Any], weights: Mapping[str, np.ndarray]
 ) -> None:
-    """Raises ValueError if a weight is not finite or program, weights and model.json disagree."""
+    """Raises ValueError if program, weights and model.json disagree or a weight is not finite."""
     (needed, _), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
     shapes, needed_shapes = (
         {name: (array.shape, array.dtype) for name, array in arrays.items()}

@@ -1,4 +1,4 @@
-"""Finds the image files that a user names as files, globs and folders. Does not import jax.
+"""Finds the image files that a user specifies as files, globs or folders. Does not import jax.
 
 A folder stands for the files directly inside it that have image extensions. A glob stands for all
 files that it matches, and "**" matches folders at any depth. Files in the output folder are
@@ -19,7 +19,7 @@ from dense_jax.data.image_strips import describe, strips
 
 
 class Image(NamedTuple):
-    """An image file, or one page of a multi-page file."""
+    """Describes an image file, or one page of a multi-page file."""
 
     path: Path
     page: int | None
@@ -28,7 +28,7 @@ class Image(NamedTuple):
 
 
 def find(arguments: Sequence[str], output: Path) -> list[Path]:
-    """Returns the distinct image files. Raises ValueError if an argument stands for no image."""
+    """Returns the distinct image files. Raises ValueError if an argument matches no image."""
     # Links are not resolved, because data managers store identical images as links to one file.
     paths: dict[tuple[str, str], Path] = {}
     for argument in arguments:
@@ -66,9 +66,9 @@ def _matches(argument: str) -> list[Path]:
 
 
 def headers(paths: Sequence[Path], max_pixels: float = np.inf) -> tuple[list[Image], list[str]]:
-    """Returns the unopened images in the files, and an error for each skipped image.
+    """Returns a description of each image in the files, and an error for each skipped image.
 
-    Only the headers are read.
+    Reads only the headers.
     """
     images: list[Image] = []
     problems: list[str] = []

@@ -128,7 +128,7 @@ class Predictor:
     def segment(
         self, images: Images, maps: Mapping[str, MakeMap] | None = None
     ) -> Iterator[Strip | Failure]:
-        """Yields each image in strips, with the maps "image", "classes" and any maps in `maps`.
+        """Yields strips of each image, with the maps "image", "classes" and any maps in `maps`.
 
         All strips of an image are consecutive. Images may be reordered to group images with equal
         tile sizes; see `tilings`. If an image cannot be read completely, a `Failure` replaces its
@@ -171,7 +171,7 @@ class Predictor:
     def _outputs(
         self, step: Callable, tiles: Iterator[Tile | Failure]
     ) -> Iterator[tuple[Tile | Failure, dict[str, np.ndarray]]]:
-        """Yields tiles with their outputs while the next batch is computed. A `Failure` gets {}."""
+        """Yields (tile, outputs) while the next batch is computed. A `Failure` has outputs {}."""
         batch_size = -(-self.batch_size // self._mesh.size) * self._mesh.size
         ready: deque[tuple[Tile | Failure, dict[str, np.ndarray]]] = deque()
 
@@ -202,7 +202,7 @@ class Predictor:
 
 
 def entropy(probabilities: Float32[np.ndarray, "*shape k"]) -> UInt8[np.ndarray, "*shape"]:
-    """Returns the entropy, -255 * sum_c(p_c log p_c) / log(k): 0 is certain, and 255 is uniform."""
+    """Returns the entropy from 0 (certain) to 255 (uniform): -255 * sum_c(p_c log p_c) / log(k)."""
     logs = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
     parts = np.sum(probabilities * logs, axis=-1) / -np.log(probabilities.shape[-1])
     return (255 * parts).round().clip(0, 255).astype(np.uint8)
@@ -228,7 +228,7 @@ def load(path: epath.PathLike, checkpoint: str = "best") -> Predictor:
     Raises ValueError if the checkpoint does not exist.
     """
     if epath.Path(path).is_dir():
-        from dense_jax import trained  # imports Flax, which files do not need
+        from dense_jax import trained  # imports Flax, which exported files do not need
 
         loaded = trained.load(str(path), checkpoint)
         dataset, context, options = loaded.dataset, loaded.program.context, loaded.config.eval

@@ -54,10 +54,10 @@ class Strip(NamedTuple):
 class Stitcher:
     """Stitches per-pixel maps of tiles into strips. Each row of tiles completes one strip.
 
-    Without overlap, tiles may be added in any order. With overlap, their numbers must increase.
+    Without overlap, tiles may be added in any order. With overlap, the tile numbers must increase.
 
     overlap: The number of pixels by which a tile's contribution extends beyond its core on each
-      axis. At most the margin.
+      axis, at most the margin.
     whole: Whether a strip is a whole image.
 
     If several tiles cover a pixel, its value is sum_k w_k map_k. Per axis, w_k = g_k / sum_j g_j
@@ -126,16 +126,16 @@ class Stitcher:
         return new[rows.start - top : rows.stop - top]
 
     def share(self, axis: int, k: int) -> Float32[np.ndarray, "reach"]:
-        """Returns g_k / (g_1 + ... + g_k) for pixels on an axis that tiles k - 1 and k share."""
+        """Returns g_k / (g_1 + ... + g_k) for pixels along `axis` that tiles k - 1 and k share."""
         core, overlap = self._core[axis], self.overlap[axis]
         length = core + 2 * overlap
-        # Positions relative to the start of this tile, and of each earlier tile that reaches it.
+        # Positions relative to the starts of this tile and of the earlier tiles that overlap it.
         x = np.arange(2 * overlap) + core * np.arange(min(k, (length - 1) // core) + 1)[:, None]
         gaussian = np.exp(-0.5 * ((x - (length - 1) / 2) / (length / 8)) ** 2) * (x < length)
         return (gaussian[0] / gaussian.sum(axis=0)).astype(np.float32)
 
     def add(self, number: int, maps: Mapping[str, np.ndarray]) -> Strip | None:
-        """Adds the maps of a tile's block. Returns the strip if it is now complete, else None."""
+        """Adds the maps of a tile's block. Returns the strip that this tile completes, or None."""
         index, (rows, columns), _ = self.block(number)
         height, width = self.tiles.source.sizes[index].tolist()
         num_rows, num_columns = self.tiles.num_tiles[index].tolist()
@@ -191,7 +191,7 @@ class _Reader:
         self._first, self._rows = 0, next(strips)
 
     def read(self, start: int, stop: int) -> tuple[int, np.ndarray]:
-        """Returns at least the rows `start` to `stop`, and the index of the first returned row.
+        """Returns (first, rows). `rows` begins at row `first` and includes rows `start` to `stop`.
 
         `start` and `stop` must not decrease between calls, because earlier rows are dropped.
         """

@@ -74,7 +74,7 @@ def _symmetries(augmentations: Sequence[str]) -> list[Symmetry]:
 
 
 def _at_scale(logits_step: LogitsStep, variables: Any, image: Array, scale: float) -> Array:
-    """Returns the probabilities from an image resized by `scale` and rounded to uint8."""
+    """Returns probabilities [h, w, num_classes], computed from the image resized by `scale`."""
     h, w, c = image.shape
     if scale != 1.0:
         size = (max(1, round(h * scale)), max(1, round(w * scale)), c)

@@ -66,8 +66,8 @@ class Rows:
 class Png(Rows):
     """A PNG file with rows of palette indices or gray values [n, w], or RGB values [n, w, 3].
 
-    Encodes the rows itself because no library lets Python append rows to a PNG file. libvips cannot
-    append (libvips#2859), and pypng requests rows from an iterator.
+    The class encodes the rows because no library lets Python append rows to a PNG file: libvips
+    cannot append (libvips#2859), and pypng requests rows from an iterator.
     """
 
     def __init__(
@@ -142,8 +142,8 @@ class Array(Rows):
 class Together:
     """Publishes all files of one image, or removes all of them.
 
-    Disk errors, such as a full disk, are raised. Any other OSError affects only these files: its
-    message is stored in `problem`, and nothing more is written.
+    Disk errors, such as a full disk, are raised. For any other OSError, the message is stored in
+    `problem`, and nothing more is written to these files.
     """
 
     def __init__(self, files: Mapping[str, Rows]):
@@ -172,7 +172,7 @@ class Together:
 
     @contextlib.contextmanager
     def _keeping(self, path: Path) -> Generator[None]:
-        """Stores the message of an OSError, with path, in `problem`. Raises disk errors again."""
+        """Stores the message and path of an OSError in `problem`. Raises disk errors again."""
         try:
             yield
         except OSError as error:
