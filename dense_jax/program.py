@@ -147,7 +147,7 @@ def eval_step(
 
 
 def jit_eval_step(program: Program, devices: Mesh) -> Any:
-    """Compiles eval_step(variables, batch) for batches that are split over the devices.
+    """Returns a jitted eval_step(variables, batch) for batches that are split over the devices.
 
     Every device, and therefore every host, gets the results of all examples; see `scoring.score`.
     """

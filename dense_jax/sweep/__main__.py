@@ -15,7 +15,7 @@ from dense_jax.sweep import jobs, plan
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the sweep's flags. Returns all other arguments, such as --config.x=y."""
+    """Parses the sweep's flags and returns the unknown arguments, such as --config.x=y."""
     return flags.FLAGS(argv, known_only=True)
 
 

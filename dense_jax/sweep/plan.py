@@ -98,7 +98,7 @@ def status(workdir: epath.Path) -> str:
 def is_finished(workdir: epath.Path) -> bool:
     """Returns whether the run in the workdir is finished.
 
-    If the workdir holds one run per seed, all must be finished.
+    If the workdir holds one run per seed, all runs must be finished.
     """
     results = [_read_json(run / "result.json") for run in files.runs(workdir)]
     return all(result.get("status") == "finished" for result in results)
@@ -115,7 +115,7 @@ def is_evaluated(workdir: epath.Path, split: str) -> bool:
 
 
 def remember(directory: epath.Path, started: dict[str, Any]) -> list[str]:
-    """Writes sweep.json to `directory`. Returns the names of begun runs that have left the sweep.
+    """Writes sweep.json to `directory`. Returns the names of begun runs that left the sweep.
 
     started: The content of sweep.json: the config file, the flags {dotted path: text}, the split to
       evaluate, and the runs {name: override}. Runs may be added or removed, and the split may

@@ -206,7 +206,7 @@ def displacements(
 
 
 def rotate(at: Coordinates, degrees: Float[Array, ""] | float) -> Coordinates:
-    """Rotates positions about (0, 0), so that an image sampled at them turns counterclockwise."""
+    """Rotates positions about (0, 0). Sampling an image there turns the image counterclockwise."""
     y, x = at
     cos, sin = jnp.cos(jnp.deg2rad(degrees)), jnp.sin(jnp.deg2rad(degrees))
     return cos * y + sin * x, cos * x - sin * y

@@ -120,7 +120,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def differing_fields(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Returns the fields whose values differ between configs {dotted.path: value}.
 
-    If every config has a `label`, omits fields other than `label` that only differ between labels.
+    If every config has a `label`, omits fields other than `label` that differ only between labels.
     """
 
     def differ(path: str, some: Sequence[Mapping[str, Any]]) -> bool:

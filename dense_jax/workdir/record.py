@@ -22,7 +22,7 @@ LATEST_TO_KEEP = 2  # the older checkpoint is a fallback
 
 
 class RunFolder(NamedTuple):
-    """Identifies the workdir of one run without opening it.
+    """The workdir of one run, which is not opened or locked.
 
     title: The name of the run if there are several, otherwise "".
     """
