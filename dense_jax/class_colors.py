@@ -70,7 +70,7 @@ def palette_of(source: Any) -> Palette:
 
 
 def colors_of(class_names: Sequence[str], palette: Palette) -> dict[str, Sequence[int]]:
-    """Returns {class name: RGB}, the argument of `drawing.legend`."""
+    """Returns {class name: RGB}, as `drawing.legend` expects."""
     return dict(zip(class_names, palette.tolist(), strict=True))
 
 

@@ -149,9 +149,10 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def experiment_file(name: str) -> str:
-    """Returns the file that --config names: a path, or the name of a shipped experiment.
+    """Returns the path of the experiment file that --config names.
 
-    name: The value of --config. It may end in ":ARGUMENT", the argument of get_config().
+    name: The value of --config: a path, or the name of a shipped experiment. A suffix ":ARGUMENT",
+      which holds the argument of get_config(), is ignored.
 
     Raises ValueError, with the most similar names, if there is no such file.
     """

@@ -228,7 +228,7 @@ def _check_fields(config: ConfigDict) -> None:
 def check_values(config: ConfigDict, section: str = "") -> None:
     """Raises ValueError for the first value that is not valid for its option.
 
-    section: The prefix of the options to check, such as "model.". By default, all are checked.
+    section: The prefix of the options to check, such as "model.". If empty, checks all options.
     """
     options = declared()
     for path, value in _flatten(config):

@@ -23,7 +23,7 @@ GAP = 4  # pixels between pictures
 
 
 def to_rgb(image: Pixels) -> Picture:
-    """Returns the first three channels, or the first one as gray if there are fewer than three."""
+    """Returns an image's first three channels, or its first channel as gray if it has fewer."""
     shown = 3 if image.shape[2] >= 3 else 1
     return np.broadcast_to(image[:, :, :shown], (*image.shape[:2], 3))
 
@@ -35,7 +35,7 @@ def overlay(image: Pixels, labels: Labels, palette: Palette, opacity: float = OP
 
 
 def mistakes(truth: Labels, prediction: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
-    """Returns a map: 1 if the prediction is wrong, 2 if the truth is ignored, and 0 otherwise."""
+    """Returns a map: 1 at wrong predictions, 2 at ignored pixels, and 0 elsewhere."""
     return np.where(truth == IGNORE_LABEL, 2, truth != prediction).astype(np.uint8)
 
 
@@ -64,7 +64,7 @@ def comparison(
 
 
 def shrink(pixels: UInt8[np.ndarray, "..."], longest: int = LONGEST) -> UInt8[np.ndarray, "..."]:
-    """Shrinks pixels until the longer side is at most `longest`.
+    """Shrinks a picture or a class map until its longer side is at most `longest` pixels.
 
     Pictures [h, w, 3] are smoothed, and class maps [h, w] are subsampled.
     """
@@ -88,7 +88,7 @@ def stack(pictures: Sequence[Picture], axis: int = 0) -> Picture:
 
 
 def legend(colors: Mapping[str, Sequence[int]], width: int = LONGEST) -> Picture:
-    """Draws a colored square and a name for each {name: RGB}, in as many columns as fit.
+    """Draws a colored square and a name for each entry of {name: RGB}, in as many columns as fit.
 
     width: The maximum width in pixels. A single column may exceed this width.
     """
@@ -107,7 +107,7 @@ def legend(colors: Mapping[str, Sequence[int]], width: int = LONGEST) -> Picture
 def contact_sheet(
     rows: Sequence[tuple[str, Mapping[str, Picture]]], colors: Mapping[str, Sequence[int]]
 ) -> Picture:
-    """Draws each (name, {title: picture}) as a row of pictures, above a legend of {name: RGB}."""
+    """Draws each (name, {title: picture}) as a row of titled pictures, with a legend below."""
     sheet = []
     for name, pictures in rows:
         cells = []

@@ -34,8 +34,8 @@ class Program(NamedTuple):
     normalize: Maps an image's values to the network's input.
     logits_step: (variables, image [h, w, c]) -> float32 logits [h, w, num_classes].
     predict_step: (variables, image [h, w, c]) -> the class of each pixel, uint8 [h, w].
-    eval_step: (variables, example) -> (counts, maps); see `eval_step`.
-    context: The number of pixels on each side of a tile that the steps need as context.
+    eval_step: (variables, example) -> (counts, maps); see the function `eval_step`.
+    context: The number of context pixels that the steps need on each side of a tile.
     """
 
     model: nn.Module
@@ -89,7 +89,10 @@ def assemble(config: ConfigDict, num_classes: int) -> Program:
 
 
 def normalization(model: ConfigDict) -> str:
-    """Returns the name of the input normalization. The default depends on the weights."""
+    """Returns the name of the input normalization.
+
+    The default is the encoder's normalization for pretrained weights, and "unit" otherwise.
+    """
     weights = ENCODERS[model.encoder].normalization if model.pretrained else "unit"
     return model.normalization or weights
 
@@ -107,7 +110,8 @@ def logits_step(
     resolution: The factor by which the image is resized before the network. The resized height and
       width are rounded to integers (halves round up). The logits are resized back.
 
-    If the model returns logits for only the central part of the image, the other logits are 0.
+    If the model returns logits for only the central part of the image, the logits
+    outside this part are 0.
     """
     h, w, _ = image.shape
     if resolution != 1.0:  # before normalization, as in training
@@ -134,7 +138,7 @@ def eval_step(
     """Returns the confusion matrix of one example, and its predicted classes and label.
 
     The first result is {"index": the example's index, "counts": the confusion matrix}. The second
-    result stacks the predicted classes and the label in one array, so that they stay together.
+    result stacks the predicted classes and the label.
     """
     classes = predict_step(variables, example["image"])
     counts = metrics.confusion_matrix(classes, example["label"], num_classes)
@@ -143,7 +147,7 @@ def eval_step(
 
 
 def jit_eval_step(program: Program, devices: Mesh) -> Any:
-    """Compiles eval_step(variables, batch) for batches that are split over the devices.
+    """Returns a jitted eval_step(variables, batch) for batches that are split over the devices.
 
     Every device, and therefore every host, gets the results of all examples; see `scoring.score`.
     """

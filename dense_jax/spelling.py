@@ -18,6 +18,6 @@ def suggestion(
 
 
 def some(names: Sequence[str], limit: int = 5) -> str:
-    """Returns the first names, and how many were left out: "a, b, c and 2 more"."""
+    """Joins the first `limit` names and counts the rest, as in "a, b, c and 2 more"."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

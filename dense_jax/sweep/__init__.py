@@ -2,7 +2,7 @@
 
     python -m dense_jax.sweep --config=experiments/ablation.py --workdir=DIR
     python -m dense_jax.sweep ... --jobs=2                   # two runs at once, on this machine
-    python -m dense_jax.sweep ... --evaluate=test            # then dense_jax.evaluate for each run
+    python -m dense_jax.sweep ... --evaluate=test            # also scores each run on split `test`
     python -m dense_jax.sweep ... --list                     # prints runs, flags and statuses
     python -m dense_jax.sweep ... --index=3                  # runs only the run with this index
     python -m dense_jax.sweep ... --config.data.name=folder  # passed on to every run

@@ -15,7 +15,7 @@ from dense_jax.sweep import jobs, plan
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the flags of this command, and returns the rest: the --config.x=y for the runs."""
+    """Parses the sweep's flags and returns the unknown arguments, such as --config.x=y."""
     return flags.FLAGS(argv, known_only=True)
 
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _check_arguments(overrides: Sequence[str], peers: Sequence[str]) -> dict[str, str]:
-    """Returns the overrides {dotted.path: text}. Raises ValueError for incompatible flags."""
+    """Returns the overrides as {dotted.path: text}. Raises ValueError for invalid arguments."""
     for extra in overrides:
         if not re.match(r"--config\.[^=]+=", extra):
             raise ValueError(f"unexpected argument {extra!r}; overrides are --config.x=y")

@@ -1,8 +1,8 @@
 """Runs jobs in parallel processes on this machine, each on an equal share of the cores and GPUs.
 
 A job is a workdir and a sequence of commands. The output of the commands is appended to log.txt in
-the workdir. If a command fails, the rest of the job is skipped, and failure.json in
-the workdir says why:
+the workdir. If a command fails, the rest of the job is skipped, and failure.json in the workdir
+says why:
 
     {"exit_code": 1, "error": "the command's error, or the last line of its output"}
 
@@ -46,7 +46,7 @@ class Share(NamedTuple):
 
 
 def shares(num_jobs: int) -> list[Share]:
-    """Divides the cores and GPUs of this machine into equal shares. A remainder is unused.
+    """Divides the cores and GPUs of this machine into equal shares. Any remainder is unused.
 
     The shares are equal because results on a CPU depend on the number of cores, and a job may
     resume on another share. CPU affinity assigns the cores, and also sets the size of XLA's thread
@@ -154,7 +154,7 @@ class Runner:
         return 0
 
     def _work(self, share: Share, todo: Iterator[tuple[int, Job]]) -> None:
-        """Runs jobs with one share of the devices, until no job is left."""
+        """Runs jobs on one share of the machine, until no job is left."""
         if share.cores:
             os.sched_setaffinity(0, share.cores)  # for this thread and the processes that it starts
         for number, job in todo:
@@ -181,7 +181,7 @@ class Runner:
             _say(f"{title}: {outcome} after {duration}; {self._progress}")
 
     def _run_job(self, job: Job, environment: Mapping[str, str]) -> tuple[int, str]:
-        """Returns the exit code and the error of the first command that fails, or (0, "")."""
+        """Runs a job's commands until one fails. Returns (exit code, error) or (0, "")."""
         path = job.workdir / LOG
         with path.open("ab") if self.logs else contextlib.nullcontext() as log:
             said = False
@@ -201,7 +201,7 @@ class Runner:
         return 0, ""
 
     def _call(self, command: list[str], log: IO | None, environment: Mapping[str, str]) -> int:
-        """Runs a command and returns its exit code, or PREEMPTED if it was stopped."""
+        """Runs a command and returns its exit code, or PREEMPTED if `stop` was called."""
         if self.stopped:
             return PREEMPTED
         child = subprocess.Popen(
@@ -232,8 +232,8 @@ def _say(text: str) -> None:
 def _error(path: epath.Path, start: int) -> str:
     """Returns the last error in a log after byte `start`, or else the last nonempty line.
 
-    `command.run` prints an error as a line that starts with "error: ", and possibly indented lines.
-    Other threads may still print output after the error.
+    An error is a line that starts with "error: " and any indented lines that follow, as printed by
+    `command.run`. Other threads may still print output after the error.
     """
     with path.open("rb") as file:
         file.seek(max(start, file.seek(0, os.SEEK_END) - 65536))

@@ -18,7 +18,7 @@ MAX_NAME = 200  # characters; file systems allow 255 bytes
 
 
 def load_sweep(config: str) -> list[Override]:
-    """Returns the list from an experiment's `get_sweep()`. Raises ValueError if it is invalid."""
+    """Returns the list from `get_sweep()` in an experiment. Raises ValueError if it is invalid."""
     module, file = command.experiment(config), config.partition(":")[0]
     if not hasattr(module, "get_sweep"):
         raise ValueError(f"{file} has no get_sweep(): to train it once, use dense_jax.main")
@@ -42,8 +42,8 @@ def run_names(sweep: Sequence[Override]) -> list[str]:
     """Returns a folder name for each run, such as `upsampling=bilinear,skips=4-2,seed=0`.
 
     A name consists of the fields that differ between the runs. If all runs have a `label`, the
-    label replaces the fields that it determines. The seed is always included, so that
-    names do not change when seeds are added to the sweep.
+    label replaces the fields that it determines. The seed is always included, so that names do not
+    change when seeds are added to the sweep.
 
     Raises ValueError if two runs would share a folder, or if a name is too long.
     """
@@ -70,7 +70,7 @@ def run_names(sweep: Sequence[Override]) -> list[str]:
 
 
 def _short(path: str, paths: Sequence[str]) -> str:
-    """Returns the shortest suffix of a dotted path, in whole words, that no other path has."""
+    """Returns the shortest suffix of a dotted path, in whole words, that no other path ends in."""
     words = path.split(".")
     ends = (".".join(words[i:]) for i in reversed(range(len(words))))
     others = [f".{other}" for other in paths if other != path]
@@ -87,7 +87,7 @@ def _text(value: Any) -> str:
 
 
 def status(workdir: epath.Path) -> str:
-    """Returns `finished`, `failed`, `unfinished` (started, and can resume) or `new`."""
+    """Returns a run's status: `finished`, `failed`, `unfinished` (can resume) or `new`."""
     if (workdir / FAILURE).exists():
         return "failed"
     if is_finished(workdir):
@@ -98,7 +98,7 @@ def status(workdir: epath.Path) -> str:
 def is_finished(workdir: epath.Path) -> bool:
     """Returns whether the run in the workdir is finished.
 
-    If the workdir holds one run per seed, all must be finished.
+    If the workdir holds one run per seed, all runs must be finished.
     """
     results = [_read_json(run / "result.json") for run in files.runs(workdir)]
     return all(result.get("status") == "finished" for result in results)
@@ -115,10 +115,11 @@ def is_evaluated(workdir: epath.Path, split: str) -> bool:
 
 
 def remember(directory: epath.Path, started: dict[str, Any]) -> list[str]:
-    """Writes sweep.json to `directory`. Returns the begun runs that are no longer in the sweep.
+    """Writes sweep.json to `directory`. Returns the names of begun runs that left the sweep.
 
-    started: The config file, the flags {dotted path: text}, the split to evaluate, and the runs
-      {name: override}. Runs may be added or removed, and the split may change.
+    started: The content of sweep.json: the config file, the flags {dotted path: text}, the split to
+      evaluate, and the runs {name: override}. Runs may be added or removed, and the split may
+      change.
 
     Raises ValueError, listing the differences, if `directory` has runs of another config, because
     their results would be mistaken for results of this sweep. Also raises ValueError if checkpoints

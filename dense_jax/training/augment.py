@@ -43,7 +43,9 @@ def augment(
     fields: Sequence[Field] = (),
     **strengths: float,
 ) -> dict[str, Array]:
-    """Returns a random crop: {"image": float [hi, wi, c], "label": int32 [h, w]} and the fields.
+    """Returns a random crop of an example: its image, its label, and the arrays of its fields.
+
+    The image is float [h + 2 * context, w + 2 * context, c], and the label is int32 [h, w].
 
     example: `image` uint8 [H, W, c], `label` uint8 [H, W], `size` int32 [2] (the height and width
       in pixels of the valid part), and the fields [H, W].
@@ -54,8 +56,8 @@ def augment(
       [1 / (1 + scale), 1 + scale].
     max_class_fraction: If below 1, the crop is the first of 10 random windows in which every class
       has less than this fraction of the valid pixels, or the last window if none qualifies.
-    fields: The per-pixel targets. They are cropped like the label, and set to their `fill` wherever
-      the label is IGNORE_LABEL.
+    fields: The additional per-pixel targets. They are cropped like the label, and set to their
+      `fill` wherever the label is IGNORE_LABEL.
     strengths: The strengths of entries of GEOMETRY and COLORS, by name. The default is 0.
     """
     keys = dict(zip(KEYS, jax.random.split(key, len(KEYS)), strict=True))
@@ -109,9 +111,9 @@ def window_centers(
     size: Int[Array, "2"],
     num_windows: int,
 ) -> Float[Array, "n 2"]:
-    """Returns the centers of random windows, in pixels of the image.
+    """Returns the centers of random windows, in pixel coordinates of the image.
 
-    Along each axis, a window that fits lies within the image. A larger window contains the image.
+    Along each axis, a window lies within the image if it fits, and otherwise contains the image.
     """
     window = jnp.array(crop_size) / zoom  # in pixels of the image
     free = size - window
@@ -127,9 +129,9 @@ def first_mixed(
     centers: Float[Array, "n 2"],
     max_class_fraction: float,
 ) -> Int[Array, ""]:
-    """Returns the index of the first window in which no class reaches max_class_fraction.
+    """Returns the index of the first window in which no class dominates, or else the last index.
 
-    If no window qualifies, returns the index of the last window.
+    A class dominates if it has at least max_class_fraction of the valid pixels.
 
     at: The positions of the sampled pixels of a window, relative to the window's center.
     """
@@ -143,7 +145,7 @@ def first_mixed(
 
 
 def elastic(key: Key[Array, ""], strength: float, at: Coordinates) -> Coordinates:
-    """Deforms the crop by random shifts of a 3 x 3 grid, interpolated with cubic splines.
+    """Deforms the crop by a 3 x 3 grid of random displacements, interpolated with cubic splines.
 
     strength: The standard deviation of the Gaussian displacements, in pixels of the crop (U-Net
       paper, section 3.1).
@@ -204,14 +206,14 @@ def displacements(
 
 
 def rotate(at: Coordinates, degrees: Float[Array, ""] | float) -> Coordinates:
-    """Rotates positions about (0, 0). An image sampled at the result is turned counterclockwise."""
+    """Rotates positions about (0, 0). Sampling an image there turns the image counterclockwise."""
     y, x = at
     cos, sin = jnp.cos(jnp.deg2rad(degrees)), jnp.sin(jnp.deg2rad(degrees))
     return cos * y + sin * x, cos * x - sin * y
 
 
 def mirror(position: Float[Array, "h w"], size: Int[Array, ""]) -> Float[Array, "h w"]:
-    """Mirrors positions into [0, size - 1], at the centers of the border pixels."""
+    """Reflects positions into [0, size - 1], about the centers of the border pixels."""
 
     def modulo(position: Array, period: Array) -> Array:  # far faster than % on a CPU
         return position - period * jnp.floor(position / period)
@@ -220,7 +222,7 @@ def mirror(position: Float[Array, "h w"], size: Int[Array, ""]) -> Float[Array, 
 
 
 def sample_bilinear(image: Num[Array, "H W c"], at: Coordinates) -> Float[Array, "h w c"]:
-    """Interpolates an image bilinearly. The result is exact at integer coordinates."""
+    """Samples an image with bilinear interpolation. The result is exact at integer coordinates."""
     y, x = at
     top, left = jnp.floor(y), jnp.floor(x)
     down, right = (y - top)[..., None], (x - left)[..., None]
@@ -235,7 +237,7 @@ def sample_bilinear(image: Num[Array, "H W c"], at: Coordinates) -> Float[Array,
 def sample_nearest(
     values: Num[Array, "H W"], at: Coordinates, size: Int[Array, "2"], outside: ArrayLike
 ) -> Num[Array, "h w"]:
-    """Reads the nearest pixels. Positions outside the valid size get the value `outside`."""
+    """Samples the nearest pixels. Positions outside the valid size get the value `outside`."""
     y, x = (jnp.floor(position + 0.5).astype(jnp.int32) for position in at)
     inside = (y >= 0) & (y < size[0]) & (x >= 0) & (x < size[1])
     return jnp.where(inside, values[y, x], outside)

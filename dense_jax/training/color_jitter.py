@@ -18,7 +18,7 @@ Planes = Float[Array, "c h w"]
 def change_colors(
     key: Key[Array, ""], image: Float[Array, "h w c"], strengths: Mapping[str, float]
 ) -> Float[Array, "h w c"]:
-    """Applies the entries of COLORS with nonzero strength, and clips each result to [0, 255].
+    """Applies the entries of COLORS with nonzero strength. Clips values to [0, 255] after each.
 
     Raises ValueError if hue or saturation has a nonzero strength and the image is not RGB.
     """
@@ -128,7 +128,7 @@ def _blend(gray: Float[Array, "..."], planes: Planes, factor: Float[Array, ""]) 
 
 
 def _gray(planes: Planes) -> Float[Array, "1 h w"]:
-    """Returns the luma of an RGB image, or the channel mean of any other."""
+    """Returns the luma of an RGB image, or the channel mean of any other image."""
     if len(planes) != 3:
         return planes.mean(axis=0, keepdims=True)
     red, green, blue = planes

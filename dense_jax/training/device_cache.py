@@ -22,7 +22,7 @@ def load(
 
     batch_shapes: The shapes of the gathered batches, by field.
     arrays: The decoded examples, {field: [n, ...]}.
-    rows: A source for the batches. Its examples hold only `row` (the example's index) and `name`.
+    rows: The source of the batches: one dict per example with `row` (its index) and `name`.
 
     Raises ValueError if an image is larger than the canvas or unreadable, or if the host or a
     device does not have enough memory.
@@ -67,7 +67,7 @@ def load(
 
 
 def gather(arrays: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Returns a copy of the batch, to which the examples array[batch["row"]] are added."""
+    """Returns a copy of the batch that also holds array[batch["row"]] for every array."""
     return {**batch, **{field: array[batch["row"]] for field, array in arrays.items()}}
 
 

@@ -38,11 +38,11 @@ _LOG = logging.getLogger("dense_jax")
 
 
 def run_folders(config: ConfigDict, path: epath.Path) -> list[RunFolder]:
-    """Returns the folder of each run: the workdir itself, or one subfolder per seed.
+    """Returns the folder of each run: `path` itself for one seed, or one subfolder per seed.
 
-    The subfolder of seed S is WORKDIR/seed=S. Seeds start at config.seed.
+    The subfolder of seed 5, for example, is "seed=5". Seeds start at config.seed.
 
-    Raises ValueError if the workdir belongs to another config, or if only some runs were begun.
+    Raises ValueError if `path` belongs to another config, or if only some runs were started.
     """
     seeds = [path / f"seed={seed}" for seed in range(config.seed, config.seed + config.num_seeds)]
     if config.num_seeds == 1:
@@ -210,7 +210,7 @@ class Ensemble:
         self._late.flush()
         self._recorded_at = None
         for record in self._records:
-            record.best.wait()  # its scores are already on disk, so its state must be, too
+            record.best.wait()  # the best scores are on disk, so their state must be, too
             record.latest.wait()
         for k, record in enumerate(self._records):
             record.save(self.step, self._state_of(self._states, k))
@@ -274,7 +274,7 @@ class Ensemble:
 
 
 def restore(records: Sequence[RunRecord], like: Any) -> list[Any] | None:
-    """Returns the states at the newest step that all runs have saved, or None if there is none.
+    """Returns the states at the newest step saved by all runs, or None if there is no such step.
 
     like: The shapes of a state, with their shardings.
 

@@ -17,7 +17,7 @@ from dense_jax.devices.mesh import sharded
 
 
 def side_by_side(step: Callable, mesh: Mesh) -> Callable:
-    """Returns a step that runs step(state, batch, key, shared) on all replicas at once.
+    """Returns a function that runs step(state, batch, key, shared) on all replicas at once.
 
     States, keys and results are stacked; see `stack`. The batches of all replicas are concatenated;
     see `mesh.to_global`. All replicas get the same `shared`. Replicas do not communicate.

@@ -1,9 +1,9 @@
 """The training state, and pure (uncompiled) functions that create and update it.
 
 A training batch holds `image` [b, H, W, c], `label` uint8 [b, H, W], `size` int32 [b, 2] (the valid
-part of the canvas), `index` uint32 [b] (the example's number in the run), and the source's other
-per-pixel fields [b, H, W]. Model, optimizer, loss and augmentation are arguments. If a model
-returns logits for only the central part of its images, the training labels cover this part.
+part of the canvas), `index` uint32 [b] (the example's position in the run), and the source's
+additional per-pixel fields [b, H, W]. Model, optimizer, loss and augmentation are arguments. If a
+model returns logits for only the central part of its images, the training labels cover this part.
 """
 
 import functools
@@ -38,7 +38,7 @@ class TrainState:
     ema: Any
 
     def variables(self) -> Variables:
-        """Returns the variables to evaluate: the moving averages, or else the latest values."""
+        """Returns the variables to evaluate: the moving averages if any, else the latest values."""
         return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 
@@ -55,7 +55,7 @@ def init_state(
     Call this function under `jit` with `out_shardings`, which creates the state on its final
     devices.
 
-    encoder: The initial variables of the encoder. If None, random variables are used.
+    encoder: The initial variables of the encoder. If None, the encoder is initialized randomly.
     init: (key) -> randomly initialized variables for the model.
     """
     variables = dict(init(key))
@@ -91,7 +91,7 @@ def train_step(
     resident: A training set in device memory, returned by `device_cache.load`. If given, the batch
       holds `row` [b] instead of the examples.
     augment: (key, example) -> {"image", "label", ...}, for one example.
-    loss_fn: (logits, label, **fields) -> loss. The fields are the other arrays from `augment`.
+    loss_fn: (logits, label, **fields) -> loss. `augment` returns the fields with image and label.
     num_microbatches: The number of microbatches per batch. They are processed in sequence (gradient
       accumulation), so only one microbatch's activations are in memory.
     """
@@ -131,7 +131,7 @@ def _gradient(
     augment: Callable[..., dict[str, Array]],
     normalize: Callable[[Array], Array],
 ) -> tuple[tuple[Array, Any], Any]:
-    """Returns ((loss, new batch_stats), gradient). `number` counts the microbatches of the run."""
+    """Returns ((loss, new batch_stats), gradient) for the `number`-th microbatch of the run."""
     # Each key depends on the example, not on its position in the batch. The augmentation therefore
     # does not depend on how many devices, hosts or microbatches share the batch.
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch["index"])
@@ -166,9 +166,9 @@ def _accumulated(
 
     The averages equal the loss and gradient of the whole batch only if two conditions hold: the
     loss is a mean over pixels or images, and the valid pixels or images of every microbatch have
-    the same total weight. Overlap losses (Dice, Jaccard, Lovász) that would sum over the batch sum
-    over each microbatch instead. Batch norm processes each microbatch separately and updates its
-    running averages after each.
+    the same total weight. Overlap losses (Dice, Jaccard, Lovász) of a batch are computed over
+    each microbatch instead. Batch norm processes each microbatch separately and updates its running
+    averages after each.
     """
 
     def add(carry, numbered):

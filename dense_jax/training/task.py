@@ -50,7 +50,7 @@ def bind(
     class_weights: Sequence[float] | None = None,
     fields: Sequence[data.Field] = (),
 ) -> Training:
-    """Builds a config's optimizer, loss and augmentation, and returns the functions that use them.
+    """Returns a config's training functions, with the optimizer, loss and augmentation bound.
 
     class_weights: One weight per class, as computed from loss_options.class_weights, or None.
     fields: The per-pixel targets of the examples, which are passed to the loss.
@@ -175,7 +175,7 @@ class Task(NamedTuple):
     eval_source: The evaluation split.
     dataset: The content of dataset.json.
     canvas: The height and width, in pixels, to which every training image is padded or cropped.
-    encoder: The encoder's published weights. None if the config names none or a run has begun.
+    encoder: The encoder's published weights, or None if the config names none or a run has begun.
     """
 
     source: data.Examples
@@ -265,7 +265,7 @@ def describe(source: Any, eval_source: Any) -> dict[str, Any]:
 
 
 def facts(config: ConfigDict, folders: Sequence[RunFolder]) -> dict[str, Any]:
-    """Returns the facts {name: value} that must be equal on all processes before data is opened."""
+    """Returns the facts {name: value} that must be equal on all processes, except for the data."""
     package = sorted(pathlib.Path(__file__).parents[1].rglob("*.py"))
     fields = files.flatten(config.to_dict())
     return storage.to_json(

@@ -24,7 +24,7 @@ _LOG = logging.getLogger("dense_jax")
 
 
 class Checkpoints:
-    """Saves checkpoints as DIRECTORY/STEP, and keeps the newest `max_to_keep` (all if None).
+    """Saves checkpoints in `directory`, by step. Keeps the newest `max_to_keep` (all if None).
 
     Saving copies the state to the host immediately and writes it in the background. A checkpoint
     gets its final name only when it is complete. If writing fails, or if the first checkpoint
@@ -113,7 +113,7 @@ class Checkpoints:
         return restored["default"]
 
     def scores(self, step: int) -> dict[str, float]:
-        """Returns the scores saved with a state. Raises ValueError if the scores cannot be read."""
+        """Returns the scores saved at a step. Raises ValueError if the scores cannot be read."""
         return self._read(step)["about"]["scores"]
 
     def _read(self, step: int, **items: Any) -> Mapping[str, Any]:
@@ -132,7 +132,7 @@ class Checkpoints:
     def restore_latest(self, like: Any) -> Any | None:
         """Returns the newest state that can be read, or None if there is no checkpoint.
 
-        A checkpoint that cannot be read is moved to DIRECTORY.unreadable/STEP, with a warning.
+        A checkpoint that cannot be read is moved aside (see `set_aside`), with a warning.
         Raises ValueError if every checkpoint is unreadable, because runs must not silently restart.
         """
         steps = self.steps
@@ -150,7 +150,7 @@ class Checkpoints:
         return None
 
     def set_aside(self, step: int) -> None:
-        """Moves a checkpoint to DIRECTORY.unreadable/STEP, or STEP.1 and so on if STEP exists."""
+        """Moves a checkpoint to the folder "`directory`.unreadable", without overwriting others."""
         if jax.process_index() == 0:
             aside = self.directory.parent / f"{self.directory.name}.unreadable"
             aside.mkdir(exist_ok=True)
@@ -176,7 +176,7 @@ def _checksum(about: Mapping[str, Any]) -> int:
 
 
 def digests(state: Any) -> dict[str, int]:
-    """Returns a digest of each array, by the array's path. Any flipped bit changes the digest.
+    """Returns {path: digest} for all arrays in a state. Any flipped bit changes the digest.
 
     The digest is the sum modulo 2**32 of the array's values, read as unsigned integers and
     multiplied by the odd numbers 1, 3, 5, ... The digest does not depend on the split over

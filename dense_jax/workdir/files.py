@@ -120,7 +120,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def differing_fields(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Returns the fields whose values differ between configs {dotted.path: value}.
 
-    If every config has a `label`, omits the fields that the label determines.
+    If every config has a `label`, omits fields other than `label` that differ only between labels.
     """
 
     def differ(path: str, some: Sequence[Mapping[str, Any]]) -> bool:
@@ -158,7 +158,7 @@ def compare(workdir: epath.PathLike, config: ConfigDict) -> None:
 
 
 def compare_dataset(workdir: epath.PathLike, dataset: Mapping[str, Any], root: str) -> None:
-    """Raises ValueError if the run was started with different data. Moved data is accepted.
+    """Raises ValueError if the run was started with different data. The data may have moved.
 
     dataset: The content of dataset.json. root: The value of config.data.root.
     """
@@ -183,7 +183,7 @@ def compare_dataset(workdir: epath.PathLike, dataset: Mapping[str, Any], root: s
 
 
 def runs(directory: epath.PathLike) -> list[epath.Path]:
-    """Returns the workdirs of a command: one subfolder per seed, or else the folder itself."""
+    """Returns the workdirs in a folder: one subfolder per seed, or else the folder itself."""
     path = epath.Path(directory)
     children = path.iterdir() if path.is_dir() else ()  # glob would read [...] as a pattern
     seeds = [child for child in children if child.name.startswith("seed=")]
@@ -191,7 +191,7 @@ def runs(directory: epath.PathLike) -> list[epath.Path]:
 
 
 def read(workdir: epath.PathLike, name: str) -> Any:
-    """Reads the JSON file `name`. Raises ValueError if `workdir` is not the workdir of a run."""
+    """Reads the JSON file `name` of a run. Raises ValueError if the file is missing or damaged."""
     path = epath.Path(workdir) / name
     if not path.exists():
         if (seeds := runs(workdir)) != [path.parent]:
@@ -204,7 +204,7 @@ def read(workdir: epath.PathLike, name: str) -> Any:
 
 
 def read_records(path: epath.PathLike) -> list[dict[str, Any]]:
-    """Returns the records of a metrics.jsonl. Skips damaged lines with a warning.
+    """Returns the records in a metrics.jsonl file. Skips damaged lines with a warning.
 
     A last line that was truncated when the process was killed is skipped without a warning.
     """
@@ -223,7 +223,10 @@ def read_records(path: epath.PathLike) -> list[dict[str, Any]]:
 
 
 def environment() -> dict[str, Any]:
-    """Returns versions, devices and git commit. The commit ends in "+" if tracked files changed."""
+    """Returns the content of environment.json: versions, devices and the git commit.
+
+    The commit ends in "+" if tracked files changed.
+    """
     import jax  # imported here, because `sweep` and `report` run without it
 
     def git(*args: str) -> str:

@@ -1,6 +1,6 @@
 """Logs a run to metrics.jsonl, TensorBoard, pictures/ and the terminal.
 
-Only process 0 writes. Metric names are paths such as `eval/iou/CLASS`, the same in all outputs.
+Only process 0 writes. Metric names are paths such as `eval/mean_iou`.
 """
 
 import functools
@@ -98,7 +98,7 @@ class Logger:
         )
 
     def progress(self, step: int, **shown: float) -> None:
-        """Advances the progress bar on a terminal. Each value stays visible until replaced."""
+        """Advances the progress bar, if any, to `step`. Shows each value until it is replaced."""
         if self._active and self._interactive:
             self._shown |= {name: f"{value:.4f}" for name, value in shown.items()}
             self._bar.set_postfix(self._shown, refresh=False)

@@ -22,7 +22,7 @@ LATEST_TO_KEEP = 2  # the older checkpoint is a fallback
 
 
 class RunFolder(NamedTuple):
-    """Identifies the workdir of one run without opening it.
+    """The workdir of one run, which is not opened or locked.
 
     title: The name of the run if there are several, otherwise "".
     """
@@ -141,7 +141,7 @@ class RunRecord:
     def score(
         self, step: int, state: Any, scores: Mapping[str, float], picture: np.ndarray | None
     ) -> None:
-        """Logs an evaluation, and saves the state if its score is the best so far."""
+        """Logs an evaluation, and saves the state if the mean IoU is the best so far."""
         self._last_scores = {"step": step, **scores}
         self.log.scalars(step, scores)
         self.log.progress(step, mean_iou=scores["eval/mean_iou"])
@@ -180,7 +180,7 @@ class RunRecord:
 
 
 def summary(result: Mapping[str, Any]) -> str:
-    """Returns the final and the best mean IoU of a result.json, as one line."""
+    """Returns the final and the best mean IoU in a result.json, as one line of JSON."""
     return json.dumps(
         {
             name: {"step": result[name]["step"], "mean_iou": result[name]["eval/mean_iou"]}
