@@ -116,7 +116,7 @@ def layer_table(model: models.Segmenter, size: tuple[int, int], channels: int = 
 
 
 def training_cost(config: ConfigDict, num_classes: int, num_channels: int) -> dict[str, int]:
-    """Returns the memory (see `cost.memory`) and FLOPs of a training step on each device.
+    """Returns the bytes of memory (see `cost.memory`) and the FLOPs of a training step per device.
 
     `aliased` is the memory of the donated old state, which the new state reuses. A training set in
     device memory (data.cache="device") is excluded. A multiply-add counts as two FLOPs.

@@ -4,8 +4,8 @@ Region metrics are computed in two steps. `confusion_matrix` counts pixels on th
 The host adds up the matrices in int64 and calls `summarize` once, in float64. Scores are never
 averaged over batches, so the batch size, padding, order and number of devices cannot change them.
 
-Boundary and object metrics need an image's complete maps [h, w] on the host; see `boundary` and
-`instances`. `aggregation` combines the results for the images of a split.
+Boundary and object metrics are computed on the host from complete class or object maps [h, w]; see
+`boundary` and `instances`. `aggregation` combines the results for the images of a split.
 
 A pixel is not counted if its label is IGNORE_LABEL or any other number outside [0, num_classes). A
 class without anything to score gets NaN, not 0 or 1, and is excluded from the means.

@@ -52,7 +52,7 @@ def _count_by_adding(
 def _count_by_product(
     truth: Int32[Array, " n"], guess: Int32[Array, " n"], num_classes: int
 ) -> Int32[Array, "c c"]:
-    """Multiplies one-hot int8 matrices. Sums in int32, because float32 is inexact above 2**24."""
+    """Counts by multiplying one-hot matrices. Sums in int32; float32 is inexact above 2**24."""
     classes = jnp.arange(num_classes, dtype=jnp.int32)[None, :]
     return jnp.einsum(
         "nc,nk->ck",

@@ -2,7 +2,7 @@
 
 A bottleneck block applies its stride in the 3x3 convolution.
 
-At stride s, each feature covers a cell of s x s image pixels. Its receptive field is centered on
+At stride s, each feature covers a cell of s x s image pixels. The receptive field is centered on
 the top-left pixel of the cell, (s - 1) / 2 pixels above and to the left of the cell's center.
 """
 
