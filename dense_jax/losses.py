@@ -41,8 +41,8 @@ def cross_entropy(
     l_i = -sum_k w[k] ((1 - e) t[i, k] + e / c) log p[i, k]. As in PyTorch, class weights also apply
     to the smoothed labels.
 
-    If `top_k_fraction` < 1, both sums run only over the k hardest pixels of the batch, with the
-    largest v l, and pixels that tie with the last of these (Wu et al. 2016, "Bridging
+    If `top_k_fraction` < 1, both sums run only over the hardest pixels of the batch: the k pixels
+    with the largest v l, and all pixels that tie with the k-th (Wu et al. 2016, "Bridging
     category-level and instance-level semantic image segmentation", section 3.2). k is
     `top_k_fraction` times the number of valid pixels, rounded up.
     """
@@ -85,7 +85,7 @@ def focal(
     """Returns the focal loss, which down-weights well-classified pixels, in nats per pixel.
 
     The loss is (sum w[y] (1 - p[y])^gamma (-log p[y])) / (sum w[y]), with the class weights w and
-    the labels y. p is a softmax, not one sigmoid per class. gamma = 0 gives `cross_entropy`. In
+    the labels y. p is a softmax, not a sigmoid per class. gamma = 0 gives `cross_entropy`. In
     Lin et al. 2017 ("Focal loss for dense object detection", section 3.2), w is called alpha.
     """
     logits, target, valid = _prepare(logits, labels)
@@ -171,8 +171,8 @@ def soft_dice(
     """Returns one minus the soft Dice coefficient, averaged over classes, in [0, 1].
 
     dice = (2 sum p t + smooth) / (sum p + sum t + smooth). If `squared`, sum p^2 replaces sum p
-    (Milletari et al. 2016, "V-Net", section 3). Equal to `tversky` with alpha = beta = 1/2 and half
-    of `smooth`. See `tversky` for the options.
+    (Milletari et al. 2016, "V-Net", section 3). Equal to `tversky` with alpha = beta = 1/2 and
+    smooth / 2. See `tversky` for the options.
     """
     return tversky(
         logits,
@@ -236,9 +236,9 @@ def dice_ce(
 ) -> Float[Array, ""]:
     """Returns ce_weight * cross_entropy + dice_weight * soft_dice.
 
-    Class weights apply to both losses. Pixel weights and label smoothing apply to the
-    cross-entropy, and the other options to the Dice loss. Up to a constant of -1, the sum is the
-    loss of nnU-Net (Isensee et al. 2018).
+    Class weights apply to both losses. Pixel weights and label smoothing apply only to the
+    cross-entropy. The options after `label_smoothing` apply only to the Dice loss. Up to a constant
+    of -1, the sum is the loss of nnU-Net (Isensee et al. 2018).
     """
     ce = cross_entropy(
         logits,
@@ -299,7 +299,7 @@ def lovasz_softmax(
 def with_border_weights(
     loss: Callable[..., Float[Array, ""]], class_weights: Weights
 ) -> Callable[..., Float[Array, ""]]:
-    """Returns a function of (logits, labels, border) that weights each pixel by w[y] + border.
+    """Returns `loss` as a function of (logits, labels, border) with pixel weights w[y] + border.
 
     y is the label, w the class weights, and border [b, h, w] a field from `data.targets`. w[y] +
     border is equation 2 of Ronneberger et al. 2015 ("U-Net", section 3). A pixel whose class has
@@ -330,7 +330,7 @@ LOSSES: dict[str, Callable[..., Float[Array, ""]]] = {
 def _prepare(
     logits: ArrayLike, labels: ArrayLike
 ) -> tuple[Float[Array, "b h w c"], Bool[Array, "b h w c"], Bool[Array, "b h w"]]:
-    """Checks the inputs. Returns logits (0 at ignored pixels), one-hot targets and valid pixels."""
+    """Returns checked logits (0 at ignored pixels), one-hot targets and a mask of valid pixels."""
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     if logits.ndim != 4 or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"logits must be floats [b, h, w, c], not {logits.dtype} {logits.shape}")

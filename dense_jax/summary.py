@@ -33,7 +33,7 @@ from dense_jax.training import task
 
 
 class Layer(NamedTuple):
-    """The output and cost of a module, excluding its submodules.
+    """The output shape and the cost of a module, excluding submodules.
 
     path: The module names from the network down to the module.
     shape: The shape of the output for one image.
@@ -48,7 +48,7 @@ class Layer(NamedTuple):
 
 
 def layers(model: models.Segmenter, variables: Any, image: jax.ShapeDtypeStruct) -> list[Layer]:
-    """Returns the modules that hold parameters or upsample, in execution order.
+    """Returns a Layer for each module that holds parameters or upsamples, in execution order.
 
     variables: The model's variables or their shapes.
     image: The shape and dtype of an image, [1, h, w, c].
@@ -116,7 +116,7 @@ def layer_table(model: models.Segmenter, size: tuple[int, int], channels: int = 
 
 
 def training_cost(config: ConfigDict, num_classes: int, num_channels: int) -> dict[str, int]:
-    """Returns the bytes (see `cost.memory`) and FLOPs that a training step needs on each device.
+    """Returns the bytes of memory (see `cost.memory`) and the FLOPs of a training step per device.
 
     `aliased` is the memory of the donated old state, which the new state reuses. A training set in
     device memory (data.cache="device") is excluded. A multiply-add counts as two FLOPs.
@@ -149,7 +149,7 @@ def training_table(config: ConfigDict, num_classes: int, num_channels: int) -> s
 def crossings(config: Any) -> str:
     """Returns a Markdown table of the compatible encoders, decoders and upsampling methods.
 
-    config: The `config.model` from which all other fields are taken.
+    config: The `config.model` that provides the fields that the table does not vary.
 
     Each entry is "yes" or the number of an error message below the table.
     """
@@ -175,7 +175,7 @@ def crossings(config: Any) -> str:
 
 
 def _markdown(lines: Sequence[Sequence[str]], sides: str) -> str:
-    """Returns a table with header lines[0]. `sides` aligns each column, "<" left or ">" right."""
+    """Returns a Markdown table with header lines[0], columns aligned left ("<") or right (">")."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * (w - 1) + ("-" if s == "<" else ":") for w, s in zip(widths, sides, strict=True)]
 

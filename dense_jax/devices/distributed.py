@@ -29,7 +29,7 @@ _exchanges = itertools.count()  # the next number is equal in all processes
 
 
 def define_flags() -> None:
-    """Defines the flags. Parsing fails if only some of the `_EXPLICIT` flags are set."""
+    """Defines this module's flags. Parsing fails if only some of the `_EXPLICIT` flags are set."""
     flags.DEFINE_bool(
         "multihost", False, "Join the other processes that TPU, SLURM or Kubernetes name."
     )
@@ -85,15 +85,15 @@ def initialize() -> None:
 def agree(facts: Callable[[], Mapping[str, Any]]) -> None:
     """Raises the same ValueError in all processes if their `facts` differ.
 
-    facts: A function that returns {user-facing name: JSON value}. It is not called if there is a
-      single process.
+    facts: A function that returns {user-facing name: JSON value}. A single process does not call
+      the function.
     """
     if _joined() and (different := differences(_exchange(facts()))):
         raise ValueError(f"the processes must be alike, but differ in {'; '.join(different)}")
 
 
 def differences(all_facts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns a line per fact that differs: the values in process 0 and in another process."""
+    """Returns a line for each fact that differs between processes, with two differing values."""
     names = dict.fromkeys(name for facts in all_facts for name in facts)
     lines = []
     for name in names:
@@ -104,7 +104,7 @@ def differences(all_facts: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def check_shared(folder: epath.PathLike) -> None:
-    """Creates a folder. Raises ValueError in all processes unless they share the folder.
+    """Creates a folder, and raises ValueError in all processes unless they share the folder.
 
     Does nothing if there is a single process.
     """

@@ -96,7 +96,7 @@ def map_examples(function: Callable, mesh: Mesh) -> Callable:
 
 
 def share(mesh: Mesh) -> tuple[list[int], int, int]:
-    """Returns the replicas on this host, the host's index in a replica, and hosts per replica."""
+    """Returns this host's replicas, its index in a replica, and the number of hosts per replica."""
     hosts = [sorted({device.process_index for device in row}) for row in mesh.devices]
     replicas = [k for k, indices in enumerate(hosts) if jax.process_index() in indices]
     first = hosts[replicas[0]]

@@ -5,7 +5,7 @@ from typing import Any
 
 
 class OneStepLate:
-    """Calls `handle(*result)` for each result, in order, after the next result was dispatched.
+    """Calls `handle(*result)` for each result, in order, once the next result has been dispatched.
 
     JAX returns as soon as a computation is dispatched, but reading the result waits for the device.
     A host that reads each result before dispatching the next leaves the device idle in between.

@@ -86,5 +86,5 @@ def keep_memory() -> None:
 
 
 def seconds_of_process() -> float:
-    """Returns the seconds since the start of the command, which first imports this package."""
+    """Returns the seconds since this package was imported, the first thing a command does."""
     return time.perf_counter() - dense_jax.IMPORTED

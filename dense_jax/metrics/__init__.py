@@ -4,8 +4,8 @@ Region metrics are computed in two steps. `confusion_matrix` counts pixels on th
 The host adds up the matrices in int64 and calls `summarize` once, in float64. Scores are never
 averaged over batches, so the batch size, padding, order and number of devices cannot change them.
 
-Boundary and object metrics need an image's complete class maps [h, w] on the host; see `boundary`
-and `instances`. `aggregation` combines the results for the images of a split.
+Boundary and object metrics are computed on the host from complete class or object maps [h, w]; see
+`boundary` and `instances`. `aggregation` combines the results for the images of a split.
 
 A pixel is not counted if its label is IGNORE_LABEL or any other number outside [0, num_classes). A
 class without anything to score gets NaN, not 0 or 1, and is excluded from the means.
@@ -58,7 +58,7 @@ class Metric(NamedTuple):
     per_class: bool = True
     averaged: bool = True  # whether mean_NAME, the mean over classes, is a score
     pooled: bool = False
-    # Whether there is also a mean over images of each image's mean over the classes in its label.
+    # Whether the mean over the classes in an image's label is also averaged over the images.
     image_mean: bool = False
     unit: str = "%"  # or "pixels"; files store percentages as fractions
     higher_is_better: bool = True
@@ -144,7 +144,7 @@ def summarize(counts: ArrayLike) -> Scores:
 
 
 def named_scores(scores: Mapping[str, Any], class_names: Iterable[str]) -> dict[str, float]:
-    """Flattens scores to one number per path, such as eval/mean_iou or eval/iou/CLASS."""
+    """Flattens scores to {path: number}. Example paths are eval/mean_iou and eval/iou/<class>."""
     paths: dict[str, float] = {}
     for name, value in scores.items():
         if isinstance(value, float):
@@ -167,7 +167,7 @@ def mean(values: np.ndarray) -> float:
 
 
 def __getattr__(name: str) -> Any:
-    """Imports `metrics.confusion_matrix` on first use, so that other users do not import jax."""
+    """Imports `confusion_matrix` on first use, so that importing `metrics` does not import jax."""
     if name == "confusion_matrix":
         from dense_jax.metrics.confusion import confusion_matrix
 

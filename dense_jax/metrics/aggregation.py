@@ -16,14 +16,14 @@ Statistics = Mapping[str, np.ndarray]
 
 
 def image_statistics(measured: Statistics, foreground: Sequence[int] = ()) -> Statistics:
-    """Returns statistics [n, ...] of n images. `score` computes scores from sums over images.
+    """Returns statistics [n, ...] of n images. Their sums over images are the input of `score`.
 
-    Region scores use the confusion matrices. Each of the remaining scores uses a pair
-    [numerator, denominator]. For a mean over images, the pair is [value, 1], or [0, 0] if the image
-    has no value.
+    Region scores use the confusion matrices. Boundary scores, object scores and means over images
+    use pairs [numerator, denominator]. For a mean over images, the pair is [value, 1], or [0, 0] if
+    the image has no value.
 
     measured: The confusion_matrices [n, c, c] and the stacked results of `per_image.measure`.
-    foreground: The classes to merge and score as a single class. If empty, none are merged.
+    foreground: The classes to merge and score as a single class. If empty, no classes are merged.
     """
     matrices = measured["confusion_matrices"]
     statistics = {"confusion_matrices": matrices}

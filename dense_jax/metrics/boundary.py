@@ -37,7 +37,7 @@ _NEIGHBORS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
 class MapPair:
     """The predicted and true class maps of one image, and the distances between their boundaries.
 
-    num_classes: The number of classes. If None, the largest class in the maps plus one.
+    num_classes: The number of classes. If None, it is the largest class in the maps plus one.
     """
 
     def __init__(self, prediction: ClassMap, label: ClassMap, num_classes: int | None = None):
@@ -62,11 +62,11 @@ class MapPair:
 
     @functools.cached_property
     def distances(self) -> dict[int, tuple[Distances, Distances]]:
-        """The distances between the two boundaries of a class, {class: (forth, back)}, in pixels.
+        """The distances between predicted and true boundaries, {class: (forth, back)}, in pixels.
 
         `forth` contains the distance from each boundary pixel of the prediction to the label's
         boundary. `back` contains the reverse distances. If only one map has a boundary, all distances
-        are the image diagonal. If neither map has a boundary, the class is absent.
+        are the image diagonal. If neither map has a boundary, the class has no entry.
         """
         points = []
         for side in (self.guess, self.truth):
@@ -119,8 +119,8 @@ def boundary_f1(maps: MapPair, tolerance: float = TOLERANCE) -> PerClass:
 def hausdorff95(maps: MapPair) -> PerClass:
     """Returns the 95th percentile of the distance between boundaries, in pixels, per class.
 
-    One percentile is computed from prediction to label, and one from label to prediction. The
-    larger is returned. (Some tools pool both directions, which gives a smaller value.) Boundaries
+    The percentile is computed from prediction to label and from label to prediction, and the larger
+    value is returned. (Some tools pool both directions, which gives a smaller value.) Boundaries
     are defined in `boundary_f1`. For a class with a boundary in only one map, the result is the
     image diagonal.
     """
@@ -143,8 +143,8 @@ def boundary_iou(maps: MapPair, width: float = RIM_WIDTH) -> Overlap:
     """Counts the pixels in the intersection and the union of each class's predicted and true rims.
 
     The ratio of the two counts is the boundary IoU (Cheng et al. 2021, "Boundary IoU", section 4,
-    and their code). The rim of a class contains the pixels of the class near its boundary. Their
-    Chebyshev distance to a valid pixel outside the class or to the outside of the image is at most
+    and the authors' code). The rim of a class contains the pixels of the class whose Chebyshev
+    distance to a valid pixel outside the class, or to the outside of the image, is at most
     max(1, round(width * diagonal)) pixels.
     """
     reach = max(1, round(width * maps.diagonal))
@@ -156,7 +156,7 @@ def boundary_iou(maps: MapPair, width: float = RIM_WIDTH) -> Overlap:
 
 
 def trimap_iou(maps: MapPair) -> Float64[np.ndarray, "bands c 2"]:
-    """Counts each class's intersection and union pixels in bands around the label's boundaries.
+    """Counts the pixels in each class's intersection and union, in bands around label boundaries.
 
     Each width in BAND_WIDTHS defines a band (Kohli et al. 2009, "Robust higher order potentials for
     enforcing label consistency"). A boundary pixel has a 4-neighbor with another label. A band
@@ -175,7 +175,7 @@ def trimap_iou(maps: MapPair) -> Float64[np.ndarray, "bands c 2"]:
 
 
 def _is_near_another(side: Side, around: UInt8[np.ndarray, "k k"]) -> Bool[np.ndarray, "h w"]:
-    """Returns for each pixel whether `around` covers another class or the image's outside."""
+    """Marks the pixels whose window `around` covers another class or the outside of the image."""
     highest = cv2.dilate(side, around, borderType=cv2.BORDER_CONSTANT, borderValue=[_BEYOND])
     lowest = cv2.erode(np.where(side == _VOID, np.int16(_BEYOND), side), around)
     return (highest != side) | (lowest != side)

@@ -29,7 +29,8 @@ def confusion_matrix(
     if not 0 < num_classes <= IGNORE_LABEL:
         raise ValueError(f"num_classes must be 1 to {IGNORE_LABEL}, not {num_classes}")
     truth, guess = (x.reshape(-1).astype(jnp.int32) for x in (labels, predictions))
-    # Both methods give equal counts. On each platform, the other method is over 10 times slower.
+    # The counts are equal. `_count_by_adding` is over 10 times faster on a CPU, and over 10 times
+    # slower elsewhere.
     return jax.lax.platform_dependent(
         truth,
         guess,
@@ -41,7 +42,7 @@ def confusion_matrix(
 def _count_by_adding(
     truth: Int32[Array, " n"], guess: Int32[Array, " n"], num_classes: int
 ) -> Int32[Array, "c c"]:
-    """Adds 1 to the matrix entry of each pixel."""
+    """Counts by adding 1 to a matrix entry for each pixel."""
     valid = (truth >= 0) & (truth < num_classes) & (guess >= 0) & (guess < num_classes)
     entry = jnp.where(valid, truth * num_classes + guess, num_classes**2)
     counts = jnp.bincount(entry, length=num_classes**2 + 1)
@@ -51,7 +52,7 @@ def _count_by_adding(
 def _count_by_product(
     truth: Int32[Array, " n"], guess: Int32[Array, " n"], num_classes: int
 ) -> Int32[Array, "c c"]:
-    """Multiplies one-hot int8 matrices. Sums in int32, because float32 is inexact above 2**24."""
+    """Counts by multiplying one-hot matrices. Sums in int32; float32 is inexact above 2**24."""
     classes = jnp.arange(num_classes, dtype=jnp.int32)[None, :]
     return jnp.einsum(
         "nc,nk->ck",

@@ -1,8 +1,8 @@
 """Object metrics for one image: Rand and information scores, in NumPy.
 
-Both scores take two object maps [h, w], in which 0 is no object and k is object k. They compare
-which pixels belong together, so the object numbers of the maps need not agree. The scores are from
-the ISBI 2012 challenge (Arganda-Carreras et al. 2015, "Crowdsourcing the creation of image
+Both scores take two object maps [h, w], in which 0 means no object and k > 0 means object k. They
+compare which pixels belong together, so the maps may number objects differently. The scores are
+from the ISBI 2012 challenge (Arganda-Carreras et al. 2015, "Crowdsourcing the creation of image
 segmentation algorithms for connectomics"), with equal weights for splits and mergers.
 
 Only the pixels of the label's objects count. If such a pixel is in no predicted object, the pixel

@@ -41,7 +41,7 @@ _ALWAYS_SET = {"widths", "fusion", "norm", "dtype"}
 def build(config: Any, num_classes: int) -> Segmenter:
     """Builds the model that the fields of `config.model` describe.
 
-    Raises ValueError if a field is invalid or fields do not fit together.
+    Raises ValueError if a field is invalid or fields are incompatible.
     """
     set_fields = _set(config)
     for field, valid in CHOICES.items():

@@ -48,7 +48,7 @@ def max_unpool(
 
 
 def pixel_shuffle(x: Float[Array, "b h w n"], factor: int) -> Float[Array, "b H W c"]:
-    """Moves each pixel's channels, ordered (row, column, c), to factor x factor pixels."""
+    """Rearranges each pixel's channels, ordered (row, column, c), into factor x factor pixels."""
     b, h, w, n = x.shape
     x = x.reshape(b, h, w, factor, factor, n // factor**2).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, factor * h, factor * w, n // factor**2)
@@ -118,8 +118,8 @@ class Norm(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w c"]:
         options = {"epsilon": self.epsilon, "dtype": self.dtype, "name": self.kind}
         if self.kind == "batch":
-            # Not 0.99, because the averages must settle within a few hundred steps. The fast
-            # variance loses all precision if a mean is many standard deviations from 0.
+            # Momentum 0.99 is too slow, because the averages must settle in a few hundred steps.
+            # Fast variance loses all precision if a mean is many standard deviations from 0.
             return nn.BatchNorm(not train, momentum=0.9, use_fast_variance=False, **options)(x)
         if self.kind == "group":
             # With more groups, a small U-Net with 16 or 32 channels would get instance norm.
@@ -133,7 +133,7 @@ class ConvNorm(nn.Module):
     padding: The number of pixels added on every side, or "SAME" or "VALID".
     dilation: The distance between adjacent taps of the kernel, in pixels.
     depthwise: Whether to filter each channel separately. If True, x must have `features` channels.
-    use_bias: Whether the convolution has a bias. If None, it has one only without a norm.
+    use_bias: Whether the convolution has a bias. If None, it has a bias only if there is no norm.
     """
 
     features: int

@@ -1,8 +1,8 @@
 """Loads published encoder weights from files with torchvision's or timm's tensor names.
 
 `load` reads FILE.safetensors, FILE.npz, FILE.pth (if torch is installed) or hf://REPO/FILE. The
-file must contain every tensor of the encoder, with the expected shape. Every other tensor in the
-file must belong to the classification head.
+file must contain every tensor of the encoder, with the expected shape. Any additional tensors
+must belong to the classification head.
 """
 
 import zipfile
@@ -97,7 +97,7 @@ def load(path: str, encoder: str, norm: str, shapes: Mapping[str, Any]) -> dict[
 
 
 def read(path: str) -> dict[str, np.ndarray]:
-    """Returns the tensors of a file by name. Raises ValueError if the file cannot be read."""
+    """Returns {name: tensor} from a weight file. Raises ValueError if the file cannot be read."""
     if path.startswith("hf://"):
         return read(_download(path))
     if Path(path).suffix not in READERS:

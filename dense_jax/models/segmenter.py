@@ -25,9 +25,9 @@ class Pyramid:
     """The feature maps that an encoder passes to a decoder, keyed by stride in input pixels.
 
     features[s]: The feature map at stride s, [b, h/s, w/s, c_s]. Unpadded ("VALID") convolutions
-      trim some of its rows and columns.
+      trim some rows and columns.
     switches[s]: The argmax indices of the 2x2 max-pool of features[s], [b, h/2s, w/2s, c_s]. An
-      index is 2 * row + column within a window. Strides without such a max-pool are absent.
+      index is 2 * row + column within a window. Strides without a 2x2 max-pool are absent.
     """
 
     features: Mapping[int, Array]
@@ -56,7 +56,7 @@ class Encoder(nn.Module):
 
     The image is [b, h, w, c]. Both h and w must be multiples of the deepest stride.
 
-    norm: "batch", "group" or "none".
+    norm: The kind of normalization, "batch", "group" or "none".
     dropout: The dropout rate for the deepest features or, with a classifier, after fc6 and fc7.
     remat: Whether the backward pass recomputes activations inside a stage instead of storing them.
     dtype: The dtype of the computation.
@@ -75,7 +75,7 @@ class Encoder(nn.Module):
 
     @property
     def conv(self) -> Callable[..., ConvNorm]:
-        """The factory for ConvNorms with this norm and dtype, called with their other fields."""
+        """A factory for ConvNorms in which `norm` and `dtype` are already set."""
         return functools.partial(ConvNorm, norm=self.norm, dtype=self.dtype)
 
     @nn.nowrap

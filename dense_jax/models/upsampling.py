@@ -22,7 +22,7 @@ from dense_jax.models.layers import Project, max_unpool, pixel_shuffle
 
 
 class Upsampler(nn.Module):
-    """The base class of all methods, called as `up(x, switches=None)`.
+    """The base class of upsampling methods, called as `up(x, switches=None)`.
 
     x, [b, h, w, c], becomes [b, factor * h, factor * w, features]. `switches` are the argmax
     indices of the matching max-pool in the encoder (see `segmenter.Pyramid`), or None. If c !=
@@ -48,7 +48,7 @@ def repeat(x: Array, factor: int) -> Array:
 
 
 def bed_of_nails(x: Array, factor: int) -> Array:
-    """Moves each value to the top-left pixel of its cell. Other pixels are 0."""
+    """Moves each value to the top-left pixel of its cell. All other pixels are 0."""
     spread = (0, factor - 1, factor - 1)
     return jax.lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), spread, spread, (0, 0, 0)))
 
@@ -121,8 +121,8 @@ def bilinear_kernel(size: int, factor: int, channels: int) -> Float[np.ndarray, 
 class Fixed(Upsampler, kw_only=True):
     """Upsamples with a fixed (non-learned) method, after a projection to `features` channels.
 
-    Projecting before upsampling costs only 1/factor^2 of the operations. For interpolation, the
-    order does not change the result, because the interpolation weights sum to one.
+    Projecting before upsampling takes 1/factor^2 of the operations of projecting afterwards. For
+    interpolation, both orders give equal results, because the interpolation weights sum to one.
 
     enlarge: The fixed method, a function of a feature map and the factor.
     """
@@ -164,7 +164,7 @@ class TransposedConv(Upsampler):
     bilinear: Whether the kernel starts as channel-wise bilinear interpolation. If False, the kernel
       is initialized randomly with unit gain.
     learn: Whether the kernel is learned. If False, the bilinear kernel is fixed, without a bias.
-    conv_general_dilated: The convolution function, as in nn.Conv. If None, JAX's is used.
+    conv_general_dilated: A function to call instead of jax.lax.conv_general_dilated, or None.
     """
 
     kernel_size: int | None = None
@@ -196,8 +196,8 @@ class TransposedConv(Upsampler):
 class PixelShuffle(Upsampler):
     """A 3x3 convolution followed by a pixel shuffle (arXiv 1609.05158, section 2.2).
 
-    icnr: Whether all pixels of a cell start with equal random kernels, which avoids an initial
-      checkerboard (arXiv 1707.02937).
+    icnr: Whether the random kernels for the pixels of a cell start out equal, which avoids an
+      initial checkerboard (arXiv 1707.02937).
     """
 
     icnr: bool = False

@@ -17,7 +17,7 @@ CONVS = ("full", "depthwise", "none")
 
 
 class UNet(Decoder, kw_only=True):
-    """Upsamples the deepest features to stride 1, by 2 per level, and fuses encoder features.
+    """Upsamples the deepest features by 2 per level, to stride 1, and fuses encoder features.
 
     widths: The numbers of channels at strides 1, 2, 4 and so on. The last number applies to all
       larger strides.

@@ -16,10 +16,10 @@ TORCHVISION = "code of torchvision, BSD-3-Clause; trained on ImageNet, whose ter
 
 
 class Entry(NamedTuple):
-    """An encoder and its published weights. If there are none, `torch_name` is None.
+    """An encoder and its published weights. Without such weights, `torch_name` is None.
 
     make: The factory for the encoder, called with the fields of the encoder.
-    torch_name: A function (path, norm) that returns the name of the module at `path` in weight
+    torch_name: A function of (path, norm) that returns the name of the module at `path` in weight
       files. `norm` is the kind of normalization layer.
     normalization: The name, in NORMALIZATIONS, of the normalization used for pretraining.
     license: A description of the license of the published weights.

@@ -3,8 +3,8 @@
 At stride s, each feature covers a cell of s x s image pixels. With torchvision's padding, the last
 row and column of cells have no feature. The center of a receptive field is about half a cell (1.5,
 3.5, 7.5 and 15.5 pixels at the four strides) below and to the right of the cell's center. The 6x6
-window of fc6 extends one cell farther up and left than down and right. This cancels the offset to
-within half a pixel.
+window of fc6 extends one cell farther up and left than down and right. This shift cancels the
+offset to within half a pixel.
 """
 
 import jax
@@ -24,7 +24,7 @@ SMALLEST = 63  # height and width that the last pool needs, in pixels
 
 
 class AlexNet(Encoder):
-    """Returns features at strides 4, 8, 16 and 32 (pool5).
+    """The AlexNet encoder, with features at strides 4, 8, 16 and 32 (pool5).
 
     norm: "none" gives the original network without its local response normalization.
     classifier: Whether to append fc6 and fc7 after pool5, implemented as convolutions.
@@ -79,7 +79,7 @@ class AlexNet(Encoder):
 
 
 def torch_name(path: tuple[str, ...], *, norm: str) -> str:
-    """Returns the name of a module in torchvision's alexnet."""
+    """Returns the name of the module at `path` in torchvision's alexnet."""
     names = {"conv1": 0, "conv2": 3, "conv3": 6, "conv4": 8, "conv5": 10}
     if path[0] == "classifier":
         return {"fc6": "classifier.1", "fc7": "classifier.4"}[path[1]]

@@ -3,9 +3,9 @@
 Unlike the paper, torchvision uses batch norm, and 3x3 convolutions in the branches that the paper
 calls 5x5.
 
-At stride s, each feature covers a cell of s x s image pixels. At stride 2, the center of its
+At stride s, each feature covers a cell of s x s image pixels. At stride 2, the center of the
 receptive field is 0.5 pixels above and to the left of the cell's center. At strides 4, 8, 16 and
-32, it is 0.5, 2.5, 6.5 and 6.5 pixels below and to the right.
+32, the receptive field's center is 0.5, 2.5, 6.5 and 6.5 pixels below and to the right.
 """
 
 import functools
@@ -32,7 +32,7 @@ STAGES = {  # by stride: channels of (1x1, 3x3 reduced, 3x3, 5x5 reduced, 5x5, p
 
 
 class GoogLeNet(Encoder):
-    """Returns features at strides 2, 4, 8, 16 and 32 (inception 5b)."""
+    """The GoogLeNet encoder, with features at strides 2, 4, 8, 16 and 32 (inception 5b)."""
 
     width_multiplier: float = 1.0
 
@@ -97,7 +97,7 @@ def halve(x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
 
 
 def torch_name(path: tuple[str, ...], *, norm: str) -> str:
-    """Returns the name of a module in torchvision's googlenet."""
+    """Returns the name of the module at `path` in torchvision's googlenet."""
     last = "bn" if "norm" in path else "conv"
     blocks = path[: path.index("norm" if last == "bn" else "conv")]
     return ".".join((*blocks, last)).replace("_", ".")

@@ -2,7 +2,7 @@
 
 A bottleneck block applies its stride in the 3x3 convolution.
 
-At stride s, each feature covers a cell of s x s image pixels. Its receptive field is centered on
+At stride s, each feature covers a cell of s x s image pixels. The receptive field is centered on
 the top-left pixel of the cell, (s - 1) / 2 pixels above and to the left of the cell's center.
 """
 
@@ -17,7 +17,7 @@ from dense_jax.models.segmenter import Encoder, Pyramid, Spec
 
 
 class ResNet(Encoder, kw_only=True):
-    """Returns features at strides 2 (conv1), 4, 8, 16 and 32.
+    """The ResNet encoder, with features at strides 2 (conv1), 4, 8, 16 and 32.
 
     depths: The number of blocks at each stride from 4 to 32.
     """
@@ -95,7 +95,7 @@ def shortcut(x: Array, y: Array, stride: int, conv: Callable[..., ConvNorm], tra
 
 
 def torch_name(path: tuple[str, ...], *, norm: str) -> str:
-    """Returns the name of a module in torchvision's and timm's resnets."""
+    """Returns the name of the module at `path` in torchvision's and timm's resnets."""
     block = f"{path[0].replace('_', '.')}." if path[0].startswith("layer") else ""
     name = path[1] if block else path[0]
     is_norm = "norm" in path

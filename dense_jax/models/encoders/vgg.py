@@ -10,7 +10,7 @@ STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, number o
 
 
 class VGG16(Encoder):
-    """Returns features at strides 1, 2, 4, 8, 16 and 32 (pool5).
+    """The VGG16 encoder, with features at strides 1, 2, 4, 8, 16 and 32 (pool5).
 
     norm: "none" gives the original network, and "batch" gives torchvision's vgg16_bn.
     classifier: Whether to append fc6 and fc7 after pool5, implemented as convolutions.
@@ -57,7 +57,7 @@ class VGG16(Encoder):
 
 
 def torch_name(path: tuple[str, ...], *, norm: str) -> str:
-    """Returns the name of a module in torchvision's vgg16 (norm "none") or vgg16_bn."""
+    """Returns the name of the module at `path` in torchvision's vgg16 (norm "none") or vgg16_bn."""
     if path[0] == "classifier":
         return {"fc6": "classifier.0", "fc7": "classifier.3"}[path[1]]
     number, i = map(int, path[0].removeprefix("conv").split("_"))
