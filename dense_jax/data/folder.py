@@ -17,7 +17,7 @@ or, with the NAMEs of each split listed in a file, one per line,
      "values": [0, 255],                           values[i] is the raw value of class i
      "ignored_values": [128],                      raw values of ignored pixels
      "palette": [[0, 0, 0], [255, 128, 0]],        RGB color of each class in pictures
-     "range": [0, 4095]}                           values that map to 0 and 255 in non-8-bit images
+     "range": [0, 4095]}                           not 8-bit: values that become 0 and 255
 
 Any raw label value that is not declared is an error, even 255. Images may differ in size and format
 but not in the number of channels. If gray and RGB images are mixed, all become RGB. A .npy array is

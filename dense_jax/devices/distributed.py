@@ -93,7 +93,7 @@ def agree(facts: Callable[[], Mapping[str, Any]]) -> None:
 
 
 def differences(all_facts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns a line for each fact that differs between processes, with two differing values."""
+    """Returns a line for each fact that differs between processes, and two of its values."""
     names = dict.fromkeys(name for facts in all_facts for name in facts)
     lines = []
     for name in names:

@@ -43,7 +43,7 @@ def max_pool(
 def max_unpool(
     x: Float[Array, "b h w c"], switches: Int[Array, "b h w c"]
 ) -> Float[Array, "b 2*h 2*w c"]:
-    """Moves each value to its 2x2 window's argmax pixel. Other pixels are 0 (arXiv 1511.00561)."""
+    """Puts each value at the argmax pixel of its 2x2 window, and 0 elsewhere (arXiv 1511.00561)."""
     return pixel_shuffle(jnp.concatenate([jnp.where(switches == k, x, 0) for k in range(4)], -1), 2)
 
 

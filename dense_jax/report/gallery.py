@@ -42,9 +42,9 @@ class Evaluated(NamedTuple):
 def build(rows: Sequence[Row], limit: int) -> dict[str, Any] | None:
     """Returns the gallery as data for the page's script, or None if there is nothing to show.
 
-    For each row of the report, uses the first run that has predictions. Shows the `limit` images
-    on which the first row with predictions has its lowest mean IoU. Leaves out rows that were
-    evaluated on different images than this first row.
+    Each row of the report is represented by its first run with predictions. The gallery shows the
+    `limit` worst images (lowest mean IoU) of the first such row. Rows that were evaluated on
+    different images are left out.
     """
     evaluated = [e for i, row in enumerate(rows) if (e := _evaluated(i, row)) is not None]
     if not evaluated or limit < 1:

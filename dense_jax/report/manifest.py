@@ -54,7 +54,7 @@ def columns(report: Report) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def remarks(report: Report) -> list[str]:
-    """Returns the sentences below the table that depend on the runs. `rows.NOTE` is fixed."""
+    """Returns the run-dependent part of the text below the table. `rows.NOTE` is the other part."""
     if not report.rows:
         return []
     runs = [run for row in report.rows for run in row.runs]

@@ -39,7 +39,7 @@ class Job(NamedTuple):
 
 
 class Share(NamedTuple):
-    """A part of the machine for one job at a time. If `cores` is empty, jobs may use all cores."""
+    """A part of the machine that runs one job at a time. If `cores` is empty, jobs may use all cores."""
 
     cores: frozenset[int] = frozenset()
     environment: Mapping[str, str] = {}

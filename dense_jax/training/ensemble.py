@@ -2,7 +2,8 @@
 
 The methods of `Ensemble` keep four rules:
 - The device never waits for the host. A step's metrics are recorded while the next step runs.
-- A state is saved after its metrics are recorded, so a state that is not finite is never on disk.
+- A state is saved only after its metrics are recorded. Recording fails if they are not finite, so
+  no state with NaN or infinity reaches the disk.
 - No seed gets two checkpoints ahead of another.
 - The `best` state is on disk before the next `latest` state is saved.
 """
