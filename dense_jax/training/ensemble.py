@@ -97,9 +97,10 @@ class Ensemble:
         )
         self._eval_step = jit_eval_step(task.program, self._all_devices)
         with contextlib.ExitStack() as stack:
-            self._records = [RunRecord(folder, task.dataset) for folder in folders]
-            for record in self._records:
-                stack.callback(record.close)
+            self._records: list[RunRecord] = []
+            for folder in folders:
+                self._records.append(RunRecord(folder, task.dataset))
+                stack.callback(self._records[-1].close)  # even if the next folder cannot be opened
             self._start()
             self._batches = [self._open_batches(source, k) for k in self._seeds_here]
             for batches in self._batches:
