@@ -17,7 +17,7 @@ Objects = Integer[np.ndarray, "h w"]  # the number of each pixel's object, 0 out
 
 
 def components(label: Integer[np.ndarray, "h w"], classes: Iterable[int]) -> Objects:
-    """Returns an int32 map that numbers the 4-connected components of the given classes from 1."""
+    """Returns an int32 map of the 4-connected components of the given classes, numbered from 1."""
     objects = np.zeros(label.shape, np.int32)
     for k in classes:
         _, numbers = cv2.connectedComponents((label == k).astype(np.uint8), connectivity=4)

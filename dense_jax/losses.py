@@ -36,15 +36,16 @@ def cross_entropy(
 ) -> Float[Array, ""]:
     """Returns the weighted mean of the negative log-likelihood, in nats per pixel.
 
-    The loss is (sum_i v_i l_i) / (sum_i v_i w[y_i]), with the labels y, the pixel weights v
-    [b, h, w], the class weights w, the label smoothing e, and
-    l_i = -sum_k w[k] ((1 - e) t[i, k] + e / c) log p[i, k]. As in PyTorch, class weights also apply
+    The loss is (sum_i v_i l_i) / (sum_i v_i w[y_i]) over the valid pixels i, with labels y, pixel
+    weights v [b, h, w] and class weights w. A pixel's loss is
+    l_i = -sum_j w[j] ((1 - e) t[i, j] + e / c) log p[i, j] over the c classes j, with one-hot
+    labels t, softmax probabilities p and label smoothing e. As in PyTorch, class weights also apply
     to the smoothed labels.
 
-    If `top_k_fraction` < 1, both sums run only over the hardest pixels of the batch: the k pixels
-    with the largest v l, and all pixels that tie with the k-th (Wu et al. 2016, "Bridging
-    category-level and instance-level semantic image segmentation", section 3.2). k is
-    `top_k_fraction` times the number of valid pixels, rounded up.
+    If `top_k_fraction` < 1, both sums over i include only the k pixels with the largest v_i l_i,
+    and pixels that tie with the k-th (Wu et al. 2016, "Bridging category-level and instance-level
+    semantic image segmentation", section 3.2). k is `top_k_fraction` times the number of valid
+    pixels, rounded up.
     """
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be in [0, 1], not {label_smoothing}")
@@ -84,9 +85,10 @@ def focal(
 ) -> Float[Array, ""]:
     """Returns the focal loss, which down-weights well-classified pixels, in nats per pixel.
 
-    The loss is (sum w[y] (1 - p[y])^gamma (-log p[y])) / (sum w[y]), with the class weights w and
-    the labels y. p is a softmax, not a sigmoid per class. gamma = 0 gives `cross_entropy`. In
-    Lin et al. 2017 ("Focal loss for dense object detection", section 3.2), w is called alpha.
+    The loss is (sum w[y] (1 - p[y])^gamma (-log p[y])) / (sum w[y]) over the valid pixels. y is a
+    pixel's label, p its softmax (not a sigmoid per class), and w the class weights, which Lin et
+    al. 2017 call alpha ("Focal loss for dense object detection", section 3.2). gamma = 0 gives
+    `cross_entropy`.
     """
     logits, target, valid = _prepare(logits, labels)
     class_weights = jnp.ravel(_class_weights(class_weights, logits))
@@ -112,18 +114,18 @@ def tversky(
 ) -> Float[Array, ""]:
     """Returns the mean over classes of (1 - Tversky index)^gamma, in [0, 1].
 
-    index = (tp + smooth) / (tp + alpha fp + beta fn + smooth). The terms, in pixels, are
-    tp = sum p t, fp = sum p (1 - t) and fn = sum (1 - p) t. If `squared`, fp = sum p^2 (1 - t) and
-    fn = sum (1 - p)^2 t. alpha weights false positives, and beta weights false negatives (Salehi et
-    al. 2017, "Tversky loss function", section 2.2). For the focal Tversky loss, Abraham and Khan
-    2019 write the exponent as 1 / gamma, with gamma = 4 / 3.
+    index = (tp + smooth) / (tp + alpha fp + beta fn + smooth), where tp = sum p t,
+    fp = sum p (1 - t) and fn = sum (1 - p) t (Salehi et al. 2017, "Tversky loss function", section
+    2.2). The sums run over the valid pixels, p is the softmax probability of a class, and t is 1
+    for pixels of the class and 0 elsewhere. If `squared`, fp = sum p^2 (1 - t) and
+    fn = sum (1 - p)^2 t. The focal Tversky loss of Abraham and Khan 2019 has gamma = 3 / 4.
 
     per: "batch" sums over all pixels of the batch. "image" computes a loss for each (image, class)
       pair and averages these losses. Images without a valid pixel are excluded.
     absent: How to treat a class that is absent from the labels of the batch (or image). "skip"
       excludes the class from the mean. "zero" includes the class with loss 0. "one" applies the
       formula, which gives 1 for any false positive if smooth = 0.
-    class_weights: The weights w in the mean of the class losses l, (sum w l) / (sum w).
+    class_weights: The weights of the classes in the mean.
     include_background: Whether the mean includes class 0.
     """
     _check_choice("per", per, "batch", "image")
@@ -172,7 +174,7 @@ def soft_dice(
 
     dice = (2 sum p t + smooth) / (sum p + sum t + smooth). If `squared`, sum p^2 replaces sum p
     (Milletari et al. 2016, "V-Net", section 3). Equal to `tversky` with alpha = beta = 1/2 and
-    smooth / 2. See `tversky` for the options.
+    smooth / 2. See `tversky` for p, t and the options.
     """
     return tversky(
         logits,
@@ -203,7 +205,7 @@ def soft_jaccard(
 
     jaccard = (sum p t + smooth) / (sum p + sum t - sum p t + smooth). If `squared`, sum p^2
     replaces sum p (Rahman and Wang 2016, "Optimizing intersection-over-union in deep neural
-    networks"). Equal to `tversky` with alpha = beta = 1. See `tversky` for the options.
+    networks"). Equal to `tversky` with alpha = beta = 1. See `tversky` for p, t and the options.
     """
     return tversky(
         logits,
@@ -237,8 +239,8 @@ def dice_ce(
     """Returns ce_weight * cross_entropy + dice_weight * soft_dice.
 
     Class weights apply to both losses. Pixel weights and label smoothing apply only to the
-    cross-entropy. The options after `label_smoothing` apply only to the Dice loss. Up to a constant
-    of -1, the sum is the loss of nnU-Net (Isensee et al. 2018).
+    cross-entropy. The options after `label_smoothing` apply only to the Dice loss. The loss of
+    nnU-Net is this sum minus 1 (Isensee et al. 2018).
     """
     ce = cross_entropy(
         logits,
@@ -266,9 +268,9 @@ def lovasz_softmax(
     """Returns the Lovász-softmax loss, a convex surrogate of one minus IoU, in [0, 1].
 
     The loss is averaged over the classes that occur in the labels. The loss for one class is
-    sum_i e_i (J_i - J_(i-1)). The pixels i are sorted by descending error e = |t - p|. J_i is the
-    Jaccard loss if exactly the first i pixels are wrong (Berman et al. 2018, "The Lovász-softmax
-    loss", section 3).
+    sum_i e_i (J_i - J_(i-1)) (Berman et al. 2018, "The Lovász-softmax loss", section 3). The pixels
+    i are sorted by descending error e_i = |t_i - p_i| between the one-hot label t and the softmax
+    p. J_i is the Jaccard loss if exactly the first i pixels are wrong.
 
     per="batch" sorts all pixels of the batch together. per="image" computes one loss per image and
     averages over the images with a valid pixel (`per_image` in the authors' code).
@@ -299,11 +301,11 @@ def lovasz_softmax(
 def with_border_weights(
     loss: Callable[..., Float[Array, ""]], class_weights: Weights
 ) -> Callable[..., Float[Array, ""]]:
-    """Returns `loss` as a function of (logits, labels, border) with pixel weights w[y] + border.
+    """Returns a function of (logits, labels, border) that computes `loss` with border weights.
 
-    y is the label, w the class weights, and border [b, h, w] a field from `data.targets`. w[y] +
-    border is equation 2 of Ronneberger et al. 2015 ("U-Net", section 3). A pixel whose class has
-    weight 0 keeps weight 0.
+    border [b, h, w] is the field BORDER of `data.targets`. The weight of a pixel is w[y] + border,
+    where y is its label and w the class weights (Ronneberger et al. 2015, "U-Net", section 3,
+    equation 2). If w[y] is 0, the pixel has weight 0.
     """
 
     def weighted_loss(logits: Array, labels: Array, border: Array) -> Float[Array, ""]:

@@ -10,7 +10,7 @@ def suggestion(
     """Returns "; did you mean 'NAME'?" with the closest valid names, or "" if none is close.
 
     spelled: The text to show for each valid name. If None, the name itself is shown.
-    most: The largest number of names to suggest.
+    most: The maximum number of names to suggest.
     """
     near = difflib.get_close_matches(name, list(valid), most)
     names = [repr(spelled[word] if spelled else word) for word in near]

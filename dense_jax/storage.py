@@ -25,7 +25,7 @@ _LOG = logging.getLogger("dense_jax")
 def atomic(path: epath.PathLike) -> Iterator[IO[bytes]]:
     """Opens a file for writing. The file gets its name only when it is complete and on disk.
 
-    After an error, no new file is left, and an old file is unchanged.
+    If an error occurs, an existing file is unchanged, and no temporary file is left.
     """
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,15 +82,14 @@ def try_lock(file: IO | int, path: epath.PathLike) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        _LOG.warning("%s cannot be locked (%s): start no second run there", path, error)
+        _LOG.warning("%s cannot be locked (%s): do not start a second run there", path, error)
     return True
 
 
 def cache_folder() -> Path:
     """Returns the user's cache folder, for results that can be recomputed.
 
-    If the user has no home folder, the returned folder cannot be created. Callers must then work
-    without a cache.
+    If the user has no home folder, an attempt to create the returned folder raises OSError.
     """
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(os.devnull if cache.startswith("~") else cache) / "dense_jax"

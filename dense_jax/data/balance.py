@@ -1,7 +1,7 @@
 """Computes class weights that counter class imbalance, for `loss_options.class_weights`.
 
 METHODS holds functions that compute weights from the labels of the training split. PUBLISHED holds
-weights from papers. Each entry of PUBLISHED is for one dataset only.
+weights that were published for specific datasets.
 """
 
 import contextlib
@@ -19,21 +19,21 @@ Weights = Float64[np.ndarray, " c"]
 
 
 def median_frequency(counts: Counts) -> Weights:
-    """Returns median(f) / f for the frequency f of each class (median frequency balancing).
+    """Returns median-frequency class weights, median(f) / f, where f is the frequency of a class.
 
-    f is the class's share of the valid pixels in the images that contain the class (Eigen and
-    Fergus 2015, arXiv 1411.4734; SegNet). The median is over the classes that occur. A class that
-    does not occur gets 0.
+    The frequency of a class is its share of the valid pixels in the images that contain the class
+    (Eigen and Fergus 2015, arXiv 1411.4734; SegNet). The median is over the classes that occur. A
+    class that does not occur gets weight 0.
     """
     shown_in = counts.sum(axis=1) @ (counts > 0)  # [c], valid pixels in the images with the class
     return _relative(counts.sum(axis=0), shown_in, np.median)
 
 
 def inverse_frequency(counts: Counts) -> Weights:
-    """Returns n / (k n_c) for each class, which gives all classes the same total weight.
+    """Returns inverse-frequency class weights, which give all classes the same total weight.
 
-    n is the number of valid pixels, n_c the number of pixels of the class, and k the number of
-    classes that occur. A class that does not occur gets 0.
+    The weight of class c is n / (k n_c), where n is the number of valid pixels, n_c the number of
+    pixels of class c, and k the number of classes that occur. Absent classes get weight 0.
     """
     num_valid = np.full(counts.shape[1], counts.sum())
     return _relative(counts.sum(axis=0), num_valid, lambda f: 1 / f.size)
@@ -98,7 +98,7 @@ def _count(source: Source) -> Counts:
 def _relative(
     pixels: np.ndarray, total: np.ndarray, reference: Callable[[np.ndarray], float]
 ) -> Weights:
-    """Returns reference(f) / f for each class, where f = pixels / total. Absent classes get 0.
+    """Returns reference(f) / f per class, where f = pixels / total. A class without pixels gets 0.
 
     Raises ValueError if no class has pixels.
     """

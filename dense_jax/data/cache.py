@@ -16,10 +16,6 @@ from dense_jax.data.source import Examples
 class Cached(Examples):
     """A copy of a source, decoded once into memory that worker processes share. Labels are uint8.
 
-    The memory is an anonymous file (memfd), which unpickled copies open through /proc. A memfd
-    has no size limit, whereas many containers limit /dev/shm to 64 MB. A memfd is freed when the
-    last process that uses the memfd ends, whereas a temporary file outlives a killed process.
-
     Raises ValueError if there is not enough memory or if any example is invalid.
     """
 
@@ -28,6 +24,9 @@ class Cached(Examples):
         num_pixels = source.sizes.prod(axis=1, dtype=np.int64).sum()
         needed = int(num_pixels * (source.num_channels + 1 + extra))
         check_memory(needed, free_memory(), f"{len(source)} examples")
+        # An anonymous file (memfd) has no size limit, whereas many containers limit /dev/shm to
+        # 64 MB. Unlike a temporary file, a memfd is freed even if all processes that use it are
+        # killed. Unpickled copies open the memfd through /proc.
         file = os.fdopen(os.memfd_create("dense_jax"), "wb")
         weakref.finalize(self, file.close)
         lock = threading.Lock()
@@ -67,7 +66,7 @@ class Cached(Examples):
 
 
 def _append(value: Any, file) -> Any:
-    """Appends an array to `file` and returns the location. Returns other values unchanged."""
+    """Appends an array to `file` and returns its location. Returns a non-array value unchanged."""
     if not isinstance(value, np.ndarray):
         return value
     place = {"shape": value.shape, "dtype": value.dtype, "offset": file.tell()}
@@ -82,7 +81,7 @@ def free_memory() -> float:
 
 
 def check_memory(needed: int, free: float, what: str) -> None:
-    """Raises ValueError if needed > free, in bytes. `what` names the data in the message."""
+    """Raises ValueError if `needed` > `free`, both in bytes. `what` describes the data."""
     if needed > free:
         raise ValueError(
             f"data.cache needs {needed / 1e9:.2f} GB of memory for {what}, but only "

@@ -1,7 +1,7 @@
 """Describes public datasets in their original file formats. Each dataset is an entry of CATALOG.
 
-An entry says what the raw label values mean and where the files are, relative to the root. The
-colors are the official colors of each dataset. Splits without public labels are omitted.
+An entry says what the raw label values mean and where the files are, relative to the root. Palettes
+hold a dataset's official colors. Splits without public labels are omitted.
 """
 
 from dense_jax.data.files import Classes, FilesDataset, Layout, Stacks
@@ -13,7 +13,7 @@ def _colors(text: str) -> tuple[tuple[int, ...], ...]:
 
 
 def _voc_color(i: int) -> tuple[int, ...]:
-    """Returns the VOC color of class i. Bit (7 - k) of channel c is bit (3k + c) of i."""
+    """Returns the RGB color of class i in the palette of PASCAL VOC."""
     return tuple(
         sum((i >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)) for channel in range(3)
     )

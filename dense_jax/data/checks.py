@@ -13,9 +13,10 @@ from PIL import Image
 # frames in at least 7 bits.
 NEAR_BITS = 5
 
-# `looks_interpolated` returns True if the middle index lies between the outer indices in more than
-# this share of triples. In CamVid's 701 labels, the share is at most 0.04, or 0.07 if halved by
-# nearest neighbor. After resizing by interpolation or saving as JPEG, the share is at least 0.18.
+# `looks_interpolated` considers triples of equally spaced pixels whose outer indices differ by at
+# least 2. It returns True if the middle index is between them in more than this share of triples.
+# In CamVid's 701 labels, the share is at most 0.04, or 0.07 if halved by nearest neighbor. After
+# resizing by interpolation or saving as JPEG, the share is at least 0.18.
 _MAX_BETWEEN = 0.1
 _MIN_TRIPLES = 20  # with fewer such triples, the result is False
 
@@ -29,7 +30,7 @@ def difference_hash(image: UInt8[np.ndarray, "h w c"]) -> np.uint64:
     """Returns a 64-bit perceptual hash. The hashes of images that look the same differ in few bits.
 
     The image is shrunk to 8 x 9 pixels. Each bit says whether a pixel is brighter than its left
-    neighbor. The size and quality of the image have little effect on the hash.
+    neighbor. Resizing or compressing the image has little effect on the hash.
     """
     gray = Image.fromarray(image.mean(axis=-1, dtype=np.float32))
     cells = np.asarray(gray.resize((9, 8), Image.Resampling.BOX))
@@ -40,11 +41,11 @@ def looks_interpolated(label: Int32[np.ndarray, "h w"]) -> bool:
     """Returns whether a label seems to have been resized by interpolation or saved as JPEG.
 
     Interpolation creates false classes at borders, such as class 3 between classes 1 and 5. The
-    check considers triples of equally spaced pixels in rows and columns whose outer indices differ
-    by at least 2. Only in interpolated labels is the middle index often between the outer indices.
+    function therefore counts the pixels whose class index lies between the indices of two nearby
+    pixels on opposite sides.
 
-    The check misses interpolation if the indices of all adjacent classes differ by 1. The check may
-    wrongly report labels in which one class outlines another.
+    Interpolation is missed if the indices of all adjacent classes differ by 1. Labels in which one
+    class outlines another may be reported wrongly.
     """
     for distance in (1, 2):  # 2 finds interpolated labels that were later enlarged by nearest
         triples = between = 0

@@ -1,7 +1,7 @@
 """Decodes image and label files into arrays. Every error is a ValueError that names the file.
 
 In all functions, `file` is an open binary file, `where` is the file's name in messages, and `page`
-is the index of an image in a stack. If `page` is None, the file must hold a single image.
+is the index of an image in a multi-page file. If `page` is None, the file must hold one image.
 """
 
 import contextlib
@@ -92,7 +92,7 @@ def read_image(
 
     If `num_channels` is 3, gray images become RGB. If `num_channels` is 1, RGB images become gray.
 
-    value_range: The values that map to 0 and 255 in images that are not 8-bit. Values outside the
+    value_range: The values that map to 0 and 255 if the image is not 8-bit. Values outside this
       range are clipped.
     """
     with reading(where):
@@ -137,7 +137,7 @@ def to_channels(
 
 @contextlib.contextmanager
 def reading(where: str) -> Iterator[None]:
-    """Turns any exception from a decoder into a ValueError that names the file."""
+    """A context manager that turns any exception into a ValueError that names the file."""
     try:
         yield
     except UnidentifiedImageError as error:
@@ -198,16 +198,16 @@ def _open_tiff(file: BinaryFile) -> "tifffile.TiffFile":
 
 
 def _image_pages(tiff: "tifffile.TiffFile") -> list[int]:
-    """Returns the indices of pages except masks and thumbnails, or all indices if none remain."""
+    """Returns the indices of the pages, except masks and thumbnails if there are other pages."""
     pages = [page.aspage() for page in tiff.pages]
     images = [k for k, page in enumerate(pages) if not (page.is_reduced or page.is_mask)]
     return images or list(range(len(pages)))
 
 
 def _open_tiff_page(tags: "tifffile.TiffPage") -> _Opened:
-    """Opens a TIFF page. The page may have any number of channels of at least 8 bits each.
+    """Opens a TIFF page with any number of channels of at least 8 bits each.
 
-    A channel tagged as alpha is kept because GDAL tags any fourth channel as alpha.
+    Keeps alpha channels because GDAL tags any fourth channel as alpha.
     """
     c, dtype = tags.samplesperpixel, tags.dtype
     is_white_0 = tags.tags.valueof("PhotometricInterpretation") == 0
@@ -236,7 +236,7 @@ def _orientation(value: Any) -> int:
 
 
 def _open_picture(file: BinaryFile, page: int | None) -> _Opened:
-    """Opens an image with Pillow, as 8-bit gray, 8-bit RGB, or gray with more than 8 bits."""
+    """Opens an image with Pillow. Images that are not gray will be decoded as 8-bit RGB."""
     image = _open_pillow(file, page)
     is_png = isinstance(image, PngImagePlugin.PngImageFile)
     if is_png and image.mode[0] != "I" and ";16" in str(image.tile[0]):
@@ -334,7 +334,7 @@ def read_label(
 
 
 def _hint_of_bits(image: ImageFile.ImageFile) -> str:
-    """Returns a hint on how gray values of fewer than 8 bits are read, or "" for other images."""
+    """Explains how gray values of fewer than 8 bits are decoded. Returns "" for other images."""
     if image.mode == "1":
         return ". This file has 1 bit per pixel: black is 0 and white is 1"
     for bits, step in ((2, 85), (4, 17)):
@@ -347,7 +347,7 @@ def _hint_of_bits(image: ImageFile.ImageFile) -> str:
 
 
 def _undeclared(raw: np.ndarray, table: np.ndarray) -> str:
-    """Returns an error message that lists the undeclared values and a histogram of all values."""
+    """Returns an error message with the values missing in `table` and a histogram of all values."""
     values, counts = np.unique(raw.astype(np.uint16), return_counts=True)
     foreign = [int(v) for v in values if table[v] == _UNDECLARED]
     histogram = ", ".join(f"{v}: {n}" for v, n in list(zip(values, counts, strict=True))[:20])
@@ -368,5 +368,5 @@ def check_same_size(image: np.ndarray, label: np.ndarray, where: str) -> None:
             f"{where}: the image has {image.shape[0]} x {image.shape[1]} pixels "
             f"(height x width), its label {label.shape[0]} x {label.shape[1]}"
             + turned
-            * "; where the image's EXIF orientation turns it, the label must be turned, too"
+            * "; if the image's EXIF orientation rotates it, rotate the label, too"
         )

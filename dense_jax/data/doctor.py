@@ -44,7 +44,7 @@ class _Facts(NamedTuple):
 def examine(name: str, root: str) -> dict[str, Report]:
     """Returns {split: report} with `train` first. Each report has lists of `errors` and `warnings`.
 
-    If an image is in two splits, only the report on the later split lists the image.
+    An image that is in two splits is listed only in the report on the second split.
     """
     try:
         splits = sorted(data.DATASETS[name].splits(root), key=lambda split: split != "train")
@@ -125,7 +125,7 @@ def _facts(example: dict[str, Any]) -> _Facts:
 def _compare(
     first: str, first_facts: list[_Facts], second: str, report: Report, facts: list[_Facts]
 ) -> None:
-    """Lists in `report` which images of split `second` equal or resemble images of `first`."""
+    """Adds to `report` the images of split `second` that equal or resemble images of `first`."""
     names = {example.digest: example.name for example in first_facts}
     hashes = np.array([example.difference_hash for example in first_facts])
     equal, near = [], []
@@ -227,7 +227,7 @@ def draw(name: str, root: str, splits: Iterable[str], path: str) -> None:
 
 
 def is_picture(path: str | None) -> bool:
-    """Returns whether Pillow can write a file with this name, or True if `path` is None."""
+    """Returns True if `path` is None or has the extension of a format that Pillow can write."""
     endings = Image.registered_extensions()
     return path is None or endings.get(pathlib.Path(path).suffix.lower()) in Image.SAVE
 
@@ -245,8 +245,8 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_enum("name", None, list(data.DATASETS), "Dataset.", required=True)
-    command.define_folder("root", "The folder that holds its files.")
+    command.define_folder("root", "The folder that holds the dataset's files.")
     flags.DEFINE_bool("json", False, "Print JSON instead of text.")
     command.define_path("picture", "Where to write a picture of examples with their labels.")
-    flags.register_validator("picture", is_picture, "must end as a picture does, such as .png")
+    flags.register_validator("picture", is_picture, "must have an image extension, such as .png")
     command.run(main)

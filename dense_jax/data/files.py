@@ -1,6 +1,6 @@
 """Describes and reads datasets whose images and labels are files.
 
-A `FilesDataset` combines the `Classes` of a dataset with the supported file layouts.
+A `FilesDataset` describes a dataset by its `Classes` and the possible layouts of its files.
 """
 
 import dataclasses
@@ -50,10 +50,10 @@ class Item(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """A layout with one file per image and per label. SPLIT and NAME in paths are placeholders.
+    """A file layout with one file per image and per label, described by path patterns.
 
-    An image and its label have the same NAME. NAME.* matches an image of any format, and * as a
-    folder matches any folder. Paths are relative to the root.
+    Patterns are relative to the root. SPLIT and NAME are placeholders, NAME.* matches an image of
+    any format, and * as a folder name matches any folder. An image and its label share a NAME.
     """
 
     images: str
@@ -102,13 +102,13 @@ class Layout:
         return {name: files[name] for name in names}
 
     def path(self, root: pathlib.Path, pattern: str, split: str) -> pathlib.Path:
-        """Returns the path for `pattern` below the root, with SPLIT filled in."""
+        """Returns root / pattern with SPLIT filled in."""
         return root / pattern.replace("SPLIT", self.folders.get(split, split))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stacks:
-    """A layout with all images in one multi-page file and all labels in another."""
+    """A file layout with all images in one multi-page file and all labels in another."""
 
     images: str
     labels: str
@@ -119,7 +119,7 @@ class Stacks:
         return tuple(self.pages) if (root / self.images).is_file() else ()
 
     def items(self, root: pathlib.Path, split: str) -> list[Item]:
-        """Returns the files and the page of each example of a split, in page order."""
+        """Returns each example's files and page index, in page order."""
         return [
             Item(f"page_{page:03d}", root / self.images, root / self.labels, page)
             for page in self.pages[split]
@@ -214,8 +214,8 @@ class Files(Source):
 def fingerprint(about: str, files: Mapping[str, pathlib.Path]) -> str:
     """Returns a hex digest of `about` and of the name, size and last 4096 bytes of each file.
 
-    Copies of the files have the same fingerprint. Any change to a PNG file is noticed because the
-    file ends with a checksum. In other formats, changes that keep the size may be missed.
+    Copies of the files have the same digest. Any change to the pixel data of a PNG file changes the
+    digest because the data ends with a checksum. Other changes that keep the size may be missed.
     """
     digest = hashlib.sha256(about.encode())
     for name, path in files.items():
@@ -235,7 +235,7 @@ def header(path: pathlib.Path, page: int | None = None) -> tuple[int, int, int]:
 def read_json(path: pathlib.Path, hint: str, **options: Any) -> Any:
     """Reads a JSON file. Raises ValueError if the file is missing or invalid.
 
-    hint: The advice on how to get a missing file. options: Arguments for `json.loads`.
+    hint: The advice to show if the file is missing. options: Arguments for `json.loads`.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; {hint}")
@@ -276,7 +276,7 @@ def is_hidden(name: str) -> bool:
 
 
 def not_read(folder: pathlib.Path, endings: Sequence[str] = IMAGE_ENDINGS) -> str:
-    """Returns a message suffix that lists the files in `folder` not ending in `endings`, or ""."""
+    """Returns a note on the files in `folder` that have none of the `endings`, or ""."""
     others = [
         entry.name + "/" * entry.is_dir()
         for entry in (_entries(folder) if folder.is_dir() else [])
@@ -296,9 +296,9 @@ def _endings(pattern: str) -> tuple[str, ...]:
 
 
 def _ending(entry: os.DirEntry[str], endings: Sequence[str]) -> str | None:
-    """Returns the element of `endings` with which the name of a file ends, or None.
+    """Returns the element of `endings` that matches the end of a file's name, or None.
 
-    Returns None for folders and hidden files.
+    Always returns None for folders and hidden files.
     """
     if entry.name.startswith(".") or entry.is_dir():
         return None
@@ -306,7 +306,7 @@ def _ending(entry: os.DirEntry[str], endings: Sequence[str]) -> str | None:
 
 
 def _composed(name: str) -> str:
-    """Converts a name to Unicode NFC for comparison because macOS may decompose umlauts."""
+    """Normalizes a name to Unicode NFC, because macOS may store umlauts in decomposed form."""
     return unicodedata.normalize("NFC", name)
 
 

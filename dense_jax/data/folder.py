@@ -5,24 +5,24 @@
     ROOT/labels/SPLIT/NAME.png                                raw values or palette indices
     ROOT/instances/SPLIT/NAME.png                             optional: object numbers, 0 = none
 
-or, with the NAMEs of each split listed in a file, one per line,
+Alternatively, a text file lists the NAMEs of each split, one per line:
 
     ROOT/splits/SPLIT.txt
     ROOT/images/NAME.*, ROOT/labels/NAME.png, ROOT/instances/NAME.png
 
-`dataset.json` names the classes. All keys but "classes" are optional if the raw values are 0, 1, 2,
-... in labels and 0..255 in images. For example:
+`dataset.json` names the classes. Only "classes" is required if the raw label values are 0, 1, 2,
+... and the images are 8-bit. For example:
 
     {"classes": ["background", "cell"],            2 to 255 class names
      "values": [0, 255],                           values[i] is the raw value of class i
      "ignored_values": [128],                      raw values of ignored pixels
      "palette": [[0, 0, 0], [255, 128, 0]],        RGB color of each class in pictures
-     "range": [0, 4095]}                           not 8-bit: values that become 0 and 255
+     "range": [0, 4095]}                           if not 8-bit: values mapped to 0 and 255
 
-Any raw label value that is not declared is an error, even 255. Images may differ in size and format
-but not in the number of channels. If gray and RGB images are mixed, all become RGB. A .npy array is
-[h, w] or [h, w, c]. Instance files have 8 or 16 bits. If a split has instance files, every image
-must have one.
+A raw label value that is not listed in `dataset.json` is an error, even 255. Images may differ in
+size and format but not in the number of channels. If gray and RGB images are mixed, all become RGB.
+A .npy array is [h, w] or [h, w, c]. Instance files have 8 or 16 bits. If one image of a split has
+an instance file, every image of the split must have one.
 """
 
 import collections
@@ -80,7 +80,7 @@ class Folder(files.Files):
 
     @staticmethod
     def splits(root: Root) -> tuple[str, ...]:
-        """Returns the names of the splits: lists in ROOT/splits, or else folders in ROOT/images."""
+        """Returns the names of the splits, read from ROOT/splits or, if missing, ROOT/images."""
         root = pathlib.Path(root)
         return _layout(root).splits(root)
 
@@ -99,7 +99,7 @@ class Folder(files.Files):
 
     @property
     def not_read(self) -> str:
-        """A message suffix that lists the ignored files in the image folder, or ""."""
+        """A note that lists the files in the image folder that are not images, or "" if none."""
         return files.not_read(self._items[0].image.parent)
 
     def _paths(self, item: Item) -> Iterable[pathlib.Path]:
@@ -122,7 +122,7 @@ def _layout(root: pathlib.Path) -> Layout:
 
 
 def _check_disjoint(lists: Iterable[pathlib.Path]) -> None:
-    """Raises ValueError if two splits share an image, which would inflate the scores."""
+    """Raises ValueError if two of the lists name the same image, which would inflate the scores."""
     seen: dict[str, str] = {}
     for path in lists:
         for name, line in files.read_list(path).items():

@@ -1,9 +1,9 @@
 """Reads images of any size from top to bottom, one strip of rows at a time.
 
-`decode.read_image` reads small images whole. NumPy and libvips read large images in strips and
-return the same pixel values. If libvips would decode an image differently (such as CMYK), `decode`
-reads the image whole, whatever its size. Interlaced PNG and progressive JPEG files can only be
-decoded whole.
+Small images are read whole by `decode.read_image`. Large images are read in strips by NumPy (.npy
+files) or libvips. If libvips might return different pixel values than `decode`, for example for a
+CMYK image, the image is read whole, whatever its size. Interlaced PNG and progressive JPEG files
+can only be decoded whole.
 """
 
 import pathlib
@@ -42,9 +42,10 @@ def strips(
     page: int | None = None,
     value_range: decode.Range | None = None,
 ) -> Iterator[UInt8[np.ndarray, "_ w c"]]:
-    """Yields strips of rows of an image, from top to bottom.
+    """Yields an image as strips of rows, from top to bottom.
 
-    See `decode.read_image` for the arguments. Raises ValueError at a corrupt part of the file.
+    See `decode.read_image` for the arguments. Raises ValueError if the file is corrupt, possibly
+    only after some strips.
     """
     where = describe(path, page)
     with path.open("rb") as file:
@@ -128,9 +129,8 @@ def _open_vips(descriptor: int, page: int | None, is_tiff: bool) -> Any:
 
 
 def _is_plain_tiff(path: pathlib.Path, page: int | None) -> bool:
-    """Returns whether libvips decodes all of a TIFF file exactly as `decode` does.
+    """Returns whether libvips decodes a TIFF page exactly as `decode` does.
 
-    The image must be stored upright and with interleaved channels, and 0 must not mean white.
     Raises EOFError if the file is truncated.
     """
     import tifffile

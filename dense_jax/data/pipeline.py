@@ -1,9 +1,9 @@
 """Makes batches of NumPy arrays for this host from random-access sources.
 
-No other module in `data` knows about hosts. The position in the data depends only on the step, so a
-stream can start at any step and has no state to save. Batches do not depend on the number of hosts
-or workers. Global batch k of a run always holds examples k * batch_size to (k + 1) * batch_size - 1
-of the run, and host j of n gets examples j, j + n, j + 2n, ... of that batch.
+In training, global batch k holds examples k * batch_size to (k + 1) * batch_size - 1 of the run.
+Host j of n gets examples j, j + n, j + 2n, ... of each global batch. Global batches depend only on
+the source, the seed and the step, not on the number of hosts or workers. Therefore a stream can
+start at any step and has no state to save.
 """
 
 import functools
@@ -33,18 +33,20 @@ def train_batches(
     num_hosts: int = 1,
     workers: int = 0,
 ) -> grain.DatasetIterator[dict[str, np.ndarray]]:
-    """Yields training batches without end, starting after `step` steps. Reshuffles each epoch.
+    """Yields training batches without end, starting with batch `step`. Reshuffles each epoch.
 
-    batch_size: The size of the global batch. canvas: The height and width, in pixels, to which
-    examples are cropped or padded. workers: The number of worker processes, or 0 to use threads in
-    this process. Each batch holds the b = batch_size / num_hosts examples of this host:
+    Each batch holds this host's b = batch_size / num_hosts examples:
         image  uint8 [b, height, width, c]
         label  uint8 [b, height, width]; IGNORE_LABEL outside the example
         size   int32 [b, 2], the height and width of the example on the canvas, in pixels
         index  uint32 [b], the position of the example in the run, which seeds its augmentation
         name   str [b]
     and an array [b, height, width] for each of the source's fields.
-    If `canvas` is None, examples are not cropped or padded, and only `index` is added to them.
+
+    canvas: The height and width, in pixels, to which examples are cropped or padded. If None, the
+      examples stay as they are, except that `index` is added.
+    batch_size: The size of the global batch.
+    workers: The number of worker processes, or 0 to use threads in this process.
     """
     host_batch = _host_batch(batch_size, num_hosts)
     # The positions of the examples in the run. They end at the uint32 limit because Grain cannot
@@ -65,9 +67,9 @@ def eval_batches(
     """Yields batches of tiles for this host. All hosts together get each tile exactly once.
 
     A tile is a dict with at least `image`, `label` and an integer `index`. All tiles have equal
-    shapes. Labels become uint8. Every host gets the same number of batches, from one contiguous
-    block of tiles, so that hardly any image is decoded by two hosts. The last batches are padded to
-    full size with tiles whose index is -1 and whose labels are all IGNORE_LABEL.
+    shapes. Labels become uint8. All hosts get the same number of full batches. The last batches are
+    filled up with padding tiles, which have index -1 and only IGNORE_LABEL in the label. Each host
+    gets a contiguous block of tiles, so that two hosts rarely decode the same image.
     """
     host_batch = _host_batch(batch_size, num_hosts)
     length = -(-len(tiles) // batch_size) * host_batch
@@ -77,7 +79,7 @@ def eval_batches(
 
 
 def _tile(tiles: grain.sources.RandomAccessDataSource, k: int) -> dict[str, Any]:
-    """Returns tile k, or a padding tile if k is greater than the index of the last tile."""
+    """Returns tile k, or a padding tile if k >= len(tiles)."""
     tile = dict(tiles[min(k, len(tiles) - 1)])
     tile["label"] = tile["label"].astype(np.uint8)
     if k >= len(tiles):
@@ -105,7 +107,7 @@ def _draw(
     seed: int,
     index: int,
 ) -> dict[str, Any]:
-    """Returns the example at position `index` of the run. (seed, index) seeds the random crop."""
+    """Returns the example at position `index` of a run, cropped with the seed (seed, index)."""
     epoch, position = divmod(index, len(source))
     example = source[int(_order(len(source), seed, epoch)[position])]
     if canvas is not None:
@@ -123,9 +125,9 @@ def fit(
 ) -> dict[str, Any]:
     """Crops and pads an example to a canvas of fixed (height, width) in pixels.
 
-    An axis longer than the canvas is cropped to a window drawn from `rng`. A shorter axis is padded
-    at the end: the image with 0, the label with IGNORE_LABEL, and each field with its `fill`. The
-    label becomes uint8. Adds `size`, the int32 height and width of the example on the canvas.
+    An axis longer than the canvas is cropped at a random position. A shorter axis is padded at the
+    end: the image with 0, the label with IGNORE_LABEL, and each field with its `fill`. The label
+    becomes uint8. Adds `size`, the int32 height and width of the example on the canvas.
     """
     window, size = [], []
     for length, room in zip(example["label"].shape, canvas, strict=True):
@@ -169,10 +171,9 @@ def _iterate(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
 
 
 def _start_worker(worker: int, num_workers: int) -> None:
-    """Ties a worker process's lifetime to the training process.
+    """Makes a worker process ignore Ctrl-C and SIGTERM and end with the training process.
 
-    Ignores Ctrl-C and SIGTERM, which may be sent to the whole process group, because training
-    needs data until a checkpoint is saved.
+    Signals may reach the workers too, but training needs data until it has saved a checkpoint.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

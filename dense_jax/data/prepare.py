@@ -3,15 +3,15 @@
     python -m dense_jax.data.prepare --name=oxford_iiit_pet --root=DIR
     python -m dense_jax.data.prepare --name=NAME --root=DIR --output=RECORDS [--max_side=PIXELS]
 
-The first command downloads a TFDS dataset to DIR and needs the network. TFDS needs TensorFlow to
-write some datasets, such as oxford_iiit_pet. For these, run the command in a separate environment
-(`pip install tensorflow tensorflow-datasets array-record importlib_resources`) on any machine, and
-copy DIR. No other command needs TensorFlow.
+The first command downloads a TFDS dataset to DIR. For some datasets, such as oxford_iiit_pet, TFDS
+needs TensorFlow, which no other command needs. If TensorFlow is not installed, run the command in a
+separate environment (`pip install tensorflow tensorflow-datasets array-record importlib_resources`)
+on any machine, and copy DIR.
 
-The second command copies any dataset to RECORDS. A TFDS dataset is downloaded first. Open the copy
+The second command copies any dataset to RECORDS. TFDS datasets are downloaded first. Open the copy
 with `--config.data.name=records --config.data.root=RECORDS`. The copied examples are bitwise equal
-to the originals. With `--max_side`, larger examples are shrunk until the longer side has that many
-pixels. If the command is interrupted, run it again. Complete splits are kept.
+to the originals, except that `--max_side` shrinks examples whose longer side exceeds PIXELS. If the
+command is interrupted, run it again. Complete splits are kept.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ def prepare(name: str, root: str) -> None:
 def copy(name: str, root: str, output: str, max_side: int | None = None) -> None:
     """Writes every split of a dataset to `output` as records. Keeps splits that already exist.
 
-    Raises ValueError if an example is invalid or if `output` holds other data.
+    Raises ValueError if an example is invalid or if `output` holds another dataset.
 
     max_side: The maximum length of the longer side, in pixels. Larger examples are shrunk.
     """
@@ -99,7 +99,7 @@ def _description(
 
 
 def _claim(output: pathlib.Path, description: dict[str, Any]) -> None:
-    """Writes dataset.json unless it exists. Raises ValueError if `output` holds other data."""
+    """Writes dataset.json unless it exists. Raises ValueError if `output` holds another dataset."""
     output.mkdir(parents=True, exist_ok=True)
     path = output / "dataset.json"
     if path.exists():
@@ -166,7 +166,7 @@ def shrink(example: dict[str, Any], max_side: int) -> dict[str, Any]:
 def main(argv: list[str]) -> None:
     name, root, output = flags.FLAGS.name, flags.FLAGS.root, flags.FLAGS.output
     if output is None and (name not in TFDS_DATASETS or flags.FLAGS.max_side):
-        raise ValueError("--output is missing: where the records go")
+        raise ValueError("--output is missing: the folder to write the records to")
     if name in TFDS_DATASETS:
         prepare(name, root)
     if output is not None:
@@ -176,10 +176,10 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_enum("name", None, list(data.DATASETS), "Dataset.", required=True)
     command.define_folder(
-        "root", "The folder that holds its files; for TFDS, the data_dir.", required=True
+        "root", "The folder that holds the dataset's files; for TFDS, the data_dir.", required=True
     )
     command.define_folder("output", "The folder to write the records to.")
     flags.DEFINE_integer(
-        "max_side", None, "The longest side of the copies, in pixels.", lower_bound=1
+        "max_side", None, "The maximum length of the longer side, in pixels.", lower_bound=1
     )
     command.run(main)

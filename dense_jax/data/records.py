@@ -4,9 +4,8 @@
     ROOT/SPLIT.array_record      the examples of a split, for random access
 
 A record is a msgpack map of `name`, `size` (height and width in pixels), `image`, `label` and, if
-the split has instances, `instances`. The arrays are PNG-encoded. Labels hold class indices, and 255
-is ignored. An image with neither 1 nor 3 channels is stored as a wide gray image in which the
-channels of each pixel are side by side.
+the split has instances, `instances`. The arrays are PNG-encoded. Labels hold class indices, or 255
+for ignored pixels. If an image has neither 1 nor 3 channels, it is stored as gray [h, w * c].
 """
 
 import functools
@@ -26,7 +25,7 @@ from dense_jax.data.source import Source
 
 
 def pack(example: dict[str, Any]) -> bytes:
-    """Packs an example into a record, without loss."""
+    """Encodes an example as a record, losslessly."""
     image, label = example["image"], example["label"]
     height, width = label.shape
     record = {

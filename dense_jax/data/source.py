@@ -24,7 +24,7 @@ class Field(NamedTuple):
 
 
 class Examples(abc.ABC):
-    """The part of a source's interface that is sufficient to make batches.
+    """The part of the `Source` interface that batching needs.
 
     examples[i] is {"image": uint8 [h, w, num_channels], "label": int32/uint8 [h, w], "name": str}
     plus an array [h, w] for each of `fields`. Labels are in [0, num_classes) or IGNORE_LABEL.
@@ -68,12 +68,12 @@ class Source(Examples):
 
     @property
     def fingerprint(self) -> str | None:
-        """A hex digest that changes when the files change and is equal for copies of the files.
+        """A hex digest of the files, or None if the data is not read from files.
 
-        The digest is None if the data is not read from files.
+        The digest changes when the files change and is equal for copies of the files.
         """
         return None
 
     def instances(self, i: int) -> Objects:
-        """Returns the object number of each pixel of example i. Requires `has_instances`."""
+        """Returns the object number of each pixel of example i. `has_instances` must be true."""
         raise NotImplementedError

@@ -1,7 +1,7 @@
 """Generates scenes of textured shapes on a textured background, in memory.
 
-The scenes reveal differences between methods. Crisp boundaries, and threads that are 2 to 3 pixels
-wide, require skip connections. Specks cover less than 1 % of the pixels, so the choice of loss
+The scenes reveal differences between methods. Crisp boundaries and threads 2 to 3 pixels wide
+require skip connections. Specks cover less than 1 % of the pixels, so the choice of loss
 matters. Brightness varies over the image and between objects, so the value of a pixel does not
 reveal its class.
 """

@@ -1,7 +1,7 @@
 """Adds per-pixel targets to examples. A target is an additional array [h, w] in each example.
 
-To add a target, wrap a source in `WithTarget(source, Field(name), function)`. Every stage that
-handles examples, from the cache to augmentation, loops over `source.fields`.
+To add a target, wrap a source in `WithTarget(source, Field(name), function)`. All later stages,
+from the cache to augmentation, handle every field in `source.fields`.
 """
 
 import functools
@@ -21,13 +21,13 @@ BORDER = Field("border")
 
 
 def border_weights(objects: Objects, weight: float, sigma: float) -> Float32[np.ndarray, "h w"]:
-    """Returns an extra loss weight for background pixels between two close objects.
+    """Returns a map of extra loss weights, which are high in the background between close objects.
 
-    The result is weight * exp(-(d1 + d2)^2 / (2 sigma^2)), where d1 and d2 are the distances from a
-    pixel to the nearest and the second-nearest object. Distances and sigma are in pixels. This is
-    formula 2 in section 3 of Ronneberger et al. 2015, "U-Net", without the term w_c. Unlike in the
-    paper, the result is 0 inside objects because the network has to learn the background between
-    objects. If d1 + d2 > 6 sigma, the result is 0 (the formula gives less than 1.6e-8 * weight).
+    The value at a pixel is weight * exp(-(d1 + d2)^2 / (2 sigma^2)), where d1 and d2 are the
+    distances to the nearest and the second-nearest object. Distances and sigma are in pixels. This
+    is equation 2 in section 3 of Ronneberger et al. 2015, "U-Net", without the term w_c. Unlike in
+    the paper, the value is 0 inside objects because the weights are for the background between
+    them. If d1 + d2 > 6 sigma, the value is 0 (the formula gives less than 1.6e-8 * weight).
     """
     reach = 6 * sigma
     margin = math.ceil(reach)
@@ -78,7 +78,7 @@ class WithTarget(Examples):
 def with_border_weights(
     source: Source, *, weight: float, sigma: float, classes: Sequence[str] | None
 ) -> WithTarget:
-    """Returns a source whose examples also hold the field BORDER, made by `border_weights`.
+    """Returns the source with `border_weights` added to each example as the field BORDER.
 
     classes: The names of the classes whose connected components are the objects. If None, the
       objects are the source's instances.

@@ -18,8 +18,8 @@ For example, cores of 4 pixels and margins of 2 pixels cover an axis of 10 pixel
     tile 2                       6 7[8 9 8 7]6 5
 
 The *context* is the part of the margin that unpadded convolutions trim, so the network makes no
-prediction for it. The *overlap* is the part in which predictions from neighboring tiles are blended
-if the user enables blending. The overlap may be at most as wide as the margin minus the context.
+prediction for it. The *overlap* is the part of the margin in which predictions from neighboring
+tiles are blended, if blending is enabled. It is at most as wide as the margin minus the context.
 
 This module uses only NumPy because worker processes run it.
 """
@@ -49,7 +49,7 @@ class Tiles:
     tiles[k] is {"image": uint8 [th, tw, c], "label": uint8 [th, tw], "index": k}. The label is
     IGNORE_LABEL outside the core.
 
-    source: An object with `sizes`, int [n, 2], and source[i] with `image` and `label`.
+    source: An object with `sizes` (int [n, 2]) whose items are dicts with `image` and `label`.
     tile_size: The height and width of a tile, in pixels.
     margin: The width of the margin in pixels, as one number or one per axis.
     images: A mask, bool [n], of the images to cut. If None, all images are cut.
@@ -88,7 +88,7 @@ class Tiles:
         return Place(image, _window(start, stop), _window(self.margin, self.margin + stop - start))
 
     def shown(self, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the indices of the image rows and columns in tile k, reflected at the border."""
+        """Returns the indices of the image rows and columns in tile k, including reflections."""
         place = self.place(k)
         rows, columns = (
             reflect(np.arange(core.start - margin, core.start - margin + length), int(image_length))
@@ -140,14 +140,14 @@ def tilings(
     margin: int,
     context: int = 0,
 ) -> list[Tiles]:
-    """Cuts every image of a source into tiles. The tiles of an image do not depend on other images.
+    """Cuts all images into tiles. Returns a `Tiles` for each combination of tile size and margin.
 
-    Returns one `Tiles` per combination of tile size and margin (usually one, at most four).
+    On each axis, an image of at most `image_size` pixels gets a single tile if
+    image_size + 2 * context <= tile_size. This tile has length image_size + 2 * context, and its
+    margin is the context. The tiles of an image do not depend on other images.
 
     source, tile_size, margin: See `Tiles`.
-    image_size: The largest height and width of the run's images, in pixels. If image_size + 2 *
-      context <= tile_size on an axis, an image of at most image_size gets a single tile on that
-      axis. The tile's length is then image_size + 2 * context, and its margin is the context.
+    image_size: The largest height and width of the run's images, in pixels.
     context: The width of the context in pixels, which is the minimum margin.
     """
     longest = np.asarray(image_size) + 2 * context

@@ -16,10 +16,10 @@ T = TypeVar("T")
 
 
 def verify(source: Source) -> None:
-    """Raises ValueError if any example of a source is invalid or if all labels are ignored.
+    """Raises ValueError if any example of a source is invalid or if every pixel is ignored.
 
-    Otherwise, the fingerprint of the source is stored in the user's cache folder, and later calls
-    return at once. Data that does not come from files is not verified.
+    Sources that passed are remembered in the user's cache folder and not read again. Data that does
+    not come from files is not verified.
     """
     if source.fingerprint is None:
         return
@@ -39,7 +39,7 @@ def verify(source: Source) -> None:
 
 
 def scan(source: Source, function: Callable[[dict[str, Any]], T]) -> tuple[list[T], list[str]]:
-    """Calls function(example) for each example. Returns results and error messages like `visit`."""
+    """Calls function(example) for each example. Returns (results, errors) like `visit`."""
 
     def read(i: int) -> T:
         if source.has_instances:
@@ -55,7 +55,7 @@ def visit(
     """Calls function(i) for each i < `num_examples` in threads. Returns (results, errors).
 
     A call that raises ValueError or OSError adds an error message instead of a result. The lists
-    `results` and `errors` are in the order of i. The progress bar is shown only on a terminal.
+    `results` and `errors` are in the order of i. Shows a progress bar if run in a terminal.
     """
 
     def attempt(i: int) -> tuple[list[T], list[str]]:

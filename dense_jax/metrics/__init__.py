@@ -8,7 +8,7 @@ Boundary and object metrics are computed on the host from complete class or obje
 `boundary` and `instances`. `aggregation` combines the results for the images of a split.
 
 A pixel is not counted if its label is IGNORE_LABEL or any other number outside [0, num_classes). A
-class without anything to score gets NaN, not 0 or 1, and is excluded from the means.
+class with nothing to score gets NaN, not 0 or 1, and is excluded from the means.
 
 To add a region metric, add its formula to `_ALL`. To add a boundary or object metric, write a
 function in `boundary` or `instances` and add a line to `_ALL`.
@@ -124,11 +124,11 @@ def of_kind(kind: str) -> list[Metric]:
 
 
 def summarize(counts: ArrayLike) -> Scores:
-    """Returns all region metrics for a confusion matrix (rows are true classes), in float64.
+    """Returns all region metrics by name, given a confusion matrix (rows are true classes).
 
-    A metric with one value per class is returned as [c] under its name. For iou, dice and accuracy,
-    mean_NAME is the mean over the classes that are not NaN. Raises ValueError if the matrix is not
-    square or has a negative count, which indicates an int32 overflow.
+    Metrics with one value per class are arrays [c]. For iou, dice and accuracy, mean_NAME is the
+    mean over the classes that are not NaN. Raises ValueError if the matrix is not square or has a
+    negative count (a sign of an int32 overflow).
     """
     counts = np.asarray(counts)
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:

@@ -1,8 +1,7 @@
 """Aggregates the measurements of images into the scores of a split.
 
-Each image is reduced to statistics that can be summed: confusion matrices, numerators and
-denominators. A split's score is then a ratio of sums. Therefore an image without a class adds
-nothing to the sums for this class, and bootstrap resampling is cheap.
+Each image is reduced to statistics that can be summed over images: confusion matrices, numerators
+and denominators. A split is scored from these sums, which makes bootstrap resampling cheap.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,14 +15,13 @@ Statistics = Mapping[str, np.ndarray]
 
 
 def image_statistics(measured: Statistics, foreground: Sequence[int] = ()) -> Statistics:
-    """Returns statistics [n, ...] of n images. Their sums over images are the input of `score`.
+    """Returns statistics [n, ...] of n images, whose sums over images are the input of `score`.
 
-    Region scores use the confusion matrices. Boundary scores, object scores and means over images
-    use pairs [numerator, denominator]. For a mean over images, the pair is [value, 1], or [0, 0] if
-    the image has no value.
+    The statistics are confusion matrices for region scores and pairs [numerator, denominator] for
+    all other scores. For a mean over images, the pair is [value, 1], or [0, 0] if the value is NaN.
 
     measured: The confusion_matrices [n, c, c] and the stacked results of `per_image.measure`.
-    foreground: The classes to merge and score as a single class. If empty, no classes are merged.
+    foreground: The classes that are also scored as one merged class. May be empty.
     """
     matrices = measured["confusion_matrices"]
     statistics = {"confusion_matrices": matrices}
@@ -87,8 +85,8 @@ def bootstrap(
     The images are resampled with replacement `num_resamples` times. The ends are the 2.5th and
     97.5th percentiles of the resamples' scores (Efron and Tibshirani 1993, "An introduction to the
     bootstrap", chapter 13). The intervals say how much a score depends on the choice of test
-    images, not on the randomness of training. Resamples without a class do not count for the
-    scores of this class. If no resample counts or there is only one image, the ends are NaN.
+    images, not on the randomness of training. Resamples in which a score is NaN do not count for
+    this score. If a score is NaN in all resamples or there is only one image, both ends are NaN.
     """
     n = len(statistics["confusion_matrices"])
     draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=num_resamples)

@@ -64,9 +64,10 @@ class MapPair:
     def distances(self) -> dict[int, tuple[Distances, Distances]]:
         """The distances between predicted and true boundaries, {class: (forth, back)}, in pixels.
 
-        `forth` contains the distance from each boundary pixel of the prediction to the label's
-        boundary. `back` contains the reverse distances. If only one map has a boundary, all distances
-        are the image diagonal. If neither map has a boundary, the class has no entry.
+        `forth` holds the distance from each boundary pixel of the prediction to the label's
+        boundary, and `back` the distance from each boundary pixel of the label to the prediction's.
+        If only one map has a boundary, all distances are the image diagonal. If neither map has a
+        boundary, the class has no entry.
         """
         points = []
         for side in (self.guess, self.truth):
@@ -99,11 +100,11 @@ def boundary_f1(maps: MapPair, tolerance: float = TOLERANCE) -> PerClass:
     """Returns the F1 score of the boundary pixels of each class, in [0, 1].
 
     Precision is the fraction of the prediction's boundary pixels that are at most `tolerance` (a
-    fraction of the image diagonal) from the label's boundary. Recall is defined with the two
-    maps exchanged (Csurka et al. 2013, "What is a good evaluation measure for semantic
-    segmentation?", section 2.3). A boundary pixel of a class has a 4-neighbor that belongs to
-    another class or is outside the image. An ignored neighbor creates no boundary. The score is 0
-    for a class with a boundary in only one map.
+    fraction of the image diagonal) from the label's boundary. For recall, the two maps are swapped
+    (Csurka et al. 2013, "What is a good evaluation measure for semantic segmentation?", section
+    2.3). A pixel is on the boundary of its class if a 4-neighbor belongs to another class or is
+    outside the image. An ignored neighbor creates no boundary. The score is 0 for a class with a
+    boundary in only one map.
     """
     reach = tolerance * maps.diagonal
 
@@ -140,12 +141,12 @@ def average_surface_distance(maps: MapPair) -> PerClass:
 
 
 def boundary_iou(maps: MapPair, width: float = RIM_WIDTH) -> Overlap:
-    """Counts the pixels in the intersection and the union of each class's predicted and true rims.
+    """Returns the numerator and denominator of each class's boundary IoU, in pixels.
 
-    The ratio of the two counts is the boundary IoU (Cheng et al. 2021, "Boundary IoU", section 4,
-    and the authors' code). The rim of a class contains the pixels of the class whose Chebyshev
-    distance to a valid pixel outside the class, or to the outside of the image, is at most
-    max(1, round(width * diagonal)) pixels.
+    The boundary IoU is the IoU of the predicted and true rims of a class (Cheng et al. 2021,
+    "Boundary IoU", section 4, and the authors' code). The rim consists of the pixels of the class
+    whose Chebyshev distance to a valid pixel outside the class, or to the outside of the image, is
+    at most max(1, round(width * diagonal)) pixels.
     """
     reach = max(1, round(width * maps.diagonal))
     square = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
@@ -156,11 +157,11 @@ def boundary_iou(maps: MapPair, width: float = RIM_WIDTH) -> Overlap:
 
 
 def trimap_iou(maps: MapPair) -> Float64[np.ndarray, "bands c 2"]:
-    """Counts the pixels in each class's intersection and union, in bands around label boundaries.
+    """Returns the numerator and denominator of each class's IoU in bands around label boundaries.
 
     Each width in BAND_WIDTHS defines a band (Kohli et al. 2009, "Robust higher order potentials for
-    enforcing label consistency"). A boundary pixel has a 4-neighbor with another label. A band
-    contains the pixels whose Chebyshev distance to a boundary pixel is less than the width. Ignored
+    enforcing label consistency"). A band contains the pixels whose Chebyshev distance to a boundary
+    pixel is less than the width. A boundary pixel has a 4-neighbor with another label. Ignored
     neighbors also create a boundary, because some datasets draw boundaries as ignored pixels.
     """
     guess, truth = maps.guess, maps.truth
@@ -175,7 +176,7 @@ def trimap_iou(maps: MapPair) -> Float64[np.ndarray, "bands c 2"]:
 
 
 def _is_near_another(side: Side, around: UInt8[np.ndarray, "k k"]) -> Bool[np.ndarray, "h w"]:
-    """Marks the pixels whose window `around` covers another class or the outside of the image."""
+    """Marks the pixels with another class or the image border inside their window `around`."""
     highest = cv2.dilate(side, around, borderType=cv2.BORDER_CONSTANT, borderValue=[_BEYOND])
     lowest = cv2.erode(np.where(side == _VOID, np.int16(_BEYOND), side), around)
     return (highest != side) | (lowest != side)

@@ -42,7 +42,7 @@ def confusion_matrix(
 def _count_by_adding(
     truth: Int32[Array, " n"], guess: Int32[Array, " n"], num_classes: int
 ) -> Int32[Array, "c c"]:
-    """Counts by adding 1 to a matrix entry for each pixel."""
+    """Returns the confusion matrix, computed by adding 1 to an entry for each pixel."""
     valid = (truth >= 0) & (truth < num_classes) & (guess >= 0) & (guess < num_classes)
     entry = jnp.where(valid, truth * num_classes + guess, num_classes**2)
     counts = jnp.bincount(entry, length=num_classes**2 + 1)
@@ -52,7 +52,8 @@ def _count_by_adding(
 def _count_by_product(
     truth: Int32[Array, " n"], guess: Int32[Array, " n"], num_classes: int
 ) -> Int32[Array, "c c"]:
-    """Counts by multiplying one-hot matrices. Sums in int32; float32 is inexact above 2**24."""
+    """Returns the confusion matrix, computed as a product of one-hot matrices."""
+    # Sums in int32 because float32 is inexact above 2**24.
     classes = jnp.arange(num_classes, dtype=jnp.int32)[None, :]
     return jnp.einsum(
         "nc,nk->ck",

@@ -5,8 +5,8 @@ compare which pixels belong together, so the maps may number objects differently
 from the ISBI 2012 challenge (Arganda-Carreras et al. 2015, "Crowdsourcing the creation of image
 segmentation algorithms for connectomics"), with equal weights for splits and mergers.
 
-Only the pixels of the label's objects count. If such a pixel is in no predicted object, the pixel
-counts as an object by itself. The challenge's final ranking thinned borders before scoring; these
+Only the pixels inside the label's objects count. A pixel without a predicted object is treated as a
+predicted object of one pixel. The challenge's final ranking thinned borders before scoring; these
 functions do not. The best score is 1. If the label has no object, the score is NaN. This module
 never imports jax.
 """
