@@ -2,8 +2,8 @@
 
 The page shows one image at a time with the class colors at any opacity, lists the area of each
 class, and offers the class map for download. Images are read as in evaluation. By default, only
-this machine can open the page. The page loads nothing from other machines, and requests to foreign
-host names are refused. Requires Gradio, which the extra `demo` installs.
+this machine can open the page. The page loads nothing from other machines. Requires Gradio, which
+the extra `demo` installs.
 """
 
 import html
@@ -120,8 +120,8 @@ def make_page(predictor: Predictor, max_megapixels: float) -> "gradio.Blocks":
 class OwnHosts:
     """ASGI middleware that accepts only requests to IP addresses and to the host names in `names`.
 
-    This prevents DNS rebinding, in which a foreign website makes its host name resolve to this
-    machine, so that its pages can read from this server. Such requests carry the foreign name.
+    This prevents DNS rebinding, in which a malicious website makes its host name resolve to this
+    machine, so that its pages can read from this server. Such requests carry that host name.
     """
 
     def __init__(self, app: Any, names: Collection[str]):
@@ -194,12 +194,12 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     command.define_path(
         "workdir",
-        "Workdir of a run of dense_jax.main, or a file of dense_jax.export.",
+        "Workdir of a run of dense_jax.main, or a file written by dense_jax.export.",
         required=True,
     )
     flags.DEFINE_string(
-        "host", "127.0.0.1", "Address to serve at; 0.0.0.0 serves other machines, too."
+        "host", "127.0.0.1", "Address to listen on; 0.0.0.0 also serves other machines."
     )
-    flags.DEFINE_integer("port", 7860, "Port to serve at.", lower_bound=0, upper_bound=65535)
+    flags.DEFINE_integer("port", 7860, "Port to listen on.", lower_bound=0, upper_bound=65535)
     flags.DEFINE_float("max_megapixels", 25, "Larger images are refused.", lower_bound=0)
     command.run(main)

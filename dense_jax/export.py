@@ -39,8 +39,8 @@ def export(
 
     license: The license of the weights. If None, the file says that no license is stated.
 
-    Before tracing, raises ValueError or OSError if the checkpoint does not exist, if the file
-    cannot be written, or if the file exists and `overwrite` is False.
+    Raises ValueError or OSError if the checkpoint does not exist, if the file cannot be written, or
+    if the file exists and `overwrite` is False.
     """
     path = epath.Path(output)
     if path.is_dir():
@@ -126,6 +126,6 @@ if __name__ == "__main__":
     command.define_folder("workdir", "Workdir of a run of dense_jax.main.", required=True)
     command.define_path("output", "The file to write.", required=True)
     flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
-    flags.DEFINE_string("license", None, "License of the weights, for those who get the file.")
+    flags.DEFINE_string("license", None, "License of the weights, stated in the file.")
     flags.DEFINE_bool("overwrite", False, "Replace an existing file.")
     command.run(main)

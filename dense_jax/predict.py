@@ -57,7 +57,7 @@ def predict(
     images: A file, folder or glob, or a list of these; see `image_files`.
     opacity: The opacity of the class colors over the image, from 0 to 1.
     probabilities: The file format "npy" or "tif". If None, no probabilities are written.
-    max_megapixels: The size above which images are skipped.
+    max_megapixels: The maximum image size. Larger images are skipped.
     options: The options of `Predictor.using`.
 
     Before anything is written, raises ValueError if `images` names no file, if two images would
@@ -190,20 +190,20 @@ def main(argv: list[str]) -> None:
     )
     print(f"results are in {args.output}")
     if problems:
-        sys.exit("\n".join([*problems, f"{len(problems)} images were left out"]))
+        sys.exit("\n".join([*problems, f"{len(problems)} images were skipped"]))
 
 
 if __name__ == "__main__":
     command.define_path(
         "workdir",
-        "Workdir of a run of dense_jax.main, or a file of dense_jax.export.",
+        "Workdir of a run of dense_jax.main, or a file written by dense_jax.export.",
         required=True,
     )
     flags.DEFINE_list(
         "images",
         None,
         "Files, folders and globs, separated by commas; quote globs, and put double quotes around "
-        "a name with a comma in it.",
+        "a name that contains a comma.",
         required=True,
     )
     command.define_folder("output", "Folder for the results.", required=True)
@@ -212,14 +212,16 @@ if __name__ == "__main__":
     flags.DEFINE_float(
         "opacity", drawing.OPACITY, "Opacity of the overlay's colors.", lower_bound=0, upper_bound=1
     )
-    flags.DEFINE_enum("probabilities", None, ["npy", "tif"], "Write the classes' probabilities.")
+    flags.DEFINE_enum("probabilities", None, ["npy", "tif"], "Write the class probabilities.")
     flags.DEFINE_bool("uncertainty", False, "Write the entropy of the probabilities.")
-    flags.DEFINE_bool("blend", False, "Let tiles overlap by their margins, and blend them there.")
+    flags.DEFINE_bool("blend", False, "Blend the predictions of tiles where they overlap.")
     flags.DEFINE_list(
-        "augment", [], f"Average over changed copies of each image: {', '.join(tta.AUGMENTATIONS)}."
+        "augment", [], f"Average over transformed images: {', '.join(tta.AUGMENTATIONS)}."
     )
     flags.DEFINE_integer("batch_size", None, "Tiles per step; by default the run's.", lower_bound=1)
     command.define_size("tile_size", None, "HEIGHT,WIDTH in pixels; by default the run's.")
-    flags.DEFINE_integer("margin", None, "Context in pixels; by default the run's.", lower_bound=0)
-    flags.DEFINE_float("max_megapixels", 1000, "Larger images are left out.", lower_bound=0)
+    flags.DEFINE_integer(
+        "margin", None, "Margin around tile cores in pixels; by default the run's.", lower_bound=0
+    )
+    flags.DEFINE_float("max_megapixels", 1000, "Larger images are skipped.", lower_bound=0)
     command.run(main)

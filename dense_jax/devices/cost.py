@@ -26,7 +26,7 @@ def memory(compiled: Any) -> dict[str, int]:
 def flops(function: Callable, *shapes: Any) -> int | None:
     """Returns the number of floating-point operations of a function before any optimization.
 
-    A multiply-add counts as two. Products with a convolution's padding zeros do not count. The
+    A multiply-add counts as two. Products with a convolution's zero padding do not count. The
     number does not depend on the machine. Returns None if JAX_PLATFORMS excludes the CPU, because
     JAX counts FLOPs only for the CPU.
     """

@@ -1,16 +1,15 @@
 """Fast implementations of layers for XLA:CPU. Models do not depend on this module.
 
-Models use `nn.Conv` and `nn.BatchNorm`. While a function wrapped by `fast` is traced, these layers
-use the implementations in this file. The results are equal up to the order of additions. Layers
-with unsupported options (strides, dilation, groups, precision, ...) still use Flax.
+While a function wrapped by `fast` is traced, its `nn.Conv` and `nn.BatchNorm` layers use the
+implementations in this file. The results differ from Flax's only by rounding errors. Layers with
+unsupported options (strides, dilation, groups, precision, ...) still use Flax.
 
-Convolutions are JAX primitives whose implementation is chosen when a program is lowered. A CPU gets
-the implementations below, and any other platform gets XLA's, even within one exported program. The
-primitives have forward and reverse derivatives of all orders. Under `jax.vmap`, XLA's convolutions
-run instead.
+Convolutions are JAX primitives. On CPUs, a primitive is lowered to an implementation in this file,
+and on other platforms to XLA's convolution, even within one exported program. The primitives have
+forward and reverse derivatives of all orders. Under `jax.vmap`, they use XLA's convolutions.
 
-Times in the docstrings are from benchmarks/speed.md. Unless noted, they are ms per training step
-without -> with the optimization.
+Times in the docstrings are milliseconds per training step, without -> with the optimization (from
+benchmarks/speed.md).
 """
 
 import dataclasses
@@ -40,7 +39,8 @@ NEUTRAL = {
 }
 # XLA:CPU uses Eigen if there are at most this many input and output channels, else YNNPACK.
 FEW = 16
-# YNNPACK in jaxlib 0.10 runs most convolutions on a single thread.
+# YNNPACK in jaxlib 0.10 runs most convolutions on a single thread, so Eigen is faster (unet32
+# predicts 4 images of 128 x 128 pixels in 108 instead of 152 ms).
 IS_THREADED = jax.__version_info__ >= (0, 11)
 # If a tap has at least this many weights per pixel, reversing the kernel dominates the run time.
 MANY = 128
@@ -75,7 +75,7 @@ def _replace(call: Callable, args: tuple, kwargs: dict, context: nn.module.Inter
 
 
 def _takes_convolution(module: nn.Module) -> bool:
-    """Returns whether a module such as nn.Conv accepts a convolution function and has none yet."""
+    """Returns whether a module, such as nn.Conv, has an unset `conv_general_dilated` field."""
     other = getattr(module, "conv_general_dilated_cls", None)
     return getattr(module, "conv_general_dilated", convolution) is None and other is None
 
@@ -89,8 +89,8 @@ def convolution(
 ) -> Float[Array, "b *Space f"]:
     """Computes jax.lax.conv_general_dilated, by default for NHWC images and HWIO kernels.
 
-    The fast path requires stride 1, less padding on each side than the kernel's size, and `NEUTRAL`
-    options. All other convolutions go to XLA unchanged.
+    The fast implementations require stride 1, default options, and less padding on each side than
+    the kernel's size. XLA computes all other convolutions.
     """
     is_neutral = all(NEUTRAL.get(name) == options[name] for name in options)
     precision = jax.config.values["jax_default_matmul_precision"]
@@ -110,10 +110,10 @@ def convolution(
 
 
 def _by_patches(x: Array, kernel: Array, pads: Pads) -> Array:
-    """Convolves by a single matrix product of all patches of x with the kernel.
+    """Convolves by im2col, a single matrix product of all patches of x with the kernel.
 
-    If there are few pixels and thousands of channels, as in AlexNet's and VGG's fc6, XLA:CPU's
-    convolution is many times slower. The patches take as much memory as one copy of x per tap.
+    For few pixels and thousands of channels, as in AlexNet's and VGG's fc6, im2col is many times
+    faster than XLA:CPU's convolution. The patches take the memory of one copy of x per kernel tap.
     """
     rows, columns, _, features = kernel.shape
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
@@ -154,10 +154,7 @@ def _back(pads: Pads, size: Sequence[int]) -> Pads:
 
 
 def _conv_on_cpu(x: Array, kernel: Array, *, pads: Pads) -> Array:
-    """Convolves with YNNPACK if YNNPACK is multithreaded, otherwise with Eigen.
-
-    On JAX 0.10, Eigen predicts 4 images of 128 x 128 pixels with unet32 in 108 instead of 152 ms.
-    """
+    """Convolves with YNNPACK if YNNPACK is multithreaded, otherwise with Eigen."""
     if max(kernel.shape[2:]) <= FEW:
         return (_two_at_once if IS_THREADED else _conv)(x, kernel, pads=pads)
     return (_conv if IS_THREADED else _by_eigen)(x, kernel, pads=pads)
@@ -166,8 +163,8 @@ def _conv_on_cpu(x: Array, kernel: Array, *, pads: Pads) -> Array:
 def _by_eigen(x: Array, kernel: Array, *, pads: Pads) -> Array:
     """Convolves, forcing XLA to use Eigen instead of YNNPACK.
 
-    Pads the height to a total of at least the kernel's height, which YNNPACK does not support, and
-    drops the extra output rows.
+    YNNPACK does not support as many rows of padding (top + bottom) as the kernel has rows. This
+    function therefore adds enough padding and drops the extra output rows.
     """
     (top, bottom), columns = pads
     extra = max(0, len(kernel) - top - bottom)
@@ -176,10 +173,11 @@ def _by_eigen(x: Array, kernel: Array, *, pads: Pads) -> Array:
 
 
 def _two_at_once(x: Array, kernel: Array, *, pads: Pads) -> Array:
-    """Convolves, computing pixel pairs as pixels with twice the channels so XLA uses YNNPACK.
+    """Convolves, computing two adjacent pixels at once so that XLA uses YNNPACK.
 
-    The kernel consists of two shifted copies of `kernel`, each one column wider. A 3x3 kernel needs
-    a third more products, but training is faster (unet16 on one core: 221 -> 203 ms).
+    The convolution has a horizontal stride of 2 and twice the output channels. Its kernel consists
+    of two copies of `kernel`, shifted by one column. A 3x3 kernel needs a third more products, but
+    training is faster (unet16 on one core: 221 -> 203 ms).
     """
     _, columns, _, features = kernel.shape
     (left, right), width = pads[1], x.shape[2] + sum(pads[1]) - columns + 1
@@ -199,10 +197,11 @@ def _has_few_pixels(shape: Sequence[int], kernel_shape: Sequence[int]) -> bool:
 
 
 def _input_gradient_on_cpu(g: Array, kernel: Array, *, pads: Pads) -> Array:
-    """Computes the input gradient by a convolution or, for few pixels, one matrix product per tap.
+    """Computes a convolution's input gradient from the gradient g of the output.
 
-    The matrix products avoid the convolution's reversed and transposed copy of the kernel
-    (unet_resnet34 on one core, measured twice: 634 -> 568 and 630 -> 625 ms).
+    For few pixels, uses one matrix product per kernel tap. A convolution would need a reversed and
+    transposed copy of the kernel (unet_resnet34 on one core, measured twice: 634 -> 568 and
+    630 -> 625 ms).
     """
     (top, bottom), (left, right) = back = _back(pads, kernel.shape)
     rows, columns, channels, _ = kernel.shape
@@ -219,7 +218,7 @@ def _input_gradient_on_cpu(g: Array, kernel: Array, *, pads: Pads) -> Array:
 
 
 def _kernel_gradient_on_cpu(x: Array, g: Array, *, pads: Pads) -> Array:
-    """Computes the kernel gradient by a one-dimensional convolution along the height.
+    """Computes a convolution's kernel gradient by a one-dimensional convolution along the height.
 
     XLA's two-dimensional convolution takes up to four times as long. Training steps get faster
     (unet16: 202 -> 175 ms, unet64: 1087 -> 720 ms).
@@ -248,7 +247,7 @@ def _kernel_gradient_on_cpu(x: Array, g: Array, *, pads: Pads) -> Array:
 
 
 def _side_by_side(parts: Sequence[Array]) -> Array:
-    """Concatenates channels by adding zero-padded arrays. XLA:CPU compiles the sum to one loop."""
+    """Concatenates channels by adding zero-padded arrays, which XLA:CPU compiles to one loop."""
     before, after = 0, sum(part.shape[-1] for part in parts)
     padded = []
     for part in parts:
@@ -301,8 +300,8 @@ ad.defbilinear(
 def _is_plain_batch_norm(module: nn.BatchNorm, x: Array, *others: Any) -> bool:
     """Returns whether `_batch_norm` can replace a module.
 
-    The module must be in training mode on a CPU. All options that are not in `free` must have their
-    default values. In evaluation mode, Flax's batch norm is already fast.
+    The module must be in training mode on a CPU. Options that `_batch_norm` does not support must
+    have their default values. In evaluation mode, Flax's batch norm is already fast.
     """
     free = ("momentum", "epsilon", "dtype", "use_running_average", "use_fast_variance")
     fields = [f for f in dataclasses.fields(module) if f.name not in (*free, "parent", "name")]
@@ -315,8 +314,8 @@ def _is_plain_batch_norm(module: nn.BatchNorm, x: Array, *others: Any) -> bool:
 def _batch_norm(module: nn.BatchNorm, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """Normalizes a training batch by one multiplication and one addition per value.
 
-    Stores only x for the backward pass, whereas Flax stores two arrays of the size of x. The
-    time of a training step falls (unet16 on one core, measured twice: 220 -> 216, 230 -> 205 ms).
+    Stores only x for the backward pass, whereas Flax stores two arrays of the size of x
+    (unet16 on one core, measured twice: 220 -> 216 and 230 -> 205 ms).
     """
     channels, scope = x.shape[-1:], module.scope
     assert scope is not None

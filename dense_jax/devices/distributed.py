@@ -1,6 +1,6 @@
 """Runs several processes as one run: they find each other, agree on settings and fail together.
 
-Imports jax only to join the other processes, because `sweep` uses the flags without jax.
+Imports jax lazily, because `sweep` uses the flags without jax.
 """
 
 import contextlib
@@ -29,15 +29,15 @@ _exchanges = itertools.count()  # the next number is equal in all processes
 
 
 def define_flags() -> None:
-    """Defines this module's flags. Parsing fails if only some of the `_EXPLICIT` flags are set."""
+    """Defines the flags of this module. Invalid combinations fail when flags are parsed."""
     flags.DEFINE_bool(
-        "multihost", False, "Join the other processes that TPU, SLURM or Kubernetes name."
+        "multihost", False, "Join the other processes of the TPU, SLURM or Kubernetes job."
     )
     flags.DEFINE_string(
-        "coordinator", None, "Join other processes: HOST:PORT where process 0 listens."
+        "coordinator", None, "Join other processes: the HOST:PORT at which process 0 listens."
     )
     flags.DEFINE_integer("num_processes", None, "With --coordinator: the number of processes.")
-    flags.DEFINE_integer("process_id", None, "With --coordinator: the number of this one, from 0.")
+    flags.DEFINE_integer("process_id", None, "With --coordinator: the ID of this process, from 0.")
     flags.register_multi_flags_validator(_EXPLICIT, _check)
 
 
@@ -48,12 +48,11 @@ def given() -> list[str]:
 
 
 def initialize() -> None:
-    """Joins the other processes if the flags name any. Must be called before any other use of jax.
+    """Joins the other processes if the flags name any. Must precede any other use of jax.
 
-    Raises ValueError if the coordinator's address cannot be used. Exits if not all processes join
-    within START_TIMEOUT. Later, if a process dies or becomes unreachable, JAX aborts the remaining
-    processes (SIGABRT) within TIMEOUT, even in the middle of a step. See `together` for a process
-    that raises an error.
+    Raises ValueError if the coordinator's address cannot be used. Exits if some processes have not
+    joined within START_TIMEOUT. If a process dies or becomes unreachable later, JAX aborts the
+    others (SIGABRT) within TIMEOUT, even in the middle of a step.
     """
     args = flags.FLAGS
     if not args.multihost and args.coordinator is None:
@@ -83,17 +82,17 @@ def initialize() -> None:
 
 
 def agree(facts: Callable[[], Mapping[str, Any]]) -> None:
-    """Raises the same ValueError in all processes if their `facts` differ.
+    """Raises the same ValueError in all processes if the result of `facts` differs between them.
 
-    facts: A function that returns {user-facing name: JSON value}. A single process does not call
-      the function.
+    facts: A function that returns {user-facing name: JSON value}. Not called if there is only one
+      process.
     """
     if _joined() and (different := differences(_exchange(facts()))):
         raise ValueError(f"the processes must be alike, but differ in {'; '.join(different)}")
 
 
 def differences(all_facts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns a line for each fact that differs between processes, and two of its values."""
+    """Returns a line for each fact that differs between processes, with two different values."""
     names = dict.fromkeys(name for facts in all_facts for name in facts)
     lines = []
     for name in names:
@@ -104,7 +103,7 @@ def differences(all_facts: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def check_shared(folder: epath.PathLike) -> None:
-    """Creates a folder, and raises ValueError in all processes unless they share the folder.
+    """Creates a folder. Raises ValueError in all processes unless all share the folder.
 
     Does nothing if there is a single process.
     """
@@ -176,9 +175,9 @@ def together() -> Iterator[None]:
 
 
 def _exchange(value: Any) -> list[Any]:
-    """Gathers a JSON value from every process, in the order of the process numbers.
+    """Returns the JSON `value` of every process, in the order of the process IDs.
 
-    Uses no device, so the exchange works before any compilation and with mismatched devices.
+    Uses no device, so the exchange also works if the processes have different devices.
     """
     jax, key = _joined(), f"dense_jax/exchange/{next(_exchanges)}"
     jax.client.key_value_set(f"{key}/{jax.process_id}", json.dumps(value))
@@ -232,7 +231,7 @@ def _check_address(coordinator: str, process_id: int) -> None:
 
 
 def _check(values: Mapping[str, Any]) -> bool:
-    """Raises flags.ValidationError unless all `_EXPLICIT` flags are valid or all are unset."""
+    """Raises flags.ValidationError if a flag is invalid or only some flags are set."""
     missing = [f"--{name}" for name in _EXPLICIT if values[name] is None]
     if len(missing) == len(_EXPLICIT):
         return True

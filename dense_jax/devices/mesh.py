@@ -1,6 +1,6 @@
 """The device mesh and the sharding of arrays over it.
 
-The "replica" axis enumerates the seeds that train in parallel, each on an equal share of devices.
+The "replica" axis enumerates the seeds that train in parallel, each on the same number of devices.
 The "data" axis enumerates the devices of a replica. Within a replica, training is data-parallel:
 parameters are replicated, batches are split, and the optimizer state is either replicated or split.
 Training a single seed uses one replica.
@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 
 def make_mesh(num_replicas: int = 1) -> Mesh:
-    """Returns a mesh of all devices, ordered by host. XLA propagates shardings (Auto axes)."""
+    """Returns a mesh of all devices, with axes "replica" and "data". Orders devices by host."""
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     return Mesh(
         np.reshape(devices, (num_replicas, -1)),
@@ -58,17 +58,15 @@ def sharded(mesh: Mesh) -> NamedSharding:
 def spread(shapes: Any, mesh: Mesh) -> Any:
     """Returns shardings that split the arrays of an optimizer state over the devices.
 
-    Each array is split along its largest axis whose length is a multiple of the number of devices.
-    Arrays without such an axis are replicated. One-dimensional arrays (scales and biases) are also
-    replicated, because XLA would otherwise insert an all-gather into each normalization layer.
+    Splits each array along its longest axis whose length is divisible by the number of devices.
+    Replicates arrays without such an axis and one-dimensional arrays.
 
     With replicated parameters, this sharding is stage 1 of ZeRO (Rajbhandari et al. 2020, section
-    5.1). XLA sums the gradient over the devices (all-reduce). Each device then updates its slice of
-    the moments, the parameters and the averaged parameters. An all-gather then collects the
-    parameters and the averages. Gradient norms become sums over slices, which changes their last
-    bits.
+    5.1). Each device updates its slice of the optimizer state and the parameters, and an all-gather
+    collects the parameters. Gradient norms are summed over slices, which changes their last bits.
     """
 
+    # Splitting scales and biases would make XLA insert an all-gather into each normalization layer.
     def split(x):
         axes = [axis for axis, length in enumerate(x.shape) if length % mesh.size == 0]
         if x.ndim < 2 or not axes:
@@ -82,9 +80,9 @@ def spread(shapes: Any, mesh: Mesh) -> Any:
 def map_examples(function: Callable, mesh: Mesh) -> Callable:
     """Returns f(variables, batch), which applies function(variables, example) to each example.
 
-    The batch is split over the devices. Each device processes one example at a time, because the
-    order of additions in a batched convolution depends on the batch size. A different order changes
-    the last bit of a logit and occasionally a predicted class.
+    The batch is split over the devices. Each device processes one example at a time, so that
+    results do not depend on the batch size. A batched convolution may add in another order, which
+    changes the last bit of a logit and occasionally a predicted class.
     """
 
     def over_batch(variables, batch):
@@ -96,7 +94,12 @@ def map_examples(function: Callable, mesh: Mesh) -> Callable:
 
 
 def share(mesh: Mesh) -> tuple[list[int], int, int]:
-    """Returns this host's replicas, its index in a replica, and the number of hosts per replica."""
+    """Returns this host's part of the mesh, as (replicas, index, num_hosts).
+
+    replicas: The replicas that have devices on this host.
+    index: The index of this host among the hosts of a replica.
+    num_hosts: The number of hosts per replica.
+    """
     hosts = [sorted({device.process_index for device in row}) for row in mesh.devices]
     replicas = [k for k, indices in enumerate(hosts) if jax.process_index() in indices]
     first = hosts[replicas[0]]
@@ -104,7 +107,7 @@ def share(mesh: Mesh) -> tuple[list[int], int, int]:
 
 
 def placed(shapes: Any, shardings: Any) -> Any:
-    """Attaches shardings to shapes. The sharding of a subtree applies to all its arrays."""
+    """Returns `shapes` with shardings attached. `shardings` is a tree prefix of `shapes`."""
 
     def place(sharding, part):
         return jax.tree.map(
@@ -115,7 +118,7 @@ def placed(shapes: Any, shardings: Any) -> Any:
 
 
 def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Builds global arrays from the numeric fields of this host's slice of the batch."""
+    """Returns global arrays of the numeric fields. `batch` is this host's slice of the batch."""
     return {
         field: jax.make_array_from_process_local_data(sharded(mesh), array)
         for field, array in batch.items()

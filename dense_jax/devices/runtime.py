@@ -63,9 +63,9 @@ def keep_memory() -> None:
     """On machines without an accelerator, keeps freed memory for reuse by the next step.
 
     Configures glibc's malloc to reuse large blocks, and XLA:CPU to use its memory-saving scheduler.
-    XLA_FLAGS set by the user take precedence. With an accelerator, nothing is changed, because
-    decoding threads benefit from separate malloc arenas.
+    XLA_FLAGS set by the user take precedence.
     """
+    # With an accelerator, threads that decode images benefit from separate malloc arenas.
     # jax.default_backend() would start threads, which have separate arenas.
     if any(importlib.util.find_spec(plugin) for plugin in ("jax_plugins", "libtpu")):
         return
@@ -86,5 +86,5 @@ def keep_memory() -> None:
 
 
 def seconds_of_process() -> float:
-    """Returns the seconds since this package was imported, the first thing a command does."""
+    """Returns the seconds since this package was imported, shortly after the process started."""
     return time.perf_counter() - dense_jax.IMPORTED

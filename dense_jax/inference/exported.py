@@ -34,7 +34,10 @@ def _integer(least: int, most: int = 2**31 - 1) -> Callable[[Any], bool]:
 
 
 def _list(is_item: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
-    """Returns a predicate for lists of valid items, of any length > 0 if `length` is None."""
+    """Returns a predicate for lists of `length` valid items.
+
+    If `length` is None, lists of any length > 0 are accepted.
+    """
     return lambda value: (
         isinstance(value, list)
         and (len(value) == length if length else len(value) > 0)
@@ -71,7 +74,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
 
 
 class Exported(NamedTuple):
-    """The contents of an exported model. about: The parsed model.json."""
+    """The contents of an exported model. `about` is the parsed model.json."""
 
     about: Mapping[str, Any]
     logits_step: LogitsStep

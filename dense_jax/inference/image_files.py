@@ -2,7 +2,7 @@
 
 A folder stands for the files directly inside it that have image extensions. A glob stands for all
 files that it matches, and "**" matches folders at any depth. Files in the output folder are
-skipped because they are results, so a repeated command finds the same images.
+skipped because they are results of an earlier command.
 """
 
 import glob
@@ -28,7 +28,7 @@ class Image(NamedTuple):
 
 
 def find(arguments: Sequence[str], output: Path) -> list[Path]:
-    """Returns the distinct image files. Raises ValueError if an argument matches no image."""
+    """Returns image files without duplicates. Raises ValueError if an argument matches no image."""
     # Links are not resolved, because data managers store identical images as links to one file.
     paths: dict[tuple[str, str], Path] = {}
     for argument in arguments:

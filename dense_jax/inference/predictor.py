@@ -92,7 +92,7 @@ class Predictor:
         return Predictor(*self._network, **present | wanted)
 
     def _make_step(self, names: Sequence[str]) -> Callable:
-        """Returns a compiled step(variables, batch) -> {name: maps} that uses all devices."""
+        """Returns a compiled step(variables, batch) -> {name: maps}, which runs on all devices."""
         scores_step = self._network[0]
         if self.augment:
             scores_step = tta.make_probabilities_step(scores_step, self.augment)
@@ -130,12 +130,11 @@ class Predictor:
     ) -> Iterator[Strip | Failure]:
         """Yields strips of each image, with the maps "image", "classes" and any maps in `maps`.
 
-        All strips of an image are consecutive. Images may be reordered to group images with equal
-        tile sizes; see `tilings`. If an image cannot be read completely, a `Failure` replaces its
-        remaining strips.
+        All strips of an image are consecutive. Images with equal tile sizes are grouped, which may
+        change the order of the images; see `tilings`. If an image cannot be read completely, a
+        `Failure` replaces its remaining strips.
 
-        Images are read ahead. Tiles of the same size share one compiled program. The required
-        memory does not depend on the heights of the images.
+        Memory use does not depend on the heights of the images.
         """
         maps = dict(maps or {})
         if self.blend:
@@ -171,7 +170,10 @@ class Predictor:
     def _outputs(
         self, step: Callable, tiles: Iterator[Tile | Failure]
     ) -> Iterator[tuple[Tile | Failure, dict[str, np.ndarray]]]:
-        """Yields (tile, outputs) while the next batch is computed. A `Failure` has outputs {}."""
+        """Yields each tile with its maps by name, in order. For a `Failure`, the maps are {}.
+
+        The next batch is computed while the caller handles a batch.
+        """
         batch_size = -(-self.batch_size // self._mesh.size) * self._mesh.size
         ready: deque[tuple[Tile | Failure, dict[str, np.ndarray]]] = deque()
 

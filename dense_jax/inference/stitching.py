@@ -1,6 +1,6 @@
 """Cuts images into tiles while reading from top to bottom, and stitches tile predictions together.
 
-Evaluation and prediction use the same `Stitcher`. `Tiles` defines the geometry, in which tile cores
+Evaluation and prediction use the same `Stitcher`. `Tiles` defines the tiles, whose cores
 partition each image. If `overlap` > 0, each tile also contributes that many pixels beyond its core,
 and overlapping predictions are blended, so that no seams are visible. Uses NumPy only.
 """
@@ -16,7 +16,7 @@ from dense_jax.data.tiles import Place, Tiles
 
 @runtime_checkable
 class Images(Protocol):
-    """Images that are read in strips of rows. sizes: The image sizes in pixels, int [n, 2]."""
+    """Images that are read in strips of rows. `sizes` are the image sizes in pixels, int [n, 2]."""
 
     sizes: np.ndarray
 
@@ -60,11 +60,9 @@ class Stitcher:
       axis, at most the margin.
     whole: Whether a strip is a whole image.
 
-    If several tiles cover a pixel, its value is sum_k w_k map_k. Per axis, w_k = g_k / sum_j g_j
-    over the tiles that cover the pixel. g_k is a Gaussian at the center of the tile with a standard
-    deviation of (core + 2 overlap) / 8 (nnU-Net, Isensee et al. 2021). The sum is computed
-    incrementally as map += g_k / (g_1 + ... + g_k) * (map_k - map). The increments need no final
-    division, and a value on which all tiles agree stays bitwise the same.
+    If several tiles cover a pixel, its value is a weighted mean of the tiles' values. The weights
+    of a tile are a Gaussian at the center of the tile, with a standard deviation of
+    (core + 2 overlap) / 8 per axis (nnU-Net, Isensee et al. 2021).
     """
 
     def __init__(
@@ -111,6 +109,8 @@ class Stitcher:
             for s, o, n in zip(in_tile, self.overlap, self._core, strict=True)
         )
         new = np.array(tile_map[window])
+        # Tile k updates the mean along an axis: map += g_k / (g_0 + ... + g_k) * (map_k - map). A
+        # value on which all tiles agree stays bitwise the same.
         top, left = (s.start - o for s, o in zip(in_image, self.overlap, strict=True))
         row, column = (s.start // n for s, n in zip(in_image, self._core, strict=True))
         if column:
@@ -126,7 +126,11 @@ class Stitcher:
         return new[rows.start - top : rows.stop - top]
 
     def share(self, axis: int, k: int) -> Float32[np.ndarray, "reach"]:
-        """Returns g_k / (g_1 + ... + g_k) for pixels along `axis` that tiles k - 1 and k share."""
+        """Returns the relative weight of tile k at each position that tiles k - 1 and k share.
+
+        The weight at a position along `axis` is g_k / (g_0 + ... + g_k), where g_j is the Gaussian
+        of tile j.
+        """
         core, overlap = self._core[axis], self.overlap[axis]
         length = core + 2 * overlap
         # Positions relative to the starts of this tile and of the earlier tiles that overlap it.

@@ -26,9 +26,9 @@ def ahead(items: Iterator[T], count: int) -> Iterator[T]:
 def lanes(count: int) -> Generator[Callable[..., Future]]:
     """Provides submit(lane, call, *args), which runs call(*args) in one of `count` threads.
 
-    Lane k uses thread k % count, so the calls in a lane run in order. `submit` blocks while more
-    than 2 * count calls are pending. If a call fails, a later `submit` or the exit from the context
-    raises the error and cancels pending calls. Otherwise, the exit waits for all calls.
+    Calls with equal `lane` run in order, in thread lane % count. `submit` blocks while more than
+    2 * count calls are pending. The exit from the context waits for all calls. If a call fails, a
+    later `submit` or the exit raises the error, and pending calls are canceled.
     """
     pools = [ThreadPoolExecutor(1) for _ in range(count)]
     pending: deque[Future] = deque()

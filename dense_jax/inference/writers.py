@@ -1,7 +1,7 @@
 """Writes image files a strip of rows at a time. Each file appears complete or not at all.
 
 A file has a hidden temporary name until `publish` renames it. `Together` publishes all files of an
-image or none, unlike `storage.atomic`, which publishes each file when closed. Does not import jax.
+image or none. Does not import jax.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ class Rows:
         self._file: IO[bytes] | None = None
 
     def write(self, rows: np.ndarray) -> None:
-        """Appends rows. The first call opens the file, and the last row closes it."""
+        """Appends rows. Opens the file at the first call and closes it after the last row."""
         if self._file is None:
             self._file = self._open()
         self._file.write(self._encode(rows))
@@ -66,8 +66,7 @@ class Rows:
 class Png(Rows):
     """A PNG file with rows of palette indices or gray values [n, w], or RGB values [n, w, 3].
 
-    The class encodes the rows because no library lets Python append rows to a PNG file: libvips
-    cannot append (libvips#2859), and pypng requests rows from an iterator.
+    Rows can be appended, unlike with libvips (libvips#2859) and pypng.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class Png(Rows):
         return file
 
     def _encode(self, rows: UInt8[np.ndarray, "n w *channels"]) -> bytes:
-        """Returns compressed rows. Filter Sub subtracts the left pixel from each RGB pixel."""
+        """Returns compressed rows. RGB pixels become differences from their left neighbors."""
         flat = rows.reshape(len(rows), -1)
         filtered = np.pad(flat, ((0, 0), (1, 0)))
         if rows.ndim == 3:
@@ -112,8 +111,8 @@ def _chunk(name: bytes, data: bytes) -> bytes:
 class Array(Rows):
     """A float16 array [h, w, k] in a .npy file or, for any other extension, in a TIFF file.
 
-    NumPy or tifffile creates the file. The rows are written with file I/O, which raises an error if
-    the disk is full. Writing through a memory map would kill the process instead.
+    The rows are written with file I/O, which raises an error if the disk is full. Writing through a
+    memory map would kill the process instead.
     """
 
     def __init__(self, path: Path, shape: tuple[int, int, int]):
@@ -142,8 +141,8 @@ class Array(Rows):
 class Together:
     """Publishes all files of one image, or removes all of them.
 
-    Disk errors, such as a full disk, are raised. For any other OSError, the message is stored in
-    `problem`, and nothing more is written to these files.
+    Raises disk errors, such as a full disk. After any other OSError, stores the error message in
+    `problem` and stops writing these files.
     """
 
     def __init__(self, files: Mapping[str, Rows]):
@@ -151,13 +150,13 @@ class Together:
         self.problem: str | None = None
 
     def write(self, name: str, parts: Iterable[np.ndarray]) -> None:
-        """Appends all parts to the file called `name`. Does nothing if `problem` is set."""
+        """Appends arrays of rows to the file called `name`. Does nothing if `problem` is set."""
         with self._keeping(self._files[name].path):
             for rows in parts if self.problem is None else ():
                 self._files[name].write(rows)
 
     def end(self) -> None:
-        """Publishes all files. If `problem` is or becomes set, removes all files instead."""
+        """Publishes all files, or removes all if `problem` is set before or during publishing."""
         for file in self._files.values():
             with self._keeping(file.path):
                 if self.problem is None:
@@ -172,7 +171,7 @@ class Together:
 
     @contextlib.contextmanager
     def _keeping(self, path: Path) -> Generator[None]:
-        """Stores the message and path of an OSError in `problem`. Raises disk errors again."""
+        """Stores the message and path of an OSError in `problem`, but raises disk errors."""
         try:
             yield
         except OSError as error:

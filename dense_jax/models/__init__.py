@@ -110,5 +110,5 @@ def _check(what: str, value: Any, valid: Iterable[Any]) -> None:
 
 
 def _set(options: Any) -> dict[str, Any]:
-    """Returns the options that are not None. None selects the default value of an option."""
+    """Returns the options that are not None. An option that is None has its default value."""
     return {name: value for name, value in options.items() if value is not None}

@@ -83,7 +83,8 @@ def scaled(channels: int, multiplier: float) -> int:
 class Stage(nn.Module):
     """Applies layers in sequence.
 
-    The layers are submodules of the Module that creates them, not of the Stage.
+    A Stage does not appear in parameter paths, because the layers are submodules of the Module that
+    creates them.
     """
 
     layers: Sequence[nn.Module]
@@ -186,8 +187,8 @@ class ConvBlock(nn.Module):
 class Classifier(nn.Module):
     """AlexNet's and VGG's fc6 and fc7, as convolutions (arXiv 1411.4038, section 3.1).
 
-    If the feature map has the pretraining size, kernel_size x kernel_size, the output pixel at
-    kernel_size // 2 on both axes equals the output of the fully connected layers.
+    For a map of kernel_size x kernel_size pixels, as in pretraining, the output pixel in row and
+    column kernel_size // 2 equals the output of the fully connected layers.
     """
 
     features: int

@@ -75,7 +75,7 @@ class Encoder(nn.Module):
 
     @property
     def conv(self) -> Callable[..., ConvNorm]:
-        """A factory for ConvNorms in which `norm` and `dtype` are already set."""
+        """A factory for ConvNorms with this encoder's `norm` and `dtype`."""
         return functools.partial(ConvNorm, norm=self.norm, dtype=self.dtype)
 
     @nn.nowrap
@@ -148,9 +148,9 @@ class Segmenter(nn.Module):
     """An encoder and a decoder for images of any size.
 
     The image is extended by reflection to a multiple of the deepest stride. With unpadded
-    convolutions, `context` pixels are also added on every side. A prediction by tiles
-    then gives exactly the logits of the whole image, unless upsampling reads neighboring pixels
-    (bilinear, pixel_shuffle, resize_conv, larger kernels) and so pads feature maps at the border.
+    convolutions, `context` pixels are also added on every side, and tiled prediction gives exactly
+    the logits of the whole image. Exceptions are upsampling methods that read neighboring pixels,
+    such as bilinear, because they pad feature maps at the border.
 
     freeze_encoder: Whether the encoder runs in evaluation mode and gets no gradient.
     has_context: Whether the image already includes `context` pixels on every side. If so, these

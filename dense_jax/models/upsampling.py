@@ -3,8 +3,7 @@
 To add a method, write its class here and add the class to UPSAMPLERS. Decoders, configs and tests
 then support the method.
 
-Terminology: the cell of an input pixel is the block of output pixels that the input pixel is
-upsampled to, factor x factor pixels.
+The *cell* of an input pixel is the block of factor x factor output pixels at its location.
 """
 
 import functools
@@ -25,9 +24,8 @@ class Upsampler(nn.Module):
     """The base class of upsampling methods, called as `up(x, switches=None)`.
 
     x, [b, h, w, c], becomes [b, factor * h, factor * w, features]. `switches` are the argmax
-    indices of the matching max-pool in the encoder (see `segmenter.Pyramid`), or None. If c !=
-    features, a method that does not mix channels is preceded by a 1x1 convolution at the lower
-    resolution.
+    indices of the matching max-pool in the encoder (see `segmenter.Pyramid`), or None. Methods that
+    cannot change the number of channels include 1x1 convolutions for this purpose.
 
     needs_switches: Whether the method requires switches. Subclasses set this class variable.
     """
@@ -107,9 +105,10 @@ def transposed_conv(
 
 
 def bilinear_kernel(size: int, factor: int, channels: int) -> Float[np.ndarray, "k k c c"]:
-    """Returns a kernel that interpolates each channel bilinearly, as in FCN (surgery.py).
+    """Returns a transposed convolution kernel that interpolates each channel bilinearly.
 
-    If `size` is not the usual 2 * factor - factor % 2, the kernel is scaled to unit gain.
+    For size = 2 * factor - factor % 2, the kernel is FCN's (surgery.py). Kernels of other sizes are
+    scaled to unit gain.
     """
     reach = (size + 1) // 2
     middle = reach - 1 if size % 2 else reach - 0.5
@@ -119,10 +118,10 @@ def bilinear_kernel(size: int, factor: int, channels: int) -> Float[np.ndarray, 
 
 
 class Fixed(Upsampler, kw_only=True):
-    """Upsamples with a fixed (non-learned) method, after a projection to `features` channels.
+    """Projects x to `features` channels, then upsamples with a fixed (non-learned) method.
 
-    Projecting before upsampling takes 1/factor^2 of the operations of projecting afterwards. For
-    interpolation, both orders give equal results, because the interpolation weights sum to one.
+    Projecting after upsampling would take factor^2 times as many operations. For interpolation, the
+    result would be the same, because the interpolation weights sum to one.
 
     enlarge: The fixed method, a function of a feature map and the factor.
     """
@@ -137,9 +136,9 @@ class Fixed(Upsampler, kw_only=True):
 class MaxUnpool(Upsampler):
     """Moves each value to the encoder's argmax pixel, as in SegNet (arXiv 1511.00561).
 
-    All other pixels are 0. x is first projected to the number of channels of the switches. The
-    unpooled map is then projected to `features`. Raises ValueError if there are no switches or the
-    factor is not 2.
+    All other pixels are 0. Projects x to the number of channels of the switches before unpooling,
+    and the result to `features` channels. Raises ValueError if there are no switches or the factor
+    is not 2.
     """
 
     needs_switches: ClassVar[bool] = True
@@ -158,13 +157,13 @@ class MaxUnpool(Upsampler):
 class TransposedConv(Upsampler):
     """A learned transposed convolution ("up-convolution" in U-Net, "deconvolution" in FCN).
 
-    kernel_size: The size of the kernel in output pixels. If None, a bilinear kernel has FCN's size,
-      2 * factor - factor % 2, and a random kernel has the size `factor`, so that kernels do not
-      overlap. A size that is not a multiple of `factor` causes a checkerboard pattern.
+    kernel_size: The size of the kernel in output pixels. If None, a bilinear kernel has the size
+      2 * factor - factor % 2, as in FCN, and a random kernel has the size `factor`. A size that is
+      not a multiple of `factor` causes a checkerboard pattern.
     bilinear: Whether the kernel starts as channel-wise bilinear interpolation. If False, the kernel
       is initialized randomly with unit gain.
     learn: Whether the kernel is learned. If False, the bilinear kernel is fixed, without a bias.
-    conv_general_dilated: A function to call instead of jax.lax.conv_general_dilated, or None.
+    conv_general_dilated: A replacement for jax.lax.conv_general_dilated, or None.
     """
 
     kernel_size: int | None = None

@@ -13,13 +13,13 @@ class FCN(Decoder):
     """Computes class scores at each fused stride and adds up the scores while upsampling.
 
     If the deepest features are at stride 32, skips=() gives FCN-32s, skips=(16,) gives FCN-16s
-    and skips=(16, 8) gives FCN-8s (section 4.2). 1x1 convolutions compute the scores. A single
-    upsampling step leads from each fused stride to the next, and from the last to stride 1.
+    and skips=(16, 8) gives FCN-8s (section 4.2). 1x1 convolutions compute the scores.
 
-    gradual: Whether to upsample by 2 at a time, even if the strides in between are not fused.
+    gradual: Whether to upsample by 2 at a time. If False, each step upsamples to the next fused
+      stride, and the last step to stride 1.
     zero_init: Whether all scores start at 0, as in the paper.
-    score_scales: The factors that multiply the features of `skips`, in the order of `skips`. With
-      (0.01, 0.0001) for (16, 8), FCN-8s trains in one stage instead of several (arXiv 1605.06211).
+    score_scales: The factors that multiply the features of `skips`, in the order of `skips`. The
+      factors (0.01, 0.0001) for skips=(16, 8) train FCN-8s in a single stage (arXiv 1605.06211).
     """
 
     gradual: bool = False

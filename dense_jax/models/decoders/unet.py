@@ -25,7 +25,7 @@ class UNet(Decoder, kw_only=True):
       channels.
     decoder_conv: "full", "depthwise" (one filter per channel, as in SegNet's SingleChannelDecoder)
       or "none" (only upsampling and fusion, as in FCN-Basic-NoDimReduction).
-    decoder_relu: Whether ReLUs follow the convolutions. SegNet-Basic has none.
+    decoder_relu: Whether ReLUs follow the convolutions. In SegNet-Basic, none do.
     """
 
     widths: Sequence[int]
@@ -86,10 +86,11 @@ class UNet(Decoder, kw_only=True):
 class Level(nn.Module):
     """One level of the decoder: upsampling, fusion with a skip, and convolutions.
 
-    The layers are submodules of the Module that creates them, not of the Level. If unpadded
-    convolutions have trimmed x, only the center of the encoder's features is fused.
+    If unpadded convolutions have trimmed x, the skip is center-cropped. A Level does not appear in
+    parameter paths; see `Stage`.
 
-    project: The projection of the skip before it is added to x. If None, the skip is concatenated.
+    project: A layer applied to the skip, which is then added to x. If None, the skip is
+      concatenated to x instead.
     block: The convolutions, or None.
     """
 

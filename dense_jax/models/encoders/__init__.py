@@ -16,11 +16,11 @@ TORCHVISION = "code of torchvision, BSD-3-Clause; trained on ImageNet, whose ter
 
 
 class Entry(NamedTuple):
-    """An encoder and its published weights. Without such weights, `torch_name` is None.
+    """An encoder and how to load its published weights.
 
     make: The factory for the encoder, called with the fields of the encoder.
     torch_name: A function of (path, norm) that returns the name of the module at `path` in weight
-      files. `norm` is the kind of normalization layer.
+      files, or None if no weights are published. `norm` is the kind of normalization layer.
     normalization: The name, in NORMALIZATIONS, of the normalization used for pretraining.
     license: A description of the license of the published weights.
     """

@@ -1,10 +1,12 @@
 """AlexNet in its one-tower form (Krizhevsky 2014, arXiv 1404.5997), as in torchvision.
 
-At stride s, each feature covers a cell of s x s image pixels. With torchvision's padding, the last
-row and column of cells have no feature. The center of a receptive field is about half a cell (1.5,
-3.5, 7.5 and 15.5 pixels at the four strides) below and to the right of the cell's center. The 6x6
-window of fc6 extends one cell farther up and left than down and right. This shift cancels the
-offset to within half a pixel.
+A feature vector at stride s represents a cell of s x s image pixels. Its receptive field is
+centered about half a cell below and to the right of the cell's center. fc6 cancels this offset to
+within half a pixel, because its 6x6 window extends one cell farther up and left than down and
+right.
+
+torchvision's padding yields no features for the last row and column of cells. The encoder repeats
+the features of the neighboring cells there.
 """
 
 import jax

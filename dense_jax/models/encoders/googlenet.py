@@ -3,9 +3,9 @@
 Unlike the paper, torchvision uses batch norm, and 3x3 convolutions in the branches that the paper
 calls 5x5.
 
-At stride s, each feature covers a cell of s x s image pixels. At stride 2, the center of the
-receptive field is 0.5 pixels above and to the left of the cell's center. At strides 4, 8, 16 and
-32, the receptive field's center is 0.5, 2.5, 6.5 and 6.5 pixels below and to the right.
+A feature vector at stride s represents a cell of s x s image pixels. At strides 2, 4, 8, 16 and
+32, the center of its receptive field is offset from the cell's center by -0.5, 0.5, 2.5, 6.5 and
+6.5 pixels (positive: down and to the right).
 """
 
 import functools

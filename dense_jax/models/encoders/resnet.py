@@ -2,8 +2,8 @@
 
 A bottleneck block applies its stride in the 3x3 convolution.
 
-At stride s, each feature covers a cell of s x s image pixels. The receptive field is centered on
-the top-left pixel of the cell, (s - 1) / 2 pixels above and to the left of the cell's center.
+A feature vector at stride s represents a cell of s x s image pixels. Its receptive field is
+centered on the cell's top-left pixel.
 """
 
 from collections.abc import Callable, Sequence
@@ -53,7 +53,7 @@ class ResNet(Encoder, kw_only=True):
 
 
 class BasicBlock(nn.Module):
-    """A block of two 3x3 convolutions (figure 5, left). `width` is the published channel count."""
+    """A block of two 3x3 convolutions (figure 5, left) with width * width_multiplier channels."""
 
     width: int
     width_multiplier: float
