@@ -36,11 +36,11 @@ _DEUTERANOPIA = (
 
 
 def default_palette(num_classes: int) -> Palette:
-    """Returns Okabe and Ito's colors, then colors as far as possible from all previous ones.
+    """Returns Okabe and Ito's eight colors, followed by colors that are as distinct as possible.
 
-    Distances are measured in CIELAB (Glasbey et al. 2007, "Color displays for categorical images").
-    Each distance is the minimum over normal vision and deuteranopia. The white of ignored pixels
-    counts as a previous color. A shorter palette is a prefix of every longer palette.
+    Each further color has the largest distance in CIELAB to white and to all previous colors
+    (Glasbey et al. 2007, "Color displays for categorical images"). The distance is the minimum over
+    normal vision and deuteranopia. A shorter palette is a prefix of every longer palette.
     """
     levels = np.arange(0, 256, 15)
     grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)

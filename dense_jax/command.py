@@ -29,7 +29,7 @@ flags.disclaim_key_flags()  # lists the flags defined here in the calling comman
 
 
 def run(main: Callable[[list[str]], Any], *, flags_parser: Callable | None = None) -> None:
-    """Parses the flags and calls main(argv). Shows a user's mistake as one line."""
+    """Parses the flags and calls main(argv). Shows a user's mistake as a one-line error."""
     # The terminal's encoding may lack characters of a class name.
     sys.stdout.reconfigure(errors="backslashreplace")  # pyrefly: ignore
     try:
@@ -120,7 +120,7 @@ def define_size(name: str, default: str | None, about: str) -> None:
 def define_config() -> None:
     """Defines --config for commands that use `parse_flags`."""
     flags.DEFINE_string(
-        "config", None, "Experiment: a file or a shipped one's name.", required=True
+        "config", None, "Experiment: a file, or the name of a shipped experiment.", required=True
     )
 
 
@@ -171,7 +171,7 @@ def experiment_file(name: str) -> str:
 
 
 def experiment(name: str) -> ModuleType:
-    """Imports the file that --config names. Raises ValueError if there is no such Python file."""
+    """Imports the experiment file that --config names. Raises ValueError if it is missing."""
     file = experiment_file(name)
     spec = importlib.util.spec_from_file_location("experiment", file)
     if spec is None or spec.loader is None:

@@ -62,25 +62,25 @@ class Option(NamedTuple):
         return list(getattr(importlib.import_module(f"dense_jax.{module}"), registry))
 
 
-# The text about each section in the generated files.
+# The text that introduces each section in the generated files.
 SECTIONS = {
     "loss_options": "Unset: the loss's own default. Each loss has some of these.",
     "model.upsampling_options": "Unset: the method's own default.",
-    "augment": "Amounts are uniform in +- the strength unless said otherwise; 0: off.",
-    "border": "Extra weight of a pixel between two objects, at the distances d1 and d2 from them "
-    "(U-Net paper): weight * exp(-(d1 + d2)^2 / (2 sigma^2)).",
+    "augment": "Drawn uniformly from [-value, value] unless stated otherwise; 0: off.",
+    "border": "Extra weight of a pixel between objects, at the distances d1 and d2 from the "
+    "nearest two: weight * exp(-(d1 + d2)^2 / (2 sigma^2)), as in the U-Net paper.",
 }
 # Each option is (default, valid, meaning), the fields of `Option`.
 OPTIONS: dict[str, Any] = {
     "label": (str, "", "display name of the run in sweeps and reports"),
-    "seed": (0, "[0, 4294967295]", "random seed of initial weights, order and augmentation"),
-    "num_seeds": (1, "[1, inf)", "seeds (seed, seed + 1, ...) side by side, each on its devices"),
+    "seed": (0, "[0, 4294967295]", "random seed for initial weights, data order and augmentation"),
+    "num_seeds": (1, "[1, inf)", "seeds (seed, seed + 1, ...) to train at once"),
     "num_steps": (300, "[1, inf)", "optimizer steps"),
     "batch_size": (8, "[1, inf)", "images per step, over all hosts"),
-    "num_microbatches": (1, "[1, inf)", "parts of a batch, one after the other, to save memory"),
-    "ema_decay": (0.0, "[0, 1)", "decay per step of the averaged weights to evaluate; 0: off"),
-    "eval_every": (100, "[1, inf)", "steps between evaluations; there is one at the end, too"),
-    "checkpoint_every": (100, "[1, inf)", "steps between checkpoints; evaluations save one, too"),
+    "num_microbatches": (1, "[1, inf)", "gradient accumulation steps, to save memory"),
+    "ema_decay": (0.0, "[0, 1)", "decay of the averaged weights, which are evaluated; 0: off"),
+    "eval_every": (100, "[1, inf)", "steps between evaluations; the last step is always evaluated"),
+    "checkpoint_every": (100, "[1, inf)", "steps between checkpoints; evaluations also save one"),
     "log_every": (10, "[1, inf)", "steps between records of the training metrics"),
     "loss": ("cross_entropy", "losses.LOSSES", "loss function"),
     "loss_options": {
@@ -89,69 +89,69 @@ OPTIONS: dict[str, Any] = {
             'one number per class | "median_frequency" | "inverse_frequency" | "segnet_camvid"',
         ),
         "label_smoothing": (float, "[0, 1]", "probability spread over all classes"),
-        "per": (str, ("batch", "image"), "the pixels that an overlap is summed over"),
-        "absent": (str, ("skip", "zero", "one"), "loss of a class without a labeled pixel"),
-        "smooth": (float, "[0, inf)", "pixels added to both sides of the ratio"),
-        "squared": (bool, "", "whether the denominator has squares (V-Net)"),
-        "include_background": (bool, "", "whether class 0 counts"),
-        "alpha": (float, "[0, inf)", "price of false positives (tversky)"),
-        "beta": (float, "[0, inf)", "price of misses (tversky)"),
+        "per": (str, ("batch", "image"), "what overlaps are summed over"),
+        "absent": (str, ("skip", "zero", "one"), "treatment of classes absent from the labels"),
+        "smooth": (float, "[0, inf)", "pixels added to numerator and denominator"),
+        "squared": (bool, "", "whether the denominator uses squared probabilities (V-Net)"),
+        "include_background": (bool, "", "whether the mean includes class 0"),
+        "alpha": (float, "[0, inf)", "weight of false positives (tversky)"),
+        "beta": (float, "[0, inf)", "weight of false negatives (tversky)"),
         "gamma": (float, "[0, inf)", "focusing exponent (focal, tversky)"),
         "ce_weight": (float, "[0, inf)", "weight of the cross-entropy (dice_ce)"),
         "dice_weight": (float, "[0, inf)", "weight of the Dice loss (dice_ce)"),
-        "top_k_fraction": (float, "(0, 1]", "fraction of pixels, the hardest (cross_entropy)"),
+        "top_k_fraction": (float, "(0, 1]", "fraction of hardest pixels to keep (cross_entropy)"),
     },
     "model": {
         "name": ("unet", "models.decoders.DECODERS", "decoder"),
         "encoder": ("plain", "models.encoders.ENCODERS", "encoder"),
         "upsampling": ("transposed_conv", "models.upsampling.UPSAMPLERS", "upsampling method"),
         "upsampling_options": {
-            "kernel_size": (int, "[1, inf)", "output pixels (transposed_conv)"),
+            "kernel_size": (int, "[1, inf)", "kernel size in output pixels (transposed_conv)"),
             "init": (str, "", '"bilinear" (transposed_conv) | "icnr" (pixel_shuffle)'),
-            "learn": (bool, "", "False: the interpolation stays as it is (transposed_conv)"),
+            "learn": (bool, "", "False: keep the bilinear kernel fixed (transposed_conv)"),
         },
         "skips": (tuple, "", "encoder strides to fuse; unset: all; (): none"),
         "fusion": ("concat", ("concat", "add"), "how skips are fused (unet)"),
         "widths": ((16, 32, 64, 128), "[1, inf)", "channels at strides 1, 2, 4, ... (plain, unet)"),
         "norm": ("batch", ("batch", "group", "none"), "normalization layers"),
-        "dtype": ("float32", ("float32", "bfloat16"), "type of the computation"),
-        "normalization": (str, "models.normalization.NORMALIZATIONS", "unset: as the weights need"),
+        "dtype": ("float32", ("float32", "bfloat16"), "data type of the computation"),
+        "normalization": (str, "models.normalization.NORMALIZATIONS", "unset: the weights' own"),
         "pretrained": (
             str,
             "",
             "encoder weights, .safetensors, .npz, .pth or hf://OWNER/NAME/FILE",
         ),
-        "freeze_encoder": (False, "", "True: the encoder's parameters and statistics stay"),
+        "freeze_encoder": (False, "", "True: keep the encoder's parameters and statistics fixed"),
         # Each encoder and decoder supports some of these options, and has its own defaults.
-        "width_multiplier": (float, "(0, inf)", "factor of the channels (encoders of fixed width)"),
-        "dropout": (float, "[0, 1)", "probability, for the deepest features (after fc6, fc7)"),
-        "remat": (bool, "", "True: compute activations twice, to save memory (not fcn's)"),
-        "bottleneck": (bool, "", "False: the deepest features are a max-pool's (plain)"),
+        "width_multiplier": (float, "(0, inf)", "factor on channels (encoders of published width)"),
+        "dropout": (float, "[0, 1)", "dropout rate for the deepest features (or fc6 and fc7)"),
+        "remat": (bool, "", "True: recompute activations to save memory (not fcn decoder)"),
+        "bottleneck": (bool, "", "False: the encoder ends with a max-pool (plain)"),
         "convs_per_level": (int, "[1, inf)", "convolutions at each stride (plain, unet)"),
-        "kernel_size": (int, "[1, inf)", "size of the convolutions, odd, pixels (plain, unet)"),
-        "padding": (str, ("SAME", "VALID"), "padding of the convolutions (unet over plain)"),
+        "kernel_size": (int, "[1, inf)", "kernel size of the convolutions, odd (plain, unet)"),
+        "padding": (str, ("SAME", "VALID"), "padding of convolutions (unet with plain)"),
         "decoder_conv": (
             str,
             ("full", "depthwise", "none"),
             "convolutions after upsampling (unet)",
         ),
-        "decoder_relu": (bool, "", "False: no ReLU on the way up (unet)"),
-        "gradual": (bool, "", "True: by factors of 2, also where nothing is fused (fcn)"),
+        "decoder_relu": (bool, "", "False: no ReLU in the decoder (unet)"),
+        "gradual": (bool, "", "True: upsample by 2 at a time, even between skips (fcn)"),
         "zero_init": (bool, "", "whether the scores start at 0 (fcn)"),
-        "score_scales": (tuple, "(-inf, inf)", "factor of each skip's features (fcn)"),
+        "score_scales": (tuple, "(-inf, inf)", "factor on each skip's features (fcn)"),
     },
     "data": {
         "name": ("synthetic", "data.DATASETS", "dataset"),
         "root": ("", "", "folder of the dataset"),
         "train_split": ("train", "", "split to train on"),
         "eval_split": ("val", "", "split to evaluate during training"),
-        "crop_size": ((64, 64), "", "height and width that the network trains on, pixels"),
+        "crop_size": ((64, 64), "", "height and width of the training crops, pixels"),
         "resolution": (1.0, "(0, inf)", "resolution of the network's input, relative to the files"),
-        "canvas_size": (tuple, "", "pixels kept of each image; unset: the largest image"),
-        "workers": (0, "[0, inf)", "decoding processes, for each seed on this host; 0: threads"),
+        "canvas_size": (tuple, "", "size to pad or crop to; unset: the largest image"),
+        "workers": (0, "[0, inf)", "decoding processes per seed on this host; 0: threads"),
         "cache": (
             *("none", ("none", "host", "device")),
-            "where decoded images stay; with device, those for evaluation stay on the host",
+            "where to keep decoded images; device: evaluation images on the host",
         ),
         "verify": (True, "", "whether to open every file once before the first training"),
     },
@@ -161,15 +161,15 @@ OPTIONS: dict[str, Any] = {
         "scale": (0.0, "[0, inf)", "zoom, log-uniform between 1 / (1 + scale) and 1 + scale"),
         "rotation": (0.0, "[0, 180]", "degrees"),
         "shear": (0.0, "[0, 89]", "degrees by which vertical lines lean"),
-        "elastic": (0.0, "[0, inf)", "standard deviation of a 3 x 3 grid's shifts, input pixels"),
-        "max_class_fraction": (1.0, "(0, 1]", "crops with more of a class are drawn again; 1: off"),
+        "elastic": (0.0, "[0, inf)", "standard deviation of shifts on a 3 x 3 grid, input pixels"),
+        "max_class_fraction": (1.0, "(0, 1]", "crops with more of one class are redrawn; 1: off"),
         "brightness": (0.0, "[0, 1]", "factor 1 +- brightness"),
-        "contrast": (0.0, "[0, 1]", "factor 1 +- contrast, of differences from the mean luma"),
-        "saturation": (0.0, "[0, 1]", "factor 1 +- saturation, of differences from luma (RGB)"),
+        "contrast": (0.0, "[0, 1]", "factor 1 +- contrast on differences from the mean luma"),
+        "saturation": (0.0, "[0, 1]", "factor 1 +- saturation on differences from luma (RGB)"),
         "hue": (0.0, "[0, 180]", "degrees (RGB)"),
         "gamma": (0.0, "[0, inf)", "exponent, log-uniform between 1 / (1 + gamma) and 1 + gamma"),
         "blur": (0.0, "[0, inf)", "largest standard deviation of a Gaussian, input pixels"),
-        "noise": (0.0, "[0, inf)", "largest standard deviation, gray levels of 255"),
+        "noise": (0.0, "[0, inf)", "largest standard deviation, in gray levels (0 to 255)"),
     },
     "border": {
         "weight": (0.0, "[0, inf)", "weight added to the pixel's class weight; 0: off"),
@@ -179,19 +179,19 @@ OPTIONS: dict[str, Any] = {
     "optimizer": {
         "name": ("adamw", "training.optim.OPTIMIZERS", "optimizer"),
         "learning_rate": (0.01, "(0, inf)", "highest learning rate"),
-        "encoder_lr_multiplier": (1.0, "[0, inf)", "factor of the encoder's learning rate"),
+        "encoder_lr_multiplier": (1.0, "[0, inf)", "factor on the encoder's learning rate"),
         "schedule": ("cosine", "training.optim.SCHEDULES", "learning rate after the warmup"),
         "warmup_steps": (20, "[0, inf)", "steps in which the learning rate rises from 0"),
         "momentum": (0.9, "[0, 1)", "momentum, or Adam's first-moment decay"),
-        "weight_decay": (0.0001, "[0, inf)", "decay of the weights, not of norms and biases"),
+        "weight_decay": (0.0001, "[0, inf)", "weight decay, except for norms and biases"),
         "grad_clip_norm": (1.0, "[0, inf)", "largest global norm of the gradient; 0: off"),
-        "sharded": (False, "", "True: each device keeps a part of the moments, to save memory"),
+        "sharded": (False, "", "True: split optimizer moments over devices, to save memory"),
     },
     "eval": {
-        "tile_size": ((1024, 1024), "", "largest input of one evaluation, with margins, pixels"),
+        "tile_size": ((1024, 1024), "", "largest height and width of a tile, with margins, pixels"),
         "margin": (64, "[0, inf)", "margin around a tile's core, pixels; small images have none"),
         "batch_size": (8, "[1, inf)", "tiles per step, over all hosts"),
-        "num_pictures": (4, "[0, inf)", "pictures of predictions and errors, per evaluation"),
+        "num_pictures": (4, "[0, inf)", "pictures of predictions and errors per evaluation"),
     },
 }
 
@@ -255,7 +255,7 @@ def _is_within(number: Any, interval: str) -> bool:
 
 
 def _check_loss(config: ConfigDict) -> None:
-    """Raises ValueError for options that the loss does not have, and for invalid class weights."""
+    """Raises ValueError for options that the chosen loss lacks, and for invalid class weights."""
     losses = importlib.import_module("dense_jax.losses").LOSSES
     balance = importlib.import_module("dense_jax.data.balance")
     accepted = {name: list(inspect.signature(loss).parameters)[2:] for name, loss in losses.items()}
@@ -287,7 +287,7 @@ def _check_loss(config: ConfigDict) -> None:
 
 
 def _check_combinations(config: ConfigDict) -> None:
-    """Raises ValueError for malformed sizes, and for incompatible values."""
+    """Raises ValueError if a size is malformed or if options are incompatible."""
     for section, name in (("data", "crop_size"), ("data", "canvas_size"), ("eval", "tile_size")):
         size = config[section][name]
         if size is not None and not (

@@ -23,7 +23,7 @@ GAP = 4  # pixels between pictures
 
 
 def to_rgb(image: Pixels) -> Picture:
-    """Returns an image's first three channels, or its first channel as gray if it has fewer."""
+    """Returns an image's first three channels, or the first as gray if there are fewer."""
     shown = 3 if image.shape[2] >= 3 else 1
     return np.broadcast_to(image[:, :, :shown], (*image.shape[:2], 3))
 
@@ -35,12 +35,12 @@ def overlay(image: Pixels, labels: Labels, palette: Palette, opacity: float = OP
 
 
 def mistakes(truth: Labels, prediction: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
-    """Returns a map: 1 at wrong predictions, 2 at ignored pixels, and 0 elsewhere."""
+    """Returns a map that is 1 at wrong predictions, 2 at ignored pixels, and 0 elsewhere."""
     return np.where(truth == IGNORE_LABEL, 2, truth != prediction).astype(np.uint8)
 
 
 def errors(image: Pixels, truth: Labels, prediction: UInt8[np.ndarray, "h w"]) -> Picture:
-    """Draws mistakes in ERROR_COLORS over the image, which is shown gray and half as bright."""
+    """Draws wrong and ignored pixels in ERROR_COLORS over a darkened gray version of the image."""
     wrong = mistakes(truth, prediction)
     gray = to_rgb(image).mean(axis=2, keepdims=True) / 2
     return np.where(wrong[..., None] > 0, ERROR_COLORS[wrong], gray).astype(np.uint8)

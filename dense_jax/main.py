@@ -19,6 +19,6 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     command.define_config()
-    command.define_folder("workdir", "Where checkpoints and metrics go.", required=True)
+    command.define_folder("workdir", "Folder for checkpoints and metrics.", required=True)
     distributed.define_flags()
     command.run(main, flags_parser=command.parse_flags)

@@ -29,8 +29,8 @@ class Program(NamedTuple):
     """The network of a config.
 
     model: The model for whole images. Pads an image by mirroring its border.
-    inner_model: The model for images that include context. Returns no logits for the outer
-      `model.context` pixels. Equivalent to `model` unless convolutions are unpadded.
+    inner_model: The same model for images that already include context. Returns no logits for the
+      outer `model.context` pixels (0 unless convolutions are unpadded).
     normalize: Maps an image's values to the network's input.
     logits_step: (variables, image [h, w, c]) -> float32 logits [h, w, num_classes].
     predict_step: (variables, image [h, w, c]) -> the class of each pixel, uint8 [h, w].
@@ -91,7 +91,8 @@ def assemble(config: ConfigDict, num_classes: int) -> Program:
 def normalization(model: ConfigDict) -> str:
     """Returns the name of the input normalization.
 
-    The default is the encoder's normalization for pretrained weights, and "unit" otherwise.
+    If model.normalization is unset, returns the name for the pretrained weights, or "unit" without
+    pretrained weights.
     """
     weights = ENCODERS[model.encoder].normalization if model.pretrained else "unit"
     return model.normalization or weights
@@ -158,8 +159,8 @@ def jit_eval_step(program: Program, devices: Mesh) -> Any:
 def _resize(image: Float[Array, "h w c"], size: Sequence[Any]) -> Float[Array, "H W c"]:
     """Resizes an image bilinearly, with half-pixel centers and clamped edges.
 
-    Equal to jax.image.resize(antialias=False), but the weights are computed from integers. Symbolic
-    sizes (jax.export) therefore give bitwise the same weights as concrete sizes.
+    Like jax.image.resize(antialias=False), but computes the interpolation weights from integers, so
+    that symbolic sizes (jax.export) and concrete sizes give bitwise equal weights.
     """
     products = ("hwc,Hh->Hwc", "hwc,Ww->hWc")
     for product, old, new in zip(products, image.shape[:2], size, strict=True):

@@ -3,11 +3,10 @@
     python -m dense_jax.summary --config=experiments/unet_dice.py [--config.model.x=y]
     python -m dense_jax.summary --config=experiments/unet_dice.py --crossings
 
-The first command prints the network's layers and, for each device in use, the memory and FLOPs of
-the training step that `dense_jax.main` runs. The batch of config.batch_size images is split over
-all devices. The canvas size is data.canvas_size if set, otherwise data.crop_size. The second
-command prints which encoders, decoders and upsampling methods are compatible. All tables are
-Markdown. The commands read no images and allocate no parameters.
+The first command prints the network's layers, and the memory and FLOPs that a training step of
+`dense_jax.main` needs on each device. Images are assumed to have the size data.canvas_size or, if
+unset, data.crop_size. The second command prints which encoders, decoders and upsampling methods are
+compatible. All tables are Markdown. The commands read no images and allocate no parameters.
 """
 
 import copy
@@ -116,10 +115,10 @@ def layer_table(model: models.Segmenter, size: tuple[int, int], channels: int = 
 
 
 def training_cost(config: ConfigDict, num_classes: int, num_channels: int) -> dict[str, int]:
-    """Returns the bytes of memory (see `cost.memory`) and the FLOPs of a training step per device.
+    """Returns the memory (see `cost.memory`) and FLOPs that a training step needs per device.
 
-    `aliased` is the memory of the donated old state, which the new state reuses. A training set in
-    device memory (data.cache="device") is excluded. A multiply-add counts as two FLOPs.
+    The memory is in bytes, and excludes a training set in device memory (data.cache="device"). A
+    multiply-add counts as two FLOPs.
 
     Raises ValueError if the seeds and the batch cannot be split evenly over the devices.
     """
@@ -143,13 +142,13 @@ def training_table(config: ConfigDict, num_classes: int, num_channels: int) -> s
     )
     about += ": a GPU's or TPU's program is another." if device.platform == "cpu" else "."
     rows = [(name, f"{size / 1e6:,.1f} MB") for name, size in needed.items()]
-    return f"{about}\n\n{_markdown([('of each device', ''), *rows, ('work', work)], '<>')}"
+    return f"{about}\n\n{_markdown([('per device', ''), *rows, ('work', work)], '<>')}"
 
 
 def crossings(config: Any) -> str:
-    """Returns a Markdown table of the compatible encoders, decoders and upsampling methods.
+    """Returns a Markdown table of which encoders, decoders and upsampling methods are compatible.
 
-    config: The `config.model` that provides the fields that the table does not vary.
+    config: A `config.model`, which sets all options except these three.
 
     Each entry is "yes" or the number of an error message below the table.
     """
@@ -175,7 +174,10 @@ def crossings(config: Any) -> str:
 
 
 def _markdown(lines: Sequence[Sequence[str]], sides: str) -> str:
-    """Returns a Markdown table with header lines[0], columns aligned left ("<") or right (">")."""
+    """Returns a Markdown table with the header lines[0] and the rows lines[1:].
+
+    sides: The alignment of each column, "<" (left) or ">" (right).
+    """
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * (w - 1) + ("-" if s == "<" else ":") for w, s in zip(widths, sides, strict=True)]
 
@@ -203,8 +205,8 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     command.define_config()
-    flags.DEFINE_integer("num_classes", 21, "Channels of the logits.", lower_bound=1)
-    flags.DEFINE_integer("channels", 3, "Of the image.", lower_bound=1)
-    command.define_size("size", "224,224", "HEIGHT,WIDTH of the image, pixels.")
-    flags.DEFINE_bool("crossings", False, "Print what goes together instead.")
+    flags.DEFINE_integer("num_classes", 21, "Number of classes.", lower_bound=1)
+    flags.DEFINE_integer("channels", 3, "Number of image channels.", lower_bound=1)
+    command.define_size("size", "224,224", "HEIGHT,WIDTH of the image in pixels.")
+    flags.DEFINE_bool("crossings", False, "Print only which parts of a network are compatible.")
     command.run(main, flags_parser=command.parse_flags)

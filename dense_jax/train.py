@@ -16,10 +16,10 @@ from dense_jax.workdir.record import summary
 
 @distributed.together()
 def train(config: ConfigDict, directory: str) -> None:
-    """Trains the model of a config, or resumes its run. `directory` is the workdir.
+    """Trains the model of a config in the workdir `directory`, or resumes the run there.
 
-    If config.num_seeds > 1, several seeds train side by side. Each seed uses an equal part
-    of the devices, and a separate workdir.
+    If config.num_seeds > 1, several seeds train at once. Each seed uses an equal part of the
+    devices, and a separate subfolder of the workdir.
 
     All processes must have the same code, config, data and workdir. If one process fails, all fail.
 
@@ -55,5 +55,5 @@ def train(config: ConfigDict, directory: str) -> None:
 
 
 def is_due(step: int, config: ConfigDict) -> bool:
-    """Returns whether a step is followed by an evaluation."""
+    """Returns whether to evaluate after a step."""
     return step % config.eval_every == 0 or step == config.num_steps

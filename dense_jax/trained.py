@@ -25,7 +25,7 @@ class Trained(NamedTuple):
 
 
 def load(directory: epath.PathLike, which: str) -> Trained:
-    """Restores the network of a run, without the optimizer's state.
+    """Loads the trained network from a workdir, without the optimizer's state.
 
     which: The checkpoint: "best" (highest eval/mean_iou), "latest", or a step.
 

@@ -12,14 +12,14 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
 
     config.label = placeholder(str)  # display name of the run in sweeps and reports
-    config.seed = 0  # random seed of initial weights, order and augmentation
-    config.num_seeds = 1  # seeds (seed, seed + 1, ...) side by side, each on its devices
+    config.seed = 0  # random seed for initial weights, data order and augmentation
+    config.num_seeds = 1  # seeds (seed, seed + 1, ...) to train at once
     config.num_steps = 300  # optimizer steps
     config.batch_size = 8  # images per step, over all hosts
-    config.num_microbatches = 1  # parts of a batch, one after the other, to save memory
-    config.ema_decay = 0.0  # decay per step of the averaged weights to evaluate; 0: off
-    config.eval_every = 100  # steps between evaluations; there is one at the end, too
-    config.checkpoint_every = 100  # steps between checkpoints; evaluations save one, too
+    config.num_microbatches = 1  # gradient accumulation steps, to save memory
+    config.ema_decay = 0.0  # decay of the averaged weights, which are evaluated; 0: off
+    config.eval_every = 100  # steps between evaluations; the last step is always evaluated
+    config.checkpoint_every = 100  # steps between checkpoints; evaluations also save one
     config.log_every = 10  # steps between records of the training metrics
     config.loss = "cross_entropy"  # loss function; see losses.LOSSES
 
@@ -27,18 +27,18 @@ def get_config() -> ConfigDict:
         # one number per class | "median_frequency" | "inverse_frequency" | "segnet_camvid"
         "class_weights": placeholder(object),
         "label_smoothing": placeholder(float),  # probability spread over all classes
-        "per": placeholder(str),  # "batch" | "image": the pixels that an overlap is summed over
-        # "skip" | "zero" | "one": loss of a class without a labeled pixel
+        "per": placeholder(str),  # "batch" | "image": what overlaps are summed over
+        # "skip" | "zero" | "one": treatment of classes absent from the labels
         "absent": placeholder(str),
-        "smooth": placeholder(float),  # pixels added to both sides of the ratio
-        "squared": placeholder(bool),  # whether the denominator has squares (V-Net)
-        "include_background": placeholder(bool),  # whether class 0 counts
-        "alpha": placeholder(float),  # price of false positives (tversky)
-        "beta": placeholder(float),  # price of misses (tversky)
+        "smooth": placeholder(float),  # pixels added to numerator and denominator
+        "squared": placeholder(bool),  # whether the denominator uses squared probabilities (V-Net)
+        "include_background": placeholder(bool),  # whether the mean includes class 0
+        "alpha": placeholder(float),  # weight of false positives (tversky)
+        "beta": placeholder(float),  # weight of false negatives (tversky)
         "gamma": placeholder(float),  # focusing exponent (focal, tversky)
         "ce_weight": placeholder(float),  # weight of the cross-entropy (dice_ce)
         "dice_weight": placeholder(float),  # weight of the Dice loss (dice_ce)
-        "top_k_fraction": placeholder(float),  # fraction of pixels, the hardest (cross_entropy)
+        "top_k_fraction": placeholder(float),  # fraction of hardest pixels to keep (cross_entropy)
     }
 
     config.model = {
@@ -46,34 +46,33 @@ def get_config() -> ConfigDict:
         "encoder": "plain",  # encoder; see models.encoders.ENCODERS
         "upsampling": "transposed_conv",  # upsampling method; see models.upsampling.UPSAMPLERS
         "upsampling_options": {  # Unset: the method's own default.
-            "kernel_size": placeholder(int),  # output pixels (transposed_conv)
+            "kernel_size": placeholder(int),  # kernel size in output pixels (transposed_conv)
             "init": placeholder(str),  # "bilinear" (transposed_conv) | "icnr" (pixel_shuffle)
-            "learn": placeholder(bool),  # False: the interpolation stays as it is (transposed_conv)
+            "learn": placeholder(bool),  # False: keep the bilinear kernel fixed (transposed_conv)
         },
         "skips": placeholder(tuple),  # encoder strides to fuse; unset: all; (): none
         "fusion": "concat",  # "concat" | "add": how skips are fused (unet)
         "widths": (16, 32, 64, 128),  # channels at strides 1, 2, 4, ... (plain, unet)
         "norm": "batch",  # "batch" | "group" | "none": normalization layers
-        "dtype": "float32",  # "float32" | "bfloat16": type of the computation
-        # unset: as the weights need; see models.normalization.NORMALIZATIONS
+        "dtype": "float32",  # "float32" | "bfloat16": data type of the computation
+        # unset: the weights' own; see models.normalization.NORMALIZATIONS
         "normalization": placeholder(str),
         # encoder weights, .safetensors, .npz, .pth or hf://OWNER/NAME/FILE
         "pretrained": placeholder(str),
-        "freeze_encoder": False,  # True: the encoder's parameters and statistics stay
-        "width_multiplier": placeholder(float),  # factor of the channels (encoders of fixed width)
-        "dropout": placeholder(float),  # probability, for the deepest features (after fc6, fc7)
-        "remat": placeholder(bool),  # True: compute activations twice, to save memory (not fcn's)
-        "bottleneck": placeholder(bool),  # False: the deepest features are a max-pool's (plain)
+        "freeze_encoder": False,  # True: keep the encoder's parameters and statistics fixed
+        "width_multiplier": placeholder(float),  # factor on channels (encoders of published width)
+        "dropout": placeholder(float),  # dropout rate for the deepest features (or fc6 and fc7)
+        "remat": placeholder(bool),  # True: recompute activations to save memory (not fcn decoder)
+        "bottleneck": placeholder(bool),  # False: the encoder ends with a max-pool (plain)
         "convs_per_level": placeholder(int),  # convolutions at each stride (plain, unet)
-        "kernel_size": placeholder(int),  # size of the convolutions, odd, pixels (plain, unet)
-        # "SAME" | "VALID": padding of the convolutions (unet over plain)
-        "padding": placeholder(str),
+        "kernel_size": placeholder(int),  # kernel size of the convolutions, odd (plain, unet)
+        "padding": placeholder(str),  # "SAME" | "VALID": padding of convolutions (unet with plain)
         # "full" | "depthwise" | "none": convolutions after upsampling (unet)
         "decoder_conv": placeholder(str),
-        "decoder_relu": placeholder(bool),  # False: no ReLU on the way up (unet)
-        "gradual": placeholder(bool),  # True: by factors of 2, also where nothing is fused (fcn)
+        "decoder_relu": placeholder(bool),  # False: no ReLU in the decoder (unet)
+        "gradual": placeholder(bool),  # True: upsample by 2 at a time, even between skips (fcn)
         "zero_init": placeholder(bool),  # whether the scores start at 0 (fcn)
-        "score_scales": placeholder(tuple),  # factor of each skip's features (fcn)
+        "score_scales": placeholder(tuple),  # factor on each skip's features (fcn)
     }
 
     config.data = {
@@ -81,35 +80,35 @@ def get_config() -> ConfigDict:
         "root": "",  # folder of the dataset
         "train_split": "train",  # split to train on
         "eval_split": "val",  # split to evaluate during training
-        "crop_size": (64, 64),  # height and width that the network trains on, pixels
+        "crop_size": (64, 64),  # height and width of the training crops, pixels
         "resolution": 1.0,  # resolution of the network's input, relative to the files
-        "canvas_size": placeholder(tuple),  # pixels kept of each image; unset: the largest image
-        "workers": 0,  # decoding processes, for each seed on this host; 0: threads
-        # "none" | "host" | "device": where decoded images stay; with device, those for evaluation
-        # stay on the host
+        "canvas_size": placeholder(tuple),  # size to pad or crop to; unset: the largest image
+        "workers": 0,  # decoding processes per seed on this host; 0: threads
+        # "none" | "host" | "device": where to keep decoded images; device: evaluation images on the
+        # host
         "cache": "none",
         "verify": True,  # whether to open every file once before the first training
     }
 
-    config.augment = {  # Amounts are uniform in +- the strength unless said otherwise; 0: off.
+    config.augment = {  # Drawn uniformly from [-value, value] unless stated otherwise; 0: off.
         "flip": 0.5,  # probability of a left-right flip
         "flip_vertical": 0.0,  # probability of a top-bottom flip
         "scale": 0.0,  # zoom, log-uniform between 1 / (1 + scale) and 1 + scale
         "rotation": 0.0,  # degrees
         "shear": 0.0,  # degrees by which vertical lines lean
-        "elastic": 0.0,  # standard deviation of a 3 x 3 grid's shifts, input pixels
-        "max_class_fraction": 1.0,  # crops with more of a class are drawn again; 1: off
+        "elastic": 0.0,  # standard deviation of shifts on a 3 x 3 grid, input pixels
+        "max_class_fraction": 1.0,  # crops with more of one class are redrawn; 1: off
         "brightness": 0.0,  # factor 1 +- brightness
-        "contrast": 0.0,  # factor 1 +- contrast, of differences from the mean luma
-        "saturation": 0.0,  # factor 1 +- saturation, of differences from luma (RGB)
+        "contrast": 0.0,  # factor 1 +- contrast on differences from the mean luma
+        "saturation": 0.0,  # factor 1 +- saturation on differences from luma (RGB)
         "hue": 0.0,  # degrees (RGB)
         "gamma": 0.0,  # exponent, log-uniform between 1 / (1 + gamma) and 1 + gamma
         "blur": 0.0,  # largest standard deviation of a Gaussian, input pixels
-        "noise": 0.0,  # largest standard deviation, gray levels of 255
+        "noise": 0.0,  # largest standard deviation, in gray levels (0 to 255)
     }
 
-    # Extra weight of a pixel between two objects, at the distances d1 and d2 from them (U-Net
-    # paper): weight * exp(-(d1 + d2)^2 / (2 sigma^2)).
+    # Extra weight of a pixel between objects, at the distances d1 and d2 from the nearest two:
+    # weight * exp(-(d1 + d2)^2 / (2 sigma^2)), as in the U-Net paper.
     config.border = {
         "weight": 0.0,  # weight added to the pixel's class weight; 0: off
         "sigma": 5.0,  # pixels of the files' labels
@@ -120,19 +119,19 @@ def get_config() -> ConfigDict:
     config.optimizer = {
         "name": "adamw",  # optimizer; see training.optim.OPTIMIZERS
         "learning_rate": 0.01,  # highest learning rate
-        "encoder_lr_multiplier": 1.0,  # factor of the encoder's learning rate
+        "encoder_lr_multiplier": 1.0,  # factor on the encoder's learning rate
         "schedule": "cosine",  # learning rate after the warmup; see training.optim.SCHEDULES
         "warmup_steps": 20,  # steps in which the learning rate rises from 0
         "momentum": 0.9,  # momentum, or Adam's first-moment decay
-        "weight_decay": 0.0001,  # decay of the weights, not of norms and biases
+        "weight_decay": 0.0001,  # weight decay, except for norms and biases
         "grad_clip_norm": 1.0,  # largest global norm of the gradient; 0: off
-        "sharded": False,  # True: each device keeps a part of the moments, to save memory
+        "sharded": False,  # True: split optimizer moments over devices, to save memory
     }
 
     config.eval = {
-        "tile_size": (1024, 1024),  # largest input of one evaluation, with margins, pixels
+        "tile_size": (1024, 1024),  # largest height and width of a tile, with margins, pixels
         "margin": 64,  # margin around a tile's core, pixels; small images have none
         "batch_size": 8,  # tiles per step, over all hosts
-        "num_pictures": 4,  # pictures of predictions and errors, per evaluation
+        "num_pictures": 4,  # pictures of predictions and errors per evaluation
     }
     return config

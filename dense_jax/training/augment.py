@@ -1,11 +1,10 @@
-"""Random geometric augmentation on the device. Each array of an example is resampled once.
+"""Random geometric augmentation on the device.
 
-`augment` turns one example on its padded canvas into a random crop, in which image and label stay
-aligned. The entries of GEOMETRY compose into one map from output to input positions. At these
-positions the image is read bilinearly and the label at the nearest pixel, so that no label value is
-made up. Outside the image, the label is IGNORE_LABEL and the image is mirrored, as in evaluation.
-Finally, `color_jitter` changes the colors of the image. The result depends only on the example and
-its key, not on the batch. A transformation of strength 0 is skipped.
+`augment` turns one example, padded to the canvas, into a random crop. All transformations compose
+into one map from output to input positions, so each array is resampled only once. The image is
+sampled bilinearly, and the label from the nearest pixel. Beyond the border of the image, the image
+is mirrored, as in evaluation, and the label is IGNORE_LABEL. Finally, `color_jitter` changes the
+colors of the image. The result depends only on the example and its key, not on the batch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -45,20 +44,20 @@ def augment(
 ) -> dict[str, Array]:
     """Returns a random crop of an example: its image, its label, and the arrays of its fields.
 
-    The image is float [h + 2 * context, w + 2 * context, c], and the label is int32 [h, w].
+    With (h, w) = crop_size, the result holds `image` float [h + 2 * context, w + 2 * context, c],
+    `label` int32 [h, w], and the fields [h, w].
 
-    example: `image` uint8 [H, W, c], `label` uint8 [H, W], `size` int32 [2] (the height and width
-      in pixels of the valid part), and the fields [H, W].
-    crop_size: The height and width of the label, in pixels.
-    context: The number of pixels by which the image extends beyond the label on every side.
-    resolution: The resolution of the result relative to the example, such as 0.5 to halve the size.
+    example: The padded arrays `image` uint8 [H, W, c], `label` uint8 [H, W] and fields [H, W], and
+      `size` int32 [2], the height and width without the padding.
+    context: The number of pixels by which the cropped image extends beyond its label on every side.
+    resolution: The factor by which the example is resized before cropping.
     scale: The strength of the zoom. The zoom factor is drawn log-uniformly from
       [1 / (1 + scale), 1 + scale].
-    max_class_fraction: If below 1, the crop is the first of 10 random windows in which every class
-      has less than this fraction of the valid pixels, or the last window if none qualifies.
-    fields: The additional per-pixel targets. They are cropped like the label, and set to their
-      `fill` wherever the label is IGNORE_LABEL.
-    strengths: The strengths of entries of GEOMETRY and COLORS, by name. The default is 0.
+    max_class_fraction: If below 1, tries up to 10 random windows until every class covers less than
+      this fraction of the valid pixels.
+    fields: The additional per-pixel targets. Their crops have the value `fill` wherever the label
+      is IGNORE_LABEL.
+    strengths: The strengths of entries of GEOMETRY and COLORS, by name. The default is 0 (off).
     """
     keys = dict(zip(KEYS, jax.random.split(key, len(KEYS)), strict=True))
     # Positions relative to the center of the crop, about which the crop is rotated and flipped.
@@ -111,9 +110,10 @@ def window_centers(
     size: Int[Array, "2"],
     num_windows: int,
 ) -> Float[Array, "n 2"]:
-    """Returns the centers of random windows, in pixel coordinates of the image.
+    """Returns the centers of random crop windows, in pixel coordinates of the image.
 
-    Along each axis, a window lies within the image if it fits, and otherwise contains the image.
+    A window covers crop_size / zoom image pixels. Along each axis, it lies within the image if it
+    fits. Otherwise, it contains the whole image.
     """
     window = jnp.array(crop_size) / zoom  # in pixels of the image
     free = size - window
@@ -129,11 +129,11 @@ def first_mixed(
     centers: Float[Array, "n 2"],
     max_class_fraction: float,
 ) -> Int[Array, ""]:
-    """Returns the index of the first window in which no class dominates, or else the last index.
+    """Returns the index of the first window without a dominant class, or of the last window.
 
-    A class dominates if it has at least max_class_fraction of the valid pixels.
+    A class is dominant if it covers at least max_class_fraction of the valid pixels.
 
-    at: The positions of the sampled pixels of a window, relative to the window's center.
+    at: The positions to sample in each window, relative to the window's center.
     """
 
     def is_mixed(center: Float[Array, "2"]) -> Bool[Array, ""]:
@@ -145,7 +145,7 @@ def first_mixed(
 
 
 def elastic(key: Key[Array, ""], strength: float, at: Coordinates) -> Coordinates:
-    """Deforms the crop by a 3 x 3 grid of random displacements, interpolated with cubic splines.
+    """Deforms the crop smoothly, with cubic splines through a 3 x 3 grid of random displacements.
 
     strength: The standard deviation of the Gaussian displacements, in pixels of the crop (U-Net
       paper, section 3.1).
@@ -206,14 +206,14 @@ def displacements(
 
 
 def rotate(at: Coordinates, degrees: Float[Array, ""] | float) -> Coordinates:
-    """Rotates positions about (0, 0). Sampling an image there turns the image counterclockwise."""
+    """Rotates positions about (0, 0). An image sampled at the result is turned counterclockwise."""
     y, x = at
     cos, sin = jnp.cos(jnp.deg2rad(degrees)), jnp.sin(jnp.deg2rad(degrees))
     return cos * y + sin * x, cos * x - sin * y
 
 
 def mirror(position: Float[Array, "h w"], size: Int[Array, ""]) -> Float[Array, "h w"]:
-    """Reflects positions into [0, size - 1], about the centers of the border pixels."""
+    """Mirrors positions at the centers of the border pixels, so that they lie in [0, size - 1]."""
 
     def modulo(position: Array, period: Array) -> Array:  # far faster than % on a CPU
         return position - period * jnp.floor(position / period)
@@ -237,7 +237,7 @@ def sample_bilinear(image: Num[Array, "H W c"], at: Coordinates) -> Float[Array,
 def sample_nearest(
     values: Num[Array, "H W"], at: Coordinates, size: Int[Array, "2"], outside: ArrayLike
 ) -> Num[Array, "h w"]:
-    """Samples the nearest pixels. Positions outside the valid size get the value `outside`."""
+    """Samples the nearest pixels. Positions outside the valid `size` get the value `outside`."""
     y, x = (jnp.floor(position + 0.5).astype(jnp.int32) for position in at)
     inside = (y >= 0) & (y < size[0]) & (x >= 0) & (x < size[1])
     return jnp.where(inside, values[y, x], outside)

@@ -1,7 +1,7 @@
 """Random color augmentation on the device. It changes the image but not the label.
 
-Each entry of COLORS is a function (key, strength, planes) that changes the planes by a random
-amount. The planes are the image's channels, float [c, h, w] with values from 0 to 255.
+Each entry of COLORS is a function (key, strength, planes) that returns randomly changed planes. The
+planes are the image's channels, float [c, h, w] with values from 0 to 255.
 """
 
 import math
@@ -18,7 +18,7 @@ Planes = Float[Array, "c h w"]
 def change_colors(
     key: Key[Array, ""], image: Float[Array, "h w c"], strengths: Mapping[str, float]
 ) -> Float[Array, "h w c"]:
-    """Applies the entries of COLORS with nonzero strength. Clips values to [0, 255] after each.
+    """Applies the entries of COLORS with nonzero strength, clipping to [0, 255] after each one.
 
     Raises ValueError if hue or saturation has a nonzero strength and the image is not RGB.
     """

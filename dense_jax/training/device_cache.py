@@ -1,4 +1,4 @@
-"""Keeps a whole training set in device memory, where the training step gathers each batch.
+"""Keeps a whole training set in device memory, from which the training step gathers each batch.
 
 The host sends only the indices of the examples. No image is decoded or copied after `load`.
 """
@@ -18,11 +18,12 @@ from dense_jax.devices import mesh as meshes
 def load(
     source: Examples, batch_shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh
 ) -> tuple[dict[str, jax.Array], list[dict[str, Any]]]:
-    """Decodes a source into the memory of every device. Returns (arrays, rows).
+    """Copies all decoded examples of a source to every device. Returns (arrays, rows).
 
     batch_shapes: The shapes of the gathered batches, by field.
-    arrays: The decoded examples, {field: [n, ...]}.
-    rows: The source of the batches: one dict per example with `row` (its index) and `name`.
+    arrays: The n examples, {field: [n, ...]}.
+    rows: One dict per example, with `row` (its index) and `name`. Batches are drawn from `rows`
+      instead of `source`.
 
     Raises ValueError if an image is larger than the canvas or unreadable, or if the host or a
     device does not have enough memory.
@@ -67,7 +68,7 @@ def load(
 
 
 def gather(arrays: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Returns a copy of the batch that also holds array[batch["row"]] for every array."""
+    """Returns a copy of the batch, with array[batch["row"]] added for each of the arrays."""
     return {**batch, **{field: array[batch["row"]] for field, array in arrays.items()}}
 
 

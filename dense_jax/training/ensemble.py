@@ -1,11 +1,11 @@
-"""Trains one run per seed, side by side. The runs stop, resume and fail together.
+"""Trains one run per seed, all at once. The runs stop, resume and fail together.
 
-The methods of `Ensemble` keep four rules:
+The methods of `Ensemble` follow four rules:
 - The device never waits for the host. A step's metrics are recorded while the next step runs.
-- A state is saved only after its metrics are recorded. Recording fails if they are not finite, so
-  no state with NaN or infinity reaches the disk.
-- No seed gets two checkpoints ahead of another.
-- The `best` state is on disk before the next `latest` state is saved.
+- A state is saved only after its metrics are recorded. Recording fails if a metric is NaN or
+  infinite, and then the state is not saved.
+- No seed is ever more than one checkpoint ahead of another seed.
+- The checkpoint of the best evaluation is on disk before the next regular checkpoint is saved.
 """
 
 import contextlib
@@ -129,7 +129,7 @@ class Ensemble:
         return source, evaluated
 
     def _start(self) -> None:
-        """Restores or initializes the states, and rewinds the records to the step of the states."""
+        """Restores or initializes the states. Deletes all records after the restored step."""
         config, task = self._config, self._task
         whole, shardings = mesh.replicated(self._all_devices), task.placed.shardings
         keys = [
@@ -251,7 +251,7 @@ class Ensemble:
         )
 
     def finish(self) -> None:
-        """Closes the records, then writes the results of all seeds and the cost of the training."""
+        """Closes the records, then writes the results of all seeds and the cost of training."""
         self._opened.close()  # first, so that a finished run has all its checkpoints on disk
         config, task = self._config, self._task
         # Unpadded convolutions need context around the crop. At other resolutions, the model

@@ -46,17 +46,16 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Returns an optimizer that clips gradients by global norm, then applies OPTIMIZERS[name].
 
-    grad_clip_norm: The largest global norm of the gradient. If 0, nothing is clipped.
-    encoder_lr_multiplier: The factor on the learning rate of params["encoder"].
-    freeze_encoder: Whether to keep params["encoder"] constant, without optimizer moments.
-
-    One-dimensional arrays (norm scales and biases) have no weight decay. AdamW applies the decay
-    separately from the gradient. SGD adds the decay to the gradient (L2 regularization). In both,
-    the learning rate multiplies the decay.
+    weight_decay: The decay of all parameters except norm scales and biases. It is decoupled from
+      the gradient in AdamW, and added to the gradient in SGD (L2 regularization). Both optimizers
+      multiply it by the learning rate.
+    grad_clip_norm: The maximum global norm of the gradient. If 0, nothing is clipped.
+    encoder_lr_multiplier: The factor that multiplies the learning rate of params["encoder"].
+    freeze_encoder: Whether to keep params["encoder"] constant, without optimizer state.
     """
 
     def decayed(params):
-        return jax.tree.map(lambda x: x.ndim > 1, params)
+        return jax.tree.map(lambda x: x.ndim > 1, params)  # not norm scales and biases
 
     def part(params):
         return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key, params)

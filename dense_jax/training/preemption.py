@@ -1,4 +1,4 @@
-"""Handles signals that ask the training, on all processes, to save and stop."""
+"""Lets SIGTERM or Ctrl-C stop the training on all processes, after saving."""
 
 import signal
 
@@ -7,7 +7,7 @@ from jax.experimental import multihost_utils
 
 
 class Interrupts:
-    """A context in which SIGTERM (preemption) or Ctrl-C asks the training to save and stop.
+    """A context manager that records SIGTERM (preemption) or Ctrl-C as a request to stop.
 
     A second signal kills the process. With several processes, Ctrl-C is converted to SIGTERM,
     because JAX's SIGTERM handler notifies all processes.
@@ -30,7 +30,7 @@ class Interrupts:
             signal.raise_signal(signal.SIGTERM)
 
     def requested(self, step: int) -> bool:
-        """Returns whether to stop after this step. The answer is the same on every host."""
+        """Returns whether to save and stop after this step. All hosts get the same answer."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._received

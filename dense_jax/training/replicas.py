@@ -1,7 +1,7 @@
-"""Trains several seeds in one program. Each seed runs on one replica: an equal part of the devices.
+"""Trains several seeds in one program, each on its replica (an equal part of the devices).
 
-The states of all seeds are stacked along a leading axis, which the mesh splits over its replicas.
-With a single seed, nothing is stacked.
+The states of all seeds are stacked along a leading axis, which is split over the replicas. With a
+single seed, nothing is stacked.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,8 +19,9 @@ from dense_jax.devices.mesh import sharded
 def side_by_side(step: Callable, mesh: Mesh) -> Callable:
     """Returns a function that runs step(state, batch, key, shared) on all replicas at once.
 
-    States, keys and results are stacked; see `stack`. The batches of all replicas are concatenated;
-    see `mesh.to_global`. All replicas get the same `shared`. Replicas do not communicate.
+    The function takes the stacked states and keys (see `stack`), the concatenated batches, and
+    `shared`, which every replica gets unchanged. It returns stacked results. Replicas do not
+    communicate.
     """
     if mesh.shape["replica"] == 1:
         return step
@@ -52,7 +53,7 @@ def stack(states: Sequence[Any], shardings: Any, mesh: Mesh) -> Any:
 
 
 def unstacker(shardings: Any, mesh: Mesh) -> Callable[[Any, int], Any]:
-    """Returns the inverse of `stack`, a compiled function (states, k) -> the state of replica k."""
+    """Returns a compiled function (stacked states, k) -> the state of replica k; see `stack`."""
     if mesh.shape["replica"] == 1:
         return lambda states, k: states
     take = jax.jit(lambda states, k: jax.tree.map(lambda x: x[k], states), out_shardings=shardings)
@@ -60,7 +61,7 @@ def unstacker(shardings: Any, mesh: Mesh) -> Callable[[Any, int], Any]:
 
 
 def stacked_shardings(shardings: Any, mesh: Mesh) -> Any:
-    """Converts the shardings of one seed's arrays to the shardings of the stacked arrays."""
+    """Returns the shardings of stacked arrays, given the shardings of one seed's arrays."""
     if mesh.shape["replica"] == 1:
         return shardings
     return jax.tree.map(

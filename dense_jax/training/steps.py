@@ -1,9 +1,11 @@
 """The training state, and pure (uncompiled) functions that create and update it.
 
-A training batch holds `image` [b, H, W, c], `label` uint8 [b, H, W], `size` int32 [b, 2] (the valid
-part of the canvas), `index` uint32 [b] (the example's position in the run), and the source's
-additional per-pixel fields [b, H, W]. Model, optimizer, loss and augmentation are arguments. If a
-model returns logits for only the central part of its images, the training labels cover this part.
+A training batch has b examples, each on a canvas of H x W pixels:
+    image  uint8 [b, H, W, c]
+    label  uint8 [b, H, W]
+    size   int32 [b, 2], the height and width of the example on the canvas
+    index  uint32 [b], the running number of the example since the start of the run
+and an array [b, H, W] for each additional field of the source.
 """
 
 import functools
@@ -38,7 +40,7 @@ class TrainState:
     ema: Any
 
     def variables(self) -> Variables:
-        """Returns the variables to evaluate: the moving averages if any, else the latest values."""
+        """Returns the variables to evaluate: `ema` if not None, else the current values."""
         return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 
@@ -52,8 +54,7 @@ def init_state(
 ) -> TrainState:
     """Returns the state before the first step.
 
-    Call this function under `jit` with `out_shardings`, which creates the state on its final
-    devices.
+    Call under `jit` with `out_shardings` to create the state directly on its final devices.
 
     encoder: The initial variables of the encoder. If None, the encoder is initialized randomly.
     init: (key) -> randomly initialized variables for the model.
@@ -85,15 +86,15 @@ def train_step(
     ema_decay: float = 0.0,
     num_microbatches: int = 1,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """Performs one optimizer step and returns the new state and the step's metrics.
+    """Performs one optimizer step. Returns the new state and the metrics of the step.
 
     key: The random key of the run, the same in every step.
-    resident: A training set in device memory, returned by `device_cache.load`. If given, the batch
-      holds `row` [b] instead of the examples.
-    augment: (key, example) -> {"image", "label", ...}, for one example.
-    loss_fn: (logits, label, **fields) -> loss. `augment` returns the fields with image and label.
-    num_microbatches: The number of microbatches per batch. They are processed in sequence (gradient
-      accumulation), so only one microbatch's activations are in memory.
+    resident: The arrays from `device_cache.load`, if the training set is in device memory. The
+      batch then holds `row` [b], the indices of its examples, instead of the examples.
+    augment: (key, example) -> a dict with `image`, `label` and any additional fields.
+    loss_fn: (logits, label, **fields) -> loss.
+    num_microbatches: The number of parts in which a batch is processed, one after the other
+      (gradient accumulation), to save memory.
     """
     batch = device_cache.gather(resident, batch)
     gradient = functools.partial(
@@ -162,13 +163,12 @@ def _accumulated(
     batch: Batch,
     step: Array,
 ) -> tuple[tuple[Array, Any], Any]:
-    """Returns the result of `gradient` for a whole batch, averaged over its microbatches.
+    """Returns ((loss, new batch_stats), gradient) for a batch, computed one microbatch at a time.
 
-    The averages equal the loss and gradient of the whole batch only if two conditions hold: the
-    loss is a mean over pixels or images, and the valid pixels or images of every microbatch have
-    the same total weight. Overlap losses (Dice, Jaccard, Lovász) of a batch are computed over
-    each microbatch instead. Batch norm processes each microbatch separately and updates its running
-    averages after each.
+    The loss and the gradient are averaged over the microbatches. For a loss that is a mean over
+    pixels, the average is exact only if every microbatch has the same total weight of valid pixels.
+    Overlap losses (Dice, Jaccard, Lovász) are means over the microbatches. Batch norm normalizes
+    each microbatch separately, and updates its running averages after each.
     """
 
     def add(carry, numbered):

@@ -103,11 +103,11 @@ def bind(
 
 
 class Placed(NamedTuple):
-    """The jitted training step for all seeds, and the placement of its arguments on devices.
+    """The jitted training step for all seeds, with the shapes and shardings of its arguments.
 
-    mesh: A mesh of all devices, with one replica per seed. A state is trained on its
-      replica, but saved, restored and evaluated on all devices.
-    shardings: The shardings of one seed's state over all devices, as a TrainState.
+    mesh: A mesh of all devices, with one replica per seed.
+    shardings: The shardings with which the state of one seed is saved, restored and evaluated on
+      all devices, as a TrainState.
     train_step: (states, batch, keys, resident) -> (states, metrics). The input states are donated.
     arguments: The shapes of states, batch and keys, with their shardings.
     """
@@ -121,9 +121,9 @@ class Placed(NamedTuple):
 def place(
     config: ConfigDict, training: Training, batch_shapes: Mapping[str, jax.ShapeDtypeStruct]
 ) -> Placed:
-    """Jits the training step of all seeds, and assigns its arguments to devices.
+    """Jits the training step for all seeds, with shardings for its arguments.
 
-    batch_shapes: The shapes of the batch of one seed.
+    batch_shapes: The shapes of one seed's batch.
     """
     all_devices, devices = mesh.make_mesh(), mesh.make_mesh(config.num_seeds)
     whole = mesh.replicated(all_devices)
@@ -157,7 +157,7 @@ def batch_shapes(
     num_channels: int,
     fields: Sequence[data.Field] = (),
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of one seed's training batch over all hosts."""
+    """Returns the shapes of one seed's training batch, for all hosts together."""
     b = config.batch_size
     return {
         "image": jax.ShapeDtypeStruct((b, *canvas, num_channels), "uint8"),
@@ -171,11 +171,12 @@ def batch_shapes(
 class Task(NamedTuple):
     """The opened data of a config, with the functions that train and evaluate its network.
 
-    source: The training split, with the per-pixel targets of the config.
+    source: The training split, with the additional per-pixel targets that the loss needs.
     eval_source: The evaluation split.
     dataset: The content of dataset.json.
     canvas: The height and width, in pixels, to which every training image is padded or cropped.
-    encoder: The encoder's published weights, or None if the config names none or a run has begun.
+    encoder: The encoder's pretrained weights. None if the config names no weights, or if a run was
+      already started.
     """
 
     source: data.Examples
@@ -190,10 +191,10 @@ class Task(NamedTuple):
 
 
 def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
-    """Opens the data that a config names and builds its training and evaluation steps.
+    """Opens the data of a config and builds the training and evaluation steps.
 
-    Raises ValueError, on all processes, if the data or the config cannot be used for training, if a
-    run was started with different data, or if the processes have different data or weights.
+    Raises ValueError if the data or the config cannot be used for training, if a run was started
+    with different data, or if the processes have different data or weights.
     """
     mesh.check_shares(config.num_seeds, config.batch_size, config.num_microbatches)
     source, eval_source = (
@@ -237,7 +238,7 @@ def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
 
 
 def published_weights(config: ConfigDict, training: Training) -> Any:
-    """Returns the encoder's published weights, or None if the config names none."""
+    """Returns the encoder weights that model.pretrained names, or None if it is unset."""
     if not config.model.pretrained:
         return None
     variables = training.shapes().variables()
@@ -265,7 +266,7 @@ def describe(source: Any, eval_source: Any) -> dict[str, Any]:
 
 
 def facts(config: ConfigDict, folders: Sequence[RunFolder]) -> dict[str, Any]:
-    """Returns the facts {name: value} that must be equal on all processes, except for the data."""
+    """Returns {name: value} for versions, code, options and workdir, to compare processes."""
     package = sorted(pathlib.Path(__file__).parents[1].rglob("*.py"))
     fields = files.flatten(config.to_dict())
     return storage.to_json(

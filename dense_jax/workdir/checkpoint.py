@@ -1,8 +1,8 @@
 """Saves and restores the training state with Orbax.
 
-A checkpoint has two items: `default` is the state, and `about` holds a digest of each array and the
-state's scores. The position in the data is not saved, because it is a function of the step. We add
-the digests because neither Orbax nor TensorStore detects a flipped bit.
+A checkpoint has two items: `default` is the state, and `about` holds the state's scores and the
+digests of its arrays. Digests are needed because neither Orbax nor TensorStore detects a flipped
+bit. The position in the data is not saved, because it follows from the step.
 """
 
 import concurrent.futures
@@ -24,7 +24,7 @@ _LOG = logging.getLogger("dense_jax")
 
 
 class Checkpoints:
-    """Saves checkpoints in `directory`, by step. Keeps the newest `max_to_keep` (all if None).
+    """Saves and restores checkpoints in `directory`. Keeps the newest `max_to_keep` if set.
 
     Saving copies the state to the host immediately and writes it in the background. A checkpoint
     gets its final name only when it is complete. If writing fails, or if the first checkpoint
@@ -57,7 +57,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, scores: Mapping[str, float] = {}) -> None:
-        """Saves the state after `step` optimizer steps, unless this step is already saved."""
+        """Saves the state after `step` optimizer steps, unless that step is already saved."""
         if step not in self.steps:
             self.wait()
             about = {"digests": digests(state), "scores": dict(scores)}
@@ -150,7 +150,7 @@ class Checkpoints:
         return None
 
     def set_aside(self, step: int) -> None:
-        """Moves a checkpoint to the folder "`directory`.unreadable", without overwriting others."""
+        """Moves a checkpoint to an unused path in the folder "`directory`.unreadable"."""
         if jax.process_index() == 0:
             aside = self.directory.parent / f"{self.directory.name}.unreadable"
             aside.mkdir(exist_ok=True)
@@ -176,11 +176,10 @@ def _checksum(about: Mapping[str, Any]) -> int:
 
 
 def digests(state: Any) -> dict[str, int]:
-    """Returns {path: digest} for all arrays in a state. Any flipped bit changes the digest.
+    """Returns {path: digest} for all arrays in a state. A flipped bit changes the digest.
 
-    The digest is the sum modulo 2**32 of the array's values, read as unsigned integers and
-    multiplied by the odd numbers 1, 3, 5, ... The digest does not depend on the split over
-    devices and hosts.
+    The digest of an array is the sum of (2i + 1) bits[i] modulo 2**32. bits[i] is the i-th value,
+    read as an unsigned integer. How the array is split over devices and hosts does not matter.
     """
 
     paths, arrays = zip(*jax.tree_util.tree_leaves_with_path(state), strict=True)

@@ -9,7 +9,7 @@ cost.json         FLOPs, memory and speed, written when the run finishes
 result.json       final and best scores, written when the run finishes
 
 The workdir also holds checkpoints, TensorBoard event files and pictures. The process that trains in
-a workdir locks its file checkpoints/lock. Only `environment` uses jax.
+a workdir locks its file checkpoints/lock. Only the function `environment` imports jax.
 """
 
 import importlib.metadata
@@ -40,10 +40,10 @@ _LOCKS: dict[epath.Path, int] = {}  # descriptors of the open lock files, by wor
 
 
 def check_path(directory: epath.PathLike) -> epath.Path:
-    """Returns the absolute path of a folder to train in.
+    """Returns the absolute path of a workdir.
 
-    Raises ValueError if checkpoints would be lost at this path. Orbax interprets the path as a
-    pattern of file names, and TensorStore reads a backslash as a slash.
+    Raises ValueError if the path contains [...], ** or a backslash. Orbax reads a path as a glob
+    pattern, and TensorStore reads a backslash as a slash, so checkpoints would be lost.
     """
     path = epath.Path(directory).resolve()
     if match := re.search(r"\[[^/]+\]|\*\*|\\", str(path)):
@@ -67,7 +67,7 @@ def lock(path: epath.Path) -> None:
     if path in _LOCKS:
         return
     if "://" in str(path):
-        _LOG.warning("%s is a bucket, and buckets have no locks: start no second run there", path)
+        _LOG.warning("%s is a bucket, and buckets have no locks: start only one run there", path)
         return
     (path / "checkpoints").mkdir(parents=True, exist_ok=True)
     holder = path / "checkpoints" / "lock"
@@ -118,9 +118,10 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differing_fields(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns the fields whose values differ between configs {dotted.path: value}.
+    """Returns the fields whose values differ between configs, given as {dotted.path: value}.
 
-    If every config has a `label`, omits fields other than `label` that differ only between labels.
+    If every config has a `label`, a field other than `label` is returned only if it differs between
+    configs with the same label.
     """
 
     def differ(path: str, some: Sequence[Mapping[str, Any]]) -> bool:
@@ -158,9 +159,10 @@ def compare(workdir: epath.PathLike, config: ConfigDict) -> None:
 
 
 def compare_dataset(workdir: epath.PathLike, dataset: Mapping[str, Any], root: str) -> None:
-    """Raises ValueError if the run was started with different data. The data may have moved.
+    """Raises ValueError if the run in the workdir was started with different data.
 
-    dataset: The content of dataset.json. root: The value of config.data.root.
+    dataset: The content of dataset.json for the current data.
+    root: The current config.data.root. The same data may have moved to a new folder.
     """
     path = epath.Path(workdir) / "dataset.json"
     if not path.exists():
@@ -206,7 +208,7 @@ def read(workdir: epath.PathLike, name: str) -> Any:
 def read_records(path: epath.PathLike) -> list[dict[str, Any]]:
     """Returns the records in a metrics.jsonl file. Skips damaged lines with a warning.
 
-    A last line that was truncated when the process was killed is skipped without a warning.
+    An incomplete last line, left by a killed process, is skipped without a warning.
     """
     path, records = epath.Path(path), []
     text = path.read_bytes() if path.exists() else b""
@@ -225,7 +227,7 @@ def read_records(path: epath.PathLike) -> list[dict[str, Any]]:
 def environment() -> dict[str, Any]:
     """Returns the content of environment.json: versions, devices and the git commit.
 
-    The commit ends in "+" if tracked files changed.
+    The commit ends in "+" if tracked files have uncommitted changes.
     """
     import jax  # imported here, because `sweep` and `report` run without it
 

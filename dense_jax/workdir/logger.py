@@ -26,9 +26,8 @@ _LOG = logging.getLogger("dense_jax")
 class Logger:
     """The open log of one run.
 
-    A run that resumes after `first_step` repeats the later steps, so their records are deleted. The
-    evaluation at `first_step` is also deleted, because it may be incomplete.
-
+    first_step: The step at which the run resumes, or 0. Later records and the evaluation at
+      `first_step` are deleted, because they will be written again.
     title: The name of the run on a terminal that several runs share, or "" for a single run.
     """
 
@@ -98,7 +97,7 @@ class Logger:
         )
 
     def progress(self, step: int, **shown: float) -> None:
-        """Advances the progress bar, if any, to `step`. Shows each value until it is replaced."""
+        """Advances the progress bar, if any, to `step`, and updates the values beside the bar."""
         if self._active and self._interactive:
             self._shown |= {name: f"{value:.4f}" for name, value in shown.items()}
             self._bar.set_postfix(self._shown, refresh=False)

@@ -22,9 +22,9 @@ LATEST_TO_KEEP = 2  # the older checkpoint is a fallback
 
 
 class RunFolder(NamedTuple):
-    """The workdir of one run, which is not opened or locked.
+    """Identifies the workdir of one run, without opening or locking it.
 
-    title: The name of the run if there are several, otherwise "".
+    title: The name of the run, or "" if there is only one run.
     """
 
     path: epath.Path
@@ -87,7 +87,7 @@ class RunRecord:
         self._best_scores: Mapping[str, Any] | None = None  # the step and scores of `best`
 
     def rewind(self, step: int) -> None:
-        """Deletes the checkpoints and records after `step`, because later steps are repeated."""
+        """Deletes the checkpoints and records after `step`, and opens the log to resume there."""
         for checkpoints in (self.latest, self.best):
             for saved in checkpoints.steps:
                 if saved > step:
@@ -105,7 +105,7 @@ class RunRecord:
 
     @property
     def log(self) -> Logger:
-        """The log of the run, which `rewind` opens."""
+        """The log of the run. Available after `rewind`."""
         assert self._log is not None
         return self._log
 
@@ -155,7 +155,7 @@ class RunRecord:
     def finish(self, num_parameters: int, cost: Mapping[str, Any]) -> None:
         """Writes cost.json, then result.json with the final and the best scores.
 
-        If this process trained no steps, keeps the cost that an earlier process measured.
+        If this process trained no steps, an existing cost.json is kept.
         """
         result = {
             "status": "finished",
