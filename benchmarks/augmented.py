@@ -2,10 +2,9 @@
 
 python -m benchmarks.augmented --root=CAMVID --index=200 --output=docs/augmented_camvid.jpg
 
-Each cell shows the image above a copy with its label, in which ignored pixels are white. The first
-cell shows the original example. Each of the next cells shows a single augmentation: of NUM_DRAWS
-random draws, the draw that changes the image most. The remaining cells show all augmentations
-together.
+Each cell shows an image, and below it the image with its label. Ignored pixels are white. The first
+cell shows the original example. The following cells show one augmentation each, in the strongest of
+NUM_DRAWS random draws. The last cells show all augmentations together.
 """
 
 import argparse
@@ -41,16 +40,16 @@ NUM_COLUMNS = 5
 def main() -> None:
     """Parses the flags and draws the sheet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--root", required=True, help="folder of the dataset")
+    parser.add_argument("--root", required=True, help="the dataset's folder")
     parser.add_argument("--split", default="train")
-    parser.add_argument("--index", type=int, default=0, help="which example of the split")
-    parser.add_argument("--output", required=True, help="the picture")
+    parser.add_argument("--index", type=int, default=0, help="index of the example")
+    parser.add_argument("--output", required=True, help="image file")
     parser.add_argument(
         "--strengths",
         nargs="*",
         metavar="NAME=STRENGTH",
         default=[f"{name}={strength}" for name, strength in STRENGTHS.items()],
-        help="of config.augment (default: all that the images' channels allow)",
+        help="values of config.augment (default: all that fit the image's channels)",
     )
     arguments = parser.parse_args()
     source = data.open_dataset("folder", arguments.root, arguments.split)
@@ -66,7 +65,7 @@ def main() -> None:
     keys = jax.random.split(jax.random.key(0), NUM_DRAWS)
 
     def draw(options: dict[str, float]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Returns one augmented (image, label) pair per key, sorted by largest change first."""
+        """Returns NUM_DRAWS augmented (image, label) pairs, sorted by the change, largest first."""
         augment = jax.vmap(
             functools.partial(augment_fn, crop_size=label.shape, **options), in_axes=(0, None)
         )

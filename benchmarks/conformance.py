@@ -1,9 +1,9 @@
 """Compares our losses and metrics with other libraries: python -m benchmarks.conformance
 
-Writes docs/conformance.md. The libraries need not be installed, because peers.json holds their
-values. To compare another value, add the value to peers.json and our equivalent expression to
-TABLES. If we have no equivalent, give the reason in NO_COUNTERPART. A comment
-`# NUMBER. PROJECT#ISSUE: complaint` above a test adds the test to the last table of the page.
+Writes docs/conformance.md. The libraries need not be installed, because their results are stored in
+peers.json. To add a result, put the result in peers.json, and an equivalent expression of our
+functions in TABLES. If none exists, give the reason in NO_COUNTERPART. The page's last table lists
+the tests that have a comment `# NUMBER. PROJECT#ISSUE: complaint` above them.
 """
 
 import collections
@@ -348,9 +348,8 @@ Each is a test here, marked with its number.
 def golden_input(case: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns the test input of a case: logits float32 [2, h, w, 3] and labels int32 [2, h, w].
 
-    full: All classes. ign: Some pixels are ignored. abs: Class 2 is absent. img: Class 1 is absent
-    from one image only. A: Perfect predictions without class 2. B: Like A, with two false positives
-    of class 1 in an image without class 1.
+    The cases "full", "ign", "abs", "img", "A" and "B" are described in INTRODUCTION and
+    ONE_PREDICTION.
     """
     if case in ("A", "B"):
         labels = np.zeros((2, 2, 4), np.int32)
@@ -374,7 +373,7 @@ def golden_input(case: str) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def names(case: str) -> dict[str, Any]:
-    """Returns the variables that the expressions in TABLES may use, by name."""
+    """Returns {name: value} for the variables that the expressions in TABLES may use."""
     logits, labels = golden_input(case)
     matrices = [
         np.asarray(metrics.confusion_matrix(p, y, 3))
@@ -399,7 +398,7 @@ def names(case: str) -> dict[str, Any]:
 
 
 def one_vs_rest(x: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Converts (logits, labels) to one-vs-rest form: a binary pixel per pair of pixel and class."""
+    """Converts (logits, labels) to binary problems, with one pixel per pair of pixel and class."""
     logits, labels = x[0], x[1][..., None]
     target = np.where(labels == IGNORE_LABEL, IGNORE_LABEL, labels == np.arange(3))
     return np.stack([0 * logits, logits], axis=-1).reshape(2, 1, -1, 2), target.reshape(2, 1, -1)
@@ -411,7 +410,7 @@ def ours(expression: str, case: str) -> Any:
 
 
 def complaints() -> list[tuple[tuple[int, str], list[str]]]:
-    """Returns sorted pairs ((number, complaint), tests), parsed from the comments above tests."""
+    """Returns sorted pairs ((number, complaint), test names) from the comments above tests."""
     tests = collections.defaultdict(list)
     for path in sorted((REPOSITORY / "tests").rglob("test_*.py")):
         name, marks = path.relative_to(REPOSITORY).as_posix(), []
@@ -434,7 +433,7 @@ def text(value: Any) -> str:
 
 
 def comparison(title: str, cases: Sequence[str]) -> str:
-    """Returns one of TABLES as Markdown: our default, and each library with a value for `cases`."""
+    """Formats one of TABLES as Markdown. Libraries without results for `cases` are left out."""
     default, peers = TABLES[title]
     cells = (f"**{text(ours(default, case))}**" for case in cases)
     rows = [("**ours**", *cells, f"`{default}`", "")]
@@ -449,7 +448,7 @@ def comparison(title: str, cases: Sequence[str]) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a Markdown table with text cells."""
+    """Returns a Markdown table in which all columns are left-aligned text."""
     return markdown_table([columns, *rows], len(columns)) + "\n"
 
 

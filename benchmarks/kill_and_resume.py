@@ -2,13 +2,12 @@
 
 python -m benchmarks.kill_and_resume --cycles=20 --processes=1
 
-Trains the same small run with and without interruptions, using the real command in separate
-processes. Each cycle starts a new run, sends SIGKILL or SIGTERM at a random moment of the run
-(imports, compilation, loading, saving and evaluation included), and resumes the run. The cycle then
-compares parameters, statistics, optimizer state, metrics.jsonl and result.json to the uninterrupted
-run. If a run has several processes, a random process gets the signal. If this process dies, the
-others are killed as well, as launchers do. Prints a line per cycle. The exit status is 1 if
-anything differs.
+Trains a small run without interruption, as a reference. Each cycle then starts the same run in a
+new workdir, sends SIGKILL or SIGTERM at a random moment (even during imports, compilation or
+saving), and resumes the run. The cycle compares parameters, statistics, optimizer state,
+metrics.jsonl and result.json to the reference. If a run has several processes, a random process
+gets the signal. If the process dies from it, all processes are killed, as launchers do. Prints a
+line per cycle. The exit status is 1 if anything differs.
 """
 
 import argparse
@@ -82,7 +81,7 @@ def finish(processes: list[subprocess.Popen], workdir: pathlib.Path) -> None:
 
 
 def same(one: pathlib.Path, other: pathlib.Path) -> bool:
-    """Returns whether two finished runs are bitwise equal."""
+    """Returns whether two finished runs have bitwise equal checkpoints and results."""
     states = []
     for path in (one, other):
         saved = path / "checkpoints" / "latest" / str(NUM_STEPS) / "default"
@@ -102,9 +101,9 @@ def main() -> None:
     parser.add_argument("--cycles", type=int, default=20)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--workers", type=int, default=0, help="data.workers")
-    parser.add_argument("--seed", type=int, default=0, help="of the random moments and signals")
+    parser.add_argument("--seed", type=int, default=0, help="for the random moments and signals")
     args = parser.parse_args()
-    absl.logging.set_verbosity(absl.logging.ERROR)  # hides Orbax warnings on what is not kept
+    absl.logging.set_verbosity(absl.logging.ERROR)  # hides warnings from Orbax
     draw = random.Random(args.seed)
     failed = False
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,9 @@
 """Measures the input pipeline: python -m benchmarks.pipeline --root=CAMVID
 
-Measures decoding, augmentation, batches (with worker processes or caches) and the training step for
-`experiments/camvid_unet.py:reduced`. If torch and albumentations are installed, also measures their
-pipeline on the same images. The measurements are interleaved, so that other load on the machine
-affects all of them. Only one pipeline is open at a time. Writes benchmarks/pipeline.md.
+Times decoding, augmentation, batches (with worker processes or caches) and the training step for
+`experiments/camvid_unet.py:reduced`. If torch and albumentations are installed, also times an
+equivalent pipeline built with these libraries. The pipelines take turns, so that other load on the
+machine affects all of them. Writes benchmarks/pipeline.md.
 """
 
 import argparse
@@ -95,7 +95,7 @@ class Files:
 
 
 def peers(config: Any) -> Rows:
-    """Returns the measurements of OpenCV, albumentations and torch, by row name."""
+    """Returns the table rows of OpenCV, albumentations and torch, as functions to time."""
     height, width = config.data.crop_size
     zooms = (config.data.resolution * (1 + config.augment.scale) ** sign for sign in (-1, 1))
     transform = albumentations.Compose(
@@ -138,7 +138,7 @@ def peers(config: Any) -> Rows:
 
 
 class Ours:
-    """The measurements of this package's pipeline and training step."""
+    """This package's pipeline and training step, ready to be timed."""
 
     def __init__(self, config: Any):
         self.config = config
@@ -209,7 +209,7 @@ class Ours:
         return rows
 
     def step_seconds(self, num_pairs: int) -> tuple[list[float], list[float]]:
-        """Returns the seconds of training steps on a constant batch and with the device cache."""
+        """Returns the seconds of training steps with a constant batch and with the device cache."""
         program = assemble(self.config, self.source.num_classes)
         training = task.bind(self.config, program, self.source.num_channels)
 
@@ -238,7 +238,7 @@ class Ours:
 
 
 def measure(rows: Rows, *, rounds: int, steps: int) -> Mapping[str, list[float]]:
-    """Measures each row once per round. Returns the seconds per batch, by row name."""
+    """Times each row once per round. Returns {row name: seconds per batch in each round}."""
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     for _ in range(rounds):
         for name, opens in rows.items():
@@ -257,7 +257,7 @@ def measure(rows: Rows, *, rounds: int, steps: int) -> Mapping[str, list[float]]
 
 
 def summary(values: Sequence[float]) -> tuple[str, str]:
-    """Formats the median and the range."""
+    """Returns the median and the range of the values as texts."""
     return f"{statistics.median(values):.0f}", f"{min(values):.0f} to {max(values):.0f}"
 
 

@@ -1,4 +1,4 @@
-"""Draws the predictions for images with a low, a middle and a high mean IoU.
+"""Draws the predictions for three images: with a low, a median and a high mean IoU.
 
 python -m dense_jax.evaluate --workdir=DIR --split=test
 python -m benchmarks.predicted --workdir=DIR --split=test --output=docs/camvid_predicted.jpg
@@ -20,9 +20,9 @@ QUANTILES = 0.1, 0.5, 0.9  # of the images' mean IoU
 def main() -> None:
     """Parses the flags and draws the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", required=True, help="of an evaluated run")
+    parser.add_argument("--workdir", required=True, help="an evaluated run")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--output", required=True, help="the picture")
+    parser.add_argument("--output", required=True, help="image file")
     arguments = parser.parse_args()
     path = pathlib.Path(arguments.workdir) / f"evaluation_{arguments.split}.json"
     evaluation = json.loads(path.read_text())

@@ -1,10 +1,9 @@
 """Compares each layer of a network to the machine's roofline, for the report of benchmarks.speed.
 
-The minimum time of a layer is the longer of two times: the time for its FLOPs at the rate of a
-matrix product, and the time to read and write its bytes at the rate of a copy. Training runs the
-forward and the backward pass, which together need three times the FLOPs of the forward pass. They
-move the input, the output, the parameters and the gradients of all three, and read the input and
-the parameters a second time. The input of the first layer needs no gradient.
+A layer's minimum time is the longer of two times: the time for its FLOPs at the rate of a matrix
+product, and the time for its memory traffic at the rate of a copy. Training needs three times the
+FLOPs of the forward pass. Training moves the values and gradients of the input, output and
+parameters, and reads the input and parameters again. The first layer's input needs no gradient.
 """
 
 import collections
@@ -33,7 +32,7 @@ class Layer(NamedTuple):
 
 
 def layers_of(model: nn.Module, image: jax.ShapeDtypeStruct) -> list[tuple[Layer, int]]:
-    """Returns the distinct layers of a network in training, and how often each one occurs."""
+    """Returns pairs (layer, number of occurrences) for the distinct layers of a network."""
     found: dict[tuple, Layer] = {}
     count: dict[tuple, int] = collections.Counter()
 
@@ -61,7 +60,7 @@ def bytes_of(*trees: Any) -> int:
 
 
 def calls(layer: Layer) -> tuple[dict[str, Callable[[], Any]], dict[str, tuple[int, int]]]:
-    """Returns functions that run each pass of a layer, and the (FLOPs, bytes) of each function."""
+    """Returns functions that run a layer forward and in training, and their (FLOPs, bytes)."""
     devices = mesh.make_mesh()
     split, whole = mesh.sharded(devices), mesh.replicated(devices)
     x, g = (
@@ -105,7 +104,7 @@ def rows(
 ) -> list[list[str]]:
     """Returns table rows for COLUMNS, one for each layer and one for the sum of all layers.
 
-    seconds_of: A function that times functions, given by name, and returns the seconds by name.
+    seconds_of: A timer that takes {name: function} and returns {name: seconds}.
     product_rate, copy_rate: The machine's rates, in FLOPs and bytes per second.
     """
     found, totals = [], dict.fromkeys(("forward", "training"), (0.0, 0.0))

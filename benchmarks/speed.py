@@ -1,12 +1,10 @@
 """Compares the speed of training and prediction to PyTorch: python -m benchmarks.speed
 
-Writes the tables that benchmarks/speed.md discusses, on one page per platform and version of JAX.
-For each network, our training step and prediction alternate with their equivalents in PyTorch
-(`torch_models`). The benchmark first checks that both networks compute the same logits. If `torch`
-is not installed, the benchmark measures only our networks. The process is set up like our commands
-(`startup.keep_memory`). On an accelerator, networks compute in bfloat16, PyTorch uses autocast and
-compilation, and images are larger. There, set XLA_PYTHON_CLIENT_PREALLOCATE=false, or JAX leaves no
-memory for PyTorch.
+Writes the tables that benchmarks/speed.md discusses, one page per platform and version of JAX. For
+each network, checks that our version and the PyTorch version (`torch_models`) compute the same
+logits, and then times the two alternately. Without `torch`, times only our networks. On an
+accelerator, networks compute in bfloat16, PyTorch uses autocast and compilation, and images are
+larger. On a GPU, set XLA_PYTHON_CLIENT_PREALLOCATE=false to leave memory for PyTorch.
 """
 
 import argparse
@@ -150,19 +148,19 @@ class Ours:
         jax.block_until_ready(self._evaluate(self.variables, self._placed))
 
     def flops(self) -> int:
-        """Returns the FLOPs to predict the batch. A training step counts three times as many."""
+        """Returns the FLOPs to predict the batch. Training needs about three times as many."""
         return cost.flops(self.logits, self.variables, self.batch["image"]) or 0
 
 
 class Times(NamedTuple):
-    """The times of one call, as medians over a round, in seconds."""
+    """The median wall time and processor time of a call in one round, in seconds."""
 
     wall: float
     processor: float  # summed over all threads
 
 
 def measure(rows: Steps, args: argparse.Namespace) -> dict[str, list[Times]]:
-    """Measures each row in each round. Returns one `Times` per round, by row name."""
+    """Times each row in each round. Returns {row name: one `Times` per round}."""
     times: dict[str, list[Times]] = {name: [] for name in rows}
     for call in rows.values():
         call()
@@ -184,7 +182,7 @@ def typical(times: Mapping[str, Sequence[Times]]) -> dict[str, float]:
 
 
 class Machine(NamedTuple):
-    """Operations that measure the machine's rates: a matrix product and a copy, on all devices."""
+    """A matrix product and a copy, which run on all devices to measure the machine's speed."""
 
     calls: Steps
     flops: float  # of the matrix product
@@ -209,13 +207,13 @@ def machine() -> Machine:
 
 
 def spread(values: Sequence[float], form: str = ".2f") -> str:
-    """Formats the median and the range."""
+    """Formats the median and the range of the values."""
     low, middle, high = (f(values) for f in (min, statistics.median, max))
     return f"{middle:{form}} ({low:{form}} to {high:{form}})"
 
 
 def ratios(times: Mapping[str, Sequence[Times]], row: str, of: str) -> str:
-    """Formats the median and range over all rounds of PyTorch's time divided by ours.
+    """Formats the ratio of PyTorch's time to ours: the median and range over all rounds.
 
     of: The field of `Times` to compare.
     """
@@ -226,8 +224,8 @@ def ratios(times: Mapping[str, Sequence[Times]], row: str, of: str) -> str:
 def check_same(ours: Ours, theirs: Any) -> None:
     """Raises ValueError unless the logits of both networks are equal up to rounding.
 
-    Ignores the largest 1 % of the differences, because rounding may move the maximum of a max-pool,
-    and max-unpooling then fills another pixel.
+    Ignores the largest 1 % of the differences, because rounding may change the argmax of a
+    max-pool, so that max-unpooling fills a different pixel.
     """
     expected = np.asarray(jax.jit(ours.logits)(ours.variables, ours.batch["image"]))
     difference = np.quantile(np.abs(theirs.logits() - expected), 0.99) / np.abs(expected).max()
@@ -236,7 +234,7 @@ def check_same(ours: Ours, theirs: Any) -> None:
 
 
 def compare(name: str, args: argparse.Namespace) -> dict[str, list[str]]:
-    """Measures a network and returns its row in each table of TABLES, by title."""
+    """Measures a network. Returns its row in each of TABLES, as {title: row}."""
     config, batch_size, size = network(name)
     ours, n, speeds = Ours(config, batch_size, size), jax.device_count(), machine()
     rows = {"train": ours.train, "predict": ours.predict, "evaluate": ours.evaluate}
@@ -304,7 +302,7 @@ def overheads(ours: Ours) -> Steps:
 
 
 def layers(args: argparse.Namespace) -> list[list[str]]:
-    """Returns the rows from `roofline` for the network LAYERS_OF."""
+    """Returns the table of the layers of the network LAYERS_OF; see `roofline`."""
     config, batch_size, size = network(LAYERS_OF)
     speeds = machine()
     return roofline.rows(
@@ -316,7 +314,7 @@ def layers(args: argparse.Namespace) -> list[list[str]]:
 
 
 def growth(args: argparse.Namespace) -> list[list[str]]:
-    """Returns the costs of a U-Net of width 16 for several batch sizes and image sizes."""
+    """Returns table rows: the costs of a U-Net of width 16 by batch size and image size."""
     rows = []
     for batch_size, size in ((2, 64), (8, 64), (2, 128), (2, 256)):
         ours, pixels = Ours(unet(16), batch_size, size), batch_size * size**2
@@ -368,7 +366,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=MODELS)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--calls", type=int, default=3, help="of each row in each round")
+    parser.add_argument("--calls", type=int, default=3, help="calls per row and round")
     args = parser.parse_args()
     startup.keep_memory()
     load = os.getloadavg()[0]

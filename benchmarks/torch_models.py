@@ -1,9 +1,9 @@
 """PyTorch versions of some of our networks, for comparing speed. Requires `torch`.
 
-`Network(model)` computes the same function as a Segmenter for image sizes that are multiples of the
-deepest stride. It supports "unet" on "plain" or "resnet34", and "fcn" on "vgg16". Submodules have
-the same names as ours, so that `load` can copy our variables. Images are [b, c, h, w], in PyTorch's
-channels-last memory format.
+`Network(model)` computes the same function as the Segmenter `model` if the image size is a multiple
+of the deepest stride. It supports the decoder "unet" with the encoder "plain" or "resnet34", and
+"fcn" with "vgg16". Submodules have the same names as in the Segmenter, so that `load` can copy the
+variables. Images are [batch, channel, h, w], in PyTorch's channels-last memory format.
 """
 
 import json
@@ -48,7 +48,7 @@ class ConvBlock(nn.Sequential):
 
 
 class Plain(nn.Module):
-    """The plain encoder, which returns features and switches by stride."""
+    """The plain encoder. Returns {stride: features} and {stride: switches}."""
 
     def __init__(self, encoder):
         super().__init__()
@@ -72,7 +72,7 @@ class Plain(nn.Module):
 
 
 class VGG16(nn.Module):
-    """The VGG16 encoder as FCN uses it."""
+    """The VGG16 encoder, with fc6 and fc7 as convolutions for FCN."""
 
     def __init__(self, encoder):
         super().__init__()
@@ -266,7 +266,7 @@ def load(module: nn.Module, variables: Mapping[str, Any]) -> None:
 
 
 class Twin:
-    """The PyTorch counterpart of `speed.Ours`: training and prediction on a batch.
+    """A PyTorch network's training step and prediction on a batch, as in `speed.Ours`.
 
     On a GPU, the network computes in bfloat16 and is compiled. On a CPU, it computes in float32 and
     is not compiled.
@@ -322,7 +322,7 @@ class Twin:
         self._wait()
 
     def peak_bytes(self) -> int:
-        """Returns PyTorch's peak memory in a training step, with parameters and optimizer state."""
+        """Returns the peak memory of a training step, including parameters and optimizer state."""
         self.train()
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()

@@ -11,10 +11,10 @@ Every valid pixel of the split is counted exactly once, at the labels' original 
 pixels are not counted. A class that appears in neither the labels nor the predictions gets a null
 score and is excluded from the means.
 
-Region scores, boundary_iou and trimap_mean_iou are computed over all pixels of the split at once.
 The scores boundary_f1, hausdorff95, average_surface_distance, rand_score and information_score are
-computed for each image and averaged over the images for which they are defined. If NAME is a score,
-mean_over_images/NAME is that score computed for each image and averaged.
+computed for each image and averaged over the images for which they are defined. All other scores,
+such as mean_iou, are computed over all pixels of the split at once. The JSON file also has averages
+of per-image scores, such as mean_over_images/mean_iou.
 """
 
 import contextlib
@@ -65,7 +65,7 @@ def evaluate(
     root: str | None = None,
     output: str | None = None,
 ) -> dict[str, Any]:
-    """Scores one checkpoint on one split, writes all files, and returns the JSON file's contents.
+    """Scores a checkpoint on a split, writes all files, and returns the JSON file's contents.
 
     split: The split to score. If None, the config's data.eval_split.
     batch_size: The number of tiles per step, which does not affect the scores. If None, the
@@ -75,7 +75,7 @@ def evaluate(
     boundaries: Whether to compute the boundary scores.
     foreground: The classes to merge into one class, which is scored against all other classes.
       Connected components of the merged class are the objects in the Rand and information scores.
-    root: The data folder, needed for moved or different data. If None, the config's data.root.
+    root: The data folder, if the data was moved or replaced. If None, the config's data.root.
     output: The output folder. If None, the workdir.
     """
     run = load(directory, checkpoint)
@@ -136,7 +136,7 @@ def _check_writable(folder: epath.Path) -> None:
 
 
 def _open(run: Trained, root: str | None, split: str) -> tuple[str, Any]:
-    """Returns the data folder and source. Raises ValueError if the data does not fit the run."""
+    """Returns the data's folder and source. Raises ValueError if the data does not fit the run."""
     config = run.config.data
     if root is None and not epath.Path(config.root).is_dir():
         raise ValueError(f"{config.root} is gone: pass --root=FOLDER, where the data is now")
@@ -211,8 +211,8 @@ def _scores(
 ) -> dict[str, Any]:
     """Returns the part of the JSON file that contains the scores.
 
-    A class is missed in an image if only the label contains it, and invented if only the prediction
-    contains it.
+    A class is counted as missed in an image if only the label contains it, and as invented if only
+    the prediction contains it.
     """
     statistics = aggregation.image_statistics(measured, foreground)
     scores, low, high = (
@@ -268,14 +268,14 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     command.define_folder("workdir", "Workdir of a run of dense_jax.main.", required=True)
     command.define_folder("root", "Folder of the data; by default the run's data.root.")
-    command.define_folder("output", "Folder that the files go to; by default the workdir.")
+    command.define_folder("output", "Folder to write the files to; by default the workdir.")
     flags.DEFINE_string("split", None, "The split to score; by default the run's eval_split.")
     flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
     flags.DEFINE_integer("batch_size", None, "Tiles per step; by default the run's.", lower_bound=1)
     command.define_size("tile_size", None, "HEIGHT,WIDTH in pixels; by default the run's.")
     flags.DEFINE_integer(
-        "margin", None, "Overlap of tiles in pixels; by default the run's.", lower_bound=0
+        "margin", None, "Margin of tiles in pixels; by default the run's.", lower_bound=0
     )
-    flags.DEFINE_bool("boundaries", True, "Whether to measure boundaries, too.")
-    flags.DEFINE_list("foreground", [], "CLASS,... to score as one class, and as objects, too.")
+    flags.DEFINE_bool("boundaries", True, "Whether to add boundary scores.")
+    flags.DEFINE_list("foreground", [], "CLASS,... to score as one merged class and as objects.")
     command.run(main)

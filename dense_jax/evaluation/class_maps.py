@@ -1,8 +1,8 @@
 """Reads and writes the predicted class maps of a split as one zip archive of palette PNGs.
 
-One file can be written atomically and suits clusters that limit the number of files. A PNG is named
-INDEX_NAME.png, after the image's index and name. The index is needed because image names may
-repeat. Special characters in the name are replaced. This module never imports JAX.
+A single file can be written atomically, and some clusters limit the number of files. Each PNG is
+named INDEX_NAME.png after the image's index and name, because image names may repeat. Special
+characters in names are replaced. This module never imports JAX.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from dense_jax import class_colors, drawing, storage
 def writing(
     path: epath.PathLike, names: Sequence[str], palette: UInt8[np.ndarray, "classes 3"]
 ) -> Iterator[Callable[[int, np.ndarray], None]]:
-    """Yields `add(i, classes)`, which writes image i's class map. The archive appears on exit."""
+    """Writes an archive atomically. Yields `add(i, classes)`, which adds image i's class map."""
     with storage.atomic(path) as file, zipfile.ZipFile(file, "w") as archive:
 
         def add(i: int, classes: np.ndarray) -> None:

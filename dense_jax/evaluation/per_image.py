@@ -49,10 +49,9 @@ def measure(
 def phase_errors(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
     """Returns the number of wrong and valid pixels at each phase, int64 [PERIOD, PERIOD, 2].
 
-    The phase of a pixel is (y mod PERIOD, x mod PERIOD). If errors are more frequent at some
-    phases, upsampling may cause them (Odena et al. 2016, "Deconvolution and checkerboard
-    artifacts"). If the image is resized or has several tiles, the phases may not match the
-    network's strides.
+    The phase of a pixel is (y mod PERIOD, x mod PERIOD). More errors at some phases suggest
+    upsampling artifacts (Odena et al. 2016, "Deconvolution and checkerboard artifacts"). If the
+    image is resized or has several tiles, the phases may not match the network's strides.
     """
     valid = label != IGNORE_LABEL
     counts = np.stack([valid & (prediction != label), valid], axis=-1)

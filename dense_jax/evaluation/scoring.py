@@ -33,14 +33,16 @@ def score(
     receive: Receive | None = None,
     num_received: int | None = None,
 ) -> np.ndarray:
-    """Returns the confusion matrix of each image, int32 [n, c, c]. Add them up in int64.
+    """Returns the confusion matrix of each image, int32 [num_images, num_classes, num_classes].
+
+    Sum the matrices in int64.
 
     eval_step: The result of `program.jit_eval_step`.
     tilings: The tiles of one source; see `tiles.tilings`.
     batch_size: The number of tiles per step on all hosts together. This number is rounded up to a
       multiple of the number of devices.
-    per_image: Whether to return one matrix per image. If False, returns only the sum, int64 [c, c],
-      because [n, c, c] may not fit into memory.
+    per_image: Whether to return one matrix per image. If False, returns their sum, int64
+      [num_classes, num_classes], which needs less memory.
     receive: A function to call with each image's complete class map and label map.
     num_received: The number of images to pass to `receive`, starting with the first. If None, all.
     """

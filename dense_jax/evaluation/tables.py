@@ -10,10 +10,11 @@ from dense_jax import metrics
 from dense_jax.metrics import Metric, boundary
 
 BOUNDARY_NOTE = (
-    "Boundaries: F1 within 0.75 % of the diagonal, IoU of the rims of 2 % of it; 95th percentile and "
-    "mean of the distances in pixels. F1 and distances are means over the images that show the class "
-    "on either side; where one side alone does (missed: in the label; invented: in the prediction), "
-    "F1 is 0 and the distances are the diagonal. IoU is of all images' rims together."
+    "Boundary scores: F1 within 0.75 % of the image diagonal; IoU of the rims of each class, 2 % "
+    "of the diagonal wide, over all images at once; 95th percentile and mean of the distances in "
+    "pixels. F1 and distances are means over the images whose label or prediction contains the "
+    "class. If only the label (missed) or only the prediction (invented) contains the class, F1 is "
+    "0 and the distances are the diagonal."
 )
 _KNOWN_AS = {"boundary_f1": " (SegNet's BF)"}
 
@@ -53,7 +54,7 @@ def escape(name: str) -> str:
 
 
 def to_markdown(evaluation: Mapping[str, Any]) -> str:
-    """Returns the evaluation's Markdown file: the mean scores and the scores of each class.
+    """Returns the contents of evaluation_SPLIT.md: the mean scores and each class's scores.
 
     evaluation: The result of `dense_jax.evaluate.evaluate`, in which an undefined score is NaN.
     """
@@ -61,7 +62,7 @@ def to_markdown(evaluation: Mapping[str, Any]) -> str:
     about = (
         f"{evaluation['num_images']} images, {evaluation['num_pixels']:,} valid pixels, at the "
         "labels' own resolution, in percent, with 95 % intervals over images (bootstrap). Ignored "
-        "pixels count nowhere. The mean over images is of each image's own score, another measure."
+        "pixels count nowhere. The mean over images is the average of each image's own score."
     )
     parts = [f"# {name}, {evaluation['split']}, step {evaluation['step']}", about]
     if without := evaluation["classes_without_score"]:
@@ -97,7 +98,7 @@ def _boundary_tables(evaluation: Mapping[str, Any], measured: Sequence[Metric]) 
         *([*row, *map(str, counts)] for row, counts in rows),
     ]
     image_means = [
-        f"Mean over images of the {metric.label} of the label's classes{_KNOWN_AS.get(metric.name, '')}: "
+        f"Mean {metric.label} of a label's classes, over images{_KNOWN_AS.get(metric.name, '')}: "
         + _cell(evaluation, metric, f"mean_over_images/{metric.score}")
         for metric in measured
         if metric.image_mean
@@ -106,15 +107,16 @@ def _boundary_tables(evaluation: Mapping[str, Any], measured: Sequence[Metric]) 
     near = [_cell(evaluation, iou, f"trimap_mean_iou/{width}") for width in boundary.BAND_WIDTHS]
     bands = [
         ["", *(f"{width} px" for width in boundary.BAND_WIDTHS)],
-        ["mean IoU this close to the label's boundaries", *near],
+        ["mean IoU closer than this to the label's boundaries", *near],
     ]
     return [BOUNDARY_NOTE, markdown_table(lines), *image_means, markdown_table(bands)]
 
 
 def _foreground_table(evaluation: Mapping[str, Any]) -> list[str]:
     note = (
-        f"Foreground: {', '.join(evaluation['foreground'])}, against all others. Its connected "
-        "components are the objects of the Rand and information scores, in images that have any."
+        f"Foreground: {', '.join(evaluation['foreground'])}, as one class against all others. Its "
+        "connected components are the objects in the Rand and information scores, which are "
+        "averaged over the images whose label has objects."
     )
     region = [metric for metric in metrics.of_kind("region") if metric.per_class]
     objects = [m for m in metrics.of_kind("object") if f"eval/{m.score}" in evaluation]

@@ -9,14 +9,14 @@ Writes these files to DIR:
   figures/                 figures for a paper
 
 A run is any folder at or below DIR with a config.json or failure.json. Each table row is one
-configuration, labeled by the fields in which the rows differ. The runs of a row may differ only in
-the seed and in fields that cannot change a score. Each score is the mean over the seeds. If there
-are at least two seeds, the score has a 95% t-interval. An asterisk marks a significant difference
-from the baseline row. Unfinished runs are not in the table, but are listed below the table.
+configuration, labeled by the config fields that differ between rows. The runs of a row differ only
+in the seed and in fields that cannot affect scores. Each score is the mean over the seeds, with a
+95% t-interval if there are at least two. An asterisk marks a significant difference from the
+baseline row. Unfinished runs are listed below the table.
 
 Without --split, the scores are from the end of training. With --split, the scores are from
-`dense_jax.evaluate`, so each run must be evaluated first. If runs were scored differently, the
-command fails unless --mixed is set.
+`dense_jax.evaluate`, so each run must be evaluated first. The command fails if the runs were not
+all scored in the same way, unless --mixed is set.
 """
 
 import json
@@ -33,7 +33,7 @@ from dense_jax.report.page import to_html
 
 
 def write(root: pathlib.Path, num_pictures: int = 12, **options: Any) -> list[pathlib.Path]:
-    """Writes a report on the runs in `root` to `root`. Returns the paths of the written files.
+    """Writes the report files to `root`, the folder of the runs. Returns the files' paths.
 
     num_pictures: The number of images in the gallery of report.html.
     options: The options of `rows.build`.
@@ -65,12 +65,12 @@ def main(argv: Sequence[str]) -> None:
 if __name__ == "__main__":
     command.define_folder("workdir", "A folder of runs, or one run.", required=True)
     flags.DEFINE_string(
-        "split", None, "Split whose evaluation to show; by default training's last."
+        "split", None, "Split whose evaluations to show; by default the scores after training."
     )
     flags.DEFINE_bool("per_class", False, "Whether to add each class's IoU.")
     flags.DEFINE_string(
-        "baseline", None, "FIELD=VALUE,... of the row to test against; by default the first."
+        "baseline", None, "Row to compare the others to, FIELD=VALUE,...; by default the first."
     )
     flags.DEFINE_bool("mixed", False, "Whether runs that are not comparable may share the table.")
-    flags.DEFINE_integer("gallery", 12, "Images in report.html, the worst; 0: none.", lower_bound=0)
+    flags.DEFINE_integer("gallery", 12, "Worst images in report.html; 0 for none.", lower_bound=0)
     command.run(main)

@@ -13,7 +13,7 @@ from dense_jax.spelling import some
 
 
 def measure(runs: Sequence[RunFolder], split: str | None) -> None:
-    """Sets the `measured` attribute of each run to {fact: value}: how the run was scored.
+    """Sets each run's `measured` to {fact: value}, which describes how the run was scored.
 
     split: The split whose evaluations contain the scores. If None, the scores are from the end of
       training.
@@ -59,10 +59,10 @@ def _evaluation_facts(run: RunFolder, checkpoint: str) -> dict[str, Any]:
 
 
 def _checkpoints(runs: Sequence[RunFolder]) -> list[str]:
-    """Returns "best", "final" or "neither best nor final" for each run's evaluated checkpoint.
+    """Returns the evaluated checkpoint of each run: "best", "final" or "neither best nor final".
 
-    A checkpoint that is both best and final gets the name that fits all runs. If no name fits all
-    runs, the checkpoint gets "best".
+    If a checkpoint is both best and final, prefers a name that is correct for all runs, so that the
+    runs are comparable.
     """
 
     def holds(run: RunFolder, kind: str) -> bool:
@@ -76,7 +76,7 @@ def _checkpoints(runs: Sequence[RunFolder]) -> list[str]:
 
 
 def conflicts(runs: Sequence[RunFolder]) -> dict[str, dict[str, list[str]]]:
-    """Returns the facts in which the runs differ, as {fact: {value: names of the runs}}."""
+    """Returns the facts that differ between the runs, as {fact: {value: names of runs}}."""
     facts: dict[str, dict[str, list[str]]] = {}
     for run in runs:
         for fact, value in run.measured.items():
@@ -98,12 +98,15 @@ def refuse(differing: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
     raise ValueError(
         "the runs are not comparable, because their scores were not measured alike:\n"
         + "\n".join(lines)
-        + "\nReport them from separate folders, or pass --mixed to have all in one table, told apart."
+        + "\nReport them from separate folders, or pass --mixed for one table with labeled groups."
     )
 
 
 def number_groups(runs: Sequence[RunFolder]) -> list[str]:
-    """Returns a group label for each run: "1", "2", ..., or "" if all runs are comparable."""
+    """Returns a label for each run, equal for comparable runs: "1", "2", ...
+
+    If all runs are comparable, each label is "".
+    """
     facts = conflicts(runs)
     groups = [tuple(run.measured.get(fact) for fact in facts) for run in runs]
     distinct = list(dict.fromkeys(groups))

@@ -1,6 +1,6 @@
 """Draws the figures for a paper, as PNG and PDF, one column (3.3 inches) wide.
 
-Each figure is drawn only if its data exists:
+The figures, each drawn only if its data exists:
 
 by_FIELD        mean IoU for each value of FIELD, a config field in which the rows differ
 boundary_f1     boundary F1, averaged over classes, against mean IoU
@@ -8,9 +8,9 @@ flops           mean IoU against the FLOPs of the forward pass per image
 band_width      mean IoU of the pixels near the label's boundaries, against the band width
 error_by_phase  error rate by pixel position (y mod 16, x mod 16)
 
-Each point is the mean over a row's seeds. Numbers refer to the rows of the report. Error bars are
-95% t-intervals, drawn if there are at least two seeds. The figures by_FIELD and flops show the
-mean IoU from the report's table. Scores in all other figures are from `dense_jax.evaluate`.
+Each point is the mean over a row's seeds. Numbers in the figures are the report's row numbers.
+Error bars are 95% t-intervals, drawn if there are at least two seeds. The figures by_FIELD and
+flops show the mean IoU from the report's table. All other figures use `dense_jax.evaluate` scores.
 """
 
 import logging
@@ -57,7 +57,7 @@ def write(folder: pathlib.Path, report: Report) -> list[pathlib.Path]:
 
 
 def draw(report: Report) -> Iterator[tuple[str, "Figure"]]:
-    """Yields pairs (name, figure) for the figures whose data exists."""
+    """Yields (name, figure) for each figure whose data exists."""
     from matplotlib import ticker
 
     rows = report.rows
@@ -68,7 +68,7 @@ def draw(report: Report) -> Iterator[tuple[str, "Figure"]]:
     f1s = [evaluated(row, f"eval/{f1.score}") for row in rows]
     if _exist(f1s):
         figure, axes = scatter(rows, [evaluated(row, IOU) for row in rows], f1s)
-        axes.set(xlabel=IOU_LABEL, ylabel=f"{f1.label}, mean of classes")
+        axes.set(xlabel=IOU_LABEL, ylabel=f"{f1.label}, mean over classes")
         axes.set_xlim(_clip(*axes.get_xlim()))
         yield "boundary_f1", figure
     flops = [interval([number(run.cost, "flops_per_image") for run in row.runs]) for row in rows]
@@ -92,7 +92,7 @@ def draw(report: Report) -> Iterator[tuple[str, "Figure"]]:
 
 
 def evaluated(row: Row, path: str) -> tuple[float, float]:
-    """Returns a score's mean over evaluated seeds and the half width of its interval, or NaNs."""
+    """Returns (mean, half width of the interval) of an evaluation score, or NaNs if missing."""
     values = [number(run.evaluation, path) for run in row.runs if run.evaluation]
     return interval(values) if values else (math.nan, math.nan)
 
@@ -102,10 +102,10 @@ def _exist(points: Points) -> bool:
 
 
 def by_field(report: Report, i: int) -> "Figure":
-    """Draws the mean IoU, with one group of points for each value of field i.
+    """Draws the mean IoU, with one group of points for each value of `report.fields[i]`.
 
-    The first field other than field i sets the color. Each combination of values of any further
-    fields gets a separate panel.
+    The first of the other fields sets the color. If there are more fields, each combination of
+    their values gets a panel.
     """
     rows, others = report.rows, [k for k in range(len(report.fields)) if k != i]
 
@@ -136,7 +136,7 @@ def by_field(report: Report, i: int) -> "Figure":
 
 
 def scatter(rows: Sequence[Row], x: Points, y: Points) -> tuple["Figure", "Axes"]:
-    """Draws a numbered point with error bars for each row whose x and y are not missing."""
+    """Draws one numbered point with error bars per row. Skips rows whose x or y is missing."""
     figure, (axes,) = _figure(1, 2.2)
     for i, row in enumerate(rows):
         (x_mean, x_half), (y_mean, _) = x[i], y[i]
@@ -152,7 +152,7 @@ def scatter(rows: Sequence[Row], x: Points, y: Points) -> tuple["Figure", "Axes"
 def by_band_width(rows: Sequence[Row], bands: Sequence[Points]) -> "Figure":
     """Plots mean IoU near the label's boundaries against the band width, one line per row."""
     figure, (axes,) = _figure(1, 2.2)
-    axes.set(xscale="log", xlabel="pixels to a boundary, less than", ylabel=IOU_LABEL)
+    axes.set(xscale="log", xlabel="distance to a boundary less than (pixels)", ylabel=IOU_LABEL)
     for i, row in enumerate(rows):
         if _exist(bands[i]):
             # Shift the rows slightly, so that error bars do not overlap.
@@ -166,9 +166,9 @@ def by_band_width(rows: Sequence[Row], bands: Sequence[Points]) -> "Figure":
 
 
 def error_rates(row: Row) -> np.ndarray | None:
-    """Returns the error rate at each (y mod 16, x mod 16), over all images and evaluated runs.
+    """Returns the error rate at each pixel position (y mod 16, x mod 16), [16, 16].
 
-    Returns None if no run was evaluated with boundary scores, which include the error counts.
+    Returns None if no run was evaluated with --boundaries.
     """
     arrays = [run.array("phase_errors", (16, 16, 2)) for run in row.runs]
     counts = [array.sum(axis=0) for array in arrays if array is not None]
@@ -179,11 +179,10 @@ def error_rates(row: Row) -> np.ndarray | None:
 
 
 def by_phase(rows: Sequence[Row], phases: dict[int, np.ndarray]) -> "Figure":
-    """Draws one map [16, 16] per row: the relative error rate at each (y mod 16, x mod 16).
+    """Draws each row's error rate by pixel position (y mod 16, x mod 16), relative to the mean.
 
-    The error rate is divided by its mean over the map. A pattern that repeats every s pixels
-    suggests an artifact of upsampling by s. If there are few images, their borders and contents can
-    cause patterns, too.
+    A pattern that repeats every s pixels suggests an artifact of upsampling by a factor of s. With
+    few images, the image borders and contents can cause patterns, too.
     """
     from matplotlib.figure import Figure
 
@@ -200,7 +199,7 @@ def by_phase(rows: Sequence[Row], phases: dict[int, np.ndarray]) -> "Figure":
         axes.imshow(rates, cmap="PuOr_r", vmin=1 - spread, vmax=1 + spread)
         lines = [f"{i + 1}: {rows[i].label[0]}", *rows[i].label[1:], f"{np.nanmean(phases[i]):.3f}"]
         axes.set_title("\n".join(lines), fontsize=6)
-    bar = {"location": "bottom", "label": "error rate / its mean", "aspect": 30}
+    bar = {"location": "bottom", "label": "error rate divided by its mean", "aspect": 30}
     figure.colorbar(grid[0].images[0], ax=figure.axes, **bar)
     return figure
 
@@ -222,16 +221,16 @@ def _points(
     x_half: float = math.nan,
     line: str = "none",
 ) -> None:
-    """Draws means with error bars in style i. A mean without an interval has no error bar."""
+    """Draws means with error bars in the i-th style. A NaN half width draws no error bar."""
     round_, color = divmod(i, len(LINE_COLORS))
     style: dict[str, Any] = {"color": LINE_COLORS[color], "marker": MARKERS[round_ % len(MARKERS)]}
     style |= {"linestyle": line, "capsize": 1.5, "elinewidth": 0.8}
     means, halves = zip(*y, strict=True) if y else ((), ())
-    axes.errorbar(x, means, halves, x_half, label=label, **style)  # a NaN width draws no bar
+    axes.errorbar(x, means, halves, x_half, label=label, **style)
 
 
 def _clip(low: float, high: float) -> tuple[float, float]:
-    """Clips the limits of a score axis to about [0, 1]. Only error bars could exceed this range."""
+    """Clips the limits of a score axis to about [0, 1], which only error bars could exceed."""
     return max(low, -0.03), min(high, 1.03)
 
 

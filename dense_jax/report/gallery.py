@@ -43,8 +43,8 @@ def build(rows: Sequence[Row], limit: int) -> dict[str, Any] | None:
     """Returns the gallery as data for the page's script, or None if there is nothing to show.
 
     Each row of the report is represented by its first run with predictions. The gallery shows the
-    `limit` worst images (lowest mean IoU) of the first such row. Rows that were evaluated on
-    different images are left out.
+    `limit` images with the lowest mean IoU in the first row that has predictions. Rows that were
+    evaluated on different images are left out.
     """
     evaluated = [e for i, row in enumerate(rows) if (e := _evaluated(i, row)) is not None]
     if not evaluated or limit < 1:
@@ -126,9 +126,9 @@ def _predicted(evaluated: Evaluated, numbers: Sequence[int]) -> list[np.ndarray]
 def _examples(
     evaluated: Evaluated, numbers: Sequence[int]
 ) -> tuple[list[dict[str, Any] | None], str]:
-    """Returns the examples with indices `numbers`, and an error message.
+    """Returns the examples with indices `numbers`, and an error message or "".
 
-    If the data cannot be read or has changed, each example is None. Otherwise, the message is "".
+    If the data cannot be read or has changed, each example is None.
     """
     evaluation = evaluated.run.evaluation
     try:
@@ -147,10 +147,10 @@ def _examples(
 
 def _about(first: Evaluated, num_images: int, missing: str, without: set[int]) -> str:
     about = (
-        f"{num_images} of the {len(first.names)} images of {first.run.evaluation['split']}: those "
-        f"that row {first.number + 1} does worst on, by the mean IoU of the image alone. Each row is "
-        "shown by one seed, from the checkpoint that was evaluated, in the order of the left row's "
-        f"scores; pictures are at most {drawing.LONGEST} pixels long."
+        f"The {num_images} of {len(first.names)} images of {first.run.evaluation['split']} with "
+        f"the lowest mean IoU in row {first.number + 1}. Each row shows the predictions of one "
+        "seed's evaluated checkpoint. Images are sorted by the left row's scores and are at most "
+        f"{drawing.LONGEST} pixels long."
     )
     if missing:
         about += f" Only predictions are shown, since the data is not here: {missing}."

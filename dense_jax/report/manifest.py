@@ -9,7 +9,7 @@ from dense_jax.report.rows import ABSENT, Report, Row, spelled
 from dense_jax.spelling import some
 
 VOID_POLICY = (
-    "Ignored pixels count nowhere; classes absent from labels and predictions are in no mean."
+    "Ignored pixels count nowhere; means exclude classes absent from labels and predictions."
 )
 
 
@@ -38,7 +38,7 @@ def _row(report: Report, row: Row) -> dict[str, Any]:
 
 
 def columns(report: Report) -> tuple[list[str], dict[str, list[str]]]:
-    """Returns the facts that all rows share, and {fact: one text per row} for facts that differ."""
+    """Returns a list of facts that all rows share, and {fact: one text per row} for all others."""
     cells = {
         "config": [row.runs[0].config_hash for row in report.rows],
         "seeds": [str(len(row.runs)) for row in report.rows],
@@ -54,7 +54,7 @@ def columns(report: Report) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def remarks(report: Report) -> list[str]:
-    """Returns the run-dependent part of the text below the table. `rows.NOTE` is the other part."""
+    """Returns the sentences below the table that depend on the runs, unlike `rows.NOTE`."""
     if not report.rows:
         return []
     runs = [run for row in report.rows for run in row.runs]
@@ -63,12 +63,12 @@ def remarks(report: Report) -> list[str]:
         groups = {row.group: row.runs[0] for row in report.rows}
         described = [
             f"data {group}: "
-            + ", ".join(f"{fact} {run.measured.get(fact, 'not known')}" for fact in facts)
+            + ", ".join(f"{fact} {run.measured.get(fact, 'unknown')}" for fact in facts)
             for group, run in groups.items()
         ]
         sentences.append(
-            "Not comparable (--mixed): scores of rows with different data were not measured alike, "
-            "so bold and tests are within one. " + "; ".join(described) + "."
+            "Not comparable (--mixed): rows with different data were scored differently, so bold "
+            "and tests compare only rows with equal data. " + "; ".join(described) + "."
         )
     if runs[0].scores is runs[0].final:
         sentences.append("Scores are those of the end of training, on each run's evaluation split.")
@@ -76,13 +76,14 @@ def remarks(report: Report) -> list[str]:
         checkpoints = _distinct(run.measured["checkpoint"] for run in runs)
         sentences.append(
             "Scores are those of dense_jax.evaluate on split "
-            f"{runs[0].measured.get('evaluation split', 'unknown')}, with the "
+            f"{runs[0].measured.get('evaluation split', 'unknown')}, for the "
             f"{' or '.join(checkpoints)} checkpoint of each run."
         )
         if any("boundary" in column.path for column in report.columns):
             sentences.append(
-                "Boundary F1 is the mean over images of their classes (SegNet's BF), within 0.75 % "
-                "of the diagonal; boundary IoU is that of all images' rims together, 2 % of the diagonal wide."
+                "Boundary F1 (SegNet's BF, within 0.75 % of the diagonal) is averaged over each "
+                "image's classes, then over images; boundary IoU, in rims 2 % of the diagonal "
+                "wide, is computed over all images at once."
             )
     if len(report.rows) > 1:
         (baseline,) = (spelled(report.fields, row) for row in report.rows if row.is_baseline)
@@ -110,7 +111,7 @@ def _commit(run: RunFolder) -> str:
 
 
 def _short_commit(run: RunFolder) -> str:
-    """Returns the first ten digits of the commit, with "+" if there were uncommitted changes."""
+    """Returns ten digits of the run's git commit, with "+" if there were uncommitted changes."""
     commit = _commit(run)
     return commit[:10] + ("+" if commit[10:].endswith("+") else "")
 
@@ -132,7 +133,7 @@ def _training_data(run: RunFolder) -> str:
 
 
 def _measured(run: RunFolder) -> str:
-    """Formats the facts from `comparable.measure`. Shortens "tiles of config 1a2b" to "tiles"."""
+    """Describes how the run was scored. Shortens names like "tiles of config 1a2b" to "tiles"."""
     facts = (f"{fact.partition(' of ')[0]} {value}" for fact, value in run.measured.items())
     return ", ".join(facts)
 

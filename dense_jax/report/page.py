@@ -17,13 +17,13 @@ IOU = "eval/iou/"
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Returns three to six round numbers whose range includes [low, high]."""
+    """Returns three to six round axis ticks that cover the interval [low, high]."""
     locator = ticker.MaxNLocator(4, steps=[1, 2, 5, 10])
     return [round(float(tick), 10) for tick in locator.tick_values(low, max(high, low + 1e-3))]
 
 
 def curve(row: Row) -> list[tuple[float, float, float, float]]:
-    """Returns (step, mean, min, max) of the seeds' mean IoU at each step that all seeds logged."""
+    """Returns (step, mean, min, max) for the seeds' mean IoU at each step that all seeds logged."""
     runs = [dict(run.curve) for run in row.runs if run.curve]
     steps = sorted(set.intersection(*map(set, runs))) if runs else []
     scores = [[run[step] for run in runs] for step in steps]
@@ -61,7 +61,7 @@ def plot(rows: Sequence[Row]) -> dict[str, Any] | None:
 
 
 def bars(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
-    """Returns {class: one bar per row}. A bar has the IoU and its interval, in percent."""
+    """Returns {class: one bar per row}, where a bar shows the IoU and its interval in percent."""
     paths = dict.fromkeys(path for row in rows for run in row.runs for path in run.final)
     return {
         path.removeprefix(IOU): [_bar(i, *row.score(path)) for i, row in enumerate(rows)]

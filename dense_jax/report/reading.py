@@ -23,8 +23,8 @@ class RunFolder:
 
     A run without `scores` is left out of the tables. Its `status` says why.
 
-    split: The split whose evaluation contains the scores. If None, the scores are from result.json,
-      and `evaluation`, used for figures and pictures, is for the config's data.eval_split.
+    split: The split whose evaluation contains the scores. If None, the scores are from result.json.
+      Figures and pictures then use the evaluation of the config's data.eval_split.
     """
 
     def __init__(self, folder: pathlib.Path, root: pathlib.Path, split: str | None):
@@ -65,10 +65,10 @@ class RunFolder:
 
     @property
     def training_data(self) -> str:
-        """An identifier of the training data.
+        """An identifier of the training data: the first 12 digits of its fingerprint, if any.
 
-        The identifier is the first 12 digits of the fingerprint, or the dataset's name if the data
-        was created in memory. Without dataset.json, the identifier contains data.root.
+        Data created in memory has no fingerprint and is identified by the dataset's name. If
+        dataset.json is unreadable, the identifier contains data.root.
         """
         if not self.dataset:
             return f"unknown, at {self.fields.get('data.root')}"
@@ -115,7 +115,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_evaluation(path: pathlib.Path) -> dict[str, Any]:
-    """Reads an evaluation. Returns {} if the split or confusion matrix is missing or invalid."""
+    """Returns the contents of evaluation_SPLIT.json, or {} if the file is missing or invalid."""
     evaluation = _read_json(path)
     try:
         counts = np.array(evaluation["confusion_matrix"], np.float64)

@@ -16,10 +16,10 @@ from dense_jax.report.reading import OPERATIONAL, RunFolder, find_runs, number
 from dense_jax.workdir import files
 
 NOTE = (
-    "Scores are means over the seeds, on the labels' own pixels (–: a seed has none); ± is the half "
-    "width of the 95 % t-interval over the seeds; bold is the best mean of its column, "
-    "significant or not; * is a difference from the baseline row with p < 0.05, two-sided paired "
-    "t-test over the shared seeds, after Holm's correction for the rows of its column."
+    "Scores are means over the seeds, at the labels' own resolution (–: a seed has no score); ± is "
+    "the half width of the 95 % t-interval over the seeds; bold is the best mean in a column, "
+    "significant or not; * marks a difference from the baseline row with p < 0.05 in a two-sided "
+    "paired t-test over the shared seeds, after Holm's correction over the rows of the column."
 )
 ABSENT = "–"
 # Matches control characters except tab and newline, text direction controls, and surrogates.
@@ -51,7 +51,7 @@ class Row:
         return ", ".join(self.label)
 
     def score(self, path: str) -> tuple[float, float]:
-        """Returns a score's mean over the seeds and the half width of its t-interval, or NaNs."""
+        """Returns (mean over seeds, half width of the interval) of a score, or NaNs if missing."""
         return statistics.interval([number(run.scores, path) for run in self.runs])
 
     def seed_scores(self, path: str) -> dict[str, float]:
@@ -95,8 +95,8 @@ def build(
     split: The split whose evaluation_SPLIT.json contains the scores. If None, the scores are from
       the end of training.
     per_class: Whether to add columns for each class's IoU.
-    baseline: The row to test the others against, written as for `find_row`. If None, the first.
-    mixed: Whether to allow runs that are not comparable in one table.
+    baseline: The row to compare the others to; see `find_row`. If None, the first row.
+    mixed: Whether one table may contain runs that are not comparable.
 
     Raises ValueError if there are no runs, if the runs are not comparable (unless `mixed`), or if
     `baseline` does not match exactly one row.
@@ -183,7 +183,7 @@ def spelled(fields: Sequence[str], row: Row) -> str:
 
 
 def order(value: Any) -> tuple[int, float, str]:
-    """Returns a key that sorts numbers by value, then lists by length, then all else as text."""
+    """Returns a key that sorts numbers first, then lists by length, then other values as text."""
     if isinstance(value, int | float):
         return 0, float(value), ""
     return (1, float(len(value)), str(value)) if isinstance(value, list) else (2, 0.0, str(value))
@@ -197,7 +197,7 @@ def text(value: Any) -> str:
 
 
 def visible(value: Any) -> Any:
-    """Escapes invisible and text-reordering characters in a string or in nested containers."""
+    """Escapes invisible and text direction characters in a string or in nested containers."""
     if isinstance(value, dict):
         return {visible(key): visible(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -208,11 +208,10 @@ def visible(value: Any) -> Any:
 
 
 def _name_roots(runs: Sequence[RunFolder]) -> None:
-    """Replaces data.root with an identifier of the data, because paths differ between machines.
+    """Makes data.root equal in runs with equal data, because paths differ between machines.
 
-    If all runs with the same data.name and training split used the same data, the identifier is
-    None. Otherwise, the identifier is data.root of the first run with this data, followed by the
-    fingerprint.
+    If all runs with a given data.name and training split used equal data, data.root becomes None.
+    Otherwise, data.root becomes "PATH (FINGERPRINT)", with PATH from the first run on this data.
     """
 
     def name(run: RunFolder) -> tuple[str, str]:
@@ -243,7 +242,7 @@ def _columns(runs: Sequence[RunFolder], per_class: bool) -> list[Column]:
 
 
 def _test(rows: Sequence[Row], baseline: Row, columns: Sequence[Column]) -> None:
-    """Sets `p_values` of the rows comparable with the baseline, Holm-corrected for each column."""
+    """Tests comparable rows against the baseline row. Sets their Holm-corrected `p_values`."""
     baseline.is_baseline = True
     others = [row for row in rows if row is not baseline and row.group == baseline.group]
     for path, *_ in columns:

@@ -23,8 +23,8 @@ def paired_p_value(values: Sequence[float], others: Sequence[float]) -> float:
     """Returns the two-sided p-value of the paired t-test.
 
     The statistic is t = mean(d) / (s / sqrt(n)), where d = values - others has length n and
-    s is the sample standard deviation of d. If n < 2, returns NaN. If all d are equal up to
-    rounding, returns 1 if they are 0, and 0 otherwise.
+    s is the sample standard deviation of d. If n < 2, returns NaN. If d is constant up to rounding
+    errors, returns 1 if d is 0, and 0 otherwise.
     """
     if len(values) < 2:
         return math.nan
@@ -38,8 +38,8 @@ def paired_p_value(values: Sequence[float], others: Sequence[float]) -> float:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Returns the p-values of m tests, corrected with Holm's method.
 
-    The i-th smallest p-value becomes the maximum of min(1, (m - j + 1) * p_j) over j <= i (Holm
-    1979, "A simple sequentially rejective multiple test procedure"). NaN stays NaN and is not
+    If p_1 <= ... <= p_m, the corrected p_i is the maximum of min(1, (m - j + 1) * p_j) over j <= i
+    (Holm 1979, "A simple sequentially rejective multiple test procedure"). NaN stays NaN and is not
     counted in m.
     """
     p = np.array(p_values, np.float64)

@@ -19,8 +19,8 @@ COSTS = {  # {key in cost.json: (column heading, divisor, number format)}
     "peak_bytes": ("peak memory, MiB", 2**20, ",.0f"),
 }
 COST_NOTE = (
-    "Costs are means over the seeds. FLOPs are of the forward pass of one image as large as the "
-    "training crops; memory is that of one device in training."
+    "Costs are means over the seeds. FLOPs are for the forward pass on one image of the size "
+    "of the training crops; memory is per device in training."
 )
 
 
@@ -129,13 +129,13 @@ LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 
 
 def latex(name: str) -> str:
-    """Escapes a name for LaTeX. Puts {} before a leading "[" or "*", which may start an option."""
+    """Escapes a name for LaTeX. Puts {} before a leading "[" or "*", which could be an option."""
     name = " ".join("".join(LATEX.get(c, c) for c in name).split())
     return f"{{}}{name}" if name.startswith(("[", "*")) else name
 
 
 def latex_table(table: Table, num_names: int, comments: Sequence[str]) -> str:
-    """Returns comments, then a LaTeX table. The first `num_names` columns are left-aligned text."""
+    """Returns comments and a LaTeX table. The first `num_names` columns are left-aligned text."""
     head, *body = [
         " & ".join(
             rf"\textbf{{{latex(cell)}}}" if is_bold else latex(cell) for cell, is_bold, _ in line
@@ -177,7 +177,7 @@ def to_csv(table: Table) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Formats a CSV value. Puts an apostrophe before text that a spreadsheet would evaluate."""
+    """Formats a CSV value. Puts an apostrophe before text that looks like a formula."""
     if isinstance(value, str):
         return f"'{value}" if _FORMULA.match(value) else value
     return "" if value is None or math.isnan(value) else value

@@ -13,7 +13,7 @@ A sweep is the list that an experiment's `get_sweep()` returns. Each item is a d
 Repeating the command skips finished runs, resumes unfinished runs and repeats failed runs.
 DIR/sweep.json records the runs.
 
-Never imports jax or defines flags, because experiment files import this module in all commands.
+Never imports jax or defines flags, because every command may import this module.
 """
 
 import itertools

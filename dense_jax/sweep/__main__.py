@@ -1,4 +1,4 @@
-"""The command `python -m dense_jax.sweep`, which the package `dense_jax.sweep` documents."""
+"""Implements the command `python -m dense_jax.sweep`; see the package's docstring."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from dense_jax.sweep import jobs, plan
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the sweep's flags and returns the unknown arguments, such as --config.x=y."""
+    """Parses the sweep's flags and returns all other arguments, such as --config.x=y."""
     return flags.FLAGS(argv, known_only=True)
 
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     }
     gone = plan.remember(directory, started)
     if gone:
-        print(f"no longer in the list, but still in {directory}: {', '.join(gone)}", flush=True)
+        print(f"no longer in the sweep, but still in {directory}: {', '.join(gone)}", flush=True)
     todo = [
         jobs.Job(name, directory / name, _commands(directory / name, [*peers, *change]))
         for name, change in zip(names, changes, strict=True)
@@ -68,14 +68,14 @@ def _check_arguments(overrides: Sequence[str], peers: Sequence[str]) -> dict[str
     if args.list and args.index is not None:
         raise ValueError("--list and --index exclude each other")
     if args.jobs > 1 and (peers or args.index is not None):
-        raise ValueError("--jobs is for all runs on this machine: not for one, nor with others")
+        raise ValueError("--jobs is for all runs on this machine, without --index or other hosts")
     if args.evaluate and peers:
         raise ValueError("--evaluate is for runs of one process: evaluate them afterwards")
     return dict(extra.removeprefix("--config.").split("=", 1) for extra in overrides)
 
 
 def _commands(workdir: epath.Path, arguments: Sequence[str]) -> list[list[str]]:
-    """Returns the commands that still have to run for a workdir."""
+    """Returns the training and evaluation commands that a workdir still needs."""
     args, python = flags.FLAGS, [sys.executable, "-m"]
     commands = []
     if not plan.is_finished(workdir):
@@ -88,11 +88,11 @@ def _commands(workdir: epath.Path, arguments: Sequence[str]) -> list[list[str]]:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("config", None, "Experiment with a get_sweep().", required=True)
-    command.define_folder("workdir", "Each run gets a folder in it.", required=True)
+    flags.DEFINE_string("config", None, "Experiment with get_sweep().", required=True)
+    command.define_folder("workdir", "Folder for the runs' workdirs.", required=True)
     flags.DEFINE_bool("list", False, "Print the runs and exit.")
-    flags.DEFINE_integer("index", None, "Run only this one, counted from 0.")
-    flags.DEFINE_integer("jobs", 1, "Runs at once; cores and GPUs are shared out.", lower_bound=1)
+    flags.DEFINE_integer("index", None, "Run only the run with this index, from 0.")
+    flags.DEFINE_integer("jobs", 1, "Runs at once, on equal shares of the machine.", lower_bound=1)
     flags.DEFINE_string("evaluate", None, "Split that dense_jax.evaluate scores after each run.")
     distributed.define_flags()  # passed on to every run
     command.run(main, flags_parser=parse_flags)

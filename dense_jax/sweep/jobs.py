@@ -39,7 +39,7 @@ class Job(NamedTuple):
 
 
 class Share(NamedTuple):
-    """A part of the machine that runs one job at a time. If `cores` is empty, jobs may use all cores."""
+    """A part of the machine for one job at a time. If `cores` is empty, jobs may use all cores."""
 
     cores: frozenset[int] = frozenset()
     environment: Mapping[str, str] = {}
@@ -48,9 +48,8 @@ class Share(NamedTuple):
 def shares(num_jobs: int) -> list[Share]:
     """Divides the cores and GPUs of this machine into equal shares. Any remainder is unused.
 
-    The shares are equal because results on a CPU depend on the number of cores, and a job may
-    resume on another share. CPU affinity assigns the cores, and also sets the size of XLA's thread
-    pool.
+    A job may resume on a different share. Equal shares keep its results unchanged, because results
+    on a CPU depend on the number of cores.
 
     Raises ValueError if there are fewer cores or GPUs than jobs.
     """
@@ -113,13 +112,13 @@ class Runner:
             _say(f"{num_finished} of {len(jobs)} runs are already finished")
 
     def stop_on_signals(self) -> None:
-        """Makes Ctrl-C, SIGTERM or a closed terminal call `stop`. Ignored signals stay ignored."""
+        """Calls `stop` on SIGINT, SIGTERM and SIGHUP. Signals that are ignored stay ignored."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, lambda *_: self.stop())
 
     def stop(self) -> None:
-        """Starts no more commands, and sends SIGTERM to the running ones so that they save."""
+        """Prevents further commands from starting, and asks running commands to save and exit."""
         self.stopped = True
         for child in list(self._children):
             child.terminate()
@@ -127,8 +126,8 @@ class Runner:
     def run(self) -> int:
         """Runs the jobs and returns the exit status.
 
-        The status is 0 if all jobs are finished, and 1 if some failed. The status is PREEMPTED if a
-        signal stopped this process or a command. Repeating the sweep then resumes.
+        The status is 0 if all jobs are finished, 1 if some failed, and PREEMPTED if a signal
+        stopped the sweep or one of its commands.
         """
         todo = iter([(k, job) for k, job in enumerate(self.jobs, 1) if job.commands])
         with self._progress, concurrent.futures.ThreadPoolExecutor(len(self.shares)) as pool:
@@ -137,7 +136,7 @@ class Runner:
             while concurrent.futures.wait(workers, timeout=1).not_done:
                 self._progress.refresh()
                 if self.stopped and not said:
-                    _say("stopping: the runs save; the same signal again kills them")
+                    _say("stopping: the runs are saving; repeat the signal to kill them")
                     said = True
         for worker in workers:
             worker.result()  # raises the worker's exception
@@ -156,7 +155,8 @@ class Runner:
     def _work(self, share: Share, todo: Iterator[tuple[int, Job]]) -> None:
         """Runs jobs on one share of the machine, until no job is left."""
         if share.cores:
-            os.sched_setaffinity(0, share.cores)  # for this thread and the processes that it starts
+            # For this thread and the processes that it starts. XLA sizes its thread pool to match.
+            os.sched_setaffinity(0, share.cores)
         for number, job in todo:
             if self.stopped:
                 return
@@ -233,7 +233,7 @@ def _error(path: epath.Path, start: int) -> str:
     """Returns the last error in a log after byte `start`, or else the last nonempty line.
 
     An error is a line that starts with "error: " and any indented lines that follow, as printed by
-    `command.run`. Other threads may still print output after the error.
+    `command.run`.
     """
     with path.open("rb") as file:
         file.seek(max(start, file.seek(0, os.SEEK_END) - 65536))

@@ -41,9 +41,9 @@ def as_flags(override: Override) -> list[str]:
 def run_names(sweep: Sequence[Override]) -> list[str]:
     """Returns a folder name for each run, such as `upsampling=bilinear,skips=4-2,seed=0`.
 
-    A name consists of the fields that differ between the runs. If all runs have a `label`, the
-    label replaces the fields that it determines. The seed is always included, so that names do not
-    change when seeds are added to the sweep.
+    A name lists the fields that differ between the runs. If all runs have a `label`, fields that
+    differ only between labels are omitted. The seed is always included, so that names do not change
+    when seeds are added to the sweep.
 
     Raises ValueError if two runs would share a folder, or if a name is too long.
     """
@@ -70,7 +70,7 @@ def run_names(sweep: Sequence[Override]) -> list[str]:
 
 
 def _short(path: str, paths: Sequence[str]) -> str:
-    """Returns the shortest suffix of a dotted path, in whole words, that no other path ends in."""
+    """Returns the shortest suffix of a dotted path, in whole words, that is unique in `paths`."""
     words = path.split(".")
     ends = (".".join(words[i:]) for i in reversed(range(len(words))))
     others = [f".{other}" for other in paths if other != path]
@@ -78,7 +78,7 @@ def _short(path: str, paths: Sequence[str]) -> str:
 
 
 def _text(value: Any) -> str:
-    """Returns a value as text that is valid in any file system, shell and bucket."""
+    """Returns a value as text that is safe in file names, shells and bucket paths."""
     if isinstance(value, dict):
         return "-".join(f"{key}-{_text(item)}" for key, item in value.items()) or "none"
     if isinstance(value, list | tuple):
@@ -105,7 +105,7 @@ def is_finished(workdir: epath.Path) -> bool:
 
 
 def is_evaluated(workdir: epath.Path, split: str) -> bool:
-    """Returns whether the split was scored after the run was finished."""
+    """Returns whether the workdir's runs are finished and were evaluated on `split` since."""
 
     def is_newer(run: epath.Path) -> bool:
         evaluation, result = run / f"evaluation_{split}.json", run / "result.json"
@@ -115,15 +115,15 @@ def is_evaluated(workdir: epath.Path, split: str) -> bool:
 
 
 def remember(directory: epath.Path, started: dict[str, Any]) -> list[str]:
-    """Writes sweep.json to `directory`. Returns the names of begun runs that left the sweep.
+    """Writes sweep.json. Returns the names of started runs that are no longer in the sweep.
 
-    started: The content of sweep.json: the config file, the flags {dotted path: text}, the split to
-      evaluate, and the runs {name: override}. Runs may be added or removed, and the split may
-      change.
+    started: The new content of sweep.json: the config file, the flags {dotted path: text}, the
+      split to evaluate, and the runs {name: override}.
 
-    Raises ValueError, listing the differences, if `directory` has runs of another config, because
-    their results would be mistaken for results of this sweep. Also raises ValueError if checkpoints
-    cannot be saved in `directory`. A run without config.json has not begun and may change.
+    A run has started if it has a config.json. From then on, only the split may change, and runs may
+    be added or removed. Raises ValueError, listing the differences, if anything else changed,
+    because old and new results would be mixed. Also raises ValueError if `directory` cannot hold
+    checkpoints.
     """
     files.check_path(directory)
     path = directory / "sweep.json"
