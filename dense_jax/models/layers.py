@@ -129,7 +129,7 @@ class Norm(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """A convolution followed by a norm and a ReLU.
+    """A convolution followed by a norm and an activation function.
 
     padding: The number of pixels added on every side, or "SAME" or "VALID".
     dilation: The distance between adjacent taps of the kernel, in pixels.
@@ -142,7 +142,7 @@ class ConvNorm(nn.Module):
     stride: int = 1
     padding: int | str = "SAME"
     norm: str = "batch"
-    relu: bool = True
+    activation: Callable[[Array], Array] | None = jax.nn.relu
     depthwise: bool = False
     use_bias: bool | None = None
     epsilon: float = 1e-5
@@ -164,7 +164,7 @@ class ConvNorm(nn.Module):
             name="conv",
         )(x)
         x = Norm(self.norm, self.dtype, self.epsilon, name="norm")(x, train=train)
-        return jax.nn.relu(x) if self.relu else x
+        return x if self.activation is None else self.activation(x)
 
 
 class ConvBlock(nn.Module):

@@ -25,7 +25,7 @@ LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-HEADS = ("classifier.6.", "fc.", "aux1.", "aux2.")
+HEADS = ("classifier.6.", "fc.", "aux1.", "aux2.", "_conv_head.", "_bn1.", "_fc.")
 FULLY_CONNECTED = "classifier."  # fc6 and fc7, which an encoder may omit
 # The exceptions that readers raise for a damaged file or a file in another format.
 UNREADABLE = (

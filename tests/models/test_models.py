@@ -18,7 +18,7 @@ from experiments import base
 NUM_CLASSES = 3
 WIDTHS = (3, 4, 5, 6)  # strides 1, 2, 4, 8
 SKIPS = {"plain": (4, 1), "alexnet": (16, 8)} | dict.fromkeys(
-    ("vgg16", "googlenet", "resnet18", "resnet34", "resnet50"), (16, 2)
+    (name for name in ENCODERS if name not in ("plain", "alexnet")), (16, 2)
 )
 
 
@@ -592,7 +592,7 @@ def test_the_models_submodules_are_the_encoder_and_the_decoder():
 @pytest.mark.parametrize(("padding", "margin"), [("SAME", 0), (2, 0), ("VALID", 2)])
 def test_a_convolution_may_be_dilated(padding, margin):
     """Its taps are that many pixels apart."""
-    conv = ConvNorm(3, padding=padding, norm="none", relu=False, dilation=2)
+    conv = ConvNorm(3, padding=padding, norm="none", activation=None, dilation=2)
     x = jax.random.normal(jax.random.key(0), (1, 9, 8, 2))
     y, variables = conv.init_with_output(jax.random.key(1), x, train=False)
     kernel = variables["params"]["conv"]["kernel"]

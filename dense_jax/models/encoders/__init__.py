@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-from dense_jax.models.encoders import alexnet, googlenet, resnet, vgg
+from dense_jax.models.encoders import alexnet, efficientnet, googlenet, resnet, vgg
 from dense_jax.models.encoders.plain import Plain
 from dense_jax.models.encoders.resnet import BasicBlock, Bottleneck, ResNet
 from dense_jax.models.segmenter import Encoder
@@ -45,4 +45,7 @@ ENCODERS: dict[str, Entry] = {
     "resnet18": _resnet(BasicBlock, 2, 2, 2, 2),
     "resnet34": _resnet(BasicBlock, 3, 4, 6, 3),
     "resnet50": _resnet(Bottleneck, 3, 4, 6, 3),
+    "efficientnet_lite0": Entry(
+        efficientnet.EfficientNetLite0, efficientnet.torch_name, "inception", "Apache-2.0"
+    ),
 }

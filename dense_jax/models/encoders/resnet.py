@@ -64,7 +64,7 @@ class BasicBlock(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b H W f"]:
         width = scaled(self.width, self.width_multiplier)
         y = self.conv(width, 3, stride=self.stride, padding=1, name="conv1")(x, train=train)
-        y = self.conv(width, 3, padding=1, relu=False, name="conv2")(y, train=train)
+        y = self.conv(width, 3, padding=1, activation=None, name="conv2")(y, train=train)
         return jax.nn.relu(y + shortcut(x, y, self.stride, self.conv, train))
 
 
@@ -82,7 +82,7 @@ class Bottleneck(nn.Module):
         wide = scaled(4 * self.width, self.width_multiplier)
         y = self.conv(width, 1, name="conv1")(x, train=train)
         y = self.conv(width, 3, stride=self.stride, padding=1, name="conv2")(y, train=train)
-        y = self.conv(wide, 1, relu=False, name="conv3")(y, train=train)
+        y = self.conv(wide, 1, activation=None, name="conv3")(y, train=train)
         return jax.nn.relu(y + shortcut(x, y, self.stride, self.conv, train))
 
 
@@ -90,7 +90,7 @@ def shortcut(x: Array, y: Array, stride: int, conv: Callable[..., ConvNorm], tra
     """Returns x, projected by a 1x1 convolution if y has another shape (section 4.1, option B)."""
     if x.shape == y.shape:
         return x
-    project = conv(y.shape[-1], 1, stride=stride, relu=False, name="downsample")
+    project = conv(y.shape[-1], 1, stride=stride, activation=None, name="downsample")
     return project(x, train=train)
 
 
