@@ -64,6 +64,8 @@ class Option(NamedTuple):
 
 # The text that introduces each section in the generated files.
 SECTIONS = {
+    "model": "Published weights are for RGB. A gray image is repeated three times. For other numbers "
+    "n of channels, the first kernel is repeated in turn and multiplied by 3 / n.",
     "loss_options": "Unset: the loss's own default. Each loss has some of these.",
     "model.upsampling_options": "Unset: the method's own default.",
     "augment": "Drawn uniformly from [-value, value] unless stated otherwise; 0: off.",
@@ -119,7 +121,7 @@ OPTIONS: dict[str, Any] = {
         "pretrained": (
             str,
             "",
-            "encoder weights, .safetensors, .npz, .pth or hf://OWNER/NAME/FILE",
+            '"imagenet" (published weights of the encoder), their file, or hf://OWNER/NAME/FILE',
         ),
         "freeze_encoder": (False, "", "True: keep the encoder's parameters and statistics fixed"),
         # Each encoder and decoder supports some of these options, and has its own defaults.

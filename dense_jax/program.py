@@ -94,8 +94,8 @@ def normalization(model: ConfigDict) -> str:
     If model.normalization is unset, returns the name for the pretrained weights, or "unit" without
     pretrained weights.
     """
-    weights = ENCODERS[model.encoder].normalization if model.pretrained else "unit"
-    return model.normalization or weights
+    weights = ENCODERS[model.encoder].weights if model.pretrained else None
+    return model.normalization or (weights.normalization if weights else "unit")
 
 
 def logits_step(

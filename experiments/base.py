@@ -41,6 +41,8 @@ def get_config() -> ConfigDict:
         "top_k_fraction": placeholder(float),  # fraction of hardest pixels to keep (cross_entropy)
     }
 
+    # Published weights are for RGB. A gray image is repeated three times. For other numbers n of
+    # channels, the first kernel is repeated in turn and multiplied by 3 / n.
     config.model = {
         "name": "unet",  # decoder; see models.decoders.DECODERS
         "encoder": "plain",  # encoder; see models.encoders.ENCODERS
@@ -57,7 +59,7 @@ def get_config() -> ConfigDict:
         "dtype": "float32",  # "float32" | "bfloat16": data type of the computation
         # unset: the weights' own; see models.normalization.NORMALIZATIONS
         "normalization": placeholder(str),
-        # encoder weights, .safetensors, .npz, .pth or hf://OWNER/NAME/FILE
+        # "imagenet" (published weights of the encoder), their file, or hf://OWNER/NAME/FILE
         "pretrained": placeholder(str),
         "freeze_encoder": False,  # True: keep the encoder's parameters and statistics fixed
         "width_multiplier": placeholder(float),  # factor on channels (encoders of published width)

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
-from dense_jax import data, evaluate, train
+from dense_jax import data, evaluate, export, train
 from dense_jax.command import PREEMPTED
 from dense_jax.data import balance, pipeline
 from dense_jax.devices import mesh
@@ -423,15 +423,20 @@ def test_pretrained_weights_are_where_a_frozen_encoder_ends(config, tmp_path):
     train.train(config, str(tmp_path / "run"))
 
     encoder_shapes = {name: values["encoder"] for name, values in shapes.items()}
-    expected = pretrained.load(config.model.pretrained, "vgg16", "batch", encoder_shapes)
+    source = config.model.pretrained
+    expected, origin = pretrained.load(source, "vgg16", "batch", encoder_shapes)
     there = saved(tmp_path / "run", step=2)
     for variables in (there, there["ema"]):
         found = {name: variables[name]["encoder"] for name in expected}
         jax.tree.map(np.testing.assert_array_equal, found, expected)
-    # The file is not needed any more.
+    # The file is not needed any more, and its origin stays known.
     (tmp_path / "vgg16.npz").unlink()
     (tmp_path / "run" / "result.json").unlink()
     train.train(config, str(tmp_path / "run"))
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment["initial_weights"] == origin and origin["source"] == source
+    about = export.describe(load(tmp_path / "run", "latest"), str(tmp_path / "run"), None)
+    assert about["license"].endswith(f" and {source} (license: not known)")
 
 
 def test_unpadded_convolutions_train_and_score_every_pixel(config, tmp_path):

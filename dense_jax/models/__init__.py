@@ -1,7 +1,7 @@
 """Models for dense prediction, each built from an encoder, a decoder, an upsampler and skips.
 
 `build(config.model, num_classes)` returns a Module, called as `model.apply(variables, image,
-train=...)`. The image is a normalized float array, [b, h, w, 1 or 3], with any h and w >= 1. The
+train=...)`. The image is a normalized float array, [b, h, w, c], with any h and w >= 1. The
 result is float32 logits, [b, h, w, num_classes], at the image's resolution.
 """
 
