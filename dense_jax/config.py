@@ -123,6 +123,11 @@ OPTIONS: dict[str, Any] = {
             "",
             '"imagenet" (published weights of the encoder), their file, or hf://OWNER/NAME/FILE',
         ),
+        "initialize_from": (
+            str,
+            "",
+            "trained network to start from: workdir, exported file, or hf://OWNER/NAME/FILE",
+        ),
         "freeze_encoder": (False, "", "True: keep the encoder's parameters and statistics fixed"),
         # Each encoder and decoder supports some of these options, and has its own defaults.
         "width_multiplier": (float, "(0, inf)", "factor on channels (encoders of published width)"),
@@ -308,6 +313,11 @@ def _check_combinations(config: ConfigDict) -> None:
         _LOG.warning(
             "optimizer.warmup_steps=%d of num_steps=%d: learning_rate is never reached",
             *(config.optimizer.warmup_steps, config.num_steps),
+        )
+    if config.model.pretrained and config.model.initialize_from:
+        raise ValueError(
+            f"model.pretrained={config.model.pretrained!r} and model.initialize_from="
+            f"{config.model.initialize_from!r} both have weights for the encoder: unset one of them"
         )
     if config.model.freeze_encoder and config.optimizer.encoder_lr_multiplier != 1:
         raise ValueError(
