@@ -108,11 +108,10 @@ def logits_step(
 ) -> Float[Array, "h w num_classes"]:
     """Returns the logits of one image, at the image's resolution.
 
-    resolution: The factor by which the image is resized before the network. The resized height and
-      width are rounded to integers (halves round up). The logits are resized back.
+    resolution: The factor by which the image is resized before it enters the network. The new
+      height and width are rounded to integers (halves round up). The logits are resized back.
 
-    If the model returns logits for only the central part of the image, the logits
-    outside this part are 0.
+    If the model returns logits for only the central part of the image, the other logits are 0.
     """
     h, w, _ = image.shape
     if resolution != 1.0:  # before normalization, as in training

@@ -25,7 +25,7 @@ _LOG = logging.getLogger("dense_jax")
 def atomic(path: epath.PathLike) -> Iterator[IO[bytes]]:
     """Opens a file for writing. The file gets its name only when it is complete and on disk.
 
-    If an error occurs, an existing file is unchanged, and no temporary file is left.
+    If an error occurs, an existing file is left unchanged, and no temporary file is left behind.
     """
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -85,12 +85,12 @@ def layers(model: models.Segmenter, variables: Any, image: jax.ShapeDtypeStruct)
 
 
 def layer_table(model: models.Segmenter, size: tuple[int, int], channels: int = 3) -> str:
-    """Returns a Markdown table of the layers, followed by the encoder and decoder parameter counts.
+    """Returns a Markdown table of the layers and their total, and the parameter counts below it.
 
     size: The height and width of the image in pixels.
 
-    The total FLOPs are for one forward pass in evaluation mode. They also include ReLUs, pooling
-    and additive skips, so they differ from the sum of the rows.
+    FLOPs are for one forward pass in evaluation mode. The total exceeds the sum of the rows, because
+    no row includes ReLUs, pooling and additive skips.
     """
     image = jax.ShapeDtypeStruct((1, *size, channels), jnp.float32)
     init = functools.partial(model.init, train=False)

@@ -29,7 +29,7 @@ class Rows:
         self._file: IO[bytes] | None = None
 
     def write(self, rows: np.ndarray) -> None:
-        """Appends rows. Opens the file at the first call and closes it after the last row."""
+        """Appends rows. Opens the file on the first call and closes it after the last row."""
         if self._file is None:
             self._file = self._open()
         self._file.write(self._encode(rows))

@@ -89,7 +89,7 @@ def _share_out(what: str, items: Sequence, num_jobs: int) -> list[Sequence]:
 
 
 class Runner:
-    """Runs the jobs in order, one job at a time on each share of the machine.
+    """Runs jobs in parallel, one job per share of the machine. The jobs start in order.
 
     logs: Whether to write output to log files. If False, output goes to the terminal.
     """

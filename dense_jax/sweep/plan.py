@@ -96,7 +96,7 @@ def status(workdir: epath.Path) -> str:
 
 
 def is_finished(workdir: epath.Path) -> bool:
-    """Returns whether the run in the workdir is finished.
+    """Returns whether the run in the workdir has finished.
 
     If the workdir holds one run per seed, all runs must be finished.
     """
