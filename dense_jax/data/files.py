@@ -76,7 +76,7 @@ class Layout:
         image_path, label_path = (self.path(root, p, split) for p in (self.images, self.labels))
         if not images:
             path = self.path(root, self.lists, split) if self.lists else image_path
-            others = not_read(image_path.parent, _endings(self.images))
+            others = not_read(image_path.parent, _endings(image_path.name))
             raise ValueError(f"{path}: no images{others}")
         check_partners(images, labels, "label", label_path)
         check_partners(labels, images, "image", image_path)
@@ -84,18 +84,18 @@ class Layout:
 
     def files(self, root: pathlib.Path, pattern: str, split: str) -> Paths:
         """Returns {NAME: path} for a split's files that match `pattern`, except hidden files."""
-        folder = self.path(root, pattern, split).parent
-        folders = [folder]
-        if folder.name == "*":
-            folders = [f for f in sorted(folder.parent.glob("*/")) if not is_hidden(f.name)]
-        files = _by_name(folders, _endings(pattern))
+        file = self.path(root, pattern, split)
+        folders = [file.parent]
+        if file.parent.name == "*":
+            folders = [f for f in sorted(file.parents[1].glob("*/")) if not is_hidden(f.name)]
+        files = _by_name(folders, _endings(file.name))
         if not self.lists:
             return files
         path = self.path(root, self.lists, split)
         names = read_list(path)
         for name, line in names.items():
             if name not in files:
-                missing = folder / pattern.rpartition("/")[2].replace("NAME", name)
+                missing = file.with_name(file.name.replace("NAME", name))
                 has_ending = name.lower().endswith(IMAGE_ENDINGS)
                 hint = "; names are listed without their ending" if has_ending else ""
                 raise ValueError(f"{path}, line {line}: there is no {missing}{hint}")
