@@ -87,9 +87,7 @@ def try_lock(file: IO | int, path: epath.PathLike) -> bool:
 
 
 def cache_folder() -> Path:
-    """Returns the user's cache folder, for results that can be recomputed.
-
-    If the user has no home folder, an attempt to create the returned folder raises OSError.
-    """
+    """Returns the user's cache folder, for results that can be recomputed."""
+    # If the user has no home folder, the returned folder cannot be created (OSError).
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(os.devnull if cache.startswith("~") else cache) / "dense_jax"

@@ -197,7 +197,7 @@ class Files(Source):
 
     @functools.cached_property
     def sizes(self) -> Int32[np.ndarray, "n 2"]:
-        """The height and width of each image, in pixels. Reads only the image headers."""
+        """Returns the height and width of each image in pixels. Reads only the image headers."""
         return np.array([header(item.image, item.page)[:2] for item in self._items], np.int32)
 
     @functools.cached_property
@@ -214,9 +214,10 @@ class Files(Source):
 def fingerprint(about: str, files: Mapping[str, pathlib.Path]) -> str:
     """Returns a hex digest of `about` and of the name, size and last 4096 bytes of each file.
 
-    Copies of the files have the same digest. Any change to the pixel data of a PNG file changes the
-    digest because the data ends with a checksum. Other changes that keep the size may be missed.
+    Copies of the files have the same digest. A change to a file is missed if it changes neither the
+    size nor the last 4096 bytes.
     """
+    # The pixel data of a PNG file ends with a checksum, so a change to the pixels is not missed.
     digest = hashlib.sha256(about.encode())
     for name, path in files.items():
         with path.open("rb") as file:
@@ -260,7 +261,7 @@ def read_list(path: pathlib.Path) -> dict[str, int]:
 def check_partners(files: Paths, partners: Paths, kind: str, pattern: pathlib.Path) -> None:
     """Raises ValueError if a file has no partner, such as an image without a label.
 
-    kind: The word for a partner in the message.
+    kind: What a partner is called in the message, such as "label".
     pattern: The path of a partner, with the placeholder NAME.
     """
     if alone := [path.name for name, path in files.items() if name not in partners]:

@@ -142,9 +142,9 @@ def tilings(
 ) -> list[Tiles]:
     """Cuts all images into tiles. Returns a `Tiles` for each combination of tile size and margin.
 
-    On each axis, an image of at most `image_size` pixels gets a single tile if
-    image_size + 2 * context <= tile_size. This tile has length image_size + 2 * context, and its
-    margin is the context. The tiles of an image do not depend on other images.
+    If image_size + 2 * context <= tile_size along an axis, an image of up to `image_size` pixels
+    gets a single tile along this axis. The tile has length image_size + 2 * context, and its margin
+    is the context.
 
     source, tile_size, margin: See `Tiles`.
     image_size: The largest height and width of the run's images, in pixels.

@@ -49,7 +49,7 @@ def image_statistics(measured: Statistics, foreground: Sequence[int] = ()) -> St
 
 
 def add_up(statistics: Statistics) -> Statistics:
-    """Returns the sums over images. Counts are summed in int64."""
+    """Returns the sums of the statistics over images. Sums counts in int64."""
     return {
         name: values.sum(axis=0, dtype=np.result_type(values, np.int64))
         for name, values in statistics.items()
