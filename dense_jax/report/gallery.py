@@ -35,7 +35,7 @@ class Evaluated(NamedTuple):
 
     @property
     def truth(self) -> np.ndarray:
-        """The number of pixels of each class in each image's label map, [n, c]."""
+        """Returns the number of pixels of each class in each image's label map, [n, c]."""
         return self.matrices.sum(axis=2)
 
 
