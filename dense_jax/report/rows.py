@@ -211,7 +211,7 @@ def _name_roots(runs: Sequence[RunFolder]) -> None:
     """Makes data.root equal in runs with equal data, because paths differ between machines.
 
     If all runs with a given data.name and training split used equal data, data.root becomes None.
-    Otherwise, data.root becomes "PATH (FINGERPRINT)", with PATH from the first run on this data.
+    Otherwise, it becomes "PATH (FINGERPRINT)", with the PATH of the first run on the data.
     """
 
     def name(run: RunFolder) -> tuple[str, str]:

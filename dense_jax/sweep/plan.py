@@ -120,10 +120,9 @@ def remember(directory: epath.Path, started: dict[str, Any]) -> list[str]:
     started: The new content of sweep.json: the config file, the flags {dotted path: text}, the
       split to evaluate, and the runs {name: override}.
 
-    A run has started if it has a config.json. From then on, only the split may change, and runs may
-    be added or removed. Raises ValueError, listing the differences, if anything else changed,
-    because old and new results would be mixed. Also raises ValueError if `directory` cannot hold
-    checkpoints.
+    Once a run has started (has a config.json), its override and the sweep's config file and flags
+    must not change, because old and new results would be mixed. Raises ValueError, listing the
+    differences, if they changed. Also raises ValueError if `directory` cannot hold checkpoints.
     """
     files.check_path(directory)
     path = directory / "sweep.json"
