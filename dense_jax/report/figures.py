@@ -5,7 +5,7 @@ The figures, each drawn only if its data exists:
 by_FIELD        mean IoU for each value of FIELD, a config field in which the rows differ
 boundary_f1     boundary F1, averaged over classes, against mean IoU
 flops           mean IoU against the FLOPs of the forward pass per image
-band_width      mean IoU of the pixels near the label's boundaries, against the band width
+band_width      mean IoU near label boundaries, against the maximum distance to them
 error_by_phase  error rate by pixel position (y mod 16, x mod 16)
 
 Each point is the mean over a row's seeds. Numbers in the figures are the report's row numbers.
@@ -104,8 +104,8 @@ def _exist(points: Points) -> bool:
 def by_field(report: Report, i: int) -> "Figure":
     """Draws the mean IoU, with one group of points for each value of `report.fields[i]`.
 
-    The first of the other fields sets the color. If there are more fields, each combination of
-    their values gets a panel.
+    Of the other fields in `report.fields`, the first sets the color. Each combination of the
+    rest gets a panel.
     """
     rows, others = report.rows, [k for k in range(len(report.fields)) if k != i]
 
@@ -150,7 +150,7 @@ def scatter(rows: Sequence[Row], x: Points, y: Points) -> tuple["Figure", "Axes"
 
 
 def by_band_width(rows: Sequence[Row], bands: Sequence[Points]) -> "Figure":
-    """Plots mean IoU near the label's boundaries against the band width, one line per row."""
+    """Plots each row's mean IoU near label boundaries, against the maximum distance to them."""
     figure, (axes,) = _figure(1, 2.2)
     axes.set(xscale="log", xlabel="distance to a boundary less than (pixels)", ylabel=IOU_LABEL)
     for i, row in enumerate(rows):
@@ -179,7 +179,7 @@ def error_rates(row: Row) -> np.ndarray | None:
 
 
 def by_phase(rows: Sequence[Row], phases: dict[int, np.ndarray]) -> "Figure":
-    """Draws each row's error rate by pixel position (y mod 16, x mod 16), relative to the mean.
+    """Draws each row's error rate at each position (y mod 16, x mod 16), divided by the row's mean.
 
     A pattern that repeats every s pixels suggests an artifact of upsampling by a factor of s. With
     few images, the image borders and contents can cause patterns, too.
