@@ -102,7 +102,7 @@ class Layout:
         return {name: files[name] for name in names}
 
     def path(self, root: pathlib.Path, pattern: str, split: str) -> pathlib.Path:
-        """Returns root / pattern with SPLIT filled in."""
+        """Returns root / pattern with SPLIT replaced by the name of the split's folder."""
         return root / pattern.replace("SPLIT", self.folders.get(split, split))
 
 

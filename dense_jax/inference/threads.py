@@ -24,7 +24,7 @@ def ahead(items: Iterator[T], count: int) -> Iterator[T]:
 
 @contextlib.contextmanager
 def lanes(count: int) -> Generator[Callable[..., Future]]:
-    """Yields submit(lane, call, *args) that runs call(*args) in one of `count` threads.
+    """Yields a function submit(lane, call, *args) that runs call(*args) in one of `count` threads.
 
     Calls with equal `lane` run in order, in thread lane % count. `submit` blocks while more than
     2 * count calls are pending. Leaving the context waits for all calls. If a call fails, a later

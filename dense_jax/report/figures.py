@@ -92,7 +92,7 @@ def draw(report: Report) -> Iterator[tuple[str, "Figure"]]:
 
 
 def evaluated(row: Row, path: str) -> tuple[float, float]:
-    """Returns (mean, half width of the interval) of an evaluation score, or NaNs if missing."""
+    """Returns (mean, half width of the interval) of an evaluation score, or NaNs if it is missing."""
     values = [number(run.evaluation, path) for run in row.runs if run.evaluation]
     return interval(values) if values else (math.nan, math.nan)
 
@@ -230,7 +230,7 @@ def _points(
 
 
 def _clip(low: float, high: float) -> tuple[float, float]:
-    """Clips the limits of a score axis to about [0, 1], which only error bars could exceed."""
+    """Clips the limits of a score axis to about [0, 1]. Only error bars can extend beyond it."""
     return max(low, -0.03), min(high, 1.03)
 
 

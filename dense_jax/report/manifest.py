@@ -14,7 +14,7 @@ VOID_POLICY = (
 
 
 def manifest(report: Report) -> dict[str, Any]:
-    """Returns the manifest in report.json: how each row was configured, trained and scored."""
+    """Returns the manifest for report.json: how each row was configured, trained and scored."""
     return {"void_policy": VOID_POLICY, "rows": [_row(report, row) for row in report.rows]}
 
 

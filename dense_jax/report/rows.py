@@ -51,7 +51,7 @@ class Row:
         return ", ".join(self.label)
 
     def score(self, path: str) -> tuple[float, float]:
-        """Returns (mean over seeds, half width of the interval) of a score, or NaNs if missing."""
+        """Returns (mean over seeds, half width of the interval) of a score, or NaNs if it is missing."""
         return statistics.interval([number(run.scores, path) for run in self.runs])
 
     def seed_scores(self, path: str) -> dict[str, float]:
@@ -208,10 +208,11 @@ def visible(value: Any) -> Any:
 
 
 def _name_roots(runs: Sequence[RunFolder]) -> None:
-    """Makes data.root equal in runs with equal data, because paths differ between machines.
+    """Replaces each run's data.root, which differs between machines, by what identifies the data.
 
-    If all runs with a given data.name and training split used equal data, data.root becomes None.
-    Otherwise, it becomes "PATH (FINGERPRINT)", with the PATH of the first run on the data.
+    Runs are grouped by data.name and training split. If all runs of a group used the same data,
+    their data.root becomes None. Otherwise, it becomes "PATH (FINGERPRINT)". PATH is the data.root
+    of the first run with the same data.
     """
 
     def name(run: RunFolder) -> tuple[str, str]:

@@ -39,7 +39,7 @@ class Job(NamedTuple):
 
 
 class Share(NamedTuple):
-    """The cores and GPUs for one job at a time. If `cores` is empty, a job may use all cores."""
+    """A set of cores and GPUs that runs one job at a time. If `cores` is empty, a job may use all cores."""
 
     cores: frozenset[int] = frozenset()
     environment: Mapping[str, str] = {}

@@ -114,10 +114,10 @@ def is_evaluated(workdir: epath.Path, split: str) -> bool:
     return is_finished(workdir) and all(map(is_newer, files.runs(workdir)))
 
 
-def remember(directory: epath.Path, started: dict[str, Any]) -> list[str]:
+def remember(directory: epath.Path, content: dict[str, Any]) -> list[str]:
     """Writes sweep.json. Returns the names of started runs that are no longer in the sweep.
 
-    started: The new content of sweep.json: the config file, the flags {dotted path: text}, the
+    content: The new content of sweep.json: the config file, the flags {dotted path: text}, the
       split to evaluate, and the runs {name: override}.
 
     Once a run has started (has a config.json), its override and the sweep's config file and flags
@@ -132,7 +132,7 @@ def remember(directory: epath.Path, started: dict[str, Any]) -> list[str]:
         for name, override in old.get("runs", {}).items()
         if any((run / "config.json").exists() for run in files.runs(directory / name))
     }
-    new = json.loads(json.dumps(started))  # as read back from JSON, where tuples become lists
+    new = json.loads(json.dumps(content))  # as read back from JSON, where tuples become lists
     if begun:
         differences = _differences("--config", {"": old["config"]}, {"": new["config"]})
         differences += _differences("--config.", old["flags"], new["flags"])
