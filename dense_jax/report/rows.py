@@ -51,7 +51,7 @@ class Row:
         return ", ".join(self.label)
 
     def score(self, path: str) -> tuple[float, float]:
-        """Returns (mean over seeds, half width of the interval) of a score, or NaNs if it is missing."""
+        """Returns (mean over seeds, half width of the interval) of a score, or NaNs without one."""
         return statistics.interval([number(run.scores, path) for run in self.runs])
 
     def seed_scores(self, path: str) -> dict[str, float]:

@@ -39,7 +39,11 @@ class Job(NamedTuple):
 
 
 class Share(NamedTuple):
-    """A set of cores and GPUs that runs one job at a time. If `cores` is empty, a job may use all cores."""
+    """A set of cores and GPUs that runs one job at a time.
+
+    cores: The core ids. If empty, a job may use all cores.
+    environment: The environment variables that select the GPUs.
+    """
 
     cores: frozenset[int] = frozenset()
     environment: Mapping[str, str] = {}
