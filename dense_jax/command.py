@@ -155,7 +155,7 @@ def experiment_file(name: str) -> str:
     name: The value of --config: a path, or the name of a shipped experiment. A suffix ":ARGUMENT",
       which holds the argument of get_config(), is ignored.
 
-    Raises ValueError, with the most similar names, if there is no such file.
+    Raises ValueError, which suggests similar names, if the file does not exist.
     """
     file = os.path.expanduser(name.partition(":")[0])
     ours = {path.stem: path for path in sorted(EXPERIMENTS.glob("[!_]*.py"))}

@@ -49,7 +49,7 @@ class Option(NamedTuple):
 
     @property
     def interval(self) -> str:
-        """The interval of the valid numbers, or "" if `valid` is not an interval."""
+        """Returns the interval of the valid numbers, or "" if `valid` is not an interval."""
         if isinstance(self.valid, tuple) or not self.valid.startswith(("[", "(")):
             return ""
         return self.valid
@@ -204,7 +204,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def check(config: ConfigDict) -> None:
-    """Raises ValueError, naming the option and its valid values, if a config is invalid."""
+    """Raises ValueError, with the option and its valid values, if a config is invalid."""
     _check_fields(config)
     check_values(config)
     _check_loss(config)
@@ -212,7 +212,7 @@ def check(config: ConfigDict) -> None:
 
 
 def _check_fields(config: ConfigDict) -> None:
-    """Raises ValueError, listing all unknown options, missing options and wrong types."""
+    """Raises ValueError that lists all options that are unknown, missing or of the wrong type."""
     options, values = declared(), dict(_flatten(config))
     wrong = [f"{path}: missing" for path in options if path not in values]
     for path, value in values.items():

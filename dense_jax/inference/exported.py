@@ -35,9 +35,9 @@ def _integer(least: int, most: int = 2**31 - 1) -> Callable[[Any], bool]:
 
 
 def _list(is_item: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
-    """Returns a predicate for lists of `length` valid items.
+    """Returns a function that accepts lists of `length` items that each satisfy `is_item`.
 
-    If `length` is None, lists of any length > 0 are accepted.
+    If `length` is None, the list may have any length > 0.
     """
     return lambda value: (
         isinstance(value, list)
