@@ -1,4 +1,4 @@
-"""Semantic segmentation in JAX, to compare encoders, decoders, upsampling, skips and losses."""
+"""Semantic segmentation in JAX, for comparing encoders, decoders, upsampling, skips and losses."""
 
 import time
 

@@ -38,9 +38,9 @@ _DEUTERANOPIA = (
 def default_palette(num_classes: int) -> Palette:
     """Returns Okabe and Ito's eight colors, followed by colors that are as distinct as possible.
 
-    Each further color has the largest distance in CIELAB to white and to all previous colors
-    (Glasbey et al. 2007, "Color displays for categorical images"). The distance is the minimum over
-    normal vision and deuteranopia. A shorter palette is a prefix of every longer palette.
+    Each further color maximizes the smallest CIELAB distance to white and previous colors, under
+    normal vision and deuteranopia (Glasbey et al. 2007, "Color displays for categorical images"). A
+    shorter palette is a prefix of every longer palette.
     """
     levels = np.arange(0, 256, 15)
     grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)

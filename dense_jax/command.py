@@ -142,7 +142,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     delattr(flags.FLAGS, "config")  # its value was the experiment's name
     config_flags.DEFINE_config_dict("config", config, flag_values=flags.FLAGS, sys_argv=others)
     rest = parse([argv[0], *others])
-    for section, field in (("data", "root"), ("model", "pretrained")):
+    paths = ("data", "root"), ("model", "pretrained"), ("model", "initialize_from")
+    for section, field in paths:
         if config.get(section, {}).get(field):
             config[section][field] = os.path.expanduser(config[section][field])
     return rest
@@ -154,7 +155,7 @@ def experiment_file(name: str) -> str:
     name: The value of --config: a path, or the name of a shipped experiment. A suffix ":ARGUMENT",
       which holds the argument of get_config(), is ignored.
 
-    Raises ValueError, with the most similar names, if there is no such file.
+    Raises ValueError, which suggests similar names, if the file does not exist.
     """
     file = os.path.expanduser(name.partition(":")[0])
     ours = {path.stem: path for path in sorted(EXPERIMENTS.glob("[!_]*.py"))}

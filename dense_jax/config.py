@@ -49,7 +49,7 @@ class Option(NamedTuple):
 
     @property
     def interval(self) -> str:
-        """The interval of the valid numbers, or "" if `valid` is not an interval."""
+        """Returns the interval of the valid numbers, or "" if `valid` is not an interval."""
         if isinstance(self.valid, tuple) or not self.valid.startswith(("[", "(")):
             return ""
         return self.valid
@@ -122,6 +122,11 @@ OPTIONS: dict[str, Any] = {
             str,
             "",
             '"imagenet" (published weights of the encoder), their file, or hf://OWNER/NAME/FILE',
+        ),
+        "initialize_from": (
+            str,
+            "",
+            "trained network to start from: workdir, exported file, or hf://OWNER/NAME/FILE",
         ),
         "freeze_encoder": (False, "", "True: keep the encoder's parameters and statistics fixed"),
         # Each encoder and decoder supports some of these options, and has its own defaults.
@@ -199,7 +204,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def check(config: ConfigDict) -> None:
-    """Raises ValueError, naming the option and its valid values, if a config is invalid."""
+    """Raises ValueError, with the option and its valid values, if a config is invalid."""
     _check_fields(config)
     check_values(config)
     _check_loss(config)
@@ -207,7 +212,7 @@ def check(config: ConfigDict) -> None:
 
 
 def _check_fields(config: ConfigDict) -> None:
-    """Raises ValueError, listing all unknown options, missing options and wrong types."""
+    """Raises ValueError that lists all options that are unknown, missing or of the wrong type."""
     options, values = declared(), dict(_flatten(config))
     wrong = [f"{path}: missing" for path in options if path not in values]
     for path, value in values.items():
@@ -308,6 +313,11 @@ def _check_combinations(config: ConfigDict) -> None:
         _LOG.warning(
             "optimizer.warmup_steps=%d of num_steps=%d: learning_rate is never reached",
             *(config.optimizer.warmup_steps, config.num_steps),
+        )
+    if config.model.pretrained and config.model.initialize_from:
+        raise ValueError(
+            f"model.pretrained={config.model.pretrained!r} and model.initialize_from="
+            f"{config.model.initialize_from!r} both have weights for the encoder: unset one of them"
         )
     if config.model.freeze_encoder and config.optimizer.encoder_lr_multiplier != 1:
         raise ValueError(

@@ -120,8 +120,8 @@ def make_page(predictor: Predictor, max_megapixels: float) -> "gradio.Blocks":
 class OwnHosts:
     """ASGI middleware that accepts only requests to IP addresses and to the host names in `names`.
 
-    This prevents DNS rebinding, in which a malicious website makes its host name resolve to this
-    machine, so that its pages can read from this server. Such requests carry that host name.
+    This prevents DNS rebinding: a malicious website makes its own host name resolve to this machine
+    so that its pages can read from this server.
     """
 
     def __init__(self, app: Any, names: Collection[str]):

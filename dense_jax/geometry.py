@@ -14,7 +14,7 @@ def reflect(positions: Any, length: Any, modulo: Callable[[Any, Any], Any] = ope
     Equivalent to numpy.pad(mode="reflect") for positions at any distance outside the image. The
     arguments may be numbers, NumPy arrays or JAX arrays, and `length` may be symbolic.
 
-    modulo: The function that computes positions % period.
+    modulo: A replacement for the operator %, for speed.
     """
     last = length - 1
     period = 2 * last + 1 // length  # an axis of 1 pixel has period 1, not 0

@@ -86,7 +86,7 @@ def focal(
     """Returns the focal loss, which down-weights well-classified pixels, in nats per pixel.
 
     The loss is (sum w[y] (1 - p[y])^gamma (-log p[y])) / (sum w[y]) over the valid pixels. y is a
-    pixel's label, p its softmax (not a sigmoid per class), and w the class weights, which Lin et
+    pixel's label, p its softmax (not sigmoid) probabilities, and w the class weights, which Lin et
     al. 2017 call alpha ("Focal loss for dense object detection", section 3.2). gamma = 0 gives
     `cross_entropy`.
     """
@@ -174,7 +174,7 @@ def soft_dice(
 
     dice = (2 sum p t + smooth) / (sum p + sum t + smooth). If `squared`, sum p^2 replaces sum p
     (Milletari et al. 2016, "V-Net", section 3). Equal to `tversky` with alpha = beta = 1/2 and
-    smooth / 2. See `tversky` for p, t and the options.
+    half of `smooth`. See `tversky` for p, t and the options.
     """
     return tversky(
         logits,

@@ -1,7 +1,7 @@
 """Trains one model: python -m dense_jax.main --config=FILE --workdir=DIR [--config.x=y].
 
-Repeating the command resumes the run. The exit status is 0 if the run is finished, and 75 if the
-run was stopped and saved.
+Running the command again resumes the run. The exit status is 0 if the run has finished, and 75 if
+the run was stopped and saved.
 """
 
 from absl import flags

@@ -29,8 +29,8 @@ class Program(NamedTuple):
     """The network of a config.
 
     model: The model for whole images. Pads an image by mirroring its border.
-    inner_model: The same model for images that already include context. Returns no logits for the
-      outer `model.context` pixels (0 unless convolutions are unpadded).
+    inner_model: The same model for images that already include context. If convolutions are
+      unpadded, returns no logits for the outer `model.context` pixels.
     normalize: Maps an image's values to the network's input.
     logits_step: (variables, image [h, w, c]) -> float32 logits [h, w, num_classes].
     predict_step: (variables, image [h, w, c]) -> the class of each pixel, uint8 [h, w].
@@ -61,7 +61,7 @@ class Program(NamedTuple):
 def assemble(config: ConfigDict, num_classes: int) -> Program:
     """Builds a config's model and the steps that use it.
 
-    Raises ValueError, naming the field, if config.model does not describe a valid model.
+    Raises ValueError, with the name of the field, if config.model is invalid.
     """
     model = models.build(config.model, num_classes)
     normalize = NORMALIZATIONS[normalization(config.model)]
@@ -91,8 +91,8 @@ def assemble(config: ConfigDict, num_classes: int) -> Program:
 def normalization(model: ConfigDict) -> str:
     """Returns the name of the input normalization.
 
-    If model.normalization is unset, returns the name for the pretrained weights, or "unit" without
-    pretrained weights.
+    If model.normalization is unset, this is the normalization that the pretrained weights require,
+    or "unit" if there are none.
     """
     weights = ENCODERS[model.encoder].weights if model.pretrained else None
     return model.normalization or (weights.normalization if weights else "unit")
@@ -108,11 +108,10 @@ def logits_step(
 ) -> Float[Array, "h w num_classes"]:
     """Returns the logits of one image, at the image's resolution.
 
-    resolution: The factor by which the image is resized before the network. The resized height and
-      width are rounded to integers (halves round up). The logits are resized back.
+    resolution: The factor by which the image is resized before it enters the network. The new
+      height and width are rounded to integers (halves round up). The logits are resized back.
 
-    If the model returns logits for only the central part of the image, the logits
-    outside this part are 0.
+    If the model returns logits for only the central part of the image, the other logits are 0.
     """
     h, w, _ = image.shape
     if resolution != 1.0:  # before normalization, as in training

@@ -25,7 +25,7 @@ _LOG = logging.getLogger("dense_jax")
 def atomic(path: epath.PathLike) -> Iterator[IO[bytes]]:
     """Opens a file for writing. The file gets its name only when it is complete and on disk.
 
-    If an error occurs, an existing file is unchanged, and no temporary file is left.
+    If an error occurs, an existing file is left unchanged, and no temporary file is left behind.
     """
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,9 +87,7 @@ def try_lock(file: IO | int, path: epath.PathLike) -> bool:
 
 
 def cache_folder() -> Path:
-    """Returns the user's cache folder, for results that can be recomputed.
-
-    If the user has no home folder, an attempt to create the returned folder raises OSError.
-    """
+    """Returns the user's cache folder, for results that can be recomputed."""
+    # If the user has no home folder, the returned folder cannot be created (OSError).
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(os.devnull if cache.startswith("~") else cache) / "dense_jax"

@@ -85,12 +85,12 @@ def layers(model: models.Segmenter, variables: Any, image: jax.ShapeDtypeStruct)
 
 
 def layer_table(model: models.Segmenter, size: tuple[int, int], channels: int = 3) -> str:
-    """Returns a Markdown table of the layers, followed by the encoder and decoder parameter counts.
+    """Returns a Markdown table of the layers with a total row, followed by parameter counts.
 
     size: The height and width of the image in pixels.
 
-    The total FLOPs are for one forward pass in evaluation mode. They also include ReLUs, pooling
-    and additive skips, so they differ from the sum of the rows.
+    FLOPs are for one forward pass in evaluation mode. The total row also includes ReLUs, pooling
+    and additive skips, which no layer's row includes.
     """
     image = jax.ShapeDtypeStruct((1, *size, channels), jnp.float32)
     init = functools.partial(model.init, train=False)
@@ -148,7 +148,7 @@ def training_table(config: ConfigDict, num_classes: int, num_channels: int) -> s
 def crossings(config: Any) -> str:
     """Returns a Markdown table of which encoders, decoders and upsampling methods are compatible.
 
-    config: A `config.model`, which sets all options except these three.
+    config: A `config.model`. Its encoder, decoder and upsampling method are ignored.
 
     Each entry is "yes" or the number of an error message below the table.
     """

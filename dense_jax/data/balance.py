@@ -98,7 +98,7 @@ def _count(source: Source) -> Counts:
 def _relative(
     pixels: np.ndarray, total: np.ndarray, reference: Callable[[np.ndarray], float]
 ) -> Weights:
-    """Returns reference(f) / f per class, where f = pixels / total. A class without pixels gets 0.
+    """Returns the class weights reference(f) / f with f = pixels / total, or 0 if f is 0.
 
     Raises ValueError if no class has pixels.
     """

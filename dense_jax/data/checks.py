@@ -30,7 +30,7 @@ def difference_hash(image: UInt8[np.ndarray, "h w c"]) -> np.uint64:
     """Returns a 64-bit perceptual hash. The hashes of images that look the same differ in few bits.
 
     The image is shrunk to 8 x 9 pixels. Each bit says whether a pixel is brighter than its left
-    neighbor. Resizing or compressing the image has little effect on the hash.
+    neighbor.
     """
     gray = Image.fromarray(image.mean(axis=-1, dtype=np.float32))
     cells = np.asarray(gray.resize((9, 8), Image.Resampling.BOX))

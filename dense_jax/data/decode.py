@@ -42,7 +42,7 @@ class _Opened(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """The height, width and number of channels after the EXIF orientation is applied."""
+        """Returns the height, width and number of channels, after applying the EXIF orientation."""
         h, w, c = self.stored
         return (w, h, c) if self.orientation >= 5 else (h, w, c)
 
@@ -198,7 +198,10 @@ def _open_tiff(file: BinaryFile) -> "tifffile.TiffFile":
 
 
 def _image_pages(tiff: "tifffile.TiffFile") -> list[int]:
-    """Returns the indices of the pages, except masks and thumbnails if there are other pages."""
+    """Returns the indices of a TIFF file's pages.
+
+    Omits masks and thumbnails, unless the file has no other pages.
+    """
     pages = [page.aspage() for page in tiff.pages]
     images = [k for k, page in enumerate(pages) if not (page.is_reduced or page.is_mask)]
     return images or list(range(len(pages)))
@@ -236,7 +239,7 @@ def _orientation(value: Any) -> int:
 
 
 def _open_picture(file: BinaryFile, page: int | None) -> _Opened:
-    """Opens an image with Pillow. Images that are not gray will be decoded as 8-bit RGB."""
+    """Opens an image with Pillow, to be decoded as gray if it is gray, otherwise as 8-bit RGB."""
     image = _open_pillow(file, page)
     is_png = isinstance(image, PngImagePlugin.PngImageFile)
     if is_png and image.mode[0] != "I" and ";16" in str(image.tile[0]):
@@ -334,7 +337,7 @@ def read_label(
 
 
 def _hint_of_bits(image: ImageFile.ImageFile) -> str:
-    """Explains how gray values of fewer than 8 bits are decoded. Returns "" for other images."""
+    """Returns a hint for images with fewer than 8 bits per gray value, or "" for other images."""
     if image.mode == "1":
         return ". This file has 1 bit per pixel: black is 0 and white is 1"
     for bits, step in ((2, 85), (4, 17)):
@@ -347,7 +350,7 @@ def _hint_of_bits(image: ImageFile.ImageFile) -> str:
 
 
 def _undeclared(raw: np.ndarray, table: np.ndarray) -> str:
-    """Returns an error message with the values missing in `table` and a histogram of all values."""
+    """Returns the error message for a label with raw values that are missing from `table`."""
     values, counts = np.unique(raw.astype(np.uint16), return_counts=True)
     foreign = [int(v) for v in values if table[v] == _UNDECLARED]
     histogram = ", ".join(f"{v}: {n}" for v, n in list(zip(values, counts, strict=True))[:20])

@@ -3,8 +3,8 @@
     python -m dense_jax.data.doctor --name=folder --root=PATH [--json] [--picture=FILE.png]
 
 The command opens every example of every split. The exit status is 1 if there are errors, such as an
-unreadable example, an image that is in two splits, or a class that is missing in `train` but occurs
-in another split. Warnings point out possible mistakes and do not change the exit status.
+unreadable example, an image that is in two splits, or a class of another split that `train` lacks.
+Warnings point out possible mistakes and do not change the exit status.
 `--picture` draws some examples of each split, overlaid with their labels.
 """
 
@@ -125,7 +125,7 @@ def _facts(example: dict[str, Any]) -> _Facts:
 def _compare(
     first: str, first_facts: list[_Facts], second: str, report: Report, facts: list[_Facts]
 ) -> None:
-    """Adds to `report` the images of split `second` that equal or resemble images of `first`."""
+    """Reports which images of split `second` equal or resemble an image of split `first`."""
     names = {example.digest: example.name for example in first_facts}
     hashes = np.array([example.difference_hash for example in first_facts])
     equal, near = [], []

@@ -76,7 +76,7 @@ class Layout:
         image_path, label_path = (self.path(root, p, split) for p in (self.images, self.labels))
         if not images:
             path = self.path(root, self.lists, split) if self.lists else image_path
-            others = not_read(image_path.parent, _endings(self.images))
+            others = not_read(image_path.parent, _endings(image_path.name))
             raise ValueError(f"{path}: no images{others}")
         check_partners(images, labels, "label", label_path)
         check_partners(labels, images, "image", image_path)
@@ -84,25 +84,25 @@ class Layout:
 
     def files(self, root: pathlib.Path, pattern: str, split: str) -> Paths:
         """Returns {NAME: path} for a split's files that match `pattern`, except hidden files."""
-        folder = self.path(root, pattern, split).parent
-        folders = [folder]
-        if folder.name == "*":
-            folders = [f for f in sorted(folder.parent.glob("*/")) if not is_hidden(f.name)]
-        files = _by_name(folders, _endings(pattern))
+        file = self.path(root, pattern, split)
+        folders = [file.parent]
+        if file.parent.name == "*":
+            folders = [f for f in sorted(file.parents[1].glob("*/")) if not is_hidden(f.name)]
+        files = _by_name(folders, _endings(file.name))
         if not self.lists:
             return files
         path = self.path(root, self.lists, split)
         names = read_list(path)
         for name, line in names.items():
             if name not in files:
-                missing = folder / pattern.rpartition("/")[2].replace("NAME", name)
+                missing = file.with_name(file.name.replace("NAME", name))
                 has_ending = name.lower().endswith(IMAGE_ENDINGS)
                 hint = "; names are listed without their ending" if has_ending else ""
                 raise ValueError(f"{path}, line {line}: there is no {missing}{hint}")
         return {name: files[name] for name in names}
 
     def path(self, root: pathlib.Path, pattern: str, split: str) -> pathlib.Path:
-        """Returns root / pattern with SPLIT filled in."""
+        """Returns root / pattern with SPLIT replaced by the name of the split's folder."""
         return root / pattern.replace("SPLIT", self.folders.get(split, split))
 
 
@@ -197,7 +197,7 @@ class Files(Source):
 
     @functools.cached_property
     def sizes(self) -> Int32[np.ndarray, "n 2"]:
-        """The height and width of each image, in pixels. Reads only the image headers."""
+        """Returns the height and width of each image in pixels. Reads only the image headers."""
         return np.array([header(item.image, item.page)[:2] for item in self._items], np.int32)
 
     @functools.cached_property
@@ -214,9 +214,10 @@ class Files(Source):
 def fingerprint(about: str, files: Mapping[str, pathlib.Path]) -> str:
     """Returns a hex digest of `about` and of the name, size and last 4096 bytes of each file.
 
-    Copies of the files have the same digest. Any change to the pixel data of a PNG file changes the
-    digest because the data ends with a checksum. Other changes that keep the size may be missed.
+    Copies of the files have the same digest. A change to a file is missed if it changes neither the
+    size nor the last 4096 bytes.
     """
+    # The pixel data of a PNG file ends with a checksum, so a change to the pixels is not missed.
     digest = hashlib.sha256(about.encode())
     for name, path in files.items():
         with path.open("rb") as file:
@@ -260,7 +261,7 @@ def read_list(path: pathlib.Path) -> dict[str, int]:
 def check_partners(files: Paths, partners: Paths, kind: str, pattern: pathlib.Path) -> None:
     """Raises ValueError if a file has no partner, such as an image without a label.
 
-    kind: The word for a partner in the message.
+    kind: What a partner is called in the message, such as "label".
     pattern: The path of a partner, with the placeholder NAME.
     """
     if alone := [path.name for name, path in files.items() if name not in partners]:

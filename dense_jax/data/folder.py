@@ -17,7 +17,7 @@ Alternatively, a text file lists the NAMEs of each split, one per line:
      "values": [0, 255],                           values[i] is the raw value of class i
      "ignored_values": [128],                      raw values of ignored pixels
      "palette": [[0, 0, 0], [255, 128, 0]],        RGB color of each class in pictures
-     "range": [0, 4095]}                           if not 8-bit: values mapped to 0 and 255
+     "range": [0, 4095]}                           values mapped to 0 and 255, if not 8-bit
 
 A raw label value that is not listed in `dataset.json` is an error, even 255. Images may differ in
 size and format but not in the number of channels. If gray and RGB images are mixed, all become RGB.
@@ -99,7 +99,7 @@ class Folder(files.Files):
 
     @property
     def not_read(self) -> str:
-        """A note that lists the files in the image folder that are not images, or "" if none."""
+        """Returns a note that lists the files in the image folder that are not images, or ""."""
         return files.not_read(self._items[0].image.parent)
 
     def _paths(self, item: Item) -> Iterable[pathlib.Path]:
@@ -122,7 +122,7 @@ def _layout(root: pathlib.Path) -> Layout:
 
 
 def _check_disjoint(lists: Iterable[pathlib.Path]) -> None:
-    """Raises ValueError if two of the lists name the same image, which would inflate the scores."""
+    """Raises ValueError if an image is in two of the lists, that is, in two splits."""
     seen: dict[str, str] = {}
     for path in lists:
         for name, line in files.read_list(path).items():

@@ -129,7 +129,7 @@ def _open_vips(descriptor: int, page: int | None, is_tiff: bool) -> Any:
 
 
 def _is_plain_tiff(path: pathlib.Path, page: int | None) -> bool:
-    """Returns whether libvips decodes a TIFF page exactly as `decode` does.
+    """Returns whether libvips would decode a TIFF page exactly as `decode` does.
 
     Raises EOFError if the file is truncated.
     """

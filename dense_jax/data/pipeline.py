@@ -107,7 +107,7 @@ def _draw(
     seed: int,
     index: int,
 ) -> dict[str, Any]:
-    """Returns the example at position `index` of a run, cropped with the seed (seed, index)."""
+    """Returns the example at position `index` of a run, randomly cropped or padded to `canvas`."""
     epoch, position = divmod(index, len(source))
     example = source[int(_order(len(source), seed, epoch)[position])]
     if canvas is not None:
@@ -173,7 +173,7 @@ def _iterate(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
 def _start_worker(worker: int, num_workers: int) -> None:
     """Makes a worker process ignore Ctrl-C and SIGTERM and end with the training process.
 
-    Signals may reach the workers too, but training needs data until it has saved a checkpoint.
+    A signal may reach all processes, but training needs data until it has saved a checkpoint.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -105,7 +105,7 @@ class Records(Source):
 
     @functools.cached_property
     def sizes(self) -> Int32[np.ndarray, "n 2"]:
-        """The height and width of each image, in pixels. Reads all records but decodes no image."""
+        """Returns the height and width of each image in pixels, without decoding the images."""
         return np.array([self._record(i)["size"] for i in range(len(self))], np.int32)
 
     @functools.cached_property

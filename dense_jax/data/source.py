@@ -36,7 +36,7 @@ class Examples(abc.ABC):
     @property
     @abc.abstractmethod
     def sizes(self) -> Int32[np.ndarray, "n 2"]:
-        """The height and width of each example, in pixels."""
+        """Returns the height and width of each example in pixels."""
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -64,11 +64,11 @@ class Source(Examples):
     @property
     @abc.abstractmethod
     def names(self) -> tuple[str, ...]:
-        """The name of each example."""
+        """Returns the names of the examples."""
 
     @property
     def fingerprint(self) -> str | None:
-        """A hex digest of the files, or None if the data is not read from files.
+        """Returns a hex digest of the files, or None if the data is not read from files.
 
         The digest changes when the files change and is equal for copies of the files.
         """

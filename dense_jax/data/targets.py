@@ -27,7 +27,7 @@ def border_weights(objects: Objects, weight: float, sigma: float) -> Float32[np.
     distances to the nearest and the second-nearest object. Distances and sigma are in pixels. This
     is equation 2 in section 3 of Ronneberger et al. 2015, "U-Net", without the term w_c. Unlike in
     the paper, the value is 0 inside objects because the weights are for the background between
-    them. If d1 + d2 > 6 sigma, the value is 0 (the formula gives less than 1.6e-8 * weight).
+    them. Values at d1 + d2 > 6 sigma become 0.
     """
     reach = 6 * sigma
     margin = math.ceil(reach)

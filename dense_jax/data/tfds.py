@@ -116,7 +116,7 @@ class TfdsSource(Source):
 
     @functools.cached_property
     def sizes(self) -> Int32[np.ndarray, "n 2"]:
-        """The height and width of each image, in pixels. Reads all records but decodes no image."""
+        """Returns the height and width of each image in pixels, without decoding the images."""
         sizes = []
         for i in range(len(self)):
             record, name = self._record(i)

@@ -2,9 +2,9 @@
 
 An image of any size is covered by tiles of one size (U-Net, arXiv 1505.04597, figure 2). A *tile*
 is an input of the network. The *core* of a tile is the part whose prediction is used. The cores
-partition the image, so every pixel is predicted exactly once. The *margin* on each side of the core
+do not overlap, so every pixel is predicted exactly once. The *margin* on each side of the core
 shows the adjacent pixels, so neighboring tiles overlap by two margins. Beyond the border of the
-image, the margin shows a reflection of the image. Along one axis:
+image, a tile shows a reflection of the image. Along one axis:
 
     |<-------------------------------- tile -------------------------------->|
     |<------- margin -------->|<------ core ------>|<------- margin -------->|
@@ -15,7 +15,7 @@ For example, cores of 4 pixels and margins of 2 pixels cover an axis of 10 pixel
     image            0 1 2 3 4 5 6 7 8 9
     tile 0       2 1[0 1 2 3]4 5
     tile 1               2 3[4 5 6 7]8 9
-    tile 2                       6 7[8 9 8 7]6 5
+    tile 2                       6 7[8 9 8 7]6 5   (the core's predictions for 8 7 are discarded)
 
 The *context* is the part of the margin that unpadded convolutions trim, so the network makes no
 prediction for it. The *overlap* is the part of the margin in which predictions from neighboring
@@ -142,9 +142,9 @@ def tilings(
 ) -> list[Tiles]:
     """Cuts all images into tiles. Returns a `Tiles` for each combination of tile size and margin.
 
-    On each axis, an image of at most `image_size` pixels gets a single tile if
-    image_size + 2 * context <= tile_size. This tile has length image_size + 2 * context, and its
-    margin is the context. The tiles of an image do not depend on other images.
+    If image_size + 2 * context <= tile_size along an axis, an image of up to `image_size` pixels
+    gets a single tile along this axis. The tile has length image_size + 2 * context, and its margin
+    is the context.
 
     source, tile_size, margin: See `Tiles`.
     image_size: The largest height and width of the run's images, in pixels.

@@ -18,8 +18,8 @@ T = TypeVar("T")
 def verify(source: Source) -> None:
     """Raises ValueError if any example of a source is invalid or if every pixel is ignored.
 
-    Sources that passed are remembered in the user's cache folder and not read again. Data that does
-    not come from files is not verified.
+    A source that passed is remembered in the user's cache folder and not read again. Sources that
+    are not read from files are not verified.
     """
     if source.fingerprint is None:
         return

@@ -10,7 +10,7 @@ def memory(compiled: Any) -> dict[str, int]:
     """Returns the number of bytes that a compiled program needs on each device.
 
     `peak` is arguments + outputs + temporaries - aliased. `aliased` is the memory of donated
-    arguments, which outputs reuse.
+    arguments that is reused for outputs.
     """
     analysis = compiled.memory_analysis()
     fields = {

@@ -92,7 +92,7 @@ def agree(facts: Callable[[], Mapping[str, Any]]) -> None:
 
 
 def differences(all_facts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns a line for each fact that differs between processes, with two different values."""
+    """Returns a line of text for each fact that differs between processes, showing two values."""
     names = dict.fromkeys(name for facts in all_facts for name in facts)
     lines = []
     for name in names:
@@ -103,9 +103,9 @@ def differences(all_facts: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def check_shared(folder: epath.PathLike) -> None:
-    """Creates a folder. Raises ValueError in all processes unless all share the folder.
+    """Raises ValueError in all processes if they do not share the folder.
 
-    Does nothing if there is a single process.
+    Creates the folder if it is missing. Does nothing if there is a single process.
     """
     jax = _joined()
     if jax is None:
@@ -129,7 +129,7 @@ def check_shared(folder: epath.PathLike) -> None:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Ends all processes, each with a one-line error, if the `with` body fails in one of them."""
+    """A context manager that ends all processes if its body fails in one of them."""
     jax = _joined()
     if jax is None:
         yield

@@ -81,8 +81,8 @@ def map_examples(function: Callable, mesh: Mesh) -> Callable:
     """Returns f(variables, batch), which applies function(variables, example) to each example.
 
     The batch is split over the devices. Each device processes one example at a time, so that
-    results do not depend on the batch size. A batched convolution may add in another order, which
-    changes the last bit of a logit and occasionally a predicted class.
+    results do not depend on the batch size. A batched convolution may sum in a different order,
+    which changes the last bit of a logit and occasionally a predicted class.
     """
 
     def over_batch(variables, batch):
@@ -107,7 +107,7 @@ def share(mesh: Mesh) -> tuple[list[int], int, int]:
 
 
 def placed(shapes: Any, shardings: Any) -> Any:
-    """Returns `shapes` with shardings attached. `shardings` is a tree prefix of `shapes`."""
+    """Returns `shapes` with shardings attached. `shardings` is a pytree prefix of `shapes`."""
 
     def place(sharding, part):
         return jax.tree.map(
@@ -118,7 +118,7 @@ def placed(shapes: Any, shardings: Any) -> Any:
 
 
 def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Returns global arrays of the numeric fields. `batch` is this host's slice of the batch."""
+    """Returns the global batch, given this host's slice of it. Drops string entries."""
     return {
         field: jax.make_array_from_process_local_data(sharded(mesh), array)
         for field, array in batch.items()

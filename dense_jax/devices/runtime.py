@@ -86,5 +86,5 @@ def keep_memory() -> None:
 
 
 def seconds_of_process() -> float:
-    """Returns the seconds since this package was imported, shortly after the process started."""
+    """Returns the age of this process in seconds, counted from the import of dense_jax."""
     return time.perf_counter() - dense_jax.IMPORTED

@@ -1,8 +1,8 @@
 """Reads and writes the predicted class maps of a split as one zip archive of palette PNGs.
 
-A single file can be written atomically, and some clusters limit the number of files. Each PNG is
-named INDEX_NAME.png after the image's index and name, because image names may repeat. Special
-characters in names are replaced. This module never imports JAX.
+All maps are in one file because some clusters limit the number of files. Each PNG is named
+INDEX_NAME.png after the image's index and name, because names may repeat. Special characters in
+names are replaced. Never imports JAX.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ def writing(
 
 
 def read(path: epath.PathLike, numbers: Sequence[int]) -> list[UInt8[np.ndarray, "_ _"]]:
-    """Returns the class maps with indices `numbers`. Raises KeyError if a class map is missing."""
+    """Returns the class maps of the images with indices `numbers`. Raises KeyError if one is missing."""
     with epath.Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
         members = {int(name.partition("_")[0]): name for name in archive.namelist()}
         return [np.array(Image.open(io.BytesIO(archive.read(members[i])))) for i in numbers]

@@ -47,7 +47,7 @@ def measure(
 
 
 def phase_errors(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Returns the number of wrong and valid pixels at each phase, int64 [PERIOD, PERIOD, 2].
+    """Counts the wrong pixels and the valid pixels at each phase, int64 [PERIOD, PERIOD, 2].
 
     The phase of a pixel is (y mod PERIOD, x mod PERIOD). More errors at some phases suggest
     upsampling artifacts (Odena et al. 2016, "Deconvolution and checkerboard artifacts"). If the

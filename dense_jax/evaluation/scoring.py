@@ -35,7 +35,7 @@ def score(
 ) -> np.ndarray:
     """Returns the confusion matrix of each image, int32 [num_images, num_classes, num_classes].
 
-    Sum the matrices in int64.
+    To avoid overflow, sum the matrices in int64.
 
     eval_step: The result of `program.jit_eval_step`.
     tilings: The tiles of one source; see `tiles.tilings`.

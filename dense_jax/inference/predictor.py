@@ -115,7 +115,7 @@ class Predictor:
         return self._map(image, "probabilities", {"probabilities": lambda block: block})
 
     def _map(self, image: np.ndarray, name: str, maps: Mapping[str, MakeMap]) -> np.ndarray:
-        """Returns the map `name` for an image. Raises ValueError for a wrong shape or dtype."""
+        """Returns the map called `name`. Raises ValueError for a wrong image shape or dtype."""
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != self.num_channels:
             raise ValueError(
                 f"an image must be uint8 [height, width, {self.num_channels}], not {image.dtype} "

@@ -43,7 +43,7 @@ class Failure(NamedTuple):
 
 
 class Strip(NamedTuple):
-    """The rows `start` to `stop` of image `index`, as maps [stop - start, w, ...] by name."""
+    """The rows `start` to `stop` of image `index`: {map name: array [stop - start, w, ...]}."""
 
     index: int
     start: int
@@ -62,7 +62,7 @@ class Stitcher:
 
     If several tiles cover a pixel, its value is a weighted mean of the tiles' values. The weights
     of a tile are a Gaussian at the center of the tile, with a standard deviation of
-    (core + 2 overlap) / 8 per axis (nnU-Net, Isensee et al. 2021).
+    (core + 2 * overlap) / 8 per axis (nnU-Net, Isensee et al. 2021).
     """
 
     def __init__(
@@ -126,10 +126,9 @@ class Stitcher:
         return new[rows.start - top : rows.stop - top]
 
     def share(self, axis: int, k: int) -> Float32[np.ndarray, "reach"]:
-        """Returns the relative weight of tile k at each position that tiles k - 1 and k share.
+        """Returns the weight of the k-th tile along `axis`, where it overlaps the previous tile.
 
-        The weight at a position along `axis` is g_k / (g_0 + ... + g_k), where g_j is the Gaussian
-        of tile j.
+        The weight at a position is g_k / (g_0 + ... + g_k), where g_j is the Gaussian of tile j.
         """
         core, overlap = self._core[axis], self.overlap[axis]
         length = core + 2 * overlap
@@ -172,7 +171,7 @@ def _move(new: np.ndarray, earlier: np.ndarray, share: np.ndarray) -> None:
 
 
 def cut(images: Images, tiles: Tiles) -> Iterator[Tile | Failure]:
-    """Yields the tiles of `images` in order. Keeps only the rows for one row of tiles in memory.
+    """Yields the tiles of `images` in order. Holds about one row of tiles in memory.
 
     If an image cannot be read completely, a `Failure` replaces its remaining tiles.
     """

@@ -24,11 +24,11 @@ def ahead(items: Iterator[T], count: int) -> Iterator[T]:
 
 @contextlib.contextmanager
 def lanes(count: int) -> Generator[Callable[..., Future]]:
-    """Provides submit(lane, call, *args), which runs call(*args) in one of `count` threads.
+    """Yields a function submit(lane, call, *args) that runs call(*args) in one of `count` threads.
 
     Calls with equal `lane` run in order, in thread lane % count. `submit` blocks while more than
-    2 * count calls are pending. The exit from the context waits for all calls. If a call fails, a
-    later `submit` or the exit raises the error, and pending calls are canceled.
+    2 * count calls are pending. Leaving the context waits for all calls. If a call fails, a later
+    `submit` or leaving the context raises the error, and pending calls are canceled.
     """
     pools = [ThreadPoolExecutor(1) for _ in range(count)]
     pending: deque[Future] = deque()

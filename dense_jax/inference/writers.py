@@ -29,7 +29,7 @@ class Rows:
         self._file: IO[bytes] | None = None
 
     def write(self, rows: np.ndarray) -> None:
-        """Appends rows. Opens the file at the first call and closes it after the last row."""
+        """Appends rows. Opens the file on the first call and closes it after the last row."""
         if self._file is None:
             self._file = self._open()
         self._file.write(self._encode(rows))
@@ -141,8 +141,8 @@ class Array(Rows):
 class Together:
     """Publishes all files of one image, or removes all of them.
 
-    Raises disk errors, such as a full disk. After any other OSError, stores the error message in
-    `problem` and stops writing these files.
+    Disk errors, such as a full disk, are raised. After any other OSError, `problem` holds the error
+    message, and nothing more is written for this image.
     """
 
     def __init__(self, files: Mapping[str, Rows]):
@@ -156,7 +156,7 @@ class Together:
                 self._files[name].write(rows)
 
     def end(self) -> None:
-        """Publishes all files, or removes all if `problem` is set before or during publishing."""
+        """Publishes all files. If `problem` is or becomes set, removes all files instead."""
         for file in self._files.values():
             with self._keeping(file.path):
                 if self.problem is None:

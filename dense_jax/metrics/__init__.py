@@ -66,12 +66,12 @@ class Metric(NamedTuple):
 
     @property
     def score(self) -> str:
-        """The name of the number that summarizes the metric, such as mean_iou."""
+        """Returns the key of the metric's summary score, such as "mean_iou"."""
         return f"mean_{self.name}" if self.per_class else self.name
 
     @property
     def score_label(self) -> str:
-        """The label of the number that summarizes the metric, such as mean IoU."""
+        """Returns the displayed name of the metric's summary score, such as "mean IoU"."""
         return f"mean {self.label}" if self.per_class else self.label
 
 

@@ -49,7 +49,7 @@ def image_statistics(measured: Statistics, foreground: Sequence[int] = ()) -> St
 
 
 def add_up(statistics: Statistics) -> Statistics:
-    """Returns the sums over images. Counts are summed in int64."""
+    """Returns the sums of the statistics over images. Sums counts in int64."""
     return {
         name: values.sum(axis=0, dtype=np.result_type(values, np.int64))
         for name, values in statistics.items()
@@ -84,7 +84,7 @@ def bootstrap(
 
     The images are resampled with replacement `num_resamples` times. The ends are the 2.5th and
     97.5th percentiles of the resamples' scores (Efron and Tibshirani 1993, "An introduction to the
-    bootstrap", chapter 13). The intervals say how much a score depends on the choice of test
+    bootstrap", chapter 13). The intervals show how much a score depends on the choice of test
     images, not on the randomness of training. Resamples in which a score is NaN do not count for
     this score. If a score is NaN in all resamples or there is only one image, both ends are NaN.
     """

@@ -62,7 +62,7 @@ class MapPair:
 
     @functools.cached_property
     def distances(self) -> dict[int, tuple[Distances, Distances]]:
-        """The distances between predicted and true boundaries, {class: (forth, back)}, in pixels.
+        """Returns {class: (forth, back)}, the distances in pixels between the maps' boundaries.
 
         `forth` holds the distance from each boundary pixel of the prediction to the label's
         boundary, and `back` the distance from each boundary pixel of the label to the prediction's.
@@ -145,8 +145,8 @@ def boundary_iou(maps: MapPair, width: float = RIM_WIDTH) -> Overlap:
 
     The boundary IoU is the IoU of the predicted and true rims of a class (Cheng et al. 2021,
     "Boundary IoU", section 4, and the authors' code). The rim consists of the pixels of the class
-    whose Chebyshev distance to a valid pixel outside the class, or to the outside of the image, is
-    at most max(1, round(width * diagonal)) pixels.
+    that are close to a valid pixel of another class or to the outside of the image: at a Chebyshev
+    distance of at most max(1, round(width * diagonal)) pixels.
     """
     reach = max(1, round(width * maps.diagonal))
     square = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
@@ -176,7 +176,7 @@ def trimap_iou(maps: MapPair) -> Float64[np.ndarray, "bands c 2"]:
 
 
 def _is_near_another(side: Side, around: UInt8[np.ndarray, "k k"]) -> Bool[np.ndarray, "h w"]:
-    """Marks the pixels with another class or the image border inside their window `around`."""
+    """Marks the pixels whose window `around` contains another class or leaves the image."""
     highest = cv2.dilate(side, around, borderType=cv2.BORDER_CONSTANT, borderValue=[_BEYOND])
     lowest = cv2.erode(np.where(side == _VOID, np.int16(_BEYOND), side), around)
     return (highest != side) | (lowest != side)

@@ -33,7 +33,7 @@ CHOICES: dict[str, Iterable[str]] = {
 }
 # Fields of config.model that are not options of an encoder or a decoder.
 _OTHERS = {"name", "encoder", "upsampling", "upsampling_options", "skips"}
-_OTHERS |= {"normalization", "pretrained", "freeze_encoder"}
+_OTHERS |= {"normalization", "pretrained", "initialize_from", "freeze_encoder"}
 # Options that every config sets, even if its encoder and decoder do not have them.
 _ALWAYS_SET = {"widths", "fusion", "norm", "dtype"}
 

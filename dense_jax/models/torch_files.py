@@ -7,10 +7,11 @@ describe tensors and dicts.
 """
 
 import collections
+import io
 import pickle
 import zipfile
 from collections.abc import Callable, Sequence
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -62,7 +63,7 @@ def read(path: str) -> dict[str, np.ndarray]:
         return {str(name): tensor.array(storage(tensor.key)) for name, tensor in tensors.items()}
 
 
-def _open_zip(file: IO[bytes]) -> tuple[Any, Callable[[str], bytes]]:
+def _open_zip(file: io.BufferedIOBase) -> tuple[Any, Callable[[str], bytes]]:
     """Returns the unpickled content of a zip archive, and a function that reads a storage."""
     archive = zipfile.ZipFile(file)
     names = archive.namelist()
@@ -70,11 +71,11 @@ def _open_zip(file: IO[bytes]) -> tuple[Any, Callable[[str], bytes]]:
     order = f"{folder}/byteorder"
     if order in names and archive.read(order) != b"little":
         raise ValueError("its numbers are big-endian")
-    content = _Unpickler(archive.open(f"{folder}/data.pkl")).load()
+    content = _Unpickler(io.BytesIO(archive.read(f"{folder}/data.pkl"))).load()
     return content, lambda key: archive.read(f"{folder}/data/{key}")
 
 
-def _open_early(file: IO[bytes]) -> tuple[Any, Callable[[str], memoryview]]:
+def _open_early(file: io.BufferedIOBase) -> tuple[Any, Callable[[str], memoryview]]:
     """Returns the unpickled content of an early file, and a function that returns a storage."""
     if _Unpickler(file).load() != MAGIC:
         raise ValueError("it is not a file of torch.save")
@@ -99,7 +100,7 @@ class _Unpickler(pickle.Unpickler):
     dtypes: The dtype of each storage that the pickle refers to.
     """
 
-    def __init__(self, file: IO[bytes]):
+    def __init__(self, file: io.BufferedIOBase):
         super().__init__(file)
         self.dtypes: dict[str, str] = {}
 

@@ -1,4 +1,4 @@
-"""Methods to upsample a feature map, selected by `model.upsampling`.
+"""Methods for upsampling a feature map, selected by `model.upsampling`.
 
 To add a method, write its class here and add the class to UPSAMPLERS. Decoders, configs and tests
 then support the method.
@@ -134,11 +134,11 @@ class Fixed(Upsampler, kw_only=True):
 
 
 class MaxUnpool(Upsampler):
-    """Moves each value to the encoder's argmax pixel, as in SegNet (arXiv 1511.00561).
+    """Moves each value to the pixel where the encoder's max-pool found its maximum (the switch).
 
-    All other pixels are 0. Projects x to the number of channels of the switches before unpooling,
-    and the result to `features` channels. Raises ValueError if there are no switches or the factor
-    is not 2.
+    All other pixels are 0, as in SegNet (arXiv 1511.00561). x is projected to the encoder's number
+    of channels, unpooled, and projected to `features` channels. Raises ValueError if there are no
+    switches or the factor is not 2.
     """
 
     needs_switches: ClassVar[bool] = True

@@ -103,9 +103,9 @@ def refuse(differing: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
 
 
 def number_groups(runs: Sequence[RunFolder]) -> list[str]:
-    """Returns a label for each run, equal for comparable runs: "1", "2", ...
+    """Groups runs that were scored in the same way. Returns the group number of each run, as text.
 
-    If all runs are comparable, each label is "".
+    If all runs are comparable, returns "" for each run.
     """
     facts = conflicts(runs)
     groups = [tuple(run.measured.get(fact) for fact in facts) for run in runs]

@@ -5,7 +5,7 @@ The figures, each drawn only if its data exists:
 by_FIELD        mean IoU for each value of FIELD, a config field in which the rows differ
 boundary_f1     boundary F1, averaged over classes, against mean IoU
 flops           mean IoU against the FLOPs of the forward pass per image
-band_width      mean IoU of the pixels near the label's boundaries, against the band width
+band_width      mean IoU near label boundaries, against the maximum distance to them
 error_by_phase  error rate by pixel position (y mod 16, x mod 16)
 
 Each point is the mean over a row's seeds. Numbers in the figures are the report's row numbers.
@@ -92,7 +92,7 @@ def draw(report: Report) -> Iterator[tuple[str, "Figure"]]:
 
 
 def evaluated(row: Row, path: str) -> tuple[float, float]:
-    """Returns (mean, half width of the interval) of an evaluation score, or NaNs if missing."""
+    """Returns (mean, half width of the interval) of an evaluation score, or NaNs if it is missing."""
     values = [number(run.evaluation, path) for run in row.runs if run.evaluation]
     return interval(values) if values else (math.nan, math.nan)
 
@@ -104,8 +104,8 @@ def _exist(points: Points) -> bool:
 def by_field(report: Report, i: int) -> "Figure":
     """Draws the mean IoU, with one group of points for each value of `report.fields[i]`.
 
-    The first of the other fields sets the color. If there are more fields, each combination of
-    their values gets a panel.
+    Of the other fields in `report.fields`, the first sets the color. Each combination of the
+    rest gets a panel.
     """
     rows, others = report.rows, [k for k in range(len(report.fields)) if k != i]
 
@@ -150,7 +150,7 @@ def scatter(rows: Sequence[Row], x: Points, y: Points) -> tuple["Figure", "Axes"
 
 
 def by_band_width(rows: Sequence[Row], bands: Sequence[Points]) -> "Figure":
-    """Plots mean IoU near the label's boundaries against the band width, one line per row."""
+    """Plots each row's mean IoU near label boundaries, against the maximum distance to them."""
     figure, (axes,) = _figure(1, 2.2)
     axes.set(xscale="log", xlabel="distance to a boundary less than (pixels)", ylabel=IOU_LABEL)
     for i, row in enumerate(rows):
@@ -179,7 +179,7 @@ def error_rates(row: Row) -> np.ndarray | None:
 
 
 def by_phase(rows: Sequence[Row], phases: dict[int, np.ndarray]) -> "Figure":
-    """Draws each row's error rate by pixel position (y mod 16, x mod 16), relative to the mean.
+    """Draws each row's error rate at each position (y mod 16, x mod 16), divided by the row's mean.
 
     A pattern that repeats every s pixels suggests an artifact of upsampling by a factor of s. With
     few images, the image borders and contents can cause patterns, too.
@@ -230,7 +230,7 @@ def _points(
 
 
 def _clip(low: float, high: float) -> tuple[float, float]:
-    """Clips the limits of a score axis to about [0, 1], which only error bars could exceed."""
+    """Clips the limits of a score axis to about [0, 1]. Only error bars can extend beyond it."""
     return max(low, -0.03), min(high, 1.03)
 
 

@@ -35,7 +35,7 @@ class Evaluated(NamedTuple):
 
     @property
     def truth(self) -> np.ndarray:
-        """The number of pixels of each class in each image's label map, [n, c]."""
+        """Returns the number of pixels of each class in each image's label map, [n, c]."""
         return self.matrices.sum(axis=2)
 
 
@@ -44,7 +44,7 @@ def build(rows: Sequence[Row], limit: int) -> dict[str, Any] | None:
 
     Each row of the report is represented by its first run with predictions. The gallery shows the
     `limit` images with the lowest mean IoU in the first row that has predictions. Rows that were
-    evaluated on different images are left out.
+    evaluated on a different set of images than the first row are left out.
     """
     evaluated = [e for i, row in enumerate(rows) if (e := _evaluated(i, row)) is not None]
     if not evaluated or limit < 1:

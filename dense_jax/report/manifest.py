@@ -14,7 +14,7 @@ VOID_POLICY = (
 
 
 def manifest(report: Report) -> dict[str, Any]:
-    """Returns the manifest in report.json: how each row was configured, trained and scored."""
+    """Returns the manifest for report.json: how each row was configured, trained and scored."""
     return {"void_policy": VOID_POLICY, "rows": [_row(report, row) for row in report.rows]}
 
 
@@ -39,7 +39,7 @@ def _row(report: Report, row: Row) -> dict[str, Any]:
 
 
 def columns(report: Report) -> tuple[list[str], dict[str, list[str]]]:
-    """Returns a list of facts that all rows share, and {fact: one text per row} for all others."""
+    """Returns the facts that all rows share, and {fact: [text of each row]} for other facts."""
     cells = {
         "config": [row.runs[0].config_hash for row in report.rows],
         "seeds": [str(len(row.runs)) for row in report.rows],
@@ -56,7 +56,7 @@ def columns(report: Report) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def remarks(report: Report) -> list[str]:
-    """Returns the sentences below the table that depend on the runs, unlike `rows.NOTE`."""
+    """Returns the notes below the table that depend on the runs. `rows.NOTE` is the fixed note."""
     if not report.rows:
         return []
     runs = [run for row in report.rows for run in row.runs]
@@ -145,7 +145,7 @@ def _initial_weights(run: RunFolder) -> str:
 
 
 def _measured(run: RunFolder) -> str:
-    """Describes how the run was scored. Shortens names like "tiles of config 1a2b" to "tiles"."""
+    """Returns the facts in `run.measured` as text, omitting " of ..." from their names."""
     facts = (f"{fact.partition(' of ')[0]} {value}" for fact, value in run.measured.items())
     return ", ".join(facts)
 

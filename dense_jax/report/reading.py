@@ -24,7 +24,7 @@ class RunFolder:
     A run without `scores` is left out of the tables. Its `status` says why.
 
     split: The split whose evaluation contains the scores. If None, the scores are from result.json.
-      Figures and pictures then use the evaluation of the config's data.eval_split.
+      In that case, figures and pictures use the evaluation of the config's data.eval_split.
     """
 
     def __init__(self, folder: pathlib.Path, root: pathlib.Path, split: str | None):
@@ -65,7 +65,7 @@ class RunFolder:
 
     @property
     def training_data(self) -> str:
-        """An identifier of the training data: the first 12 digits of its fingerprint, if any.
+        """Returns an identifier of the training data: 12 digits of its fingerprint, if any.
 
         Data created in memory has no fingerprint and is identified by the dataset's name. If
         dataset.json is unreadable, the identifier contains data.root.
@@ -76,7 +76,9 @@ class RunFolder:
         return str(fingerprint)[:12] if fingerprint else str(self.fields.get("data.name"))
 
     def array(self, name: str, shape: tuple[int, ...], kinds: str = "iu") -> np.ndarray | None:
-        """Returns an array [n, *shape] from the evaluation's .npz file, or None if unusable.
+        """Returns the array `name` from the evaluation's .npz file, or None if unusable.
+
+        shape: The required shape without the first axis.
 
         kinds: The accepted values of dtype.kind, one letter each.
         """

@@ -47,11 +47,11 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The row's label as a single string."""
+        """Returns the row's label as a single string."""
         return ", ".join(self.label)
 
     def score(self, path: str) -> tuple[float, float]:
-        """Returns (mean over seeds, half width of the interval) of a score, or NaNs if missing."""
+        """Returns (mean over seeds, half width of the interval) of a score, or NaNs without one."""
         return statistics.interval([number(run.scores, path) for run in self.runs])
 
     def seed_scores(self, path: str) -> dict[str, float]:
@@ -61,7 +61,7 @@ class Row:
 
     @property
     def parameters(self) -> int | None:
-        """The number of model parameters, or None if it is unknown or differs between the runs."""
+        """Returns the number of model parameters, or None if unknown or different between runs."""
         counts = {number(run.result, "num_parameters") for run in self.runs}
         count = counts.pop()
         return None if counts or math.isnan(count) else int(count)
@@ -137,7 +137,7 @@ def build(
 
 
 def _group(runs: Sequence[RunFolder], ignored: set[str]) -> tuple[list[Row], list[str]]:
-    """Returns one row per configuration, and a list of notes about runs that repeat a seed."""
+    """Returns one row per configuration, and a note for each run left out as a duplicate."""
     rows: dict[tuple[str, str], Row] = {}
     notes = []
     for run, group in zip(runs, comparable.number_groups(runs), strict=True):
@@ -197,7 +197,7 @@ def text(value: Any) -> str:
 
 
 def visible(value: Any) -> Any:
-    """Escapes invisible and text direction characters in a string or in nested containers."""
+    """Escapes control and text-direction characters in a string or in nested containers."""
     if isinstance(value, dict):
         return {visible(key): visible(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -208,10 +208,11 @@ def visible(value: Any) -> Any:
 
 
 def _name_roots(runs: Sequence[RunFolder]) -> None:
-    """Makes data.root equal in runs with equal data, because paths differ between machines.
+    """Replaces each run's data.root, which differs between machines, by what identifies the data.
 
-    If all runs with a given data.name and training split used equal data, data.root becomes None.
-    Otherwise, data.root becomes "PATH (FINGERPRINT)", with PATH from the first run on this data.
+    Runs are grouped by data.name and training split. If all runs of a group used the same data,
+    their data.root becomes None. Otherwise, it becomes "PATH (FINGERPRINT)". PATH is the data.root
+    of the first run with the same data.
     """
 
     def name(run: RunFolder) -> tuple[str, str]:

@@ -129,7 +129,7 @@ LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 
 
 def latex(name: str) -> str:
-    """Escapes a name for LaTeX. Puts {} before a leading "[" or "*", which could be an option."""
+    """Escapes a name for LaTeX. Puts {} before a leading "[" or "*", which LaTeX could misread."""
     name = " ".join("".join(LATEX.get(c, c) for c in name).split())
     return f"{{}}{name}" if name.startswith(("[", "*")) else name
 
@@ -177,7 +177,7 @@ def to_csv(table: Table) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Formats a CSV value. Puts an apostrophe before text that looks like a formula."""
+    """Formats a CSV value. Puts "'" before text that a spreadsheet would run as a formula."""
     if isinstance(value, str):
         return f"'{value}" if _FORMULA.match(value) else value
     return "" if value is None or math.isnan(value) else value

@@ -10,7 +10,7 @@
 A sweep is the list that an experiment's `get_sweep()` returns. Each item is a dict
 {dotted.path: value} that overrides the config for one run. Each run is a separate process,
 `python -m dense_jax.main`, with the workdir DIR/RUN_NAME and the log DIR/RUN_NAME/log.txt.
-Repeating the command skips finished runs, resumes unfinished runs and repeats failed runs.
+Running the command again skips finished runs, resumes unfinished runs and retries failed runs.
 DIR/sweep.json records the runs.
 
 Never imports jax or defines flags, because every command may import this module.

@@ -39,17 +39,21 @@ class Job(NamedTuple):
 
 
 class Share(NamedTuple):
-    """A part of the machine for one job at a time. If `cores` is empty, jobs may use all cores."""
+    """A set of cores and GPUs that runs one job at a time.
+
+    cores: The core ids. If empty, a job may use all cores.
+    environment: The environment variables that select the GPUs.
+    """
 
     cores: frozenset[int] = frozenset()
     environment: Mapping[str, str] = {}
 
 
 def shares(num_jobs: int) -> list[Share]:
-    """Divides the cores and GPUs of this machine into equal shares. Any remainder is unused.
+    """Divides the cores and GPUs of this machine equally between `num_jobs` parallel jobs.
 
-    A job may resume on a different share. Equal shares keep its results unchanged, because results
-    on a CPU depend on the number of cores.
+    Any remainder is unused, so that a resumed job gets as many cores as before. On a CPU, results
+    depend on the number of cores.
 
     Raises ValueError if there are fewer cores or GPUs than jobs.
     """
@@ -65,7 +69,7 @@ def shares(num_jobs: int) -> list[Share]:
 
 
 def gpus() -> list[str]:
-    """Returns the ids of the NVIDIA GPUs that jax would use, as in CUDA_VISIBLE_DEVICES."""
+    """Returns the ids of the NVIDIA GPUs that jax would use, in CUDA_VISIBLE_DEVICES format."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms and not {"cuda", "gpu"} & set(platforms.split(",")):
         return []
@@ -89,7 +93,7 @@ def _share_out(what: str, items: Sequence, num_jobs: int) -> list[Sequence]:
 
 
 class Runner:
-    """Runs the jobs in order, one job at a time on each share of the machine.
+    """Runs as many jobs in parallel as there are `shares`. The jobs start in order.
 
     logs: Whether to write output to log files. If False, output goes to the terminal.
     """
@@ -153,7 +157,7 @@ class Runner:
         return 0
 
     def _work(self, share: Share, todo: Iterator[tuple[int, Job]]) -> None:
-        """Runs jobs on one share of the machine, until no job is left."""
+        """Runs jobs one by one on the cores and GPUs in `share`, until no job is left."""
         if share.cores:
             # For this thread and the processes that it starts. XLA sizes its thread pool to match.
             os.sched_setaffinity(0, share.cores)

@@ -18,7 +18,7 @@ MAX_NAME = 200  # characters; file systems allow 255 bytes
 
 
 def load_sweep(config: str) -> list[Override]:
-    """Returns the list from `get_sweep()` in an experiment. Raises ValueError if it is invalid."""
+    """Returns the result of `get_sweep()` in an experiment file. Raises ValueError if invalid."""
     module, file = command.experiment(config), config.partition(":")[0]
     if not hasattr(module, "get_sweep"):
         raise ValueError(f"{file} has no get_sweep(): to train it once, use dense_jax.main")
@@ -41,9 +41,9 @@ def as_flags(override: Override) -> list[str]:
 def run_names(sweep: Sequence[Override]) -> list[str]:
     """Returns a folder name for each run, such as `upsampling=bilinear,skips=4-2,seed=0`.
 
-    A name lists the fields that differ between the runs. If all runs have a `label`, fields that
-    differ only between labels are omitted. The seed is always included, so that names do not change
-    when seeds are added to the sweep.
+    A name lists the fields that differ between the runs. If all runs have the field `label`, other
+    fields are listed only if they differ between runs with equal `label`. The seed is always
+    listed, so that names do not change when seeds are added.
 
     Raises ValueError if two runs would share a folder, or if a name is too long.
     """
@@ -70,7 +70,7 @@ def run_names(sweep: Sequence[Override]) -> list[str]:
 
 
 def _short(path: str, paths: Sequence[str]) -> str:
-    """Returns the shortest suffix of a dotted path, in whole words, that is unique in `paths`."""
+    """Shortens a dotted path to as few of its last words as are unique in `paths`."""
     words = path.split(".")
     ends = (".".join(words[i:]) for i in reversed(range(len(words))))
     others = [f".{other}" for other in paths if other != path]
@@ -96,7 +96,7 @@ def status(workdir: epath.Path) -> str:
 
 
 def is_finished(workdir: epath.Path) -> bool:
-    """Returns whether the run in the workdir is finished.
+    """Returns whether the run in the workdir has finished.
 
     If the workdir holds one run per seed, all runs must be finished.
     """
@@ -105,7 +105,7 @@ def is_finished(workdir: epath.Path) -> bool:
 
 
 def is_evaluated(workdir: epath.Path, split: str) -> bool:
-    """Returns whether the workdir's runs are finished and were evaluated on `split` since."""
+    """Returns whether all runs in the workdir were evaluated on `split` after they finished."""
 
     def is_newer(run: epath.Path) -> bool:
         evaluation, result = run / f"evaluation_{split}.json", run / "result.json"
@@ -114,16 +114,15 @@ def is_evaluated(workdir: epath.Path, split: str) -> bool:
     return is_finished(workdir) and all(map(is_newer, files.runs(workdir)))
 
 
-def remember(directory: epath.Path, started: dict[str, Any]) -> list[str]:
+def remember(directory: epath.Path, content: dict[str, Any]) -> list[str]:
     """Writes sweep.json. Returns the names of started runs that are no longer in the sweep.
 
-    started: The new content of sweep.json: the config file, the flags {dotted path: text}, the
+    content: The new content of sweep.json: the config file, the flags {dotted path: text}, the
       split to evaluate, and the runs {name: override}.
 
-    A run has started if it has a config.json. From then on, only the split may change, and runs may
-    be added or removed. Raises ValueError, listing the differences, if anything else changed,
-    because old and new results would be mixed. Also raises ValueError if `directory` cannot hold
-    checkpoints.
+    Once a run has started (has a config.json), its override and the sweep's config file and flags
+    must not change, because old and new results would be mixed. Raises ValueError, listing the
+    differences, if they changed. Also raises ValueError if `directory` cannot hold checkpoints.
     """
     files.check_path(directory)
     path = directory / "sweep.json"
@@ -133,7 +132,7 @@ def remember(directory: epath.Path, started: dict[str, Any]) -> list[str]:
         for name, override in old.get("runs", {}).items()
         if any((run / "config.json").exists() for run in files.runs(directory / name))
     }
-    new = json.loads(json.dumps(started))  # as read back from JSON, where tuples become lists
+    new = json.loads(json.dumps(content))  # as read back from JSON, where tuples become lists
     if begun:
         differences = _differences("--config", {"": old["config"]}, {"": new["config"]})
         differences += _differences("--config.", old["flags"], new["flags"])

@@ -112,8 +112,8 @@ def window_centers(
 ) -> Float[Array, "n 2"]:
     """Returns the centers of random crop windows, in pixel coordinates of the image.
 
-    A window covers crop_size / zoom image pixels. Along each axis, it lies within the image if it
-    fits. Otherwise, it contains the whole image.
+    A window covers crop_size / zoom image pixels. Along each axis, the smaller of window and image
+    lies within the larger.
     """
     window = jnp.array(crop_size) / zoom  # in pixels of the image
     free = size - window
@@ -129,9 +129,10 @@ def first_mixed(
     centers: Float[Array, "n 2"],
     max_class_fraction: float,
 ) -> Int[Array, ""]:
-    """Returns the index of the first window without a dominant class, or of the last window.
+    """Returns the index of the first window without a dominant class.
 
-    A class is dominant if it covers at least max_class_fraction of the valid pixels.
+    If every window has a dominant class, returns the last index. A class is dominant if it covers
+    at least max_class_fraction of the valid pixels.
 
     at: The positions to sample in each window, relative to the window's center.
     """
@@ -206,7 +207,7 @@ def displacements(
 
 
 def rotate(at: Coordinates, degrees: Float[Array, ""] | float) -> Coordinates:
-    """Rotates positions about (0, 0). An image sampled at the result is turned counterclockwise."""
+    """Rotates positions about (0, 0), so that an image sampled at them turns counterclockwise."""
     y, x = at
     cos, sin = jnp.cos(jnp.deg2rad(degrees)), jnp.sin(jnp.deg2rad(degrees))
     return cos * y + sin * x, cos * x - sin * y

@@ -68,7 +68,7 @@ def load(
 
 
 def gather(arrays: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Returns a copy of the batch, with array[batch["row"]] added for each of the arrays."""
+    """Returns the batch with its examples added: the rows batch["row"] of each array."""
     return {**batch, **{field: array[batch["row"]] for field, array in arrays.items()}}
 
 

@@ -48,7 +48,7 @@ def make_optimizer(
 
     weight_decay: The decay of all parameters except norm scales and biases. It is decoupled from
       the gradient in AdamW, and added to the gradient in SGD (L2 regularization). Both optimizers
-      multiply it by the learning rate.
+      multiply the decay by the learning rate.
     grad_clip_norm: The maximum global norm of the gradient. If 0, nothing is clipped.
     encoder_lr_multiplier: The factor that multiplies the learning rate of params["encoder"].
     freeze_encoder: Whether to keep params["encoder"] constant, without optimizer state.

@@ -30,7 +30,7 @@ class Interrupts:
             signal.raise_signal(signal.SIGTERM)
 
     def requested(self, step: int) -> bool:
-        """Returns whether to save and stop after this step. All hosts get the same answer."""
+        """Returns whether to save and stop after `step`. All hosts get the same answer."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._received

@@ -106,8 +106,8 @@ class Placed(NamedTuple):
     """The jitted training step for all seeds, with the shapes and shardings of its arguments.
 
     mesh: A mesh of all devices, with one replica per seed.
-    shardings: The shardings with which the state of one seed is saved, restored and evaluated on
-      all devices, as a TrainState.
+    shardings: A TrainState of shardings over all devices, used to save, restore and evaluate the
+      state of one seed.
     train_step: (states, batch, keys, resident) -> (states, metrics). The input states are donated.
     arguments: The shapes of states, batch and keys, with their shardings.
     """
@@ -253,7 +253,7 @@ def describe(source: Any, eval_source: Any) -> dict[str, Any]:
 
 
 def facts(config: ConfigDict, folders: Sequence[RunFolder]) -> dict[str, Any]:
-    """Returns {name: value} for versions, code, options and workdir, to compare processes."""
+    """Returns {name: value} for all that processes must agree on, such as versions and options."""
     package = sorted(pathlib.Path(__file__).parents[1].rglob("*.py"))
     fields = files.flatten(config.to_dict())
     return storage.to_json(

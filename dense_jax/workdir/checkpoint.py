@@ -53,7 +53,7 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """The steps of the checkpoints, in increasing order."""
+        """Returns the steps of the checkpoints, in increasing order."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, scores: Mapping[str, float] = {}) -> None:
@@ -178,8 +178,9 @@ def _checksum(about: Mapping[str, Any]) -> int:
 def digests(state: Any) -> dict[str, int]:
     """Returns {path: digest} for all arrays in a state. A flipped bit changes the digest.
 
-    The digest of an array is the sum of (2i + 1) bits[i] modulo 2**32. bits[i] is the i-th value,
-    read as an unsigned integer. How the array is split over devices and hosts does not matter.
+    The digest of an array is the sum over i of (2 * i + 1) * v_i, modulo 2**32, where v_i is the
+    array's i-th value, reinterpreted as an unsigned integer. The digest does not depend on how
+    the array is split over devices and hosts.
     """
 
     paths, arrays = zip(*jax.tree_util.tree_leaves_with_path(state), strict=True)

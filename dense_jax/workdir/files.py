@@ -108,7 +108,7 @@ def _parse(text: bytes) -> dict[str, Any]:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns {dotted.path: value} for nested fields, like flax.traverse_util but without jax."""
+    """Returns {dotted.path: value} for nested fields."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -141,7 +141,7 @@ def differing_fields(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def compare(workdir: epath.PathLike, config: ConfigDict) -> None:
-    """Raises ValueError, listing the differing fields, if the workdir belongs to another config."""
+    """Raises ValueError, listing the differing fields, if the workdir has another config."""
     path = epath.Path(workdir) / "config.json"
     if not path.exists():
         return
@@ -163,7 +163,7 @@ def compare_dataset(workdir: epath.PathLike, dataset: Mapping[str, Any], root: s
     """Raises ValueError if the run in the workdir was started with different data.
 
     dataset: The content of dataset.json for the current data.
-    root: The current config.data.root. The same data may have moved to a new folder.
+    root: The current config.data.root, which may differ if the data was moved.
     """
     path = epath.Path(workdir) / "dataset.json"
     if not path.exists():

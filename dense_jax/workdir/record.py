@@ -33,18 +33,18 @@ class RunFolder(NamedTuple):
 
     @property
     def is_begun(self) -> bool:
-        """Whether a run was started in this folder."""
+        """Returns whether a run was started in this folder."""
         return (self.path / "config.json").exists()
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """The content of result.json, or None if the run is not finished."""
+        """Returns the content of result.json, or None if the run is not finished."""
         path = self.path / "result.json"
         return files.read_json(path) if path.exists() else None
 
     @property
     def contents(self) -> dict[str, Any]:
-        """The names of the run's checkpoints, and of config.json and result.json if they exist."""
+        """Returns the names of the checkpoints, and of config.json and result.json if present."""
         names = {
             kind: sorted(step.name for step in (self.path / "checkpoints" / kind).glob("*"))
             for kind in ("latest", "best")
@@ -98,7 +98,7 @@ class RunRecord:
         self._best_scores: Mapping[str, Any] | None = None  # the step and scores of `best`
 
     def rewind(self, step: int) -> None:
-        """Deletes the checkpoints and records after `step`, and opens the log to resume there."""
+        """Deletes the checkpoints and records after `step`, and opens the log to continue there."""
         for checkpoints in (self.latest, self.best):
             for saved in checkpoints.steps:
                 if saved > step:
@@ -116,7 +116,7 @@ class RunRecord:
 
     @property
     def log(self) -> Logger:
-        """The log of the run. Available after `rewind`."""
+        """Returns the log of the run. Call `rewind` first."""
         assert self._log is not None
         return self._log
 

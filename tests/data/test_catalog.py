@@ -10,6 +10,7 @@ from PIL import Image
 
 from dense_jax.data import DATASETS, doctor, open_dataset, verify
 from dense_jax.data.catalog import CATALOG
+from dense_jax.data.files import Layout
 from dense_jax.labels import IGNORE_LABEL
 
 RNG = np.random.default_rng(0)
@@ -199,6 +200,17 @@ def test_voc_below_its_devkit_with_sbd_beside_it(tmp_path):
     (tmp_path / "dataset" / "cls" / "2008_1.mat").write_bytes(b"MATLAB 5.0 MAT-file")
     with pytest.raises(ValueError, match=r"2008_1\.mat"):
         open_voc(tmp_path, "sbd_train")[0]
+
+
+def test_names_of_files_may_end_in_the_split(tmp_path):
+    """The layout of DRIVE (retinal vessels), whose images and labels end differently."""
+    example(tmp_path, "training/images/21_training.tif", "training/manual/21_manual1.gif", [[0]])
+    layout = Layout(
+        images="SPLIT/images/NAME_SPLIT.tif",
+        labels="SPLIT/manual/NAME_manual1.gif",
+        folders={"train": "training"},
+    )
+    assert [item.name for item in layout.items(tmp_path, "train")] == ["21"]
 
 
 def test_a_list_that_names_no_file(tmp_path):

@@ -30,8 +30,8 @@ class AlexNet(Encoder):
 
     norm: "none" gives the original network without its local response normalization.
     classifier: Whether to append fc6 and fc7 after pool5, implemented as convolutions.
-    taps: "before_pool" sets features[s] to the input of the max-pool from stride s to 2s.
-      "after_pool" sets features[s] to the output of the max-pool from stride s/2 to s, as in FCN.
+    taps: Whether features[s] is taken "before_pool", as the last map at stride s, or "after_pool",
+      as the output of the max-pool that leads to stride s (FCN).
     """
 
     norm: str = "none"

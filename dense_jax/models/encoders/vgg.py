@@ -14,9 +14,8 @@ class VGG16(Encoder):
 
     norm: "none" gives the original network, and "batch" gives torchvision's vgg16_bn.
     classifier: Whether to append fc6 and fc7 after pool5, implemented as convolutions.
-    taps: "before_pool" sets features[s] to the input of the max-pool from stride s to 2s.
-      "after_pool" sets features[s] to the output of the max-pool from stride s/2 to s, as in FCN
-      (pool3 and pool4).
+    taps: Whether features[s] is taken "before_pool", as the last map at stride s, or "after_pool",
+      as the output of the max-pool that leads to stride s (pool3 and pool4 in FCN).
     """
 
     norm: str = "none"
