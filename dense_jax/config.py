@@ -132,6 +132,14 @@ OPTIONS: dict[str, Any] = {
         # Each encoder and decoder supports some of these options, and has its own defaults.
         "width_multiplier": (float, "(0, inf)", "factor on channels (encoders of published width)"),
         "dropout": (float, "[0, 1)", "dropout rate for the deepest features (or fc6 and fc7)"),
+        "drop_path": (
+            *(float, "[0, 1)"),
+            "rate of skipping the last block (mobilenet, efficientnet, convnext, mit)",
+        ),
+        "output_stride": (
+            *(int, "[8, 32]"),
+            "deepest stride, 8, 16 or 32, by dilation (resnet, mobilenet, efficientnet)",
+        ),
         "remat": (bool, "", "True: recompute activations to save memory (not fcn decoder)"),
         "bottleneck": (bool, "", "False: the encoder ends with a max-pool (plain)"),
         "convs_per_level": (int, "[1, inf)", "convolutions at each stride (plain, unet)"),

@@ -66,6 +66,10 @@ def get_config() -> ConfigDict:
         "freeze_encoder": False,  # True: keep the encoder's parameters and statistics fixed
         "width_multiplier": placeholder(float),  # factor on channels (encoders of published width)
         "dropout": placeholder(float),  # dropout rate for the deepest features (or fc6 and fc7)
+        # rate of skipping the last block (mobilenet, efficientnet, convnext, mit)
+        "drop_path": placeholder(float),
+        # deepest stride, 8, 16 or 32, by dilation (resnet, mobilenet, efficientnet)
+        "output_stride": placeholder(int),
         "remat": placeholder(bool),  # True: recompute activations to save memory (not fcn decoder)
         "bottleneck": placeholder(bool),  # False: the encoder ends with a max-pool (plain)
         "convs_per_level": placeholder(int),  # convolutions at each stride (plain, unet)

@@ -21,7 +21,7 @@ from dense_jax.models.upsampling import UPSAMPLERS, Upsampler
 from dense_jax.spelling import suggestion
 
 DTYPES = ("float32", "bfloat16")
-CHOICES: dict[str, Iterable[str]] = {
+CHOICES: dict[str, Iterable[Any]] = {
     "name": DECODERS,
     "encoder": ENCODERS,
     "upsampling": UPSAMPLERS,
@@ -30,6 +30,7 @@ CHOICES: dict[str, Iterable[str]] = {
     "dtype": DTYPES,
     "padding": PADDINGS,
     "decoder_conv": CONVS,
+    "output_stride": (8, 16, 32),
 }
 # Fields of config.model that are not options of an encoder or a decoder.
 _OTHERS = {"name", "encoder", "upsampling", "upsampling_options", "skips"}

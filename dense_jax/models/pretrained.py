@@ -7,6 +7,7 @@ The published networks read RGB images. `normalization` converts a gray image to
 with another number of channels, `input_kernel` adapts the first convolution.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,8 +24,12 @@ LEAVES = {
     "bias": "bias",
     "mean": "running_mean",
     "var": "running_var",
+    "gamma": "gamma",
 }
-HEADS = ("classifier.6.", "fc.", "aux1.", "aux2.", "_conv_head.", "_bn1.", "_fc.")
+HEADS = (
+    *("classifier.6.", "fc.", "aux1.", "aux2.", "conv_head.", "head.norm."),
+    *("_conv_head.", "_bn1.", "_fc."),  # efficientnet_lite0
+)
 FULLY_CONNECTED = "classifier."  # fc6 and fc7, which an encoder may omit
 # timm stores VGG's fully connected layers as convolutions, under other names.
 TIMM = {"pre_logits.fc1.": "classifier.0.", "pre_logits.fc2.": "classifier.3.", "head.fc.": "fc."}
@@ -90,17 +95,17 @@ def _convert(
             return None
         array, expected = tensors[name], shape.shape
         if leaf == "kernel":
-            h, w, channels, features = shape.shape
-            expected = features, channels, h, w
-            if array.shape == (features, channels * h * w):  # fully connected
+            *size, channels, features = shape.shape
+            expected = features, channels, *size
+            if array.shape == (features, channels * math.prod(size)):  # fully connected
                 array = array.reshape(expected)
-            if array.shape == (features, 3, h, w):
+            if array.shape == (features, 3, *size):
                 array = input_kernel(array, channels)
         if array.shape != expected:
             problems.append(f"  of another shape: {name} is {array.shape}, not {expected}")
             return None
         array = np.asarray(array, np.float32)
-        return array.transpose(2, 3, 1, 0) if leaf == "kernel" else array
+        return np.moveaxis(array, (1, 0), (-2, -1)) if leaf == "kernel" else array
 
     variables = jax.tree_util.tree_map_with_path(convert, dict(shapes))
     heads = HEADS
