@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 FOLDER = pathlib.Path(__file__).parents[1] / "tests" / "models" / "golden"
-SIZE = (64, 96)  # height and width of the image in pixels
 
 
 def uniform(name: str, shape: Sequence[int]) -> np.ndarray:
@@ -29,18 +28,18 @@ def uniform(name: str, shape: Sequence[int]) -> np.ndarray:
 def formula(name: str, shape: Sequence[int]) -> np.ndarray:
     """Returns a weight, computed from its name in a PyTorch network and its shape.
 
-    Kernels have the variance 2 / fan-in. Scales and variances are within 1/2 of 1, other vectors
-    within 1/2 of 0.
+    Kernels have the variance 2 / fan-in. Scales and variances are between 1/2 and 1, other vectors
+    between -1/4 and 1/4. In a deep network, features then neither explode nor vanish.
     """
     values = uniform(name, shape)
     if max(shape) < np.prod(shape):
         return values * np.float32((6 / np.prod(shape[1:])) ** 0.5)
-    return values / 2 + name.endswith(("weight", "running_var", "gamma"))
+    return values / 4 + np.float32(0.75 * name.endswith(("weight", "running_var", "gamma")))
 
 
-def image() -> np.ndarray:
-    """Returns a normalized image [1, h, w, 3] with values between -2 and 2."""
-    return 2 * uniform("image", (1, *SIZE, 3))
+def image(name: str) -> np.ndarray:
+    """Returns the input of a network, [1, h, w, 3], with values between -2 and 2."""
+    return 2 * uniform("image", (1, *NETWORKS[name].size, 3))
 
 
 def sample(features: np.ndarray) -> np.ndarray:
@@ -70,19 +69,21 @@ class Network(NamedTuple):
 
     make: The function that makes it.
     modules: The names of the modules whose outputs are the features, by stride.
+    size: The height and width of the image in pixels.
     """
 
     make: Callable[[], Any]
     modules: Mapping[int, str]
+    size: tuple[int, int] = (64, 96)
 
 
-def _torchvision(name: str, modules: Mapping[int, str], **options: Any) -> Network:
+def _torchvision(name: str, modules: Mapping[int, str], size=(64, 96), **options: Any) -> Network:
     def make():
         import torchvision
 
         return torchvision.models.get_model(name, **options)
 
-    return Network(make, modules)
+    return Network(make, modules, size)
 
 
 def _timm(name: str, modules: Mapping[int, str], **options: Any) -> Network:
@@ -109,8 +110,7 @@ def _segformer(depths: Sequence[int], head_width: int) -> Network:
             SegformerConfig(depths=depths, hidden_sizes=hidden_sizes)
         )
 
-    names = {4 * 2**i: f"segformer.encoder.layer_norm.{i}" for i in range(4)}
-    return Network(make, names)
+    return Network(make, {4 * 2**i: f"segformer.stages.{i}" for i in range(4)})
 
 
 RESNET = {2: "relu", 4: "layer1", 8: "layer2", 16: "layer3", 32: "layer4"}
@@ -123,6 +123,12 @@ CONVNEXT = {4 * 2**i: f"stages.{i}" for i in range(4)}
 NETWORKS = {
     "alexnet": _torchvision(
         "alexnet", {4: "features.1", 8: "features.4", 16: "features.11", 32: "features.12"}
+    ),
+    # The classifier, after the pools, at the size for which the network is published.
+    "alexnet_fcn": _torchvision(
+        "alexnet",
+        {4: "features.1", 8: "features.2", 16: "features.5", 32: "classifier.5"},
+        size=(224, 224),
     ),
     "vgg16": _torchvision(
         "vgg16", {s: f"features.{i}" for s, i in zip(VGG, (3, 8, 15, 22, 29, 30), strict=True)}
@@ -147,10 +153,14 @@ NETWORKS = {
 
 
 def fill(network: Any) -> dict[str, tuple[int, ...]]:
-    """Fills a PyTorch network by `formula`. Returns the shapes of its tensors."""
+    """Fills a PyTorch network by `formula`. Returns the shapes of its tensors by published name."""
     import torch
 
     state = {n: x for n, x in network.state_dict().items() if "num_batches" not in n}
+    if hasattr(network, "save_pretrained"):  # transformers, whose files have other names
+        from transformers.core_model_loading import revert_weight_conversion
+
+        state = revert_weight_conversion(network, state)
     for name, tensor in state.items():
         tensor.copy_(torch.from_numpy(formula(name, tuple(tensor.shape))))
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -164,13 +174,12 @@ def write(name: str) -> None:
     shapes = fill(network)
 
     def keep(stride, module, args, output):
-        if output.ndim == 3:  # tokens [b, n, c]
-            output = output.unflatten(1, [n // stride for n in SIZE]).permute(0, 3, 1, 2)
+        output = output[(..., *[None] * (4 - output.ndim))]  # vectors: maps of 1 x 1
         outputs[str(stride)] = output.permute(0, 2, 3, 1).numpy().copy()
 
     for stride, module in NETWORKS[name].modules.items():
         network.get_submodule(module).register_forward_hook(functools.partial(keep, stride))
-    network(torch.from_numpy(image().transpose(0, 3, 1, 2)))
+    network(torch.from_numpy(image(name).transpose(0, 3, 1, 2)))
     save(name, shapes, outputs)
 
 
