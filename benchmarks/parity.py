@@ -114,7 +114,6 @@ def _segformer(depths: Sequence[int], head_width: int) -> Network:
 
 
 RESNET = {2: "relu", 4: "layer1", 8: "layer2", 16: "layer3", 32: "layer4"}
-TIMM_RESNET = RESNET | {2: "act1"}
 VGG = (1, 2, 4, 8, 16, 32)
 GOOGLENET = {2: "conv1", 4: "conv3", 8: "inception3b", 16: "inception4e", 32: "inception5b"}
 LITE0 = {2: "_blocks.0", 4: "_blocks.2", 8: "_blocks.4", 16: "_blocks.10", 32: "_blocks.15"}
@@ -143,6 +142,12 @@ NETWORKS = {
     "resnet50": _torchvision("resnet50", RESNET),
     "resnet101": _torchvision("resnet101", RESNET),
     "mobilenet_v3_large": _timm("mobilenetv3_large_100", MOBILENET),
+    "mobilenet_v3_large_dilated": _timm(
+        "mobilenetv3_large_100",
+        {2: "blocks.0", 4: "blocks.1", 8: "blocks.6"},
+        features_only=True,
+        output_stride=8,
+    ),
     "efficientnet_lite0": Network(_efficientnet_lite0, LITE0),
     "convnext_tiny": _timm("convnext_tiny", CONVNEXT),
     "convnext_small": _timm("convnext_small", CONVNEXT),

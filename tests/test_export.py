@@ -21,13 +21,13 @@ from safetensors import numpy as safetensors
 
 from dense_jax import export, load, predict, train, trained
 from dense_jax.inference import exported
-from dense_jax.models.encoders import ENCODERS
 from dense_jax.models.upsampling import UPSAMPLERS
 from dense_jax.program import assemble
 from dense_jax.training.initial import initial_weights
 from dense_jax.workdir import files
 from experiments import base
 from tests.conftest import REPOSITORY
+from tests.models import FAMILIES
 
 NUM_CLASSES = 3
 RNG = np.random.default_rng(0)
@@ -91,8 +91,7 @@ def images(*shape):
     "fields",
     [
         *({"model.upsampling": name} for name in UPSAMPLERS),
-        # resnet34 has the blocks of resnet18.
-        *({"model.encoder": name} for name in ENCODERS if name not in ("plain", "resnet34")),
+        *({"model.encoder": name} for name in FAMILIES if name != "plain"),
         *({"model.name": "fcn", "model.encoder": name} for name in ("plain", "alexnet")),
         {"model.norm": "group", "model.fusion": "add", "model.decoder_conv": "depthwise"},
         {"model.bottleneck": False},

@@ -14,16 +14,11 @@ from dense_jax.models.layers import NORMS, Classifier, ConvNorm, mirrored
 from dense_jax.models.segmenter import Pyramid
 from dense_jax.models.upsampling import UPSAMPLERS
 from experiments import base
+from tests.models import FAMILIES
 
 NUM_CLASSES = 3
 WIDTHS = (3, 4, 5, 6)  # strides 1, 2, 4, 8
 SKIPS = dict.fromkeys(ENCODERS, (16, 8)) | {"plain": (4, 1)}
-# Of encoders that differ in depth or width alone, one.
-FAMILIES = [
-    name
-    for name in ENCODERS
-    if name not in ("resnet34", "resnet101", "convnext_small", "mit_b1", "mit_b2")
-]
 
 
 def make(**fields):
@@ -221,6 +216,15 @@ def test_skips_connect_every_encoder(name, encoder):
         ({"decoder_conv": "depthwise"}, "which model.fusion='concat' changes: use 'add'"),
         ({"decoder_conv": "none", "padding": "VALID"}, "Both paths must lose as much"),
         ({"encoder": "vgg16", "classifer": True}, "classifer=True: neither 'unet' nor 'vgg16'"),
+        (
+            {"encoder": "resnet18", "output_stride": 4},
+            "output_stride: 4 is not one of 8, 16, 32",
+        ),
+        (
+            {"encoder": "mit_b0", "output_stride": 16},
+            "output_stride=16: neither 'unet' nor 'mit_b0'",
+        ),
+        ({"encoder": "resnet18", "drop_path": 0.1}, "drop_path=0.1: neither 'unet' nor 'resnet18'"),
         ({"gradual": True}, "model.gradual=True: neither 'unet' nor 'plain' has it"),
         ({"name": "fcn", "decoder_relu": False}, "neither 'fcn' nor 'plain' has it"),
         ({"name": "fcn", "skips": (4, 2), "score_scales": (0.1,)}, r"one for each .*\(4, 2\)"),
