@@ -142,7 +142,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     delattr(flags.FLAGS, "config")  # its value was the experiment's name
     config_flags.DEFINE_config_dict("config", config, flag_values=flags.FLAGS, sys_argv=others)
     rest = parse([argv[0], *others])
-    for section, field in (("data", "root"), ("model", "pretrained")):
+    paths = ("data", "root"), ("model", "pretrained"), ("model", "initialize_from")
+    for section, field in paths:
         if config.get(section, {}).get(field):
             config[section][field] = os.path.expanduser(config[section][field])
     return rest

@@ -64,6 +64,8 @@ class Option(NamedTuple):
 
 # The text that introduces each section in the generated files.
 SECTIONS = {
+    "model": "Published weights are for RGB. A gray image is repeated three times. For other numbers "
+    "n of channels, the first kernel is repeated in turn and multiplied by 3 / n.",
     "loss_options": "Unset: the loss's own default. Each loss has some of these.",
     "model.upsampling_options": "Unset: the method's own default.",
     "augment": "Drawn uniformly from [-value, value] unless stated otherwise; 0: off.",
@@ -119,12 +121,25 @@ OPTIONS: dict[str, Any] = {
         "pretrained": (
             str,
             "",
-            "encoder weights, .safetensors, .npz, .pth or hf://OWNER/NAME/FILE",
+            '"imagenet" (published weights of the encoder), their file, or hf://OWNER/NAME/FILE',
+        ),
+        "initialize_from": (
+            str,
+            "",
+            "trained network to start from: workdir, exported file, or hf://OWNER/NAME/FILE",
         ),
         "freeze_encoder": (False, "", "True: keep the encoder's parameters and statistics fixed"),
         # Each encoder and decoder supports some of these options, and has its own defaults.
         "width_multiplier": (float, "(0, inf)", "factor on channels (encoders of published width)"),
         "dropout": (float, "[0, 1)", "dropout rate for the deepest features (or fc6 and fc7)"),
+        "drop_path": (
+            *(float, "[0, 1)"),
+            "rate of skipping the last block (mobilenet, efficientnet, convnext, mit)",
+        ),
+        "output_stride": (
+            *(int, "[8, 32]"),
+            "deepest stride, 8, 16 or 32, by dilation (resnet, mobilenet, efficientnet)",
+        ),
         "remat": (bool, "", "True: recompute activations to save memory (not fcn decoder)"),
         "bottleneck": (bool, "", "False: the encoder ends with a max-pool (plain)"),
         "convs_per_level": (int, "[1, inf)", "convolutions at each stride (plain, unet)"),
@@ -306,6 +321,11 @@ def _check_combinations(config: ConfigDict) -> None:
         _LOG.warning(
             "optimizer.warmup_steps=%d of num_steps=%d: learning_rate is never reached",
             *(config.optimizer.warmup_steps, config.num_steps),
+        )
+    if config.model.pretrained and config.model.initialize_from:
+        raise ValueError(
+            f"model.pretrained={config.model.pretrained!r} and model.initialize_from="
+            f"{config.model.initialize_from!r} both have weights for the encoder: unset one of them"
         )
     if config.model.freeze_encoder and config.optimizer.encoder_lr_multiplier != 1:
         raise ValueError(

@@ -90,24 +90,29 @@ def describe(loaded: trained.Trained, directory: str, license: str | None) -> di
     tile_size, margin, batch_size: The values in config.eval.
     resolution, normalization: How the program preprocesses the image.
     """
-    config, model = loaded.config, loaded.config.model
+    config, environment = loaded.config, files.read(directory, "environment.json")
     if license is None:
-        sources = f"{config.data.name} {config.data.root}".rstrip()
-        if model.pretrained:
-            sources += f" and {model.pretrained}"
-        license = f"not stated: whoever shares the weights must choose one; made from {sources}"
+        sources = [f"{config.data.name} {config.data.root}".rstrip()]
+        origin = environment.get("initial_weights")
+        while origin:  # the weights that the run began with, those that they began with, ...
+            sources.append(f"{origin['source']} (license: {origin['license'] or 'not known'})")
+            origin = origin.get("initial_weights")
+        license = (
+            "not stated: whoever shares the weights must choose one; made from "
+            + " and ".join(sources)
+        )
     return {
         "format": exported.FORMAT,
         "format_version": exported.VERSION,
         "dataset": loaded.dataset,
         "license": license,
         "resolution": config.data.resolution,
-        "normalization": normalization(model),
+        "normalization": normalization(config.model),
         "context": loaded.program.context,
         **{name: config.eval[name] for name in ("tile_size", "margin", "batch_size")},
         "step": loaded.step,
         "config": config.to_dict(),
-        "trained_with": files.read(directory, "environment.json"),
+        "trained_with": environment,
         "exported_with": files.environment(),
     }
 

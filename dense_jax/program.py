@@ -94,8 +94,8 @@ def normalization(model: ConfigDict) -> str:
     If model.normalization is unset, this is the normalization that the pretrained weights require,
     or "unit" if there are none.
     """
-    weights = ENCODERS[model.encoder].normalization if model.pretrained else "unit"
-    return model.normalization or weights
+    weights = ENCODERS[model.encoder].weights if model.pretrained else None
+    return model.normalization or (weights.normalization if weights else "unit")
 
 
 def logits_step(

@@ -197,9 +197,11 @@ def main(argv: list[str]) -> None:
         print(crossings(config.model))
         return
     print(layer_table(models.build(config.model, num_classes), args.size, channels))
-    entry = ENCODERS[config.model.encoder]
-    if entry.torch_name:
-        print(f"Published weights: {entry.license}; normalization={entry.normalization!r}.")
+    if weights := ENCODERS[config.model.encoder].weights:
+        print(
+            f"Published weights: {weights.source} (license: {weights.license}); "
+            f"normalization={weights.normalization!r}, images of {weights.input_size} pixels."
+        )
     print(f"\n{training_table(config, num_classes, channels)}")
 
 

@@ -41,6 +41,8 @@ def get_config() -> ConfigDict:
         "top_k_fraction": placeholder(float),  # fraction of hardest pixels to keep (cross_entropy)
     }
 
+    # Published weights are for RGB. A gray image is repeated three times. For other numbers n of
+    # channels, the first kernel is repeated in turn and multiplied by 3 / n.
     config.model = {
         "name": "unet",  # decoder; see models.decoders.DECODERS
         "encoder": "plain",  # encoder; see models.encoders.ENCODERS
@@ -57,11 +59,17 @@ def get_config() -> ConfigDict:
         "dtype": "float32",  # "float32" | "bfloat16": data type of the computation
         # unset: the weights' own; see models.normalization.NORMALIZATIONS
         "normalization": placeholder(str),
-        # encoder weights, .safetensors, .npz, .pth or hf://OWNER/NAME/FILE
+        # "imagenet" (published weights of the encoder), their file, or hf://OWNER/NAME/FILE
         "pretrained": placeholder(str),
+        # trained network to start from: workdir, exported file, or hf://OWNER/NAME/FILE
+        "initialize_from": placeholder(str),
         "freeze_encoder": False,  # True: keep the encoder's parameters and statistics fixed
         "width_multiplier": placeholder(float),  # factor on channels (encoders of published width)
         "dropout": placeholder(float),  # dropout rate for the deepest features (or fc6 and fc7)
+        # rate of skipping the last block (mobilenet, efficientnet, convnext, mit)
+        "drop_path": placeholder(float),
+        # deepest stride, 8, 16 or 32, by dilation (resnet, mobilenet, efficientnet)
+        "output_stride": placeholder(int),
         "remat": placeholder(bool),  # True: recompute activations to save memory (not fcn decoder)
         "bottleneck": placeholder(bool),  # False: the encoder ends with a max-pool (plain)
         "convs_per_level": placeholder(int),  # convolutions at each stride (plain, unet)

@@ -1,7 +1,7 @@
 """FCN-32s on VGG16 (Long, Shelhamer and Darrell 2015, arXiv 1411.4038).
 
 python -m dense_jax.main --config=experiments/fcn32s_vgg16.py --config.data.root=ROOT \
-    --config.model.pretrained=hf://timm/vgg16.tv_in1k/model.safetensors --workdir=runs/fcn32s
+    --config.model.pretrained=imagenet --workdir=runs/fcn32s
 
 The paper's recipe (section 4.3): ImageNet weights; batches of 20 images; SGD with a fixed learning
 rate of 1e-4, momentum 0.9, weight decay 5e-4 (except for biases, which learn twice as fast);

@@ -1,7 +1,7 @@
 """FCN-8s on VGG16, which adds the scores of pool3 to FCN-16s (arXiv 1411.4038, section 4.2).
 
 python -m dense_jax.main --config=experiments/fcn8s_vgg16.py --config.data.root=ROOT \
-    --config.model.pretrained=hf://timm/vgg16.tv_in1k/model.safetensors --workdir=runs/fcn8s
+    --config.model.pretrained=imagenet --workdir=runs/fcn8s
 
 The paper starts from a trained FCN-16s. We train all layers at once from ImageNet weights (arXiv
 1605.06211), with the same recipe and departures from the paper as fcn32s_vgg16.py. The authors'

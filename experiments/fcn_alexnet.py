@@ -1,7 +1,7 @@
 """FCN-32s on AlexNet (arXiv 1411.4038, table 1).
 
 python -m dense_jax.main --config=experiments/fcn_alexnet.py --config.data.root=ROOT \
-    --config.model.pretrained=ALEXNET.safetensors --workdir=runs/fcn_alexnet
+    --config.model.pretrained=imagenet --workdir=runs/fcn_alexnet
 
 The recipe and the departures from the paper are the same as in fcn32s_vgg16.py, but the learning
 rate is 1e-3, as in the paper. The encoder is torchvision's AlexNet: one tower, 64 to 384 channels,

@@ -1,7 +1,7 @@
 """U-Net with a ResNet34 encoder, the usual choice for a new dataset.
 
 python -m dense_jax.main --config=experiments/unet_resnet34.py --config.data.root=ROOT \
-    --config.model.pretrained=hf://timm/resnet34.tv_in1k/model.safetensors --workdir=runs/resnet34
+    --config.model.pretrained=imagenet --workdir=runs/resnet34
 
 The recipe is not from a single paper. The decoder resembles segmentation_models.pytorch (nearest
 upsampling, concatenated skips at strides 2 to 16, two 3x3 convolutions with 256, 128, 64, 32 and 16

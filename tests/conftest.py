@@ -57,7 +57,7 @@ def shared_programs():
     def shared(function, programs):
         def call(config, *args, **options):
             alike = config.copy_and_resolve_references()
-            alike.update({"seed": 0, "data": {"root": ""}})
+            alike.update({"seed": 0, "data": {"root": ""}, "model": {"initialize_from": None}})
             devices = [device.id for device in mesh.make_mesh().devices.flat]
             key = function.__name__, alike.to_json(), repr((args, options, devices))
             if key not in programs:

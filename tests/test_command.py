@@ -6,6 +6,7 @@ import pytest
 from absl import flags
 
 from dense_jax import command
+from dense_jax.workdir import files
 from tests import forked
 from tests.conftest import REPOSITORY
 
@@ -173,6 +174,7 @@ def test_the_last_of_several_flags_wins_for_every_field(parsed):
 
 def test_paths_of_the_config_may_begin_at_home(parsed, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    config = parsed("--config.data.root=~/images", "--config.model.pretrained=~/vgg16.npz")
-    assert config.data.root == "/home/me/images"
-    assert config.model.pretrained == "/home/me/vgg16.npz"
+    options = ("data.root", "model.pretrained", "model.initialize_from")
+    config = parsed(*(f"--config.{option}=~/{option}" for option in options))
+    for option in options:
+        assert files.flatten(config.to_dict())[option] == f"/home/me/{option}"

@@ -156,6 +156,15 @@ def test_options_that_are_not_declared_are_refused_all_at_once():
     }
 
 
+def test_an_encoder_begins_with_one_set_of_weights():
+    config = base.get_config()
+    config.model.initialize_from = "runs/before"
+    options.check(config)
+    config.model.pretrained = "imagenet"
+    with pytest.raises(ValueError, match=r"both have weights for the encoder: unset one"):
+        options.check(config)
+
+
 def test_a_frozen_encoder_has_no_learning_rate():
     config = base.get_config()
     config.model.freeze_encoder = True

@@ -1,6 +1,7 @@
 """Tests that an exported file predicts bitwise the same as its workdir, without Flax."""
 
 import functools
+import hashlib
 import json
 import math
 import operator
@@ -18,14 +19,15 @@ from flax import traverse_util
 from PIL import Image
 from safetensors import numpy as safetensors
 
-from dense_jax import export, load, predict, train
+from dense_jax import export, load, predict, train, trained
 from dense_jax.inference import exported
-from dense_jax.models.encoders import ENCODERS
 from dense_jax.models.upsampling import UPSAMPLERS
 from dense_jax.program import assemble
+from dense_jax.training.initial import initial_weights
 from dense_jax.workdir import files
 from experiments import base
 from tests.conftest import REPOSITORY
+from tests.models import FAMILIES
 
 NUM_CLASSES = 3
 RNG = np.random.default_rng(0)
@@ -89,8 +91,7 @@ def images(*shape):
     "fields",
     [
         *({"model.upsampling": name} for name in UPSAMPLERS),
-        # resnet34 has the blocks of resnet18.
-        *({"model.encoder": name} for name in ENCODERS if name not in ("plain", "resnet34")),
+        *({"model.encoder": name} for name in FAMILIES if name != "plain"),
         *({"model.name": "fcn", "model.encoder": name} for name in ("plain", "alexnet")),
         {"model.norm": "group", "model.fusion": "add", "model.decoder_conv": "depthwise"},
         {"model.bottleneck": False},
@@ -230,6 +231,22 @@ def test_the_file_says_what_it_is(run, file):
     assert about["trained_with"]["versions"]["jax"] == about["exported_with"]["versions"]["jax"]
     assert (about["step"], about["normalization"], about["context"]) == (1, "unit", 0)
     assert about["license"].startswith("not stated") and "synthetic" in about["license"]
+
+
+@pytest.mark.parametrize("source", ["{file}", "hf://me/unet/unet_dice.zip"])
+def test_a_run_begins_with_the_network_of_a_file(run, file, source, monkeypatch):
+    """Without reading the program, which may be of another version of JAX."""
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repository, name: str(file))
+    there = trained.load(run, "best")
+    there.config.model.initialize_from = source.format(file=file)
+    arrays, origin = initial_weights(there.config, there.program, there.dataset)
+    expected = traverse_util.flatten_dict(there.variables, sep="/")
+    assert arrays.keys() == expected.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, expected[name])
+    assert origin["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert (origin["step"], origin["anew"]) == (1, [])
+    assert origin["license"].startswith("not stated")
 
 
 def test_nothing_is_overwritten_unless_told(run, file, tmp_path, monkeypatch):

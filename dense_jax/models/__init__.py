@@ -1,7 +1,7 @@
 """Models for dense prediction, each built from an encoder, a decoder, an upsampler and skips.
 
 `build(config.model, num_classes)` returns a Module, called as `model.apply(variables, image,
-train=...)`. The image is a normalized float array, [b, h, w, 1 or 3], with any h and w >= 1. The
+train=...)`. The image is a normalized float array, [b, h, w, c], with any h and w >= 1. The
 result is float32 logits, [b, h, w, num_classes], at the image's resolution.
 """
 
@@ -21,7 +21,7 @@ from dense_jax.models.upsampling import UPSAMPLERS, Upsampler
 from dense_jax.spelling import suggestion
 
 DTYPES = ("float32", "bfloat16")
-CHOICES: dict[str, Iterable[str]] = {
+CHOICES: dict[str, Iterable[Any]] = {
     "name": DECODERS,
     "encoder": ENCODERS,
     "upsampling": UPSAMPLERS,
@@ -30,10 +30,11 @@ CHOICES: dict[str, Iterable[str]] = {
     "dtype": DTYPES,
     "padding": PADDINGS,
     "decoder_conv": CONVS,
+    "output_stride": (8, 16, 32),
 }
 # Fields of config.model that are not options of an encoder or a decoder.
 _OTHERS = {"name", "encoder", "upsampling", "upsampling_options", "skips"}
-_OTHERS |= {"normalization", "pretrained", "freeze_encoder"}
+_OTHERS |= {"normalization", "pretrained", "initialize_from", "freeze_encoder"}
 # Options that every config sets, even if its encoder and decoder do not have them.
 _ALWAYS_SET = {"widths", "fusion", "norm", "dtype"}
 

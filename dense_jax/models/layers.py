@@ -108,8 +108,19 @@ class Project(nn.Module):
         return nn.Conv(self.features, (1, 1), dtype=self.dtype, name="conv")(x)
 
 
+def drop_path(x: Float[Array, "b h w c"], rate: float, train: bool) -> Float[Array, "b h w c"]:
+    """Returns x / (1 - rate), or 0 for a random fraction `rate` of the images (arXiv 1603.09382).
+
+    In evaluation, returns x. Call this function in the compact method of a Module.
+    """
+    return nn.Dropout(rate, broadcast_dims=(1, 2, 3), deterministic=not train)(x)
+
+
 class Norm(nn.Module):
-    """Batch norm over the global batch, group norm with gcd(8, c) groups, or the identity."""
+    """Batch norm over the global batch, group norm with gcd(8, c) groups, or the identity.
+
+    Encoders whose layer norms are part of the network use a fourth kind, "layer".
+    """
 
     kind: str
     dtype: DTypeLike = jnp.float32
@@ -125,11 +136,13 @@ class Norm(nn.Module):
         if self.kind == "group":
             # With more groups, a small U-Net with 16 or 32 channels would get instance norm.
             return nn.GroupNorm(math.gcd(8, x.shape[-1]), **options)(x)
+        if self.kind == "layer":
+            return nn.LayerNorm(use_fast_variance=False, **options)(x)
         return x
 
 
 class ConvNorm(nn.Module):
-    """A convolution followed by a norm and a ReLU.
+    """A convolution followed by a norm and an activation function.
 
     padding: The number of pixels added on every side, or "SAME" or "VALID".
     dilation: The distance between adjacent taps of the kernel, in pixels.
@@ -142,7 +155,7 @@ class ConvNorm(nn.Module):
     stride: int = 1
     padding: int | str = "SAME"
     norm: str = "batch"
-    relu: bool = True
+    activation: Callable[[Array], Array] | None = jax.nn.relu
     depthwise: bool = False
     use_bias: bool | None = None
     epsilon: float = 1e-5
@@ -164,7 +177,7 @@ class ConvNorm(nn.Module):
             name="conv",
         )(x)
         x = Norm(self.norm, self.dtype, self.epsilon, name="norm")(x, train=train)
-        return jax.nn.relu(x) if self.relu else x
+        return x if self.activation is None else self.activation(x)
 
 
 class ConvBlock(nn.Module):

@@ -1,12 +1,14 @@
 """Methods to normalize an image for the network, selected by `model.normalization`.
 
 Each function in NORMALIZATIONS maps an image [..., c] with values in 0..255 to float32 [..., d].
-The functions for published weights convert a gray image to three channels.
+The functions for published weights convert a gray image to three equal channels. The network then
+computes the same as if its first kernels were summed over R, G and B.
 """
 
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 
@@ -16,19 +18,18 @@ def unit(image: Array) -> Float[Array, "*shape"]:
 
 
 def standardize(mean: Sequence[float], std: Sequence[float]) -> Callable[[Array], Array]:
-    """Returns a function that computes (image / 255 - mean) / std for the channels R, G and B."""
+    """Returns a function that computes (image / 255 - mean) / std for the channels R, G and B.
 
-    def normalize(image: Array) -> Float[Array, "*shape 3"]:
-        if image.shape[-1] not in (1, 3):
-            raise ValueError(
-                f"images of {image.shape[-1]} channels cannot be normalized as gray or RGB: use "
-                "model.normalization='unit'"
-            )
-        unit_range = jnp.broadcast_to(image / 255.0, (*image.shape[:-1], 3))
-        shape = (1,) * (image.ndim - 1) + (3,)
-        return (unit_range - jnp.reshape(jnp.array(mean), shape)) / jnp.reshape(
-            jnp.array(std), shape
-        )
+    A gray image becomes an image of three equal channels. An image with another number of channels
+    keeps its channels. They use the numbers for R, G, B, R, G and so on, in turn.
+    """
+
+    def normalize(image: Array) -> Float[Array, "*shape d"]:
+        channels = 3 if image.shape[-1] == 1 else image.shape[-1]
+        unit_range = jnp.broadcast_to(image / 255.0, (*image.shape[:-1], channels))
+        shape = (1,) * (image.ndim - 1) + (channels,)
+        mean_of, std_of = (jnp.array(np.resize(x, shape), jnp.float32) for x in (mean, std))
+        return (unit_range - mean_of) / std_of
 
     return normalize
 

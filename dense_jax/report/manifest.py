@@ -28,6 +28,7 @@ def _row(report: Report, row: Row) -> dict[str, Any]:
         "git_commits": _distinct(map(_commit, row.runs)),
         "dataset": first.fields.get("data.name"),
         "dataset_fingerprint": first.dataset.get("fingerprint"),
+        "initial_weights": first.environment.get("initial_weights"),
         "versions": {
             name: _distinct(version.get(name, ABSENT) for version in versions)
             for name in dict.fromkeys(name for version in versions for name in version)
@@ -44,6 +45,7 @@ def columns(report: Report) -> tuple[list[str], dict[str, list[str]]]:
         "seeds": [str(len(row.runs)) for row in report.rows],
         "git commit": [", ".join(_distinct(map(_short_commit, row.runs))) for row in report.rows],
         "training data": [_training_data(row.runs[0]) for row in report.rows],
+        "initial weights": [_initial_weights(row.runs[0]) for row in report.rows],
         "scored on": [_measured(row.runs[0]) for row in report.rows],
         "classes without score": [", ".join(_unscored(row)) or "none" for row in report.rows],
         "versions": ["; ".join(_distinct(map(_version_text, row.runs))) for row in report.rows],
@@ -130,6 +132,16 @@ def _training_data(run: RunFolder) -> str:
     # Data created in memory has no fingerprint and is identified by name.
     files = "" if run.training_data == name else f", fingerprint {run.training_data}"
     return f"{name}, split {split}{files}"
+
+
+def _initial_weights(run: RunFolder) -> str:
+    """Names the weights that a run began with, and their license."""
+    if "initial_weights" not in run.environment:
+        return "unknown"
+    origin = mapping(run.environment["initial_weights"])
+    if not origin:
+        return "random"
+    return f"{origin.get('source')} (license: {origin.get('license') or 'not known'})"
 
 
 def _measured(run: RunFolder) -> str:

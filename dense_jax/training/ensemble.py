@@ -30,8 +30,9 @@ from dense_jax.devices.one_step_late import OneStepLate
 from dense_jax.evaluation import scoring
 from dense_jax.program import jit_eval_step
 from dense_jax.training import device_cache, replicas
+from dense_jax.training.initial import initial_weights
 from dense_jax.training.steps import TrainState
-from dense_jax.training.task import Task, published_weights
+from dense_jax.training.task import Task
 from dense_jax.workdir import files
 from dense_jax.workdir.record import RunFolder, RunRecord
 
@@ -96,10 +97,11 @@ class Ensemble:
             task.program.context,
         )
         self._eval_step = jit_eval_step(task.program, self._all_devices)
+        origin = task.initial.origin if task.initial else None
         with contextlib.ExitStack() as stack:
             self._records: list[RunRecord] = []
             for folder in folders:
-                self._records.append(RunRecord(folder, task.dataset))
+                self._records.append(RunRecord(folder, task.dataset, origin))
                 stack.callback(self._records[-1].close)  # even if the next folder cannot be opened
             self._start()
             self._batches = [self._open_batches(source, k) for k in self._seeds_here]
@@ -140,10 +142,10 @@ class Ensemble:
         states = restore(self._records, mesh.placed(shapes, shardings))
         if states is None:
             # If a run was killed before its first checkpoint, its config.json exists, so
-            # `open_task` did not read the published weights.
-            encoder = task.encoder or published_weights(config, task.training)
+            # `open_task` did not read the weights.
+            initial = task.initial or initial_weights(config, task.program, task.dataset)
             init = jax.jit(task.training.init_state, out_shardings=shardings)
-            states = [init(key, encoder) for key in keys]
+            states = [init(key, initial.arrays) for key in keys]
         self.step = int(states[0].step)
         self._states = replicas.stack(states, shardings, self._devices)
         self._state_of = replicas.unstacker(shardings, self._devices)

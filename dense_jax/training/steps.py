@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from flax import struct
+from flax import struct, traverse_util
 from jaxtyping import Array, PRNGKeyArray
 
 from dense_jax.training import device_cache
@@ -46,7 +46,7 @@ class TrainState:
 
 def init_state(
     key: PRNGKeyArray,
-    encoder: Variables | None = None,
+    initial: Mapping[str, Array] = {},
     *,
     init: Callable[[PRNGKeyArray], Variables],
     tx: optax.GradientTransformation,
@@ -56,12 +56,12 @@ def init_state(
 
     Call under `jit` with `out_shardings` to create the state directly on its final devices.
 
-    encoder: The initial variables of the encoder. If None, the encoder is initialized randomly.
+    initial: The variables that replace randomly initialized ones, by their path, such as
+      "params/encoder/conv1/conv/kernel".
     init: (key) -> randomly initialized variables for the model.
     """
-    variables = dict(init(key))
-    for collection, values in (encoder or {}).items():
-        variables[collection] = variables[collection] | {"encoder": values}
+    flat: dict[str, Any] = traverse_util.flatten_dict(dict(init(key)), sep="/")
+    variables = traverse_util.unflatten_dict(flat | dict(initial), sep="/")
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -19,10 +19,10 @@ from ml_collections import ConfigDict
 from dense_jax import class_colors, data, losses, storage
 from dense_jax.data import balance, targets, verify
 from dense_jax.devices import cpu, distributed, mesh
-from dense_jax.models import pretrained
 from dense_jax.program import Program, assemble
 from dense_jax.training import optim, replicas, steps
 from dense_jax.training.augment import augment
+from dense_jax.training.initial import Initial, initial_weights
 from dense_jax.workdir import files
 from dense_jax.workdir.record import RunFolder
 
@@ -34,7 +34,7 @@ PER_PROCESS = ("data.root", "data.workers", "data.verify")
 class Training(NamedTuple):
     """The pure functions that train a config's network; see `steps`."""
 
-    init_state: Callable[..., steps.TrainState]  # (key, encoder=None)
+    init_state: Callable[..., steps.TrainState]  # (key, initial={})
     train_step: Callable[..., tuple[steps.TrainState, dict[str, jax.Array]]]
     schedule: optax.Schedule
 
@@ -175,8 +175,7 @@ class Task(NamedTuple):
     eval_source: The evaluation split.
     dataset: The content of dataset.json.
     canvas: The height and width, in pixels, to which every training image is padded or cropped.
-    encoder: The encoder's pretrained weights. None if the config names no weights, or if a run was
-      already started.
+    initial: The weights to start from, or None if a run has begun.
     """
 
     source: data.Examples
@@ -187,7 +186,7 @@ class Task(NamedTuple):
     program: Program
     training: Training
     placed: Placed
-    encoder: Any
+    initial: Initial | None
 
 
 def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
@@ -221,32 +220,20 @@ def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
     # Detects errors by tracing. With the final shardings, no second trace is needed later.
     placed.train_step.eval_shape(*placed.arguments, {})
     begun = any(folder.is_begun for folder in folders)
-    encoder = None if begun else published_weights(config, training)
+    initial = None if begun else initial_weights(config, program, dataset)
+    arrays = initial.arrays.values() if initial else ()
     distributed.agree(
         lambda: (
             _facts_of_split(config.data.train_split, source)
             | _facts_of_split(config.data.eval_split, eval_source)
-            | {"model.pretrained": _digest(x.tobytes() for x in jax.tree.leaves(encoder))}
+            | {"the initial weights": _digest(array.tobytes() for array in arrays)}
         )
     )
     if config.data.verify:
         verify.verify(source)
         verify.verify(eval_source)
     return Task(
-        train_source, eval_source, dataset, canvas, shapes, program, training, placed, encoder
-    )
-
-
-def published_weights(config: ConfigDict, training: Training) -> Any:
-    """Returns the encoder weights that model.pretrained names, or None if it is unset."""
-    if not config.model.pretrained:
-        return None
-    variables = training.shapes().variables()
-    return pretrained.load(
-        config.model.pretrained,
-        config.model.encoder,
-        config.model.norm,
-        {name: values["encoder"] for name, values in variables.items() if values},
+        train_source, eval_source, dataset, canvas, shapes, program, training, placed, initial
     )
 
 

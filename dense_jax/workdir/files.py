@@ -3,7 +3,8 @@
 config.json       the whole config, as nested objects
 dataset.json      class names, palette and number of channels, enough to predict without the data;
                   fingerprints, which detect changed data
-environment.json  versions, git commit and devices of the run's latest start
+environment.json  versions, git commit and devices of the run's latest start; the origin and the
+                  license of the weights that the run began with
 metrics.jsonl     one object per line: the step, and values by metric name
 cost.json         FLOPs, memory and speed, written when the run finishes
 result.json       final and best scores, written when the run finishes

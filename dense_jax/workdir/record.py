@@ -60,10 +60,17 @@ class RunRecord:
     latest: The checkpoints to resume from. best: The checkpoint of the best evaluation.
     """
 
-    def __init__(self, folder: RunFolder, dataset: Mapping[str, Any]):
+    def __init__(
+        self,
+        folder: RunFolder,
+        dataset: Mapping[str, Any],
+        initial_weights: Mapping[str, Any] | None = None,
+    ):
         """Writes config.json, dataset.json and environment.json, and opens the checkpoints.
 
         dataset: The content of dataset.json.
+        initial_weights: The origin of the weights that the run starts from. If None, keeps what
+          environment.json says.
 
         Raises ValueError if another process trains in the workdir, or if a file has the name of a
         required folder.
@@ -74,11 +81,15 @@ class RunRecord:
                 raise ValueError(f"{path} is a file, but must be a folder: move it away")
         if jax.process_index() == 0:
             files.lock(self.path)
+            path = self.path / "environment.json"
+            if initial_weights is None and path.exists():
+                initial_weights = files.read_json(path).get("initial_weights")
+            environment = files.environment() | {"initial_weights": initial_weights}
+            storage.write_json(path, environment)
             config = self.config.to_dict()
             config["data"]["root"] = files.absolute(config["data"]["root"])
             storage.write_json(self.path / "config.json", config)
             storage.write_json(self.path / "dataset.json", dataset)
-            storage.write_json(self.path / "environment.json", files.environment())
         self.latest = Checkpoints(self.path / "checkpoints" / "latest", LATEST_TO_KEEP)
         self.best = Checkpoints(self.path / "checkpoints" / "best", max_to_keep=1)
         self._first = 0

@@ -32,8 +32,15 @@ def test_gray_images_become_three_channels_for_published_weights(name):
     gray = jnp.array([[[7]], [[200]]], jnp.uint8)
     rgb = jnp.repeat(gray, 3, axis=-1)
     np.testing.assert_array_equal(NORMALIZATIONS[name](gray), NORMALIZATIONS[name](rgb))
-    with pytest.raises(ValueError, match="images of 2 channels"):
-        NORMALIZATIONS[name](jnp.zeros((1, 2), jnp.uint8))
+
+
+@pytest.mark.parametrize("channels", [2, 5, 12])
+def test_channels_beyond_rgb_are_normalized_like_r_g_and_b_in_turn(channels):
+    image = np.random.default_rng(0).integers(0, 256, (4, channels), np.uint8)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    expected = [(image[:, i] / 255 - mean[i % 3]) / std[i % 3] for i in range(channels)]
+    seen = NORMALIZATIONS["imagenet"](jnp.asarray(image))
+    np.testing.assert_allclose(seen, np.transpose(expected), rtol=1e-4)
 
 
 def test_local_response_equals_a_loop_over_five_channels():

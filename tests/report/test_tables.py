@@ -384,6 +384,8 @@ def test_the_manifest_says_what_the_rows_were_made_of(tmp_path):
     commit = "0123456789abcdef"
     for name, change, loss in (("a", "", "dice"), ("b", "+", "dice"), ("c", "", "focal")):
         environment = {"git_commit": commit + change, "python": "3.11.9", "versions": versions}
+        origin = {"source": "hf://timm/vgg16.tv_in1k/model.safetensors", "license": "BSD-3-Clause"}
+        environment["initial_weights"] = origin if loss == "dice" else None
         files = {"environment": environment, "evaluation_test": EVALUATION}
         add(tmp_path, name, files=files, loss=loss, seed=ord(name))
     add(tmp_path, "d", files={"evaluation_test": EVALUATION, "environment": "["}, loss="other")
@@ -397,6 +399,7 @@ def test_the_manifest_says_what_the_rows_were_made_of(tmp_path):
     assert focal["versions"] == {"python": ["3.11.9"], "jax": ["0.10.2"], "flax": ["0.12.8"]}
     assert (other["git_commits"], other["versions"]) == (["unknown"], {})
     assert dice["measured"]["valid pixels"] == "700"
+    assert (dice["initial_weights"], focal["initial_weights"]) == (origin, None)
 
     page = (tmp_path / "report.html").read_text()
     assert page.rstrip().endswith("</html>") and page.count("</html>") == 1
@@ -406,6 +409,7 @@ def test_the_manifest_says_what_the_rows_were_made_of(tmp_path):
         assert "not of one git commit, but of 0123456789, 0123456789+, unknown." in text
         assert text.count("Ignored pixels count nowhere") == 1
         assert "jax 0.10.2, flax 0.12.8" in text
+        assert f"{origin['source']} (license: BSD-3-Clause)" in text.replace("\\_", "_")
     comments = (tmp_path / "report.tex").read_text().split("\\begin")[0].splitlines()
     assert all(line.startswith("% ") for line in comments)
 

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Sequence
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
@@ -61,7 +62,7 @@ class UNet(Decoder, kw_only=True):
             kernel_size=self.kernel_size,
             padding=self.padding,
             norm=self.norm,
-            relu=self.decoder_relu,
+            activation=jax.nn.relu if self.decoder_relu else None,
             depthwise=self.decoder_conv == "depthwise",
             dtype=self.dtype,
         )
