@@ -110,6 +110,15 @@ def test_flops_are_those_counted_by_hand(table):
     assert sum(flops.values()) < total < 1.2 * sum(flops.values())  # ReLUs, the pool and the sum
 
 
+def test_auxiliary_heads_are_no_part_of_the_table(no_flops):
+    auxiliary = {"strides": (2,), "weights": (0.4,)}
+    plain, supervised = (
+        summary.layer_table(make(widths=(2, 3), convs_per_level=1, **fields), (8, 6))
+        for fields in ({}, {"auxiliary": auxiliary})
+    )
+    assert plain == supervised
+
+
 def test_remat_changes_no_layer(no_flops):
     kept, again = (layers_of(make(widths=(2, 3), remat=remat), (8, 6)) for remat in (False, True))
     assert kept == again

@@ -281,7 +281,7 @@ def test_adding_fuses_in_place_and_concatenating_widens():
     assert first_kernel("add", encoder="vgg16").shape[2] == width
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", ["fcn", "unet"])
 def test_bfloat16_computes_near_float32_with_float32_parameters(name):
     single, half = make(name=name), make(name=name, dtype="bfloat16")
     variables = initialize(half)

@@ -16,11 +16,13 @@ from dense_jax.models.segmenter import Decoder, Pyramid
 class UPerNet(Decoder):
     """A feature pyramid network on top of pyramid pooling, with all levels fused (figure 4).
 
-    The top-down path starts from the pooled deepest features. It upsamples each level and adds a
-    1x1 convolution of the encoder's features. Every level is upsampled to the finest fused stride.
-    A 3x3 convolution fuses their concatenation, and the scores are upsampled to stride 1.
-    `upsample` does the upsampling of all levels and scores, but not that of the pooled grids, whose
-    size is no fraction of the map's. These are interpolated bilinearly.
+    A layer norm precedes the use of each of the encoder's feature maps, as in
+    segmentation_models.pytorch. The top-down path starts from pyramid pooling of the deepest
+    features. It upsamples each level and adds a 1x1 convolution of the encoder's features. Every
+    level has a 3x3 convolution and is upsampled to the finest fused stride. A 3x3 convolution fuses
+    the concatenated levels, and the scores are upsampled to stride 1. `upsample` upsamples the
+    levels and the scores, but not the pooled grids, because their size is not a fraction of the
+    size of the map.
 
     decoder_channels: The number of channels of every level.
     """
@@ -36,11 +38,15 @@ class UPerNet(Decoder):
         width = self.decoder_channels
         strides = self.fused_strides(pyramid)
         deepest, finest = strides[0], strides[-1]
+        features = {}
+        for stride in strides:
+            norm = nn.LayerNorm(1e-6, self.dtype, use_fast_variance=False, name=f"norm{stride}")
+            features[stride] = norm(pyramid.features[stride])
         pooling = PyramidPooling(width, conv, name="pooling")
-        maps = {deepest: pooling(pyramid.features[deepest], train=train)}
+        maps = {deepest: pooling(features[deepest], train=train)}
         for above, stride in itertools.pairwise(strides):
             lateral = conv(width, 1, name=f"lateral{stride}")
-            x = lateral(pyramid.features[stride], train=train)
+            x = lateral(features[stride], train=train)
             maps[stride] = x + self.enlarge(maps[above], above, stride, f"up{stride}")
         levels = []
         for stride, x in reversed(maps.items()):
@@ -54,9 +60,9 @@ class UPerNet(Decoder):
 class PyramidPooling(nn.Module):
     """Pyramid pooling (Zhao et al. 2017, arXiv 1612.01105, section 3.2).
 
-    Averages x over grids of 1, 2, 3 and 6 cells per side, reduces each grid to a quarter of the
-    channels by a 1x1 convolution, and interpolates it bilinearly to the size of x. A 1x1
-    convolution reduces x and the interpolated grids to `features` channels.
+    Averages x over grids of 1, 2, 3 and 6 cells per side. A 1x1 convolution gives each grid
+    `features` channels, and the grid is interpolated bilinearly to the size of x. A 3x3 convolution
+    fuses x and the interpolated grids.
     """
 
     features: int
@@ -64,11 +70,11 @@ class PyramidPooling(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w f"]:
-        maps, width = [x], max(1, x.shape[-1] // 4)
+        maps = [x]
         for cells in (1, 2, 3, 6):
-            grid = self.conv(width, 1, name=f"grid{cells}")(pool(x, cells), train=train)
+            grid = self.conv(self.features, 1, name=f"grid{cells}")(pool(x, cells), train=train)
             maps.append(resize(grid, x.shape[1:3]).astype(x.dtype))
-        return self.conv(self.features, 1, name="project")(jnp.concatenate(maps, -1), train=train)
+        return self.conv(self.features, name="fuse")(jnp.concatenate(maps, -1), train=train)
 
 
 def pool(x: Float[Array, "b h w c"], cells: int) -> Float[Array, "b {cells} {cells} c"]:
