@@ -98,7 +98,7 @@ def layer_table(model: models.Segmenter, size: tuple[int, int], channels: int = 
     rows = layers(model, variables, image)
     forward = functools.partial(model.apply, train=False)
     logits: Any = jax.eval_shape(forward, variables, image)
-    total = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    total = sum(row.parameters for row in rows)  # without auxiliary heads
     flops = cost.flops(forward, variables, image) or 0
     lines = [
         (

@@ -56,8 +56,10 @@ def no_flops(monkeypatch):
     monkeypatch.setattr(summary.cost, "flops", lambda *_: 0)
 
 
-@pytest.mark.parametrize("name", DECODERS)
-@pytest.mark.parametrize("encoder", FAMILIES)
+@pytest.mark.parametrize(
+    ("encoder", "name"),
+    [*((encoder, "fcn") for encoder in FAMILIES), *(("plain", name) for name in DECODERS)],
+)
 def test_no_parameter_is_lost_or_counted_twice(encoder, name, no_flops):
     model = make(
         name=name,
@@ -108,6 +110,15 @@ def test_flops_are_those_counted_by_hand(table):
     assert flops["decoder/score1"] == 8 * 6 * 2 * (2 * 5 + 1)
     total = flops.pop("total")
     assert sum(flops.values()) < total < 1.2 * sum(flops.values())  # ReLUs, the pool and the sum
+
+
+def test_auxiliary_heads_are_no_part_of_the_table(no_flops):
+    auxiliary = {"strides": (2,), "weights": (0.4,)}
+    plain, supervised = (
+        summary.layer_table(make(widths=(2, 3), convs_per_level=1, **fields), (8, 6))
+        for fields in ({}, {"auxiliary": auxiliary})
+    )
+    assert plain == supervised
 
 
 def test_remat_changes_no_layer(no_flops):

@@ -75,6 +75,23 @@ def mirrored(
     return x
 
 
+def resize(image: Float[Array, "*b h w c"], size: Sequence[Any]) -> Float[Array, "*b H W c"]:
+    """Resizes images bilinearly, with half-pixel centers and clamped edges.
+
+    Like jax.image.resize(antialias=False), but computes the interpolation weights from integers, so
+    that symbolic sizes (jax.export) and concrete sizes give bitwise equal weights.
+    """
+    products = ("...hwc,Hh->...Hwc", "...hwc,Ww->...hWc")
+    for product, old, new in zip(products, image.shape[-3:-1], size, strict=True):
+        # Positions relative to the first old pixel center, in units of 1 / (2 * new) old pixels.
+        old_centers = 2 * new * jnp.arange(old)[None]
+        new_centers = ((2 * jnp.arange(new) + 1) * old - new)[:, None]
+        distances = jnp.abs(jnp.clip(new_centers, 0, 2 * new * (old - 1)) - old_centers)
+        weights = jnp.maximum(0, 2 * new - distances).astype(jnp.float32) / jnp.float32(2 * new)
+        image = jnp.einsum(product, image, weights, precision="highest")
+    return image
+
+
 def scaled(channels: int, multiplier: float) -> int:
     """Returns a published number of channels times a width multiplier, rounded and at least 1."""
     return max(1, round(multiplier * channels))

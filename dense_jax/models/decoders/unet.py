@@ -56,7 +56,7 @@ class UNet(Decoder, kw_only=True):
             )
 
     @nn.compact
-    def __call__(self, pyramid: Pyramid, *, train: bool) -> Float[Array, "b h w num_classes"]:
+    def __call__(self, pyramid: Pyramid, *, train: bool) -> tuple[Array, dict[int, Array]]:
         conv = functools.partial(
             ConvNorm,
             kernel_size=self.kernel_size,
@@ -68,7 +68,7 @@ class UNet(Decoder, kw_only=True):
         )
         make_level = nn.remat(Level, static_argnums=(4,)) if self.remat else Level
         stride = max(pyramid.features)
-        x = pyramid.features[stride]
+        x, levels = pyramid.features[stride], {}
         while stride > 1:
             stride //= 2
             width = self.widths[min(stride.bit_length(), len(self.widths)) - 1]
@@ -80,8 +80,8 @@ class UNet(Decoder, kw_only=True):
                 block=block if self.decoder_conv != "none" else None,
             )
             skip = pyramid.features[stride] if stride in self.skips else None
-            x = level(x, skip, pyramid.switches.get(stride), train)
-        return nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="head")(x)
+            x = levels[stride] = level(x, skip, pyramid.switches.get(stride), train)
+        return nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="head")(x), levels
 
 
 class Level(nn.Module):
