@@ -111,7 +111,7 @@ OPTIONS: dict[str, Any] = {
             "learn": (bool, "", "False: keep the bilinear kernel fixed (transposed_conv)"),
         },
         "skips": (tuple, "", "encoder strides to fuse; unset: all; (): none"),
-        "fusion": ("concat", ("concat", "add"), "how skips are fused (unet)"),
+        "fusion": ("concat", ("concat", "add", "gated"), "how skips are fused (unet)"),
         "widths": ((16, 32, 64, 128), "[1, inf)", "channels at strides 1, 2, 4, ... (plain, unet)"),
         "norm": ("batch", ("batch", "group", "none"), "normalization layers"),
         "dtype": ("float32", ("float32", "bfloat16"), "data type of the computation"),

@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
             "learn": placeholder(bool),  # False: keep the bilinear kernel fixed (transposed_conv)
         },
         "skips": placeholder(tuple),  # encoder strides to fuse; unset: all; (): none
-        "fusion": "concat",  # "concat" | "add": how skips are fused (unet)
+        "fusion": "concat",  # "concat" | "add" | "gated": how skips are fused (unet)
         "widths": (16, 32, 64, 128),  # channels at strides 1, 2, 4, ... (plain, unet)
         "norm": "batch",  # "batch" | "group" | "none": normalization layers
         "dtype": "float32",  # "float32" | "bfloat16": data type of the computation

@@ -94,6 +94,7 @@ def images(*shape):
         *({"model.name": "fcn", "model.encoder": name} for name in ("plain", "alexnet")),
         {"model.norm": "group", "model.fusion": "add", "model.decoder_conv": "depthwise"},
         {"model.bottleneck": False},
+        {"model.fusion": "gated"},
     ],
     ids=str,
 )
