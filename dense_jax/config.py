@@ -121,7 +121,7 @@ OPTIONS: dict[str, Any] = {
             "strides": (tuple, "", "a level of unet, or else the encoder's features; unset: none"),
             "weights": (tuple, "[0, inf)", "factor of the loss at each stride"),
         },
-        "fusion": ("concat", ("concat", "add"), "how skips are fused (unet)"),
+        "fusion": ("concat", ("concat", "add", "gated"), "how skips are fused (unet)"),
         "widths": ((16, 32, 64, 128), "[1, inf)", "channels at strides 1, 2, 4, ... (plain, unet)"),
         "norm": ("batch", ("batch", "group", "none"), "normalization layers"),
         "dtype": ("float32", ("float32", "bfloat16"), "data type of the computation"),

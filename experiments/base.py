@@ -59,7 +59,7 @@ def get_config() -> ConfigDict:
             "strides": placeholder(tuple),
             "weights": placeholder(tuple),  # factor of the loss at each stride
         },
-        "fusion": "concat",  # "concat" | "add": how skips are fused (unet)
+        "fusion": "concat",  # "concat" | "add" | "gated": how skips are fused (unet)
         "widths": (16, 32, 64, 128),  # channels at strides 1, 2, 4, ... (plain, unet)
         "norm": "batch",  # "batch" | "group" | "none": normalization layers
         "dtype": "float32",  # "float32" | "bfloat16": data type of the computation

@@ -99,6 +99,7 @@ def images(*shape):
         *({"model.name": name, "model.skips": (1,)} for name in DECODERS),
         {"model.norm": "group", "model.fusion": "add", "model.decoder_conv": "depthwise"},
         {"model.bottleneck": False},
+        {"model.fusion": "gated"},
     ],
     ids=str,
 )

@@ -1,6 +1,8 @@
 """Tests sizes and costs of networks and steps against published and hand-counted numbers."""
 
 import itertools
+import re
+import runpy
 from collections import Counter
 
 import jax
@@ -15,6 +17,7 @@ from dense_jax.program import assemble
 from dense_jax.training import task
 from experiments import base
 from tests import forked
+from tests.conftest import REPOSITORY
 from tests.models import FAMILIES
 
 NUM_CLASSES = 2
@@ -147,21 +150,85 @@ def test_crossings_say_yes_exactly_where_a_model_can_be_built():
     before = config.to_json_best_effort()
     markdown = summary.crossings(config)
     assert config.to_json_best_effort() == before
+    (_, _, *columns), _, *_ = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines()
+    ]
     reasons = [line for line in markdown.splitlines() if line[:1].isdigit()]
     assert len({reason.split(". ", 1)[1] for reason in reasons}) == len(reasons)
-    rows = cells(markdown)
-    assert [row[:2] for row in rows] == [list(x) for x in itertools.product(ENCODERS, DECODERS)]
-    said = set()
-    for encoder, name, *answers in rows:
-        for upsampling, answer in zip(UPSAMPLERS, answers, strict=True):
-            said.add(answer)
-            if answer == "yes":
+    named = {method for column in columns for method in column.split(", ")}
+    answers = {}
+    for decoders, encoders, *entries in cells(markdown):
+        for column, entry in zip(columns, entries, strict=True):
+            methods = (
+                UPSAMPLERS.keys() - named if column == "all other methods" else column.split(", ")
+            )
+            for names in itertools.product(
+                decoders.split(", "),
+                ENCODERS if encoders == "all" else encoders.split(", "),
+                methods,
+            ):
+                assert answers.setdefault(names, entry) is entry  # no combination has two
+    assert answers.keys() == {*itertools.product(DECODERS, ENCODERS, UPSAMPLERS)}
+    for (name, encoder, upsampling), entry in answers.items():
+        if entry == "yes":
+            make(encoder=encoder, name=name, upsampling=upsampling)
+        else:
+            with pytest.raises(ValueError) as error:
                 make(encoder=encoder, name=name, upsampling=upsampling)
-            else:
-                with pytest.raises(ValueError) as error:
-                    make(encoder=encoder, name=name, upsampling=upsampling)
-                assert f"{answer}. {error.value}" in reasons
-    assert said == {"yes", *(str(i + 1) for i in range(len(reasons)))}
+            assert f"{entry}. {error.value}" in reasons
+    assert {*answers.values()} == {"yes", *(str(i + 1) for i in range(len(reasons)))}
+
+
+class TestPage:
+    """docs/models.md, whose tables `python -m docs.generate` makes."""
+
+    page = (REPOSITORY / "docs" / "models.md").read_text()
+
+    def rows(self, name):
+        """The rows of a table, as {first cell: other cells}."""
+        (block,) = re.findall(rf"<!-- {name} -->\n(.*?)<!-- end -->", self.page, re.DOTALL)
+        return {first: others for first, *others in cells(block)}
+
+    def test_its_crossings_are_those_of_the_registries(self):
+        assert summary.crossings(base.get_config().model) in self.page
+
+    def test_it_has_a_row_for_each_method_and_variant_and_names_the_papers(self):
+        variants = (
+            ", ".join([method, *(f"{name}={value}" for name, value in options.items())])
+            for method, options in summary.VARIANTS
+        )
+        assert list(self.rows("upsampling")) == [*UPSAMPLERS, *variants]
+        for method in UPSAMPLERS:
+            assert f"`{method}`" in self.page
+
+    @pytest.mark.parametrize("method", UPSAMPLERS)
+    def test_its_methods_cost_what_it_says(self, method):
+        """All columns but the last, whose random weights take long to compile."""
+        *row, _ = self.rows("upsampling")[method]
+        assert [*itertools.islice(summary.upsampling_row(UPSAMPLERS[method]), len(row))] == row
+
+    def test_it_has_a_row_for_each_encoder_with_the_license_of_its_weights(self):
+        rows = self.rows("encoders")
+        assert list(rows) == list(ENCODERS)
+        for name, entry in ENCODERS.items():
+            about = entry.weights
+            weights = [about.license, about.normalization] if about else ["none", ""]
+            assert rows[name][1:3] == weights
+        # The others take long to trace.
+        quick = cells(summary.encoder_table(base.get_config().model, ["plain", "alexnet"]))
+        assert [[name, *rows[name]] for name in ("plain", "alexnet")] == quick
+
+    def test_its_python_builds_and_calls_a_network(self, tmp_path):
+        (program,) = re.findall(r"```python\n(.*?)```", self.page, re.DOTALL)
+        (tmp_path / "program.py").write_text(program)
+
+        def logits():
+            names = runpy.run_path(str(tmp_path / "program.py"))
+            return names["logits"], names["variables"]
+
+        shape, variables = jax.eval_shape(logits)
+        assert shape.shape == (1, 150, 200, 21)
+        assert "gate2" in variables["params"]["decoder"]
 
 
 @pytest.fixture(scope="module")

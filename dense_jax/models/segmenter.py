@@ -17,7 +17,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dense_jax.models.layers import ConvNorm, Stage, center, mirrored, resize
-from dense_jax.models.upsampling import Upsampler
 
 
 @struct.dataclass
@@ -84,6 +83,26 @@ class Encoder(nn.Module):
         return (nn.remat(Stage, static_argnums=(2,)) if self.remat else Stage)(layers)
 
     def __call__(self, image: Array, *, train: bool) -> Pyramid:
+        raise NotImplementedError
+
+
+class Upsampler(nn.Module):
+    """The base class of upsampling methods, called as `up(x, switches=None)`.
+
+    x, [b, h, w, c], becomes [b, factor * h, factor * w, features]. `switches` are the argmax
+    indices of the matching max-pool in the encoder (see `Pyramid`), or None. Methods that
+    cannot change the number of channels include 1x1 convolutions for this purpose.
+
+    needs_switches: Whether the method requires switches. Subclasses set this class variable.
+    """
+
+    features: int
+    factor: int = 2
+    dtype: DTypeLike = jnp.float32
+
+    needs_switches: ClassVar[bool] = False
+
+    def __call__(self, x: Array, switches: Array | None = None) -> Array:
         raise NotImplementedError
 
 

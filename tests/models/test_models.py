@@ -11,6 +11,7 @@ from jax.interpreters import partial_eval
 
 from dense_jax import models
 from dense_jax.models.decoders import DECODERS
+from dense_jax.models.decoders.unet import FUSIONS, AttentionGate
 from dense_jax.models.encoders import ENCODERS
 from dense_jax.models.layers import NORMS, Classifier, ConvNorm, mirrored
 from dense_jax.models.segmenter import Pyramid
@@ -189,7 +190,9 @@ def test_each_skip_and_no_other_connects_its_stride_to_the_output(name, skips):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"fusion": "add"}, {"upsampling": "max_unpool"}, {"norm": "batch"}], ids=str
+    "fields",
+    [{"fusion": "add"}, {"upsampling": "max_unpool"}, {"norm": "batch"}],
+    ids=str,
 )
 def test_skips_connect_whatever_else_is_chosen(fields):
     assert connected_strides("unet", "plain", (4, 1), **fields) == {8, 4, 1}
@@ -230,6 +233,7 @@ def test_skips_connect_every_encoder(name, encoder):
         ({"zero_init": True}, "model.zero_init=True: neither 'unet' nor 'plain' has it"),
         ({"decoder_conv": "3x3"}, "decoder_conv: '3x3' is not one of 'full', 'depthwise', 'none'"),
         ({"decoder_conv": "depthwise"}, "which model.fusion='concat' changes: use 'add'"),
+        ({"decoder_conv": "depthwise", "fusion": "gated"}, "fusion='gated' changes: use 'add'"),
         ({"decoder_conv": "none", "padding": "VALID"}, "Both paths must lose as much"),
         ({"encoder": "vgg16", "classifer": True}, "classifer=True: neither 'unet' nor 'vgg16'"),
         (
@@ -269,8 +273,7 @@ def test_bad_fields_are_named_with_the_valid_values(fields, message):
         make(**fields)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("fusion", ["concat", "add"])
+@pytest.mark.parametrize(("fusion", "norm"), [*zip(FUSIONS, NORMS, strict=True)])
 def test_fusions_and_norms_train(fusion, norm):
     model = make(fusion=fusion, norm=norm)
     variables = initialize(model, channels=1)
@@ -291,6 +294,44 @@ def test_adding_fuses_in_place_and_concatenating_widens():
     # Features of another number of channels are projected to be added.
     assert first_kernel("concat", encoder="vgg16").shape[2] == 2 + width
     assert first_kernel("add", encoder="vgg16").shape[2] == width
+
+
+def test_gates_weight_skips_by_the_features_before_upsampling_and_concatenation_widens():
+    decoder = shapes_of(make(fusion="gated"))["params"]["decoder"]
+    assert decoder["stride2"]["conv1"]["conv"]["kernel"].shape[2] == 2 * WIDTHS[1]
+    gate = {name: layer["kernel"].shape for name, layer in decoder["gate2"].items()}
+    hidden = WIDTHS[1] // 2
+    assert gate["theta"] == (2, 2, WIDTHS[1], hidden)  # the skip
+    assert gate["phi"] == (1, 1, WIDTHS[2], hidden)  # the features of stride 4
+
+
+class TestAttentionGate:
+    skip, coarse = jax.random.normal(jax.random.key(0), (1, 4, 6, 5)), jnp.ones((1, 2, 3, 7))
+
+    def test_it_weights_pixels_by_additive_attention_at_the_coarser_resolution(self):
+        """Equation 1 of arXiv 1804.03999; theta's stride is 2."""
+        gate, rng = AttentionGate(), np.random.default_rng(0)
+        coarse = rng.normal(size=self.coarse.shape).astype(np.float32)
+        shapes = jax.eval_shape(gate.init, jax.random.key(0), self.skip, coarse)
+        variables = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
+        theta, phi, psi = (variables["params"][name] for name in ("theta", "phi", "psi"))
+        expected = np.zeros((2, 3))
+        for i, j in np.ndindex(2, 3):
+            window = self.skip[0, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
+            hidden = np.tensordot(window, theta["kernel"], 3)
+            hidden += coarse[0, i, j] @ phi["kernel"][0, 0] + phi["bias"]
+            score = np.maximum(0, hidden) @ psi["kernel"][0, 0] + psi["bias"]
+            expected[i, j] = 1 / (1 + np.exp(-score[0]))
+        expected = jax.image.resize(expected, (4, 6), "bilinear")[..., None]
+        y = jax.jit(gate.apply)(variables, self.skip, coarse)
+        np.testing.assert_allclose(y[0], expected * self.skip[0], rtol=1e-4, atol=1e-6)
+
+    def test_it_starts_open(self):
+        init = jax.jit(AttentionGate().init_with_output)
+        y, variables = init(jax.random.key(1), 1e-3 * self.skip, 1e-3 * self.coarse)
+        np.testing.assert_allclose(y, 0.95 * 1e-3 * self.skip, rtol=0.01)
+        shapes = {name: layer["kernel"].shape for name, layer in variables["params"].items()}
+        assert shapes == {"theta": (2, 2, 5, 2), "phi": (1, 1, 7, 2), "psi": (1, 1, 2, 1)}
 
 
 @pytest.mark.parametrize("name", ["fcn", "unet"])
@@ -497,11 +538,14 @@ class TestPaperUNet:
         tile = apply(model, variables, image[:, 16 : 36 + 2 * m, : 20 + 2 * m])
         np.testing.assert_allclose(tile, whole[:, 16:36, :20], rtol=1e-4, atol=1e-5)
 
-    @pytest.mark.parametrize("upsampling", UPSAMPLERS)
-    def test_any_upsampling_and_fusion_fits(self, upsampling):
-        for fusion in ("concat", "add"):
-            model = make(**UNPADDED, upsampling=upsampling, fusion=fusion)
-            assert logits_shape(model, shapes_of(model), (9, 14)) == (2, 9, 14, NUM_CLASSES)
+    @pytest.mark.parametrize(
+        "fields",
+        [*({"upsampling": name} for name in UPSAMPLERS), *({"fusion": name} for name in FUSIONS)],
+        ids=str,
+    )
+    def test_any_upsampling_and_fusion_fits(self, fields):
+        model = make(**UNPADDED, **fields)
+        assert logits_shape(model, shapes_of(model), (9, 14)) == (2, 9, 14, NUM_CLASSES)
 
 
 def logits_shape_of_gray(model, variables, length):
