@@ -339,6 +339,23 @@ nowhere. **A** is the perfect prediction, **B** has two false positives of class
 has none. A class without a score is nan.
 """
 
+DECODERS = """## Decoders
+
+With the same features and weights, `fpn`, `deeplabv3plus`, `upernet` and `segformer` compute the
+logits of SMP's decoders to 0.0001. `python -m benchmarks.parity_decoders` writes SMP's logits, and
+`tests/models/test_parity_decoders.py` compares ours. For this comparison, SMP's upsampling and norm
+are set to our choices below, and the dilations of both are (1, 2, 3).
+
+| decoder | what differs | SMP | ours |
+| --- | --- | --- | --- |
+| all four | upsampling of feature maps and scores | Bilinear, in parts with `align_corners=True`; nearest in FPN's top-down path. | `model.upsampling` everywhere. `bilinear` has half-pixel centers. |
+| `fpn` | norm | Group norm with 32 groups. | `model.norm`. `group` has at most 8 groups. |
+| `fpn`, `deeplabv3plus` | dropout in training | 0.2 and 0.5 in the decoder. | None. `model.dropout` is the encoder's. |
+| `deeplabv3plus` | dilations | (12, 24, 36) at any output stride. | The papers': (6, 12, 18) at stride 16 and (12, 24, 36) at stride 8. |
+| `deeplabv3plus` | channels of the low-level features | 48. | 3/16 of `model.decoder_channels`: 48 of 256. |
+| `segformer` | fused strides | 4, 8, 16 and 32, and stride 2 if the encoder has it. | `model.skips`, by default 4, 8 and 16. |
+"""
+
 COMPLAINTS = """## What users of other libraries complain about
 
 Each is a test here, marked with its number.
@@ -471,6 +488,7 @@ def page() -> str:
             ),
             ONE_PREDICTION,
             *(comparison(title, ("A", "B")) for title in ("Mean IoU", "Dice per class")),
+            DECODERS,
             COMPLAINTS,
             table(("", "complaint", "tests here"), tested),
         ]

@@ -14,7 +14,7 @@ import jax
 from flax import linen as nn
 
 from dense_jax.devices import cost, cpu, mesh
-from dense_jax.models.upsampling import TransposedConv
+from dense_jax.models.upsampling.convolutions import TransposedConv
 
 KINDS = (nn.Conv, nn.BatchNorm, TransposedConv)
 COLUMNS = (

@@ -68,6 +68,7 @@ SECTIONS = {
     "n of channels, the first kernel is repeated in turn and multiplied by 3 / n.",
     "loss_options": "Unset: the loss's own default. Each loss has some of these.",
     "model.upsampling_options": "Unset: the method's own default.",
+    "model.auxiliary": "Heads on intermediate features, whose losses add to the loss in training.",
     "augment": "Drawn uniformly from [-value, value] unless stated otherwise; 0: off.",
     "border": "Extra weight of a pixel between objects, at the distances d1 and d2 from the "
     "nearest two: weight * exp(-(d1 + d2)^2 / (2 sigma^2)), as in the U-Net paper.",
@@ -112,8 +113,15 @@ OPTIONS: dict[str, Any] = {
             "init": (str, "", '"bilinear" (transposed_conv) | "icnr" (pixel_shuffle)'),
             "learn": (bool, "", "False: keep the bilinear kernel fixed (transposed_conv)"),
         },
-        "skips": (tuple, "", "encoder strides to fuse; unset: all; (): none"),
-        "fusion": ("concat", ("concat", "add"), "how skips are fused (unet)"),
+        "skips": (
+            *(tuple, ""),
+            "encoder strides to fuse; (): none; unset: all (fcn, unet), 4 (deeplabv3plus) or 4, 8, 16",
+        ),
+        "auxiliary": {
+            "strides": (tuple, "", "a level of unet, or else the encoder's features; unset: none"),
+            "weights": (tuple, "[0, inf)", "factor of the loss at each stride"),
+        },
+        "fusion": ("concat", ("concat", "add", "gated"), "how skips are fused (unet)"),
         "widths": ((16, 32, 64, 128), "[1, inf)", "channels at strides 1, 2, 4, ... (plain, unet)"),
         "norm": ("batch", ("batch", "group", "none"), "normalization layers"),
         "dtype": ("float32", ("float32", "bfloat16"), "data type of the computation"),
@@ -132,7 +140,15 @@ OPTIONS: dict[str, Any] = {
         # Each encoder and decoder supports some of these options, and has its own defaults.
         "width_multiplier": (float, "(0, inf)", "factor on channels (encoders of published width)"),
         "dropout": (float, "[0, 1)", "dropout rate for the deepest features (or fc6 and fc7)"),
-        "remat": (bool, "", "True: recompute activations to save memory (not fcn decoder)"),
+        "drop_path": (
+            *(float, "[0, 1)"),
+            "rate of skipping the last block (mobilenet, efficientnet, convnext, mit)",
+        ),
+        "output_stride": (
+            *(int, "[8, 32]"),
+            "deepest stride, 8, 16 or 32, by dilation (resnet, mobilenet, efficientnet)",
+        ),
+        "remat": (bool, "", "True: recompute activations to save memory (encoders, unet)"),
         "bottleneck": (bool, "", "False: the encoder ends with a max-pool (plain)"),
         "convs_per_level": (int, "[1, inf)", "convolutions at each stride (plain, unet)"),
         "kernel_size": (int, "[1, inf)", "kernel size of the convolutions, odd (plain, unet)"),
@@ -143,6 +159,14 @@ OPTIONS: dict[str, Any] = {
             "convolutions after upsampling (unet)",
         ),
         "decoder_relu": (bool, "", "False: no ReLU in the decoder (unet)"),
+        "decoder_channels": (
+            *(int, "[1, inf)"),
+            "channels of the decoder (fpn, deeplabv3plus, upernet, segformer)",
+        ),
+        "atrous_rates": (
+            *(tuple, "[1, inf)"),
+            "dilations of ASPP; unset: 96, 192 and 288 pixels / deepest stride (deeplabv3plus)",
+        ),
         "gradual": (bool, "", "True: upsample by 2 at a time, even between skips (fcn)"),
         "zero_init": (bool, "", "whether the scores start at 0 (fcn)"),
         "score_scales": (tuple, "(-inf, inf)", "factor on each skip's features (fcn)"),

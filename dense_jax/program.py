@@ -7,7 +7,7 @@
 import fractions
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from dense_jax import metrics, models
 from dense_jax.devices import cpu, mesh
 from dense_jax.models.encoders import ENCODERS
+from dense_jax.models.layers import resize
 from dense_jax.models.normalization import NORMALIZATIONS
 
 Variables = Mapping[str, Any]
@@ -117,10 +118,10 @@ def logits_step(
     if resolution != 1.0:  # before normalization, as in training
         p, q = fractions.Fraction(resolution).limit_denominator(1000).as_integer_ratio()
         size = [jax.core.max_dim(1, (2 * n * p + q) // (2 * q)) for n in (h, w)]
-        image = _resize(image.astype(jnp.float32), size)
+        image = resize(image.astype(jnp.float32), size)
     logits = jnp.asarray(model.apply(variables, normalize(image)[None], train=False))[0]
     if resolution != 1.0:
-        logits = _resize(logits, (h, w))
+        logits = resize(logits, (h, w))
     border = [((n - m) // 2,) * 2 for n, m in zip((h, w), logits.shape[:2], strict=True)]
     return jnp.pad(logits, [*border, (0, 0)])
 
@@ -153,20 +154,3 @@ def jit_eval_step(program: Program, devices: Mesh) -> Any:
     """
     mapped = mesh.map_examples(program.eval_step, devices)
     return jax.jit(mapped, out_shardings=mesh.replicated(devices))
-
-
-def _resize(image: Float[Array, "h w c"], size: Sequence[Any]) -> Float[Array, "H W c"]:
-    """Resizes an image bilinearly, with half-pixel centers and clamped edges.
-
-    Like jax.image.resize(antialias=False), but computes the interpolation weights from integers, so
-    that symbolic sizes (jax.export) and concrete sizes give bitwise equal weights.
-    """
-    products = ("hwc,Hh->Hwc", "hwc,Ww->hWc")
-    for product, old, new in zip(products, image.shape[:2], size, strict=True):
-        # Positions relative to the first old pixel center, in units of 1 / (2 * new) old pixels.
-        old_centers = 2 * new * jnp.arange(old)[None]
-        new_centers = ((2 * jnp.arange(new) + 1) * old - new)[:, None]
-        distances = jnp.abs(jnp.clip(new_centers, 0, 2 * new * (old - 1)) - old_centers)
-        weights = jnp.maximum(0, 2 * new - distances).astype(jnp.float32) / jnp.float32(2 * new)
-        image = jnp.einsum(product, image, weights, precision="highest")
-    return image

@@ -6,14 +6,15 @@
 The first command prints the network's layers, and the memory and FLOPs that a training step of
 `dense_jax.main` needs on each device. Images are assumed to have the size data.canvas_size or, if
 unset, data.crop_size. The second command prints which encoders, decoders and upsampling methods are
-compatible. All tables are Markdown. The commands read no images and allocate no parameters.
+compatible. In the same way, --encoders and --upsampling print tables of encoders and of upsampling
+methods. All tables are Markdown. The commands read no images.
 """
 
 import copy
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -24,11 +25,20 @@ from ml_collections import ConfigDict
 
 from dense_jax import command, models
 from dense_jax.devices import cost, mesh, runtime
+from dense_jax.evaluation.tables import markdown_table
 from dense_jax.models.decoders import DECODERS
 from dense_jax.models.encoders import ENCODERS
-from dense_jax.models.upsampling import UPSAMPLERS, Upsampler
+from dense_jax.models.segmenter import Encoder
+from dense_jax.models.upsampling import UPSAMPLERS, Upsampler, measures
 from dense_jax.program import assemble
 from dense_jax.training import task
+
+# Options of upsampling methods that have their own rows in `upsampling_table`.
+VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("transposed_conv", {"kernel_size": 3}),
+    ("transposed_conv", {"init": "bilinear"}),
+    ("pixel_shuffle", {"init": "icnr"}),
+)
 
 
 class Layer(NamedTuple):
@@ -98,7 +108,7 @@ def layer_table(model: models.Segmenter, size: tuple[int, int], channels: int = 
     rows = layers(model, variables, image)
     forward = functools.partial(model.apply, train=False)
     logits: Any = jax.eval_shape(forward, variables, image)
-    total = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    total = sum(row.parameters for row in rows)  # without auxiliary heads
     flops = cost.flops(forward, variables, image) or 0
     lines = [
         (
@@ -111,7 +121,8 @@ def layer_table(model: models.Segmenter, size: tuple[int, int], channels: int = 
     ]
     encoder = sum(row.parameters for row in rows if row.path[0] == "encoder")
     halves = f"Parameters: {encoder:,} in the encoder, {total - encoder:,} in the decoder."
-    return f"{_markdown([('layer', 'output', 'parameters', 'FLOPs'), *lines], '<>>>')}\n\n{halves}"
+    lines = [("layer", "output", "parameters", "FLOPs"), *lines]
+    return f"{markdown_table(lines, padded=True)}\n\n{halves}"
 
 
 def training_cost(config: ConfigDict, num_classes: int, num_channels: int) -> dict[str, int]:
@@ -142,50 +153,131 @@ def training_table(config: ConfigDict, num_classes: int, num_channels: int) -> s
     )
     about += ": a GPU's or TPU's program is another." if device.platform == "cpu" else "."
     rows = [(name, f"{size / 1e6:,.1f} MB") for name, size in needed.items()]
-    return f"{about}\n\n{_markdown([('per device', ''), *rows, ('work', work)], '<>')}"
+    return f"{about}\n\n{markdown_table([('per device', ''), *rows, ('work', work)], padded=True)}"
 
 
 def crossings(config: Any) -> str:
-    """Returns a Markdown table of which encoders, decoders and upsampling methods are compatible.
+    """Returns a Markdown table of which decoders, encoders and upsampling methods are compatible.
 
     config: A `config.model`. Its encoder, decoder and upsampling method are ignored.
 
-    Each entry is "yes" or the number of an error message below the table.
+    Each entry is "yes" or the number of an error message below the table. Decoders with equal
+    entries share rows, and so do encoders. Upsampling methods with equal entries share a column.
     """
-    reasons: list[str] = []
 
-    def cell(**fields: str) -> str:
-        crossed = copy.deepcopy(config)
-        crossed.update(fields)
+    def answer(fields: Mapping[str, str]) -> str:
         try:
-            models.build(crossed, num_classes=2)
+            models.build(_with(config, fields), num_classes=2)
         except ValueError as error:
-            if str(error) not in reasons:
-                reasons.append(str(error))
-            return str(reasons.index(str(error)) + 1)
+            return str(error)
         return "yes"
 
-    lines = [("encoder", "decoder", *UPSAMPLERS)]
-    for encoder, name in itertools.product(ENCODERS, DECODERS):
-        cells = (cell(encoder=encoder, name=name, upsampling=method) for method in UPSAMPLERS)
-        lines.append((encoder, name, *cells))
-    notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]
-    return "\n".join([_markdown(lines, "<" * len(lines[0])), "", *notes])
+    combinations = itertools.product(DECODERS, ENCODERS, UPSAMPLERS)
+    fields = "name", "encoder", "upsampling"
+    answers: dict[tuple[str, ...], str] = {
+        names: answer(dict(zip(fields, names, strict=True))) for names in combinations
+    }
+
+    def alike(position: int, *others: Iterable[str]) -> list[list[str]]:
+        """Returns the names at a position of a combination, in groups with equal answers."""
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for name in (DECODERS, ENCODERS, UPSAMPLERS)[position]:
+            names = itertools.product(*others[:position], [name], *others[position:])
+            groups.setdefault(tuple(answers[n] for n in names), []).append(name)
+        return list(groups.values())
+
+    methods = alike(2, DECODERS, ENCODERS)
+    most = max(methods, key=len)
+    columns = ["all other methods" if group is most else ", ".join(group) for group in methods]
+    lines, reasons = [("decoder", "encoder", *columns)], ["yes"]
+    for decoders in alike(0, ENCODERS, UPSAMPLERS):
+        for encoders in alike(1, decoders[:1], UPSAMPLERS):
+            row = [answers[decoders[0], encoders[0], group[0]] for group in methods]
+            reasons += [reason for reason in row if reason not in reasons]
+            entries = (str(reasons.index(reason) or "yes") for reason in row)
+            named = "all" if len(encoders) == len(ENCODERS) else ", ".join(encoders)
+            lines.append((", ".join(decoders), named, *entries))
+    notes = [f"{number}. {reason}" for number, reason in enumerate(reasons[1:], 1)]
+    return "\n".join([markdown_table(lines, len(lines[0]), padded=True), "", *notes])
 
 
-def _markdown(lines: Sequence[Sequence[str]], sides: str) -> str:
-    """Returns a Markdown table with the header lines[0] and the rows lines[1:].
+def upsampling_table(config: Any) -> str:
+    """Returns a Markdown table of the cost, evenness and receptive field of upsampling methods.
 
-    sides: The alignment of each column, "<" (left) or ">" (right).
+    config: A `config.model`. Its upsampling method with its options gets an additional row.
+
+    Each method upsamples 128 channels of 64 x 64 pixels to 64 channels of 128 x 128 pixels.
+    docs/models.md explains the columns; see also `measures`.
     """
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rule = ["-" * (w - 1) + ("-" if s == "<" else ":") for w, s in zip(widths, sides, strict=True)]
+    models.build(config, num_classes=2)  # raises if an option has an invalid value
+    own = {name: value for name, value in config.upsampling_options.items() if value is not None}
+    ways = [*((method, {}) for method in UPSAMPLERS), *VARIANTS, (config.upsampling, own)]
+    head = "method", "parameters", "MFLOPs", "kept MB", "coverage", "receptive field", "at start"
+    rows = {}
+    for method, options in ways:
+        label = ", ".join([method, *(f"{name}={value}" for name, value in options.items())])
+        if label not in rows:
+            rows[label] = label, *upsampling_row(functools.partial(UPSAMPLERS[method], **options))
+    return markdown_table([head, *rows.values()], padded=True)
 
-    def join(cells):
-        padded = (f"{cell:{s}{w}}" for cell, w, s in zip(cells, widths, sides, strict=True))
-        return f"| {' | '.join(padded)} |"
 
-    return "\n".join(map(join, [lines[0], rule, *lines[1:]]))
+def upsampling_row(make: Callable[..., Upsampler]) -> Iterable[str]:
+    """Yields the cells of a method's row in `upsampling_table`, from cheap to expensive."""
+    up = make(features=64)
+    x, switches = (
+        jax.ShapeDtypeStruct((1, 64, 64, channels), dtype)
+        for channels, dtype in ((2 * up.features, jnp.float32), (up.features, jnp.int32))
+    )
+    variables: Any = jax.eval_shape(up.init, jax.random.key(0), x, switches)
+    yield f"{sum(x.size for x in jax.tree.leaves(variables)):,}"
+    yield f"{(cost.flops(up.apply, variables, x, switches) or 0) / 1e6:,.1f}"
+    yield f"{measures.kept_bytes(up, x, switches) / 1e6:,.1f}"
+    yield f"{measures.checkerboard_index(up):.2f}"
+    yield str(measures.receptive_field(make(features=4)))
+    # With many channels, the index hardly depends on the random weights.
+    yield f"{measures.checkerboard_index(make(features=256), initial=True):.1f}"
+
+
+def encoder_table(config: Any, names: Iterable[str] = tuple(ENCODERS)) -> str:
+    """Returns a Markdown table of the feature maps, published weights and sizes of encoders.
+
+    config: A `config.model`. Its encoder is ignored.
+    """
+    lines: list[tuple[str, ...]] = [
+        ("encoder", "channels at each stride", "published weights", "input", "parameters")
+    ]
+    for name in names:
+        encoder, weights = (
+            models.build(_with(config, {"encoder": name}), 2).encoder,
+            ENCODERS[name].weights,
+        )
+        image = jax.ShapeDtypeStruct((1, *2 * (encoder.spec.strides[-1],), 3), jnp.float32)
+
+        def features(image: jax.Array, encoder: Encoder = encoder) -> Any:
+            pyramid, variables = encoder.init_with_output(jax.random.key(0), image, train=False)
+            return pyramid.features, variables["params"]
+
+        maps, params = jax.eval_shape(features, image)
+        count = sum(x.size for x in jax.tree.leaves(params)) / 1e6
+        channels = (f"{stride}: {x.shape[-1]}" for stride, x in maps.items())
+        about = (weights.license, weights.normalization) if weights else ("none", "")
+        lines.append((name, ", ".join(channels), *about, f"{count:.1f} M"))
+    return markdown_table(lines, 4, padded=True)
+
+
+def _with(config: Any, fields: Mapping[str, str]) -> Any:
+    """Returns a copy of `config.model` with other values of some fields."""
+    changed = copy.deepcopy(config)
+    changed.update(fields)
+    return changed
+
+
+# The tables that flags select, as functions of `config.model`: flag -> (function, help).
+TABLES: dict[str, tuple[Callable[[Any], str], str]] = {
+    "crossings": (crossings, "Print only which parts of a network are compatible."),
+    "encoders": (encoder_table, "Print only a table of all encoders."),
+    "upsampling": (upsampling_table, "Print only a table of all upsampling methods."),
+}
 
 
 def main(argv: list[str]) -> None:
@@ -193,8 +285,9 @@ def main(argv: list[str]) -> None:
     runtime.prepare()
     args: Any = flags.FLAGS
     config, num_classes, channels = args.config, args.num_classes, args.channels
-    if args.crossings:
-        print(crossings(config.model))
+    chosen = [table for name, (table, _) in TABLES.items() if args[name].value]
+    if chosen:
+        print("\n\n".join(table(config.model) for table in chosen))
         return
     print(layer_table(models.build(config.model, num_classes), args.size, channels))
     if weights := ENCODERS[config.model.encoder].weights:
@@ -210,5 +303,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer("num_classes", 21, "Number of classes.", lower_bound=1)
     flags.DEFINE_integer("channels", 3, "Number of image channels.", lower_bound=1)
     command.define_size("size", "224,224", "HEIGHT,WIDTH of the image in pixels.")
-    flags.DEFINE_bool("crossings", False, "Print only which parts of a network are compatible.")
+    for name, (_, text) in TABLES.items():
+        flags.DEFINE_bool(name, False, text)
     command.run(main, flags_parser=command.parse_flags)

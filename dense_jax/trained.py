@@ -20,7 +20,7 @@ class Trained(NamedTuple):
     dataset: Mapping[str, Any]  # the content of dataset.json
     program: Program
     step: int
-    variables: Variables  # replicated on every device of the mesh
+    variables: Variables  # without auxiliary heads, replicated on every device of the mesh
     mesh: Mesh
 
 
@@ -51,4 +51,8 @@ def load(directory: epath.PathLike, which: str) -> Trained:
     variables = program.variables(dataset["num_channels"])
     shapes = mesh.placed({"batch_stats": {}, **variables}, mesh.replicated(devices))
     state = holder.restore(step, {"ema": shapes} if config.ema_decay else shapes)
-    return Trained(config, dataset, program, step, state.get("ema", state), devices)
+    variables = {
+        collection: {name: values for name, values in tree.items() if name != "auxiliary"}
+        for collection, tree in state.get("ema", state).items()
+    }
+    return Trained(config, dataset, program, step, variables, devices)

@@ -1,9 +1,10 @@
-"""Writes experiments/base.py and docs/configuration.md from the declarations in dense_jax/config.py.
+"""Writes the generated files: experiments/base.py, docs/configuration.md and tables of docs/models.md.
 
 python -m docs.generate
 """
 
 import json
+import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -86,6 +87,25 @@ def tables() -> str:
     return "\n".join([*lines, ""])
 
 
+def models_page(page: str) -> str:
+    """Returns the text of docs/models.md with new tables. Takes a minute.
+
+    The lines between <!-- NAME --> and <!-- end --> are the table `summary.TABLES[NAME]` for the
+    model of experiments/base.py.
+    """
+    # After base.py has been written.
+    from dense_jax import summary
+    from experiments import base
+
+    def table(block: re.Match) -> str:
+        make, _ = summary.TABLES[block[1]]
+        return f"<!-- {block[1]} -->\n\n{make(base.get_config().model)}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", table, page, flags=re.DOTALL)
+
+
 if __name__ == "__main__":
     (REPOSITORY / "experiments" / "base.py").write_text(base_file())
     (REPOSITORY / "docs" / "configuration.md").write_text(tables())
+    page = REPOSITORY / "docs" / "models.md"
+    page.write_text(models_page(page.read_text()))

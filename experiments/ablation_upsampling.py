@@ -1,4 +1,4 @@
-"""Compares all upsampling methods, with and without skips, with three seeds each (42 runs).
+"""Compares all upsampling methods, with and without skips, with three seeds each (60 runs).
 
 python -m dense_jax.sweep --config=experiments/ablation_upsampling.py --workdir=runs/upsampling
 
@@ -11,8 +11,8 @@ from dense_jax.experiments.ablation import SEEDS, get_config
 __all__ = ["get_config", "get_sweep"]
 
 METHODS = (
-    *("nearest", "bilinear", "bed_of_nails", "max_unpool"),
-    *("transposed_conv", "pixel_shuffle", "resize_conv"),
+    *("nearest", "bilinear", "bicubic", "bed_of_nails", "max_unpool"),
+    *("transposed_conv", "pixel_shuffle", "resize_conv", "carafe", "dysample"),
 )
 
 

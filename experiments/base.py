@@ -52,8 +52,14 @@ def get_config() -> ConfigDict:
             "init": placeholder(str),  # "bilinear" (transposed_conv) | "icnr" (pixel_shuffle)
             "learn": placeholder(bool),  # False: keep the bilinear kernel fixed (transposed_conv)
         },
-        "skips": placeholder(tuple),  # encoder strides to fuse; unset: all; (): none
-        "fusion": "concat",  # "concat" | "add": how skips are fused (unet)
+        # encoder strides to fuse; (): none; unset: all (fcn, unet), 4 (deeplabv3plus) or 4, 8, 16
+        "skips": placeholder(tuple),
+        "auxiliary": {  # Heads on intermediate features, whose losses add to the loss in training.
+            # a level of unet, or else the encoder's features; unset: none
+            "strides": placeholder(tuple),
+            "weights": placeholder(tuple),  # factor of the loss at each stride
+        },
+        "fusion": "concat",  # "concat" | "add" | "gated": how skips are fused (unet)
         "widths": (16, 32, 64, 128),  # channels at strides 1, 2, 4, ... (plain, unet)
         "norm": "batch",  # "batch" | "group" | "none": normalization layers
         "dtype": "float32",  # "float32" | "bfloat16": data type of the computation
@@ -66,7 +72,11 @@ def get_config() -> ConfigDict:
         "freeze_encoder": False,  # True: keep the encoder's parameters and statistics fixed
         "width_multiplier": placeholder(float),  # factor on channels (encoders of published width)
         "dropout": placeholder(float),  # dropout rate for the deepest features (or fc6 and fc7)
-        "remat": placeholder(bool),  # True: recompute activations to save memory (not fcn decoder)
+        # rate of skipping the last block (mobilenet, efficientnet, convnext, mit)
+        "drop_path": placeholder(float),
+        # deepest stride, 8, 16 or 32, by dilation (resnet, mobilenet, efficientnet)
+        "output_stride": placeholder(int),
+        "remat": placeholder(bool),  # True: recompute activations to save memory (encoders, unet)
         "bottleneck": placeholder(bool),  # False: the encoder ends with a max-pool (plain)
         "convs_per_level": placeholder(int),  # convolutions at each stride (plain, unet)
         "kernel_size": placeholder(int),  # kernel size of the convolutions, odd (plain, unet)
@@ -74,6 +84,10 @@ def get_config() -> ConfigDict:
         # "full" | "depthwise" | "none": convolutions after upsampling (unet)
         "decoder_conv": placeholder(str),
         "decoder_relu": placeholder(bool),  # False: no ReLU in the decoder (unet)
+        # channels of the decoder (fpn, deeplabv3plus, upernet, segformer)
+        "decoder_channels": placeholder(int),
+        # dilations of ASPP; unset: 96, 192 and 288 pixels / deepest stride (deeplabv3plus)
+        "atrous_rates": placeholder(tuple),
         "gradual": placeholder(bool),  # True: upsample by 2 at a time, even between skips (fcn)
         "zero_init": placeholder(bool),  # whether the scores start at 0 (fcn)
         "score_scales": placeholder(tuple),  # factor on each skip's features (fcn)

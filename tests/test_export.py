@@ -21,13 +21,14 @@ from safetensors import numpy as safetensors
 
 from dense_jax import export, load, predict, train, trained
 from dense_jax.inference import exported
-from dense_jax.models.encoders import ENCODERS
+from dense_jax.models.decoders import DECODERS
 from dense_jax.models.upsampling import UPSAMPLERS
 from dense_jax.program import assemble
 from dense_jax.training.initial import initial_weights
 from dense_jax.workdir import files
 from experiments import base
 from tests.conftest import REPOSITORY
+from tests.models import FAMILIES
 
 NUM_CLASSES = 3
 RNG = np.random.default_rng(0)
@@ -52,6 +53,8 @@ def run(tmp_path_factory):
     config.num_steps = 1
     config.batch_size = 4
     config.model.widths = (2, 3)
+    with config.ignore_type():
+        config.model.auxiliary.update(strides=(2,), weights=(0.4,))
     config.data.crop_size = (8, 8)
     config.eval.tile_size = (32, 40)
     config.eval.margin = 2
@@ -91,11 +94,12 @@ def images(*shape):
     "fields",
     [
         *({"model.upsampling": name} for name in UPSAMPLERS),
-        # resnet34 has the blocks of resnet18.
-        *({"model.encoder": name} for name in ENCODERS if name not in ("plain", "resnet34")),
-        *({"model.name": "fcn", "model.encoder": name} for name in ("plain", "alexnet")),
+        *({"model.encoder": name} for name in FAMILIES if name != "plain"),
+        {"model.name": "fcn", "model.encoder": "alexnet"},
+        *({"model.name": name, "model.skips": (1,)} for name in DECODERS),
         {"model.norm": "group", "model.fusion": "add", "model.decoder_conv": "depthwise"},
         {"model.bottleneck": False},
+        {"model.fusion": "gated"},
     ],
     ids=str,
 )
@@ -134,6 +138,11 @@ def test_the_program_is_the_network_to_the_last_bit(fields, sizes):
             expected = np.asarray(live(variables, image))
             assert np.ptp(expected) > 0
             np.testing.assert_array_equal(logits, expected)
+
+
+def test_auxiliary_heads_are_not_exported(file):
+    weights = safetensors.load(members_of(file)["weights.safetensors"])
+    assert {name.split("/")[1] for name in weights} == {"encoder", "decoder"}
 
 
 def test_weights_are_no_part_of_the_program():
@@ -246,7 +255,8 @@ def test_a_run_begins_with_the_network_of_a_file(run, file, source, monkeypatch)
     for name, array in arrays.items():
         np.testing.assert_array_equal(array, expected[name])
     assert origin["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
-    assert (origin["step"], origin["anew"]) == (1, [])
+    anew = ["batch_stats/auxiliary", "params/auxiliary"]  # exported files have no such heads
+    assert (origin["step"], origin["anew"]) == (1, anew)
     assert origin["license"].startswith("not stated")
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from dense_jax import metrics, program
 from dense_jax.devices import mesh
+from dense_jax.models.layers import resize
 from dense_jax.models.normalization import unit
 from tests.conftest import mesh_of
 from tests.training.test_steps import Net, batch, init
@@ -35,7 +36,7 @@ def test_predictions_have_the_images_size_at_any_resolution(resolution):
 def test_resizing_is_bilinear_interpolation(size):
     image = jax.random.normal(jax.random.key(0), (11, 7, 3))
     expected = jax.image.resize(image, (*size, 3), "bilinear", antialias=False)
-    np.testing.assert_allclose(program._resize(image, size), expected, atol=2e-5)
+    np.testing.assert_allclose(resize(image, size), expected, atol=2e-5)
 
 
 def test_evaluation_of_an_example_does_not_depend_on_its_batch_or_device():

@@ -8,8 +8,6 @@ import sys
 import pytest
 from PIL import Image
 
-from dense_jax import summary
-from experiments import base
 from tests import forked
 from tests.conftest import REPOSITORY
 
@@ -42,11 +40,6 @@ def test_the_readme_has_every_command():
     names = ("main", "evaluate", "predict", "demo", "export", "sweep", "report", "summary")
     names += ("data.doctor", "data.prepare")
     assert modules == {f"dense_jax.{name}" for name in names}
-
-
-def test_the_table_of_crossings_is_what_the_command_prints():
-    table = summary.crossings(base.get_config().model)
-    assert table in (REPOSITORY / "README.md").read_text()
 
 
 def test_the_table_of_scaling_is_what_its_program_prints():

@@ -1,6 +1,8 @@
 """Tests sizes and costs of networks and steps against published and hand-counted numbers."""
 
 import itertools
+import re
+import runpy
 from collections import Counter
 
 import jax
@@ -15,15 +17,18 @@ from dense_jax.program import assemble
 from dense_jax.training import task
 from experiments import base
 from tests import forked
+from tests.conftest import REPOSITORY
+from tests.models import FAMILIES
 
 NUM_CLASSES = 2
-PUBLISHED = {  # parameters of torchvision's models, less those of the last layer, to 1000 classes
+PUBLISHED = {  # parameters of torchvision's models, less those of the head, with 1000 classes
     "alexnet": 61_100_840 - 4097 * 1000,
     "vgg16": 138_357_544 - 4097 * 1000,
     "googlenet": 6_624_904 - 1025 * 1000,
     "resnet18": 11_689_512 - 513 * 1000,
-    "resnet34": 21_797_672 - 513 * 1000,
     "resnet50": 25_557_032 - 2049 * 1000,
+    "mobilenet_v3_large": 5_483_032 - 1281 * 1000 - 961 * 1280,
+    "convnext_tiny": 28_589_128 - 769 * 1000 - 2 * 768,
 }
 
 
@@ -54,8 +59,10 @@ def no_flops(monkeypatch):
     monkeypatch.setattr(summary.cost, "flops", lambda *_: 0)
 
 
-@pytest.mark.parametrize("name", DECODERS)
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize(
+    ("encoder", "name"),
+    [*((encoder, "fcn") for encoder in FAMILIES), *(("plain", name) for name in DECODERS)],
+)
 def test_no_parameter_is_lost_or_counted_twice(encoder, name, no_flops):
     model = make(
         name=name,
@@ -108,6 +115,15 @@ def test_flops_are_those_counted_by_hand(table):
     assert sum(flops.values()) < total < 1.2 * sum(flops.values())  # ReLUs, the pool and the sum
 
 
+def test_auxiliary_heads_are_no_part_of_the_table(no_flops):
+    auxiliary = {"strides": (2,), "weights": (0.4,)}
+    plain, supervised = (
+        summary.layer_table(make(widths=(2, 3), convs_per_level=1, **fields), (8, 6))
+        for fields in ({}, {"auxiliary": auxiliary})
+    )
+    assert plain == supervised
+
+
 def test_remat_changes_no_layer(no_flops):
     kept, again = (layers_of(make(widths=(2, 3), remat=remat), (8, 6)) for remat in (False, True))
     assert kept == again
@@ -134,21 +150,85 @@ def test_crossings_say_yes_exactly_where_a_model_can_be_built():
     before = config.to_json_best_effort()
     markdown = summary.crossings(config)
     assert config.to_json_best_effort() == before
+    (_, _, *columns), _, *_ = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines()
+    ]
     reasons = [line for line in markdown.splitlines() if line[:1].isdigit()]
     assert len({reason.split(". ", 1)[1] for reason in reasons}) == len(reasons)
-    rows = cells(markdown)
-    assert [row[:2] for row in rows] == [list(x) for x in itertools.product(ENCODERS, DECODERS)]
-    said = set()
-    for encoder, name, *answers in rows:
-        for upsampling, answer in zip(UPSAMPLERS, answers, strict=True):
-            said.add(answer)
-            if answer == "yes":
+    named = {method for column in columns for method in column.split(", ")}
+    answers = {}
+    for decoders, encoders, *entries in cells(markdown):
+        for column, entry in zip(columns, entries, strict=True):
+            methods = (
+                UPSAMPLERS.keys() - named if column == "all other methods" else column.split(", ")
+            )
+            for names in itertools.product(
+                decoders.split(", "),
+                ENCODERS if encoders == "all" else encoders.split(", "),
+                methods,
+            ):
+                assert answers.setdefault(names, entry) is entry  # no combination has two
+    assert answers.keys() == {*itertools.product(DECODERS, ENCODERS, UPSAMPLERS)}
+    for (name, encoder, upsampling), entry in answers.items():
+        if entry == "yes":
+            make(encoder=encoder, name=name, upsampling=upsampling)
+        else:
+            with pytest.raises(ValueError) as error:
                 make(encoder=encoder, name=name, upsampling=upsampling)
-            else:
-                with pytest.raises(ValueError) as error:
-                    make(encoder=encoder, name=name, upsampling=upsampling)
-                assert f"{answer}. {error.value}" in reasons
-    assert said == {"yes", *(str(i + 1) for i in range(len(reasons)))}
+            assert f"{entry}. {error.value}" in reasons
+    assert {*answers.values()} == {"yes", *(str(i + 1) for i in range(len(reasons)))}
+
+
+class TestPage:
+    """docs/models.md, whose tables `python -m docs.generate` makes."""
+
+    page = (REPOSITORY / "docs" / "models.md").read_text()
+
+    def rows(self, name):
+        """The rows of a table, as {first cell: other cells}."""
+        (block,) = re.findall(rf"<!-- {name} -->\n(.*?)<!-- end -->", self.page, re.DOTALL)
+        return {first: others for first, *others in cells(block)}
+
+    def test_its_crossings_are_those_of_the_registries(self):
+        assert summary.crossings(base.get_config().model) in self.page
+
+    def test_it_has_a_row_for_each_method_and_variant_and_names_the_papers(self):
+        variants = (
+            ", ".join([method, *(f"{name}={value}" for name, value in options.items())])
+            for method, options in summary.VARIANTS
+        )
+        assert list(self.rows("upsampling")) == [*UPSAMPLERS, *variants]
+        for method in UPSAMPLERS:
+            assert f"`{method}`" in self.page
+
+    @pytest.mark.parametrize("method", UPSAMPLERS)
+    def test_its_methods_cost_what_it_says(self, method):
+        """All columns but the last, whose random weights take long to compile."""
+        *row, _ = self.rows("upsampling")[method]
+        assert [*itertools.islice(summary.upsampling_row(UPSAMPLERS[method]), len(row))] == row
+
+    def test_it_has_a_row_for_each_encoder_with_the_license_of_its_weights(self):
+        rows = self.rows("encoders")
+        assert list(rows) == list(ENCODERS)
+        for name, entry in ENCODERS.items():
+            about = entry.weights
+            weights = [about.license, about.normalization] if about else ["none", ""]
+            assert rows[name][1:3] == weights
+        # The others take long to trace.
+        quick = cells(summary.encoder_table(base.get_config().model, ["plain", "alexnet"]))
+        assert [[name, *rows[name]] for name in ("plain", "alexnet")] == quick
+
+    def test_its_python_builds_and_calls_a_network(self, tmp_path):
+        (program,) = re.findall(r"```python\n(.*?)```", self.page, re.DOTALL)
+        (tmp_path / "program.py").write_text(program)
+
+        def logits():
+            names = runpy.run_path(str(tmp_path / "program.py"))
+            return names["logits"], names["variables"]
+
+        shape, variables = jax.eval_shape(logits)
+        assert shape.shape == (1, 150, 200, 21)
+        assert "gate2" in variables["params"]["decoder"]
 
 
 @pytest.fixture(scope="module")

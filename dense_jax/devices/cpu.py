@@ -274,11 +274,11 @@ class Layout(NamedTuple):
     window: The height and width of the kernel, in taps.
     """
 
-    strides: tuple[int, int]
-    dilation: tuple[int, int]
+    strides: tuple[int, ...]
+    dilation: tuple[int, ...]
     pads: Pads
-    size: tuple[int, int]
-    window: tuple[int, int]
+    size: tuple[int, ...]
+    window: tuple[int, ...]
 
 
 def _depthwise(x: Array, kernel: Array, *, layout: Layout) -> Array:

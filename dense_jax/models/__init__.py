@@ -7,7 +7,7 @@ result is float32 logits, [b, h, w, num_classes], at the image's resolution.
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from dense_jax.models.upsampling import UPSAMPLERS, Upsampler
 from dense_jax.spelling import suggestion
 
 DTYPES = ("float32", "bfloat16")
-CHOICES: dict[str, Iterable[str]] = {
+CHOICES: dict[str, Iterable[Any]] = {
     "name": DECODERS,
     "encoder": ENCODERS,
     "upsampling": UPSAMPLERS,
@@ -30,10 +30,11 @@ CHOICES: dict[str, Iterable[str]] = {
     "dtype": DTYPES,
     "padding": PADDINGS,
     "decoder_conv": CONVS,
+    "output_stride": (8, 16, 32),
 }
 # Fields of config.model that are not options of an encoder or a decoder.
 _OTHERS = {"name", "encoder", "upsampling", "upsampling_options", "skips"}
-_OTHERS |= {"normalization", "pretrained", "initialize_from", "freeze_encoder"}
+_OTHERS |= {"normalization", "pretrained", "initialize_from", "freeze_encoder", "auxiliary"}
 # Options that every config sets, even if its encoder and decoder do not have them.
 _ALWAYS_SET = {"widths", "fusion", "norm", "dtype"}
 
@@ -67,15 +68,32 @@ def build(config: Any, num_classes: int) -> Segmenter:
             "encoder is as in evaluation; set model.dropout=0"
         )
     below_deepest = encoder.spec.strides[:-1]
-    skips = below_deepest if config.skips is None else tuple(config.skips)
-    for stride in skips:
-        _check("model.skips", stride, below_deepest)
-    if len(set(skips)) < len(skips):
-        raise ValueError(f"model.skips={skips} has a stride twice")
+    usual = make_decoder.default_skips
+    usual = below_deepest if usual is None else tuple(s for s in below_deepest if s in usual)
+    skips = _strides("model.skips", config.skips, below_deepest, usual)
     own = {"num_classes": num_classes, "skips": skips, "upsample": _upsampler(config)}
     decoder = _make(make_decoder, options | own)
     decoder.check(encoder.spec)
-    return Segmenter(encoder, decoder, freeze_encoder=config.freeze_encoder)
+    path, auxiliary = "model.auxiliary.strides", config.auxiliary
+    heads = _strides(path, auxiliary.strides, encoder.spec.strides)
+    if len(heads) != len(auxiliary.weights or ()):
+        raise ValueError(
+            f"model.auxiliary.weights={auxiliary.weights} must be one for each of {path}={heads}"
+        )
+    return Segmenter(encoder, decoder, config.freeze_encoder, heads)
+
+
+def _strides(
+    path: str, strides: Sequence[int] | None, valid: Sequence[int], default: Sequence[int] = ()
+) -> tuple[int, ...]:
+    """Returns the strides of an option, or `default` if the option is unset."""
+    if strides is None:
+        return tuple(default)
+    for stride in strides:
+        _check(path, stride, valid)
+    if len(set(strides)) < len(strides):
+        raise ValueError(f"{path}={tuple(strides)} has a stride twice")
+    return tuple(strides)
 
 
 def _upsampler(config: Any) -> Callable[..., Upsampler]:

@@ -75,6 +75,23 @@ def mirrored(
     return x
 
 
+def resize(image: Float[Array, "*b h w c"], size: Sequence[Any]) -> Float[Array, "*b H W c"]:
+    """Resizes images bilinearly, with half-pixel centers and clamped edges.
+
+    Like jax.image.resize(antialias=False), but computes the interpolation weights from integers, so
+    that symbolic sizes (jax.export) and concrete sizes give bitwise equal weights.
+    """
+    products = ("...hwc,Hh->...Hwc", "...hwc,Ww->...hWc")
+    for product, old, new in zip(products, image.shape[-3:-1], size, strict=True):
+        # Positions relative to the first old pixel center, in units of 1 / (2 * new) old pixels.
+        old_centers = 2 * new * jnp.arange(old)[None]
+        new_centers = ((2 * jnp.arange(new) + 1) * old - new)[:, None]
+        distances = jnp.abs(jnp.clip(new_centers, 0, 2 * new * (old - 1)) - old_centers)
+        weights = jnp.maximum(0, 2 * new - distances).astype(jnp.float32) / jnp.float32(2 * new)
+        image = jnp.einsum(product, image, weights, precision="highest")
+    return image
+
+
 def scaled(channels: int, multiplier: float) -> int:
     """Returns a published number of channels times a width multiplier, rounded and at least 1."""
     return max(1, round(multiplier * channels))
@@ -108,8 +125,19 @@ class Project(nn.Module):
         return nn.Conv(self.features, (1, 1), dtype=self.dtype, name="conv")(x)
 
 
+def drop_path(x: Float[Array, "b h w c"], rate: float, train: bool) -> Float[Array, "b h w c"]:
+    """Returns x / (1 - rate), or 0 for a random fraction `rate` of the images (arXiv 1603.09382).
+
+    In evaluation, returns x. Call this function in the compact method of a Module.
+    """
+    return nn.Dropout(rate, broadcast_dims=(1, 2, 3), deterministic=not train)(x)
+
+
 class Norm(nn.Module):
-    """Batch norm over the global batch, group norm with gcd(8, c) groups, or the identity."""
+    """Batch norm over the global batch, group norm with gcd(8, c) groups, or the identity.
+
+    Encoders whose layer norms are part of the network use a fourth kind, "layer".
+    """
 
     kind: str
     dtype: DTypeLike = jnp.float32
@@ -125,6 +153,8 @@ class Norm(nn.Module):
         if self.kind == "group":
             # With more groups, a small U-Net with 16 or 32 channels would get instance norm.
             return nn.GroupNorm(math.gcd(8, x.shape[-1]), **options)(x)
+        if self.kind == "layer":
+            return nn.LayerNorm(use_fast_variance=False, **options)(x)
         return x
 
 

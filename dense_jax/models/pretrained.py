@@ -7,6 +7,7 @@ The published networks read RGB images. `normalization` converts a gray image to
 with another number of channels, `input_kernel` adapts the first convolution.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,8 +24,12 @@ LEAVES = {
     "bias": "bias",
     "mean": "running_mean",
     "var": "running_var",
+    "gamma": "gamma",
 }
-HEADS = ("classifier.6.", "fc.", "aux1.", "aux2.", "_conv_head.", "_bn1.", "_fc.")
+HEADS = (
+    *("classifier.6.", "fc.", "aux1.", "aux2.", "conv_head.", "head.norm."),
+    *("_conv_head.", "_bn1.", "_fc."),  # efficientnet_lite0
+)
 FULLY_CONNECTED = "classifier."  # fc6 and fc7, which an encoder may omit
 # timm stores VGG's fully connected layers as convolutions, under other names.
 TIMM = {"pre_logits.fc1.": "classifier.0.", "pre_logits.fc2.": "classifier.3.", "head.fc.": "fc."}
@@ -62,12 +67,12 @@ def load(
             f"{path} is not the published file {source}: its SHA-256 is {sha256}, not "
             f"{weights.sha256}. Remove the file, and get it again"
         )
-    variables = _convert(weight_files.read(path), path, encoder, norm, shapes)
+    variables = convert(weight_files.read(path), path, encoder, norm, shapes)
     license = weights.license if is_published else None
     return variables, {"source": source, "sha256": sha256, "license": license}
 
 
-def _convert(
+def convert(
     tensors: Mapping[str, np.ndarray],
     path: Any,
     encoder: str,
@@ -79,30 +84,31 @@ def _convert(
     tensors = {name: array for name, array in tensors.items() if "num_batches" not in name}
     for theirs, ours in TIMM.items():
         tensors = {name.replace(theirs, ours): array for name, array in tensors.items()}
-    used, problems = set(), []
+    used, norms, problems = set(), set(), []
 
-    def convert(path_of_leaf, shape):
+    def variable(path_of_leaf, shape):
         _, *modules, leaf = (key.key for key in path_of_leaf)
         name = f"{torch_name(tuple(modules), norm=norm)}.{LEAVES[leaf]}"
         used.add(name)
+        norms.update({"batch", "group"}.intersection(modules))
         if name not in tensors:
             problems.append(f"  missing: {name}")
             return None
         array, expected = tensors[name], shape.shape
         if leaf == "kernel":
-            h, w, channels, features = shape.shape
-            expected = features, channels, h, w
-            if array.shape == (features, channels * h * w):  # fully connected
+            *size, channels, features = shape.shape
+            expected = features, channels, *size
+            if array.shape == (features, channels * math.prod(size)):  # fully connected
                 array = array.reshape(expected)
-            if array.shape == (features, 3, h, w):
+            if array.shape == (features, 3, *size):
                 array = input_kernel(array, channels)
         if array.shape != expected:
             problems.append(f"  of another shape: {name} is {array.shape}, not {expected}")
             return None
         array = np.asarray(array, np.float32)
-        return array.transpose(2, 3, 1, 0) if leaf == "kernel" else array
+        return np.moveaxis(array, (1, 0), (-2, -1)) if leaf == "kernel" else array
 
-    variables = jax.tree_util.tree_map_with_path(convert, dict(shapes))
+    variables = jax.tree_util.tree_map_with_path(variable, dict(shapes))
     heads = HEADS
     if not any(name.startswith(FULLY_CONNECTED) for name in used):
         heads += (FULLY_CONNECTED,)
@@ -115,9 +121,10 @@ def _convert(
         has_norm = any(name.endswith("running_mean") for name in tensors)
         theirs, word = ("batch", "with") if has_norm else ("none", "without")
         hint = f" Its network is one {word} batch norm: set model.norm={theirs}."
+        is_other = norms != ({"batch"} if has_norm else set())
         raise ValueError(
             f"{path} does not fit encoder {encoder!r} with norm {norm!r}."
-            f"{hint if norm != theirs else ''} Its tensors:\n" + "\n".join(problems)
+            f"{hint if is_other else ''} Its tensors:\n" + "\n".join(problems)
         )
     return variables
 

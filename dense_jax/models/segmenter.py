@@ -16,8 +16,7 @@ from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dense_jax.models.layers import ConvNorm, Stage, mirrored
-from dense_jax.models.upsampling import Upsampler
+from dense_jax.models.layers import ConvNorm, Stage, center, mirrored, resize
 
 
 @struct.dataclass
@@ -87,17 +86,40 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
 
-class Decoder(nn.Module):
-    """The base class of decoders. `decoder(pyramid, train=...)` returns logits.
+class Upsampler(nn.Module):
+    """The base class of upsampling methods, called as `up(x, switches=None)`.
 
-    The logits are [b, h, w, num_classes] at stride 1.
+    x, [b, h, w, c], becomes [b, factor * h, factor * w, features]. `switches` are the argmax
+    indices of the matching max-pool in the encoder (see `Pyramid`), or None. Methods that
+    cannot change the number of channels include 1x1 convolutions for this purpose.
+
+    needs_switches: Whether the method requires switches. Subclasses set this class variable.
+    """
+
+    features: int
+    factor: int = 2
+    dtype: DTypeLike = jnp.float32
+
+    needs_switches: ClassVar[bool] = False
+
+    def __call__(self, x: Array, switches: Array | None = None) -> Array:
+        raise NotImplementedError
+
+
+class Decoder(nn.Module):
+    """The base class of decoders. `decoder(pyramid, train=...)` returns (logits, levels).
+
+    The logits are [b, h, w, num_classes] at stride 1. `levels`, {stride: feature map}, holds the
+    decoder's own maps that auxiliary heads may classify (see `AuxiliaryHeads`). It may be empty.
 
     upsample: The factory for Upsamplers, called with the fields of an Upsampler.
     skips: The strides of the feature maps fused during upsampling. The deepest stride is excluded.
     dtype: The dtype of the computation.
 
-    A subclass may override two class variables:
+    A subclass may override three class variables:
     encoder_options: The decoder's default encoder options. Encoders ignore unknown options.
+    default_skips: The strides to fuse if `model.skips` is unset, as far as the encoder has them.
+      None means all strides.
     has_switches: Whether the decoder passes switches[s] to the Upsampler from stride 2s to s.
     """
 
@@ -107,6 +129,7 @@ class Decoder(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     encoder_options: ClassVar[Mapping[str, Any]] = {}
+    default_skips: ClassVar[Sequence[int] | None] = None
     has_switches: ClassVar[bool] = False
 
     @property
@@ -140,8 +163,65 @@ class Decoder(nn.Module):
                 "parts that go together by `python -m dense_jax.summary --crossings`"
             )
 
-    def __call__(self, pyramid: Pyramid, *, train: bool) -> Array:
+    @nn.nowrap
+    def fused_strides(self, pyramid: Pyramid) -> list[int]:
+        """Returns the deepest stride and the strides of `skips`, in decreasing order."""
+        return sorted({max(pyramid.features), *self.skips}, reverse=True)
+
+    @nn.nowrap
+    def enlarge(self, x: Array, stride: int, target: int, name: str) -> Array:
+        """Upsamples a feature map from `stride` to `target`, with the same number of channels."""
+        if stride == target:
+            return x
+        return self.upsample(features=x.shape[-1], factor=stride // target, name=name)(x)
+
+    @nn.nowrap
+    def classify(self, x: Array, stride: int) -> Array:
+        """Returns the logits for features at `stride`: a 1x1 convolution, then upsampling."""
+        scores = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="head")(x)
+        return self.enlarge(scores, stride, 1, "up1")
+
+    def __call__(self, pyramid: Pyramid, *, train: bool) -> tuple[Array, Mapping[int, Array]]:
         raise NotImplementedError
+
+
+class AuxiliaryHeads(nn.Module):
+    """Classifiers of intermediate feature maps, which only the training loss uses.
+
+    If the decoder has a level at a stride, a 1x1 convolution classifies this level, as in nnU-Net's
+    deep supervision. Otherwise an FCN head classifies the encoder's features: a 3x3 convolution to
+    a quarter of the channels, a norm, a ReLU, dropout of 0.1 and a 1x1 convolution, as for PSPNet
+    (arXiv 1612.01105, section 3.3) in MMSegmentation.
+
+    The logits are interpolated bilinearly to stride 1 and center-cropped to `size`.
+
+    conv: The factory for the ConvNorms of the FCN heads.
+    """
+
+    strides: Sequence[int]
+    num_classes: int
+    conv: Callable[..., ConvNorm]
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        features: Mapping[int, Array],
+        levels: Mapping[int, Array],
+        size: Sequence[int],
+        *,
+        train: bool,
+    ) -> dict[int, Array]:
+        logits = {}
+        for stride in self.strides:
+            x = levels.get(stride)
+            if x is None:
+                x = features[stride]
+                x = self.conv(max(1, x.shape[-1] // 4), name=f"conv{stride}")(x, train=train)
+                x = nn.Dropout(0.1, deterministic=not train)(x)
+            head = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name=f"head{stride}")
+            logits[stride] = center(resize(head(x), [stride * n for n in x.shape[1:3]]), size)
+        return logits
 
 
 class Segmenter(nn.Module):
@@ -152,7 +232,12 @@ class Segmenter(nn.Module):
     the logits of the whole image. Exceptions are upsampling methods that read neighboring pixels,
     such as bilinear, because they pad feature maps at the border.
 
+    In training, the logits of the auxiliary heads, {stride: logits}, are sown into the collection
+    "intermediates" as `auxiliary_logits`. They have the size of the main logits, and so the same
+    labels. The variables of the heads are below "auxiliary". Evaluation does not need them.
+
     freeze_encoder: Whether the encoder runs in evaluation mode and gets no gradient.
+    auxiliary_strides: The strides of the auxiliary heads.
     has_context: Whether the image already includes `context` pixels on every side. If so, these
       pixels get no logits.
     """
@@ -160,6 +245,7 @@ class Segmenter(nn.Module):
     encoder: Encoder
     decoder: Decoder
     freeze_encoder: bool = False
+    auxiliary_strides: Sequence[int] = ()
     has_context: bool = False
 
     @property
@@ -169,6 +255,7 @@ class Segmenter(nn.Module):
         stride = spec.strides[-1]
         return spec.block_loss * (stride - 1) + spec.bottom_loss * stride // 2
 
+    @nn.compact
     def __call__(
         self, image: Float[Array, "b h w c"], *, train: bool
     ) -> Float[Array, "b H W num_classes"]:
@@ -182,5 +269,25 @@ class Segmenter(nn.Module):
         pyramid = self.encoder(mirrored(image, before, lengths), train=train_encoder)
         if self.freeze_encoder:
             pyramid = jax.lax.stop_gradient(pyramid)
-        logits = self.decoder(pyramid, train=train)
-        return logits[:, : size[0], : size[1]].astype(jnp.float32)
+        logits, levels = self.decoder(pyramid, train=train)
+
+        def cropped(x):
+            return x[:, : size[0], : size[1]].astype(jnp.float32)
+
+        if self.auxiliary_strides and (train or self.is_initializing()):
+            useless = sorted(set(self.auxiliary_strides) - set(levels))
+            if self.freeze_encoder and useless:
+                raise ValueError(
+                    f"model.auxiliary.strides={tuple(useless)}: with model.freeze_encoder, a head on "
+                    "the encoder's features trains only itself; leave it out"
+                )
+            heads = AuxiliaryHeads(
+                self.auxiliary_strides,
+                self.decoder.num_classes,
+                self.encoder.conv,
+                self.encoder.dtype,
+                name="auxiliary",
+            )
+            auxiliary = heads(pyramid.features, levels, logits.shape[1:3], train=train)
+            self.sow("intermediates", "auxiliary_logits", jax.tree.map(cropped, auxiliary))
+        return cropped(logits)

@@ -63,7 +63,7 @@ def _in_hub(rest: str) -> Path:
     except (OSError, ValueError) as error:
         cache = huggingface_hub.constants.HF_HUB_CACHE
         raise ValueError(
-            f"it cannot be downloaded: {error}. Where there is a network, run `hf download "
+            f"it cannot be downloaded: {str(error).rstrip('.')}. Where there is a network, run `hf download "
             f"{owner}/{name} {file}`, and copy the folder models--{owner}--{name} of its cache to "
             f"{cache}"
         ) from error

@@ -58,13 +58,14 @@ def make_optimizer(
         return jax.tree.map(lambda x: x.ndim > 1, params)  # not norm scales and biases
 
     def part(params):
-        return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key, params)
+        label = lambda path, _: "encoder" if path[0].key == "encoder" else "rest"
+        return jax.tree_util.tree_map_with_path(label, params)
 
     clip = optax.clip_by_global_norm(grad_clip_norm) if grad_clip_norm else optax.identity()
     tx = optax.chain(clip, OPTIMIZERS[name](schedule, momentum, weight_decay, decayed))
     if encoder_lr_multiplier != 1.0:
         scale = optax.scale(encoder_lr_multiplier)
-        tx = optax.chain(tx, optax.partition({"encoder": scale, "decoder": optax.identity()}, part))
+        tx = optax.chain(tx, optax.partition({"encoder": scale, "rest": optax.identity()}, part))
     if freeze_encoder:
-        tx = optax.partition({"encoder": optax.set_to_zero(), "decoder": tx}, part)
+        tx = optax.partition({"encoder": optax.set_to_zero(), "rest": tx}, part)
     return tx

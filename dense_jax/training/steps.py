@@ -84,6 +84,7 @@ def train_step(
     augment: Callable[..., dict[str, Array]],
     normalize: Callable[[Array], Array],
     ema_decay: float = 0.0,
+    auxiliary: Mapping[int, float] = {},
     num_microbatches: int = 1,
 ) -> tuple[TrainState, dict[str, Array]]:
     """Performs one optimizer step. Returns the new state and the metrics of the step.
@@ -93,16 +94,24 @@ def train_step(
       batch then holds `row` [b], the indices of its examples, instead of the examples.
     augment: (key, example) -> a dict with `image`, `label` and any additional fields.
     loss_fn: (logits, label, **fields) -> loss.
+    auxiliary: The weights of the losses of the model's auxiliary heads, by stride. These losses use
+      the same labels as the main loss.
     num_microbatches: The number of parts in which a batch is processed, one after the other
       (gradient accumulation), to save memory.
     """
     batch = device_cache.gather(resident, batch)
     gradient = functools.partial(
-        _gradient, key=key, model=model, loss_fn=loss_fn, augment=augment, normalize=normalize
+        _gradient,
+        key=key,
+        model=model,
+        loss_fn=loss_fn,
+        augment=augment,
+        normalize=normalize,
+        auxiliary=auxiliary,
     )
     if num_microbatches > 1:
         gradient = functools.partial(_accumulated, gradient, num_microbatches)
-    (loss, batch_stats), grads = gradient(state.params, state.batch_stats, batch, state.step)
+    (losses, batch_stats), grads = gradient(state.params, state.batch_stats, batch, state.step)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
@@ -113,8 +122,7 @@ def train_step(
         # In this form, the average of a constant stays bitwise constant.
         ema = jax.tree.map(lambda old, x: old + (1 - decay) * (x - old), ema, new)
     state = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
-    return state, {
-        "train/loss": loss,
+    return state, losses | {
         "train/grad_norm": optax.tree.norm(grads),
         "train/param_norm": optax.tree.norm(params),  # not finite if the update is not finite
     }
@@ -131,8 +139,12 @@ def _gradient(
     loss_fn: Callable[..., Array],
     augment: Callable[..., dict[str, Array]],
     normalize: Callable[[Array], Array],
-) -> tuple[tuple[Array, Any], Any]:
-    """Returns ((loss, new batch_stats), gradient) for the `number`-th microbatch of the run."""
+    auxiliary: Mapping[int, float],
+) -> tuple[tuple[dict[str, Array], Any], Any]:
+    """Returns ((losses, new batch_stats), gradient) for the `number`-th microbatch of the run.
+
+    The losses are named as metrics. The gradient is that of their weighted sum.
+    """
     # Each key depends on the example, not on its position in the batch. The augmentation therefore
     # does not depend on how many devices, hosts or microbatches share the batch.
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch["index"])
@@ -147,12 +159,21 @@ def _gradient(
             {"params": params, "batch_stats": batch_stats},
             normalize(image),
             train=True,
-            mutable=["batch_stats"],
+            mutable=["batch_stats", "intermediates"],
             rngs={"dropout": jax.random.fold_in(dropout, number)},
         )
-        return loss_fn(logits, label, **targets), mutated.get("batch_stats", {})
+        total = loss_fn(logits, label, **targets)
+        losses = {"train/loss": total}
+        for stride, weight in auxiliary.items():
+            (sown,) = mutated["intermediates"]["auxiliary_logits"]
+            loss = losses[f"train/auxiliary_loss/{stride}"] = loss_fn(
+                sown[stride], label, **targets
+            )
+            total += weight * loss
+        return total, (losses, mutated.get("batch_stats", {}))
 
-    return jax.value_and_grad(loss_of, has_aux=True)(params)
+    (_, values), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
+    return values, grads
 
 
 def _accumulated(
@@ -162,10 +183,10 @@ def _accumulated(
     batch_stats: Any,
     batch: Batch,
     step: Array,
-) -> tuple[tuple[Array, Any], Any]:
-    """Returns ((loss, new batch_stats), gradient) for a batch, computed one microbatch at a time.
+) -> tuple[tuple[dict[str, Array], Any], Any]:
+    """Returns ((losses, new batch_stats), gradient) for a batch, computed one microbatch at a time.
 
-    The loss and the gradient are averaged over the microbatches. For a loss that is a mean over
+    The losses and the gradient are averaged over the microbatches. For a loss that is a mean over
     pixels, the average is exact only if every microbatch has the same total weight of valid pixels.
     Overlap losses (Dice, Jaccard, Lovász) are means over the microbatches. Batch norm normalizes
     each microbatch separately, and updates its running averages after each.
@@ -173,8 +194,8 @@ def _accumulated(
 
     def add(carry, numbered):
         batch_stats, total = carry
-        (loss, batch_stats), grads = gradient(params, batch_stats, *numbered)
-        return (batch_stats, jax.tree.map(jnp.add, total, grads)), loss
+        (losses, batch_stats), grads = gradient(params, batch_stats, *numbered)
+        return (batch_stats, jax.tree.map(jnp.add, total, grads)), losses
 
     # Microbatch m holds the examples m, m + num_microbatches, ... of the batch. Every device has an
     # equal part of each microbatch, so no example moves between devices. With several hosts, the
@@ -185,4 +206,4 @@ def _accumulated(
     start = batch_stats, jax.tree.map(jnp.zeros_like, params)
     (batch_stats, total), losses = jax.lax.scan(add, start, (microbatches, numbers))
     grads = jax.tree.map(lambda x: x / num_microbatches, total)
-    return (jnp.mean(losses), batch_stats), grads
+    return (jax.tree.map(jnp.mean, losses), batch_stats), grads

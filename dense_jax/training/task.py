@@ -55,6 +55,7 @@ def bind(
     class_weights: One weight per class, as computed from loss_options.class_weights, or None.
     fields: The per-pixel targets of the examples, which are passed to the loss.
     """
+    heads = config.model.auxiliary
     schedule = optim.make_schedule(
         config.optimizer.schedule,
         config.optimizer.learning_rate,
@@ -97,6 +98,7 @@ def bind(
         augment=random_crop,
         normalize=program.normalize,
         ema_decay=config.ema_decay,
+        auxiliary=dict(zip(heads.strides or (), heads.weights or (), strict=True)),
         num_microbatches=config.num_microbatches,
     )
     return Training(init_state, train_step, schedule)

@@ -1,4 +1,4 @@
-"""Measures the receptive field of a network, and how evenly upsampling covers pixels."""
+"""Measures the receptive field of a network."""
 
 import functools
 import math
@@ -6,35 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from dense_jax.models.segmenter import Segmenter
-
-
-def checkerboard_index(upsampler: nn.Module) -> float:
-    """Returns how unevenly the pixels of a cell are covered, by phase (row and column mod factor).
-
-    A constant map is enlarged with all kernels 1 and all biases 0. The index is the standard
-    deviation over the phases of their mean output away from the border, divided by the mean over all:
-    0 if all phases are covered alike, sqrt(factor^2 - 1) if a single one is. It measures the method,
-    not random or learned kernels. The switches of max_unpool point at every phase equally often.
-    """
-    factor: int = upsampler.factor
-    border = 2 + (getattr(upsampler, "kernel_size", None) or 0) // factor  # cells
-    cells = 2 * border + 2  # even, as the switches have a period of 2 cells
-    x = jnp.ones((1, cells, cells, upsampler.features))
-    row, column = np.indices((cells, cells)) % 2
-    switches = jnp.broadcast_to((2 * row + column)[None, :, :, None], x.shape)
-    variables = _constant(
-        jax.eval_shape(upsampler.init, jax.random.key(0), x, switches),
-        lambda name, shape: name == "kernel",
-    )
-    y = np.asarray(jax.jit(upsampler.apply)(variables, x, switches), np.float64)
-    y = y.reshape(cells, factor, cells, factor, -1)[border:-border, :, border:-border]
-    phases = y.mean(axis=(0, 2, 4))
-    return float(phases.std() / phases.mean())
 
 
 def receptive_field(

@@ -16,33 +16,22 @@ from dense_jax.models.segmenter import Decoder, Encoder, Pyramid, Spec
 from experiments import base
 
 
-class FPN(Decoder):
-    """Feature pyramid network (arXiv 1612.03144), with its maps scored at the finest stride fused.
+class Hypercolumns(Decoder):
+    """Concatenates all fused maps at stride 1 and classifies each pixel (arXiv 1411.5752).
 
-    pyramid_channels: of all its maps.
+    column_channels: The number of channels of each map in the columns.
     """
 
-    pyramid_channels: int = 8
+    column_channels: int = 8
 
     @nn.compact
     def __call__(self, pyramid, *, train):
-        def lateral(stride):
-            project = Project(self.pyramid_channels, self.dtype, name=f"lateral{stride}")
-            return project(pyramid.features[stride])
-
-        def enlarge(x, stride, target, name):
-            up = self.upsample(features=x.shape[-1], factor=stride // target, name=name)
-            return x if stride == target else up(x)
-
-        strides = sorted({max(pyramid.features), *self.skips}, reverse=True)
-        x, maps = lateral(strides[0]), []
-        for above, stride in zip([strides[0], *strides], strides, strict=False):
-            if above != stride:
-                x = enlarge(x, above, stride, f"up{stride}") + lateral(stride)
-            smooth = ConvNorm(self.pyramid_channels, norm="none", name=f"smooth{stride}")
-            maps.append(enlarge(smooth(x, train=train), stride, strides[-1], f"merge{stride}"))
-        scores = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="head")(sum(maps))
-        return enlarge(scores, strides[-1], 1, "up")
+        maps = []
+        for stride in self.fused_strides(pyramid):
+            project = Project(self.column_channels, self.dtype, name=f"project{stride}")
+            x = project(pyramid.features[stride])
+            maps.append(self.enlarge(x, stride, 1, f"enlarge{stride}"))
+        return self.classify(jnp.concatenate(maps, axis=-1), stride=1), {}
 
 
 class Dilated(Encoder):
@@ -64,7 +53,7 @@ class Dilated(Encoder):
 
 @pytest.fixture(autouse=True)
 def added(monkeypatch):
-    monkeypatch.setitem(DECODERS, "fpn", FPN)
+    monkeypatch.setitem(DECODERS, "hypercolumns", Hypercolumns)
     monkeypatch.setitem(ENCODERS, "dilated", Entry(Dilated))
 
 
@@ -101,10 +90,13 @@ def outcome(model, size):
 @pytest.mark.parametrize(
     ("fields", "size"),
     [
-        ({"name": "fpn"}, (13, 6)),
-        ({"name": "fpn", "encoder": "resnet18", "skips": (8, 4)}, (33, 20)),
-        ({"name": "fpn", "encoder": "dilated", "pyramid_channels": 4}, (5, 9)),
-        ({"name": "fpn", "encoder": "dilated", "upsampling": "nearest", "skips": ()}, (1, 1)),
+        ({"name": "hypercolumns"}, (13, 6)),
+        ({"name": "hypercolumns", "encoder": "resnet18", "skips": (8, 4)}, (33, 20)),
+        ({"name": "hypercolumns", "encoder": "dilated", "column_channels": 4}, (5, 9)),
+        (
+            {"name": "hypercolumns", "encoder": "dilated", "upsampling": "nearest", "skips": ()},
+            (1, 1),
+        ),
         ({"name": "unet", "encoder": "dilated", "dropout": 0.5, "remat": True}, (9, 7)),
         ({"name": "fcn", "encoder": "dilated", "norm": "group"}, (1, 3)),
     ],
@@ -118,7 +110,7 @@ def test_an_added_part_has_logits_of_any_size(fields, size):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"name": "fpn", "widths": (2, 3), "convs_per_level": 1},
+        {"name": "hypercolumns", "widths": (2, 3), "convs_per_level": 1},
         {"name": "fcn", "encoder": "dilated", "remat": True},
     ],
     ids=str,
@@ -135,17 +127,20 @@ def test_every_parameter_of_an_added_part_is_trained(fields):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"name": "fpn", "upsampling": "max_unpool"}, "never pooled"),
-        ({"name": "fpn", "padding": "VALID"}, "use 'SAME'"),
-        ({"name": "fpn", "decoder_relu": False}, "neither 'fpn' nor 'plain' has it"),
+        ({"name": "hypercolumns", "upsampling": "max_unpool"}, "never pooled"),
+        ({"name": "hypercolumns", "padding": "VALID"}, "use 'SAME'"),
+        (
+            {"name": "hypercolumns", "decoder_relu": False},
+            "neither 'hypercolumns' nor 'plain' has it",
+        ),
         ({"encoder": "dilated", "skips": (2,)}, "model.skips: 2 is not one of none"),
         (
             {"encoder": "dilated", "upsampling": "max_unpool"},
             r"no switches, at the strides \[1, 2\]",
         ),
         (
-            {"encoder": "dilated", "name": "dpn"},
-            "is not one of 'fcn', 'unet', 'fpn'; did you mean 'fpn'",
+            {"encoder": "dilated", "name": "hypercolumn"},
+            "is not one of 'fcn', 'unet', .*'hypercolumns'; did you mean 'hypercolumns'",
         ),
     ],
     ids=str,

@@ -5,6 +5,7 @@ import pytest
 
 from dense_jax import models
 from dense_jax.models.upsampling import UPSAMPLERS
+from dense_jax.models.upsampling.measures import checkerboard_index, receptive_field
 from experiments import base
 from tests.models import measures
 
@@ -25,20 +26,59 @@ def test_transposed_convolutions_are_uneven_unless_the_factor_divides_the_kernel
     # Along one axis, phase r gets the taps r, r + factor, ... of the kernel.
     taps = [len(range(phase, kernel_size, factor)) for phase in range(factor)]
     covered = np.outer(taps, taps)
-    index = measures.checkerboard_index(up)
+    index = checkerboard_index(up)
     np.testing.assert_allclose(index, covered.std() / covered.mean(), rtol=1e-6)
     assert (index == 0) == (kernel_size % factor == 0)
 
 
 @pytest.mark.parametrize("upsampling", UPSAMPLERS)
 def test_only_bed_of_nails_is_uneven_by_default(upsampling):
-    index = measures.checkerboard_index(UPSAMPLERS[upsampling](features=2))
-    assert index == (np.sqrt(3) if upsampling == "bed_of_nails" else 0)
+    index = checkerboard_index(UPSAMPLERS[upsampling](features=2))
+    assert index == pytest.approx(np.sqrt(3) if upsampling == "bed_of_nails" else 0, abs=1e-6)
 
 
 def test_a_fixed_bilinear_kernel_is_even():
     fixed = UPSAMPLERS["transposed_conv"](features=2, factor=4, init="bilinear", learn=False)
-    assert measures.checkerboard_index(fixed) == 0
+    assert checkerboard_index(fixed) == 0
+
+
+@pytest.mark.parametrize(
+    ("upsampling", "options", "index"),
+    [
+        # Four independent phases, of variance v: the deviation of the phases has the variance
+        # 3 v / 4, and their mean has the variance v / 4.
+        ("transposed_conv", {}, np.sqrt(3)),
+        ("transposed_conv", {"init": "bilinear"}, 0),
+        ("pixel_shuffle", {"init": "icnr"}, 0),
+        ("carafe", {}, 0),
+    ],
+    ids=str,
+)
+def test_random_weights_start_uneven_unless_the_phases_share_them(upsampling, options, index):
+    up = UPSAMPLERS[upsampling](features=256, **options)
+    assert checkerboard_index(up, initial=True) == pytest.approx(index, rel=0.15, abs=1e-3)
+
+
+# The number of rows that a pixel depends on, at a factor of 2.
+ROWS = {
+    "bilinear": 2,
+    "bicubic": 4,
+    "pixel_shuffle": 3,
+    "resize_conv": 2,
+    "carafe": 5,
+    "dysample": 2,
+}
+
+
+@pytest.mark.parametrize("upsampling", UPSAMPLERS)
+def test_receptive_fields_of_upsampling_are_those_by_hand(upsampling):
+    assert receptive_field(UPSAMPLERS[upsampling](features=2)) == ROWS.get(upsampling, 1)
+
+
+@pytest.mark.parametrize(("kernel_size", "rows"), [(3, 2), (4, 2), (5, 3)])
+def test_larger_kernels_of_a_transposed_convolution_overlap(kernel_size, rows):
+    up = UPSAMPLERS["transposed_conv"](features=2, kernel_size=kernel_size)
+    assert receptive_field(up) == rows
 
 
 def extent_of_unet(pixel, *, before, margin):

@@ -1,25 +1,27 @@
 """Tests all combinations of encoder, decoder, upsampling and skips, built with `build` only."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.interpreters import partial_eval
 
 from dense_jax import models
 from dense_jax.models.decoders import DECODERS
+from dense_jax.models.decoders.unet import FUSIONS, AttentionGate
 from dense_jax.models.encoders import ENCODERS
 from dense_jax.models.layers import NORMS, Classifier, ConvNorm, mirrored
 from dense_jax.models.segmenter import Pyramid
 from dense_jax.models.upsampling import UPSAMPLERS
 from experiments import base
+from tests.models import FAMILIES
 
 NUM_CLASSES = 3
 WIDTHS = (3, 4, 5, 6)  # strides 1, 2, 4, 8
-SKIPS = {"plain": (4, 1), "alexnet": (16, 8)} | dict.fromkeys(
-    (name for name in ENCODERS if name not in ("plain", "alexnet")), (16, 2)
-)
+SKIPS = dict.fromkeys(ENCODERS, (16, 8)) | {"plain": (4, 1)}
 
 
 def make(**fields):
@@ -27,8 +29,10 @@ def make(**fields):
     config.widths = WIDTHS
     if fields.get("encoder", "plain") != "plain":
         config.width_multiplier = 1 / 64
+    if fields.get("name") not in (None, "fcn", "unet"):
+        config.decoder_channels = 4
     with config.ignore_type():
-        config.update(fields)
+        config.update_from_flattened_dict(fields)
     return models.build(config, NUM_CLASSES)
 
 
@@ -64,18 +68,22 @@ def logits_shape(model, variables, size):
     return logits.shape
 
 
-@functools.cache
+PYRAMIDS = {}  # results of pyramid_shapes by encoder, which most decoders share
+
+
 def pyramid_shapes(name, encoder):
     """Of an image of 2 x 3 cells of the deepest stride."""
-    model = make(name=name, encoder=encoder)
-    stride = model.encoder.spec.strides[-1]
+    module = make(name=name, encoder=encoder).encoder
+    stride = module.spec.strides[-1]
     image = jax.ShapeDtypeStruct((1, 2 * stride, 3 * stride, 3), jnp.float32)
 
     def encode(image):
-        pyramid, _ = model.encoder.init_with_output(jax.random.key(0), image, train=False)
+        pyramid, _ = module.init_with_output(jax.random.key(0), image, train=False)
         return pyramid.features, pyramid.switches
 
-    return jax.eval_shape(encode, image)
+    if repr(module) not in PYRAMIDS:
+        PYRAMIDS[repr(module)] = jax.eval_shape(encode, image)
+    return PYRAMIDS[repr(module)]
 
 
 def assert_decodes(name, encoder, upsampling, skips):
@@ -88,32 +96,39 @@ def assert_decodes(name, encoder, upsampling, skips):
         pyramid = Pyramid(features, switches)
         return decoder.init_with_output(jax.random.key(0), pyramid, train=False)[0]
 
-    logits = jax.eval_shape(decode, features, switches)
+    logits, _ = jax.eval_shape(decode, features, switches)
     assert logits.shape == (1, 2 * stride, 3 * stride, NUM_CLASSES)
 
 
 @pytest.mark.parametrize("upsampling", UPSAMPLERS)
-@pytest.mark.parametrize("encoder", ["plain", "vgg16"])
 @pytest.mark.parametrize("name", DECODERS)
-def test_every_upsampling_method_decodes_any_skips(name, encoder, upsampling):
-    if not fit(name, encoder, upsampling):
-        with pytest.raises(ValueError, match="max_unpool"):
-            make(name=name, encoder=encoder, upsampling=upsampling)
-        return
-    for skips in (None, (), SKIPS[encoder]):
-        assert_decodes(name, encoder, upsampling, skips)
-
-
-@pytest.mark.parametrize("encoder", ENCODERS)
-@pytest.mark.parametrize("name", DECODERS)
-def test_every_decoder_decodes_every_encoder(name, encoder):
-    assert_decodes(name, encoder, "nearest", SKIPS[encoder])
-    for upsampling in UPSAMPLERS:
+def test_every_upsampling_method_decodes(name, upsampling):
+    for encoder in ("plain", "vgg16") if name == "unet" else ("plain",):
         if fit(name, encoder, upsampling):
-            make(name=name, encoder=encoder, upsampling=upsampling)
+            assert_decodes(name, encoder, upsampling, SKIPS[encoder])
+        else:
+            with pytest.raises(ValueError, match="max_unpool"):
+                make(name=name, encoder=encoder, upsampling=upsampling)
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("skips", [None, ()], ids=str)
+@pytest.mark.parametrize("name", DECODERS)
+def test_every_decoder_decodes_all_skips_and_none(name, skips):
+    assert_decodes(name, "vgg16", "nearest", skips)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_every_decoder_decodes_every_encoder(name):
+    """A decoder sees only the pyramid, so one encoder stands for all with the same strides."""
+    encoders = {}
+    for encoder in ENCODERS:
+        strides = make(name=name, encoder=encoder, upsampling="nearest").encoder.spec.strides
+        encoders[strides] = encoder
+    for encoder in encoders.values():
+        assert_decodes(name, encoder, "nearest", SKIPS[encoder])
+
+
+@pytest.mark.parametrize("encoder", FAMILIES)
 def test_logits_have_the_size_of_any_input(encoder):
     model = make(encoder=encoder)
     variables = shapes_of(model)
@@ -130,7 +145,7 @@ def test_every_size_from_1_to_70_has_logits_of_that_size(padding, bottleneck):
         assert logits_shape(model, variables, (h, 71 - h)) == (2, h, 71 - h, NUM_CLASSES)
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", ["fcn", "unet"])
 def test_padding_to_the_stride_leaves_the_visible_part_alone(name):
     model = make(name=name)
     variables = initialize(model)
@@ -150,30 +165,34 @@ def test_images_are_mirrored_about_their_border_pixels(size):
 
 
 def connected_strides(name, encoder, skips, **fields):
-    """The strides of the features that the decoder's output has a gradient for."""
+    """The strides of the features that the decoder's logits are computed from."""
     fields = {"norm": "none", "upsampling": "bilinear"} | fields
     decoder = make(name=name, encoder=encoder, skips=skips, **fields).decoder
-    rng = np.random.default_rng(0)
-    random = lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32)
     features, switches = pyramid_shapes(name, encoder)
-    features = jax.tree.map(random, features)
     switches = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.int32), switches)
-    decode = lambda features: decoder.init_with_output(
-        jax.random.key(0), Pyramid(features, switches), train=False
-    )[0]
-    gradients = jax.jit(jax.grad(lambda features: decode(features).std()))(features)
-    return {stride for stride, g in gradients.items() if np.any(g)}
+
+    def decode(*maps):
+        pyramid = Pyramid(dict(zip(features, maps, strict=True)), switches)
+        (logits, _), _ = decoder.init_with_output(jax.random.key(0), pyramid, train=False)
+        return logits
+
+    program = jax.make_jaxpr(decode)(*features.values()).jaxpr
+    _, used = partial_eval.dce_jaxpr(program, [True])
+    return set(itertools.compress(features, used))
 
 
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("skips", [(), (1, 4), (2,), None], ids=str)
 def test_each_skip_and_no_other_connects_its_stride_to_the_output(name, skips):
     connected = connected_strides(name, "plain", skips)
-    assert connected == {8, *((1, 2, 4) if skips is None else skips)}
+    default = {1, 2, 4} & set(DECODERS[name].default_skips or (1, 2, 4))
+    assert connected == {8} | (default if skips is None else set(skips))
 
 
 @pytest.mark.parametrize(
-    "fields", [{"fusion": "add"}, {"upsampling": "max_unpool"}, {"norm": "batch"}], ids=str
+    "fields",
+    [{"fusion": "add"}, {"upsampling": "max_unpool"}, {"norm": "batch"}],
+    ids=str,
 )
 def test_skips_connect_whatever_else_is_chosen(fields):
     assert connected_strides("unet", "plain", (4, 1), **fields) == {8, 4, 1}
@@ -188,7 +207,7 @@ def test_skips_connect_every_encoder(name, encoder):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"name": "segformer"}, "model.name.*'segformer'.*'fcn', 'unet'"),
+        ({"name": "linknet"}, "model.name.*'linknet'.*'fcn', 'unet'"),
         ({"encoder": "vgg99"}, "model.encoder.*'vgg99'.*'plain', 'alexnet', 'vgg16'"),
         ({"upsampling": "cubic"}, "model.upsampling.*'bilinear'"),
         ({"fusion": "mul"}, "model.fusion.*'concat', 'add'"),
@@ -198,6 +217,9 @@ def test_skips_connect_every_encoder(name, encoder):
         ({"skips": (8,)}, "model.skips: 8 is not one of 1, 2, 4"),
         ({"encoder": "resnet18", "skips": (1,)}, "model.skips: 1 is not one of 2, 4, 8, 16"),
         ({"skips": (2, 2)}, "twice"),
+        ({"auxiliary.strides": (16,)}, "auxiliary.strides: 16 is not one of 1, 2, 4, 8"),
+        ({"auxiliary.strides": (4,)}, r"auxiliary.weights=None must be one for each .*\(4,\)"),
+        ({"name": "upernet", "padding": "VALID"}, "encoder loses 4 .* decoder 0.* use 'SAME'"),
         ({"widths": ()}, "model.widths"),
         ({"widths": (4, 0)}, "model.widths"),
         ({"freeze_encoder": True, "dropout": 0.5}, "model.dropout=0.5 would do nothing"),
@@ -211,8 +233,18 @@ def test_skips_connect_every_encoder(name, encoder):
         ({"zero_init": True}, "model.zero_init=True: neither 'unet' nor 'plain' has it"),
         ({"decoder_conv": "3x3"}, "decoder_conv: '3x3' is not one of 'full', 'depthwise', 'none'"),
         ({"decoder_conv": "depthwise"}, "which model.fusion='concat' changes: use 'add'"),
+        ({"decoder_conv": "depthwise", "fusion": "gated"}, "fusion='gated' changes: use 'add'"),
         ({"decoder_conv": "none", "padding": "VALID"}, "Both paths must lose as much"),
         ({"encoder": "vgg16", "classifer": True}, "classifer=True: neither 'unet' nor 'vgg16'"),
+        (
+            {"encoder": "resnet18", "output_stride": 4},
+            "output_stride: 4 is not one of 8, 16, 32",
+        ),
+        (
+            {"encoder": "mit_b0", "output_stride": 16},
+            "output_stride=16: neither 'unet' nor 'mit_b0'",
+        ),
+        ({"encoder": "resnet18", "drop_path": 0.1}, "drop_path=0.1: neither 'unet' nor 'resnet18'"),
         ({"gradual": True}, "model.gradual=True: neither 'unet' nor 'plain' has it"),
         ({"name": "fcn", "decoder_relu": False}, "neither 'fcn' nor 'plain' has it"),
         ({"name": "fcn", "skips": (4, 2), "score_scales": (0.1,)}, r"one for each .*\(4, 2\)"),
@@ -241,8 +273,7 @@ def test_bad_fields_are_named_with_the_valid_values(fields, message):
         make(**fields)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("fusion", ["concat", "add"])
+@pytest.mark.parametrize(("fusion", "norm"), [*zip(FUSIONS, NORMS, strict=True)])
 def test_fusions_and_norms_train(fusion, norm):
     model = make(fusion=fusion, norm=norm)
     variables = initialize(model, channels=1)
@@ -265,7 +296,45 @@ def test_adding_fuses_in_place_and_concatenating_widens():
     assert first_kernel("add", encoder="vgg16").shape[2] == width
 
 
-@pytest.mark.parametrize("name", DECODERS)
+def test_gates_weight_skips_by_the_features_before_upsampling_and_concatenation_widens():
+    decoder = shapes_of(make(fusion="gated"))["params"]["decoder"]
+    assert decoder["stride2"]["conv1"]["conv"]["kernel"].shape[2] == 2 * WIDTHS[1]
+    gate = {name: layer["kernel"].shape for name, layer in decoder["gate2"].items()}
+    hidden = WIDTHS[1] // 2
+    assert gate["theta"] == (2, 2, WIDTHS[1], hidden)  # the skip
+    assert gate["phi"] == (1, 1, WIDTHS[2], hidden)  # the features of stride 4
+
+
+class TestAttentionGate:
+    skip, coarse = jax.random.normal(jax.random.key(0), (1, 4, 6, 5)), jnp.ones((1, 2, 3, 7))
+
+    def test_it_weights_pixels_by_additive_attention_at_the_coarser_resolution(self):
+        """Equation 1 of arXiv 1804.03999; theta's stride is 2."""
+        gate, rng = AttentionGate(), np.random.default_rng(0)
+        coarse = rng.normal(size=self.coarse.shape).astype(np.float32)
+        shapes = jax.eval_shape(gate.init, jax.random.key(0), self.skip, coarse)
+        variables = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
+        theta, phi, psi = (variables["params"][name] for name in ("theta", "phi", "psi"))
+        expected = np.zeros((2, 3))
+        for i, j in np.ndindex(2, 3):
+            window = self.skip[0, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
+            hidden = np.tensordot(window, theta["kernel"], 3)
+            hidden += coarse[0, i, j] @ phi["kernel"][0, 0] + phi["bias"]
+            score = np.maximum(0, hidden) @ psi["kernel"][0, 0] + psi["bias"]
+            expected[i, j] = 1 / (1 + np.exp(-score[0]))
+        expected = jax.image.resize(expected, (4, 6), "bilinear")[..., None]
+        y = jax.jit(gate.apply)(variables, self.skip, coarse)
+        np.testing.assert_allclose(y[0], expected * self.skip[0], rtol=1e-4, atol=1e-6)
+
+    def test_it_starts_open(self):
+        init = jax.jit(AttentionGate().init_with_output)
+        y, variables = init(jax.random.key(1), 1e-3 * self.skip, 1e-3 * self.coarse)
+        np.testing.assert_allclose(y, 0.95 * 1e-3 * self.skip, rtol=0.01)
+        shapes = {name: layer["kernel"].shape for name, layer in variables["params"].items()}
+        assert shapes == {"theta": (2, 2, 5, 2), "phi": (1, 1, 7, 2), "psi": (1, 1, 2, 1)}
+
+
+@pytest.mark.parametrize("name", ["fcn", "unet"])
 def test_bfloat16_computes_near_float32_with_float32_parameters(name):
     single, half = make(name=name), make(name=name, dtype="bfloat16")
     variables = initialize(half)
@@ -332,14 +401,15 @@ def test_rematerialization_changes_neither_values_nor_gradients(fields):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("encoder", FAMILIES)
 def test_every_stage_of_an_encoder_is_rematerialized(encoder):
     """One checkpoint per stage of the encoder, seen in the program."""
     model = make(encoder=encoder, remat=True, upsampling="nearest", name="fcn", skips=())
     variables = shapes_of(model)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     program = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, image)
-    stages = {"plain": 4, "alexnet": 3}.get(encoder, 5)
+    strides = model.encoder.spec.strides
+    stages = {"alexnet": 3, "vgg16": 5}.get(encoder, len(strides))  # others have one per stride
     assert sum(eqn.primitive.name in ("checkpoint", "remat2") for eqn in program.eqns) == stages
 
 
@@ -388,8 +458,8 @@ def test_a_frozen_encoder_has_no_gradient_and_keeps_its_statistics():
     assert all(jax.tree.leaves(moved))
 
 
-@pytest.mark.parametrize("name", DECODERS)
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("name", ["fcn", "unet"])
+@pytest.mark.parametrize("encoder", FAMILIES)
 def test_encoders_keep_their_contract(encoder, name):
     spec = make(encoder=encoder, name=name).encoder.spec
     features, switches = pyramid_shapes(name, encoder)
@@ -468,11 +538,14 @@ class TestPaperUNet:
         tile = apply(model, variables, image[:, 16 : 36 + 2 * m, : 20 + 2 * m])
         np.testing.assert_allclose(tile, whole[:, 16:36, :20], rtol=1e-4, atol=1e-5)
 
-    @pytest.mark.parametrize("upsampling", UPSAMPLERS)
-    def test_any_upsampling_and_fusion_fits(self, upsampling):
-        for fusion in ("concat", "add"):
-            model = make(**UNPADDED, upsampling=upsampling, fusion=fusion)
-            assert logits_shape(model, shapes_of(model), (9, 14)) == (2, 9, 14, NUM_CLASSES)
+    @pytest.mark.parametrize(
+        "fields",
+        [*({"upsampling": name} for name in UPSAMPLERS), *({"fusion": name} for name in FUSIONS)],
+        ids=str,
+    )
+    def test_any_upsampling_and_fusion_fits(self, fields):
+        model = make(**UNPADDED, **fields)
+        assert logits_shape(model, shapes_of(model), (9, 14)) == (2, 9, 14, NUM_CLASSES)
 
 
 def logits_shape_of_gray(model, variables, length):
@@ -544,7 +617,7 @@ def test_a_depthwise_decoder_keeps_channels_apart():
     head = {"kernel": jnp.eye(3)[None, None], "bias": jnp.zeros(3)}
     variables = {"params": {"stride1": {"conv1": {"conv": conv}}, "head": head}}
     x = jnp.zeros((1, 4, 4, 3)).at[..., 1].set(1.0)
-    y = decoder.apply(variables, Pyramid({2: x, 1: jnp.zeros((1, 8, 8, 3))}), train=False)
+    y, _ = decoder.apply(variables, Pyramid({2: x, 1: jnp.zeros((1, 8, 8, 3))}), train=False)
     np.testing.assert_allclose(y[0, 4, 4], [0, kernel[..., 0, 1].sum(), 0])
 
 

@@ -1,5 +1,7 @@
 """Tests upsampling methods, and the max-pool that max-unpooling inverts, against references."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,12 @@ import pytest
 from flax import linen as nn
 
 from dense_jax.models.layers import max_pool, max_unpool, pixel_shuffle
-from dense_jax.models.upsampling import UPSAMPLERS, interpolate, transposed_conv
+from dense_jax.models.upsampling import UPSAMPLERS
+from dense_jax.models.upsampling.convolutions import transposed_conv
+from dense_jax.models.upsampling.dysample import sample
+from dense_jax.models.upsampling.fixed import bicubic, interpolate, linear_weight
 
-LOCAL = ["nearest", "bilinear", "bed_of_nails", "max_unpool"]  # no channel is mixed
+LOCAL = ["nearest", "bilinear", "bicubic", "bed_of_nails", "max_unpool"]  # no channel is mixed
 
 
 def random(*shape, seed=0):
@@ -18,7 +23,18 @@ def random(*shape, seed=0):
 
 def apply(name, x, switches=None, **options):
     up = UPSAMPLERS[name](**options)
-    return up.init_with_output(jax.random.key(1), x, switches)
+    return jax.jit(up.init_with_output)(jax.random.key(1), x, switches)
+
+
+def apply_random(name, x, **options):
+    """The output and the intermediate outputs, with weights far from their initial values."""
+    up, rng = UPSAMPLERS[name](**options), np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda shape: rng.normal(size=shape.shape).astype(np.float32),
+        jax.eval_shape(up.init, jax.random.key(0), x),
+    )
+    y, state = jax.jit(functools.partial(up.apply, capture_intermediates=True))(variables, x)
+    return y, state["intermediates"]
 
 
 def to_torch(x):
@@ -129,7 +145,7 @@ def test_projections_run_at_the_lower_resolution_and_only_where_channels_change(
     assert projected.shape == (1, 3, 4, 6)
 
 
-@pytest.mark.parametrize("upsampling", ["nearest", "bilinear"])
+@pytest.mark.parametrize("upsampling", ["nearest", "bilinear", "bicubic"])
 def test_projecting_before_enlarging_is_the_same_function_as_after(upsampling):
     x = random(1, 3, 4, 5)
     y, variables = apply(upsampling, x, features=2)
@@ -144,22 +160,59 @@ def test_projecting_before_enlarging_is_the_same_function_as_after(upsampling):
 def test_bilinear_has_half_pixel_centers(size, factor):
     x = random(1, size, 3, 2)
     expected = jax.image.resize(x, (1, factor * size, 3, 2), "bilinear")
-    np.testing.assert_allclose(interpolate(x, factor, axis=1), expected, atol=1e-6)
+    np.testing.assert_allclose(interpolate(x, factor, 1, linear_weight), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "factor"), [((1, 2), 2), ((5, 3), 3), ((4, 6), 4)])
+def test_bicubic_is_cubic_convolution_with_half_pixel_centers_and_clamped_edges(size, factor):
+    """Keys 1981, equation 4, with PyTorch's a = -0.75 instead of -0.5."""
+    x = np.asarray(random(*size), np.float64)
+    expected = np.zeros((factor * size[0], factor * size[1]))
+    for i, j in np.ndindex(expected.shape):
+        row, column = ((n + 0.5) / factor - 0.5 for n in (i, j))
+        for u, v in np.ndindex(4, 4):
+            y, z = int(np.floor(row)) - 1 + u, int(np.floor(column)) - 1 + v
+            weight = keys_kernel(row - y, -0.75) * keys_kernel(column - z, -0.75)
+            expected[i, j] += weight * x[np.clip(y, 0, size[0] - 1), np.clip(z, 0, size[1] - 1)]
+    enlarge = jax.jit(bicubic, static_argnums=1)
+    y = enlarge(jnp.asarray(x, jnp.float32)[None, ..., None], factor)
+    np.testing.assert_allclose(y[0, ..., 0], expected, atol=1e-5)
+
+
+def keys_kernel(s, a):
+    near, far = (
+        np.polyval([a + 2, -(a + 3), 0, 1], abs(s)),
+        np.polyval([a, -5 * a, 8 * a, -4 * a], abs(s)),
+    )
+    return near if abs(s) <= 1 else far if abs(s) < 2 else 0.0
 
 
 @pytest.mark.parametrize("factor", [2, 3, 8, 32])
-def test_bilinear_and_nearest_equal_torch(functional, factor):
+def test_interpolations_equal_torch(functional, factor):
     x = random(2, 5, 3, 2)
-    for name, options in (("bilinear", {"align_corners": False}), ("nearest", {})):
+    centers = {"align_corners": False}
+    for name, options in (("bilinear", centers), ("bicubic", centers), ("nearest", {})):
         y, _ = apply(name, x, features=2, factor=factor)
         expected = functional.interpolate(to_torch(x), scale_factor=factor, mode=name, **options)
         np.testing.assert_allclose(y, from_torch(expected), atol=1e-5)
 
 
-@pytest.mark.parametrize("upsampling", ["nearest", "bilinear"])
+@pytest.mark.parametrize("upsampling", ["nearest", "bilinear", "bicubic", "carafe", "dysample"])
 def test_interpolation_keeps_constants(upsampling):
-    y, _ = apply(upsampling, jnp.ones((1, 3, 3, 4)), features=1)
-    np.testing.assert_allclose(y, np.broadcast_to(y[0, 0, 0, 0], y.shape), rtol=1e-6)
+    border = 4 if upsampling == "carafe" else 0  # it reads zeros beyond the border
+    y, _ = apply_random(upsampling, jnp.ones((1, 7, 6, 4)), features=4)
+    np.testing.assert_allclose(y[:, border : 14 - border, border : 12 - border], 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("upsampling", sorted(UPSAMPLERS.keys() - {"max_unpool"}))
+def test_moving_the_input_by_a_pixel_moves_the_output_by_a_cell(upsampling):
+    """Away from the border."""
+    x = random(13, 12, 4)
+    maps = jnp.stack([x, jnp.roll(x, (1, 2), (0, 1))])
+    (y, moved), _ = apply_random(upsampling, maps, features=4, factor=3)
+    inner = slice(15, 24)
+    expected = np.roll(y, (3, 6), (0, 1))[inner, inner]
+    np.testing.assert_allclose(moved[inner, inner], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("factor", [2, 4])
@@ -205,6 +258,72 @@ def test_resize_conv_is_nearest_and_a_3x3_convolution():
     )
     expected = sum(enlarged[:, u : u + 6, v : v + 8] @ kernel[u, v] for u, v in np.ndindex(3, 3))
     np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+class TestCARAFE:
+    @pytest.mark.parametrize("factor", [2, 3])
+    def test_is_a_weighted_sum_of_the_5x5_pixels_around_the_cell(self, factor):
+        """Equations 2 and 4 of arXiv 1905.02188; pixels beyond the border are 0."""
+        x = random(1, 4, 3, 3)
+        y, intermediates = apply_random("carafe", x, features=3, factor=factor)
+        kernels = np.asarray(intermediates["encode"]["__call__"][0][0], np.float64)
+        padded = np.pad(x[0], ((2, 2), (2, 2), (0, 0)))
+        expected = np.zeros((4 * factor, 3 * factor, 3))
+        for i, j in np.ndindex(expected.shape[:2]):
+            phase = i % factor * factor + j % factor
+            kernel = np.exp(kernels[i // factor, j // factor, 25 * phase : 25 * (phase + 1)])
+            around = padded[i // factor : i // factor + 5, j // factor : j // factor + 5]
+            expected[i, j] = np.tensordot(kernel.reshape(5, 5) / kernel.sum(), around, 2)
+        np.testing.assert_allclose(y[0], expected, rtol=1e-4, atol=1e-5)
+
+    def test_its_kernels_depend_on_3x3_pixels_through_64_channels_and_start_uniform(self):
+        x = random(1, 9, 9, 8)
+        y, variables = apply("carafe", x, features=8)
+        shapes = {name: p["kernel"].shape for name, p in variables["params"].items()}
+        assert shapes == {"compress": (1, 1, 8, 64), "encode": (3, 3, 64, 4 * 25)}
+        averages = np.mean([x[0, i : 5 + i, j : 5 + j] for i, j in np.ndindex(5, 5)], axis=0)
+        expected = averages.repeat(2, axis=0).repeat(2, axis=1)
+        np.testing.assert_allclose(y[0, 4:-4, 4:-4], expected, atol=0.02)
+
+
+class TestDySample:
+    @pytest.mark.parametrize(("factor", "features"), [(2, 8), (3, 6)])
+    def test_reads_at_its_own_position_plus_an_offset(self, factor, features):
+        """Section 3 of arXiv 2308.15085, with the static scope factor 0.25."""
+        x, groups = random(1, 4, 5, features), 4 if features == 8 else 2
+        y, intermediates = apply_random("dysample", x, features=features, factor=factor)
+        offsets = np.asarray(intermediates["offset"]["__call__"][0][0], np.float64)
+        offsets = 0.25 * offsets.reshape(4, 5, factor, factor, groups, 2)
+        image = np.asarray(x[0]).reshape(4, 5, groups, -1)
+        expected = np.zeros((4 * factor, 5 * factor, groups, features // groups))
+        for i, j, g in np.ndindex(expected.shape[:3]):
+            down, right = offsets[i // factor, j // factor, i % factor, j % factor, g]
+            row, column = (i + 0.5) / factor - 0.5 + down, (j + 0.5) / factor - 0.5 + right
+            expected[i, j, g] = read(image[:, :, g], row, column)
+        np.testing.assert_allclose(y[0], expected.reshape(*y.shape[1:]), rtol=1e-4, atol=1e-4)
+
+    def test_starts_as_bilinear(self):
+        x = random(1, 5, 4, 8)
+        y, variables = apply("dysample", x, features=8, factor=3)
+        assert variables["params"]["offset"]["kernel"].shape == (1, 1, 8, 2 * 4 * 3**2)
+        expected, _ = apply("bilinear", x, features=8, factor=3)
+        np.testing.assert_allclose(y, expected, atol=0.01)
+
+    def test_positions_have_gradients_in_and_beyond_the_map(self):
+        x = jnp.arange(12.0).reshape(1, 3, 4, 1)
+        at = lambda row, column: (jnp.full((1, 1, 1, 1), row), jnp.full((1, 1, 1, 1), column))
+        slope = jax.jit(jax.grad(lambda row, column: sample(x, *at(row, column)).sum(), (0, 1)))
+        np.testing.assert_allclose(slope(0.3, 1.6), (4, 1), rtol=1e-5)
+        np.testing.assert_allclose(slope(-0.5, 7.0), (0, 0))
+
+
+def read(image, row, column):
+    """The bilinear value at a position, which is moved into the image first."""
+    row, column = np.clip(row, 0, len(image) - 1), np.clip(column, 0, image.shape[1] - 1)
+    total = 0
+    for i, j in np.ndindex(image.shape[:2]):
+        total = total + max(0, 1 - abs(row - i)) * max(0, 1 - abs(column - j)) * image[i, j]
+    return total
 
 
 class TestTransposedConv:

@@ -125,6 +125,35 @@ def test_the_loss_gets_what_moved_with_the_label():
     assert values["train/loss"] == 1
 
 
+def test_auxiliary_losses_add_to_the_loss_by_their_weights():
+    """With logits of their own at strides 2 and 4, half and a quarter of the main logits."""
+
+    class Supervised(nn.Module):
+        @nn.compact
+        def __call__(self, image, *, train):
+            logits = Net(norm=False)(image, train=train)
+            self.sow("intermediates", "auxiliary_logits", {2: logits / 2, 4: logits / 4})
+            return logits
+
+    net, there = Supervised(), batch()
+    still = lambda key, example: {name: example[name] for name in ("image", "label")}
+    step = make_step(net, augment=still, auxiliary={2: 0.5, 4: 3.0})
+    state = init(net=net)
+    new, values = jax.jit(step)(state, there)
+
+    def total(params):
+        logits = net.apply({"params": params}, unit(jnp.asarray(there["image"])), train=False)
+        parts = [losses.cross_entropy(logits / stride, there["label"]) for stride in (1, 2, 4)]
+        return parts[0] + 0.5 * parts[1] + 3 * parts[2], parts
+
+    (_, parts), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(state.params)
+    names = ("train/loss", "train/auxiliary_loss/2", "train/auxiliary_loss/4")
+    np.testing.assert_allclose([values[name] for name in names], parts, rtol=1e-5)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, gradient)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, new.params, expected)
+
+
 def test_dropout_depends_on_the_step_and_the_seed():
     # Nothing else is random.
     still = lambda key, example: {name: example[name] for name in ("image", "label")}

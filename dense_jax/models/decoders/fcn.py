@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from dense_jax.models.segmenter import Decoder, Pyramid, Spec
 
@@ -38,7 +38,7 @@ class FCN(Decoder):
             )
 
     @nn.compact
-    def __call__(self, pyramid: Pyramid, *, train: bool) -> Float[Array, "b h w num_classes"]:
+    def __call__(self, pyramid: Pyramid, *, train: bool) -> tuple[Array, dict[int, Array]]:
         init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
         scales = dict(zip(self.skips, self.score_scales or [1] * len(self.skips), strict=True))
 
@@ -63,4 +63,4 @@ class FCN(Decoder):
             if below in self.skips:
                 x = x + score(below)
             stride = below
-        return x
+        return x, {}

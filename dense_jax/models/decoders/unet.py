@@ -7,13 +7,14 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dense_jax.models.layers import ConvBlock, ConvNorm, Project, center
-from dense_jax.models.segmenter import Decoder, Pyramid, Spec
-from dense_jax.models.upsampling import Upsampler
+from dense_jax.models.segmenter import Decoder, Pyramid, Spec, Upsampler
+from dense_jax.models.upsampling.fixed import bilinear
 
-FUSIONS = ("concat", "add")
+FUSIONS = ("concat", "add", "gated")
 CONVS = ("full", "depthwise", "none")
 
 
@@ -22,8 +23,8 @@ class UNet(Decoder, kw_only=True):
 
     widths: The numbers of channels at strides 1, 2, 4 and so on. The last number applies to all
       larger strides.
-    fusion: "concat" or "add". If "add", a skip is first projected to the level's number of
-      channels.
+    fusion: "concat", "add" or "gated". If "add", a skip is first projected to the level's number of
+      channels. If "gated", an AttentionGate weights the skip before it is concatenated.
     decoder_conv: "full", "depthwise" (one filter per channel, as in SegNet's SingleChannelDecoder)
       or "none" (only upsampling and fusion, as in FCN-Basic-NoDimReduction).
     decoder_relu: Whether ReLUs follow the convolutions. In SegNet-Basic, none do.
@@ -49,14 +50,14 @@ class UNet(Decoder, kw_only=True):
     @nn.nowrap
     def check(self, spec: Spec) -> None:
         super().check(spec)
-        if self.decoder_conv == "depthwise" and self.skips and self.fusion == "concat":
+        if self.decoder_conv == "depthwise" and self.skips and self.fusion != "add":
             raise ValueError(
                 "model.decoder_conv='depthwise' keeps the number of channels, which model.fusion="
-                "'concat' changes: use 'add'"
+                f"{self.fusion!r} changes: use 'add'"
             )
 
     @nn.compact
-    def __call__(self, pyramid: Pyramid, *, train: bool) -> Float[Array, "b h w num_classes"]:
+    def __call__(self, pyramid: Pyramid, *, train: bool) -> tuple[Array, dict[int, Array]]:
         conv = functools.partial(
             ConvNorm,
             kernel_size=self.kernel_size,
@@ -68,20 +69,22 @@ class UNet(Decoder, kw_only=True):
         )
         make_level = nn.remat(Level, static_argnums=(4,)) if self.remat else Level
         stride = max(pyramid.features)
-        x = pyramid.features[stride]
+        x, levels = pyramid.features[stride], {}
         while stride > 1:
             stride //= 2
             width = self.widths[min(stride.bit_length(), len(self.widths)) - 1]
             project = Project(width, self.dtype, name=f"skip{stride}")
+            gate = AttentionGate(self.dtype, name=f"gate{stride}")
             block = ConvBlock(width, self.convs_per_level, conv, name=f"stride{stride}")
             level = make_level(
                 up=self.upsample(features=width, name=f"up{stride}"),
+                gate=gate if self.fusion == "gated" else None,
                 project=project if self.fusion == "add" else None,
                 block=block if self.decoder_conv != "none" else None,
             )
             skip = pyramid.features[stride] if stride in self.skips else None
-            x = level(x, skip, pyramid.switches.get(stride), train)
-        return nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="head")(x)
+            x = levels[stride] = level(x, skip, pyramid.switches.get(stride), train)
+        return nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="head")(x), levels
 
 
 class Level(nn.Module):
@@ -90,12 +93,14 @@ class Level(nn.Module):
     If unpadded convolutions have trimmed x, the skip is center-cropped. A Level does not appear in
     parameter paths; see `Stage`.
 
+    gate: A layer, called as gate(skip, x before upsampling), that weights the skip, or None.
     project: A layer applied to the skip, which is then added to x. If None, the skip is
       concatenated to x instead.
     block: The convolutions, or None.
     """
 
     up: Upsampler
+    gate: nn.Module | None
     project: nn.Module | None
     block: nn.Module | None
 
@@ -106,11 +111,42 @@ class Level(nn.Module):
         switches: Int[Array, "b _ _ e"] | None,
         train: bool,
     ) -> Float[Array, "b H W f"]:
+        coarse = x
         x = self.up(x, None if switches is None else center(switches, x.shape[1:3]))
         if skip is not None:
             skip = center(skip, x.shape[1:3])
+            if self.gate is not None:
+                skip = self.gate(skip, coarse)
             if self.project is None:
                 x = jnp.concatenate([skip, x], axis=-1)
             else:
                 x = x + self.project(skip)
         return x if self.block is None else self.block(x, train=train)
+
+
+class AttentionGate(nn.Module):
+    """Weights each pixel of a skip by its relevance (Attention U-Net, arXiv 1804.03999, figure 2).
+
+    The weights are sigmoid(psi(relu(theta(skip) + phi(coarse)))), interpolated bilinearly from the
+    resolution of `coarse`, the decoder's features before upsampling. theta is a 2x2 convolution
+    with stride 2. phi and psi are 1x1 convolutions. As in the authors' code, there are half as many
+    hidden channels as channels of the skip, and psi's bias starts at 3, so that gates start open.
+    """
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, skip: Float[Array, "b H W c"], coarse: Float[Array, "b h w d"]
+    ) -> Float[Array, "b H W c"]:
+        conv = functools.partial(
+            nn.Conv,
+            padding="VALID",
+            kernel_init=nn.initializers.he_normal(),
+            dtype=self.dtype,
+        )
+        channels = max(1, skip.shape[-1] // 2)
+        hidden = conv(channels, (2, 2), strides=2, use_bias=False, name="theta")(skip)
+        hidden = jax.nn.relu(hidden + conv(channels, (1, 1), name="phi")(coarse))
+        score = conv(1, (1, 1), bias_init=nn.initializers.constant(3.0), name="psi")(hidden)
+        return skip * bilinear(jax.nn.sigmoid(score), 2)

@@ -1,4 +1,4 @@
-"""ResNet 18, 34 and 50 (He et al. 2016, arXiv 1512.03385, table 1), as in torchvision.
+"""ResNet 18, 34, 50 and 101 (He et al. 2016, arXiv 1512.03385, table 1), as in torchvision.
 
 A bottleneck block applies its stride in the 3x3 convolution.
 
@@ -12,11 +12,12 @@ import jax
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from dense_jax.models.encoders.dilated import DilatedEncoder
 from dense_jax.models.layers import ConvNorm, scaled
-from dense_jax.models.segmenter import Encoder, Pyramid, Spec
+from dense_jax.models.segmenter import Pyramid
 
 
-class ResNet(Encoder, kw_only=True):
+class ResNet(DilatedEncoder, kw_only=True):
     """The ResNet encoder, with features at strides 2 (conv1), 4, 8, 16 and 32.
 
     depths: The number of blocks at each stride from 4 to 32.
@@ -24,56 +25,62 @@ class ResNet(Encoder, kw_only=True):
 
     depths: Sequence[int]
     block: Callable[..., nn.Module]
-    width_multiplier: float = 1.0
-
-    @property
-    def spec(self) -> Spec:
-        return Spec((2, 4, 8, 16, 32))
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w c"], *, train: bool) -> Pyramid:
         stem = self.conv(scaled(64, self.width_multiplier), 7, stride=2, padding=3, name="conv1")
-        features = {}
-        x = features[2] = self.stage(stem)(image, train)
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        for number, depth in enumerate(self.depths, 1):
-            blocks = [
-                self.block(
-                    64 * 2 ** (number - 1),
+        stages: dict[int, list[nn.Module]] = {2: [stem], 4: [MaxPool()], 8: [], 16: [], 32: []}
+        entering = 4
+        for number, (stride, depth) in enumerate(zip((4, 8, 16, 32), self.depths, strict=True), 1):
+            for i in range(depth):
+                block = self.block(
+                    16 * stride,
                     self.width_multiplier,
-                    stride=2 if i == 0 and number > 1 else 1,
-                    conv=self.conv,
+                    strided=self.conv_between(entering, stride),
+                    conv=self.conv_between(stride, stride),
                     name=f"layer{number}_{i}",
                 )
-                for i in range(depth)
-            ]
-            x = features[2 ** (number + 1)] = self.stage(*blocks)(x, train)
-        features[32] = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return Pyramid(features)
+                stages[stride].append(block)
+                entering = stride
+        return self.apply_stages(stages, image, train)
+
+
+class MaxPool(nn.Module):
+    """A 3x3 max-pool of stride 2 with one pixel of padding."""
+
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b H W c"]:
+        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
 class BasicBlock(nn.Module):
-    """A block of two 3x3 convolutions (figure 5, left) with width * width_multiplier channels."""
+    """A block of two 3x3 convolutions (figure 5, left) with width * width_multiplier channels.
+
+    strided: The factory for the convolutions with the block's stride.
+    conv: The factory for the other convolutions.
+    """
 
     width: int
     width_multiplier: float
-    stride: int
+    strided: Callable[..., ConvNorm]
     conv: Callable[..., ConvNorm]
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b H W f"]:
         width = scaled(self.width, self.width_multiplier)
-        y = self.conv(width, 3, stride=self.stride, padding=1, name="conv1")(x, train=train)
-        y = self.conv(width, 3, padding=1, activation=None, name="conv2")(y, train=train)
-        return jax.nn.relu(y + shortcut(x, y, self.stride, self.conv, train))
+        y = self.strided(width, 3, name="conv1")(x, train=train)
+        y = self.conv(width, 3, activation=None, name="conv2")(y, train=train)
+        return jax.nn.relu(y + shortcut(x, y, self.strided, train))
 
 
 class Bottleneck(nn.Module):
-    """A block of 1x1, 3x3 and 1x1 convolutions (figure 5, right) with 4 * width output channels."""
+    """A block of 1x1, 3x3 and 1x1 convolutions (figure 5, right) with 4 * width output channels.
+
+    The fields are those of BasicBlock.
+    """
 
     width: int
     width_multiplier: float
-    stride: int
+    strided: Callable[..., ConvNorm]
     conv: Callable[..., ConvNorm]
 
     @nn.compact
@@ -81,17 +88,16 @@ class Bottleneck(nn.Module):
         width = scaled(self.width, self.width_multiplier)
         wide = scaled(4 * self.width, self.width_multiplier)
         y = self.conv(width, 1, name="conv1")(x, train=train)
-        y = self.conv(width, 3, stride=self.stride, padding=1, name="conv2")(y, train=train)
+        y = self.strided(width, 3, name="conv2")(y, train=train)
         y = self.conv(wide, 1, activation=None, name="conv3")(y, train=train)
-        return jax.nn.relu(y + shortcut(x, y, self.stride, self.conv, train))
+        return jax.nn.relu(y + shortcut(x, y, self.strided, train))
 
 
-def shortcut(x: Array, y: Array, stride: int, conv: Callable[..., ConvNorm], train: bool) -> Array:
+def shortcut(x: Array, y: Array, strided: Callable[..., ConvNorm], train: bool) -> Array:
     """Returns x, projected by a 1x1 convolution if y has another shape (section 4.1, option B)."""
     if x.shape == y.shape:
         return x
-    project = conv(y.shape[-1], 1, stride=stride, activation=None, name="downsample")
-    return project(x, train=train)
+    return strided(y.shape[-1], 1, activation=None, name="downsample")(x, train=train)
 
 
 def torch_name(path: tuple[str, ...], *, norm: str) -> str:

@@ -1,78 +1,17 @@
-"""Methods for upsampling a feature map, selected by `model.upsampling`.
+"""Upsampling methods with a learned convolution."""
 
-To add a method, write its class here and add the class to UPSAMPLERS. Decoders, configs and tests
-then support the method.
-
-The *cell* of an input pixel is the block of factor x factor output pixels at its location.
-"""
-
-import functools
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dense_jax.models.layers import Project, max_unpool, pixel_shuffle
-
-
-class Upsampler(nn.Module):
-    """The base class of upsampling methods, called as `up(x, switches=None)`.
-
-    x, [b, h, w, c], becomes [b, factor * h, factor * w, features]. `switches` are the argmax
-    indices of the matching max-pool in the encoder (see `segmenter.Pyramid`), or None. Methods that
-    cannot change the number of channels include 1x1 convolutions for this purpose.
-
-    needs_switches: Whether the method requires switches. Subclasses set this class variable.
-    """
-
-    features: int
-    factor: int = 2
-    dtype: DTypeLike = jnp.float32
-
-    needs_switches: ClassVar[bool] = False
-
-    def __call__(self, x: Array, switches: Array | None = None) -> Array:
-        raise NotImplementedError
-
-
-def repeat(x: Array, factor: int) -> Array:
-    """Repeats each pixel factor x factor times (nearest neighbor)."""
-    return x.repeat(factor, axis=1).repeat(factor, axis=2)
-
-
-def bed_of_nails(x: Array, factor: int) -> Array:
-    """Moves each value to the top-left pixel of its cell. All other pixels are 0."""
-    spread = (0, factor - 1, factor - 1)
-    return jax.lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), spread, spread, (0, 0, 0)))
-
-
-def bilinear(x: Array, factor: int) -> Array:
-    """Interpolates bilinearly, with half-pixel centers."""
-    return interpolate(interpolate(x, factor, axis=1), factor, axis=2)
-
-
-def interpolate(x: Array, factor: int, axis: int) -> Array:
-    """Interpolates linearly along one axis, with half-pixel centers and clamped edges.
-
-    Equivalent to PyTorch's `align_corners=False`.
-    """
-    # At each offset within a cell, the output is a weighted sum of x and a shifted copy of x. This
-    # sum is cheaper than the dense matrices of `jax.image.resize`.
-    size = x.shape[axis]
-    before = jnp.take(x, jnp.maximum(jnp.arange(size) - 1, 0), axis, mode="clip")
-    after = jnp.take(x, jnp.minimum(jnp.arange(size) + 1, size - 1), axis, mode="clip")
-    phases = []
-    for phase in range(factor):
-        shift = (phase + 0.5) / factor - 0.5  # from input to output center, in input pixels
-        neighbor = before if shift < 0 else after
-        phases.append((1 - abs(shift)) * x + abs(shift) * neighbor)
-    shape = (*x.shape[:axis], factor * size, *x.shape[axis + 1 :])
-    return jnp.stack(phases, axis + 1).reshape(shape)
+from dense_jax.models.layers import Project, pixel_shuffle
+from dense_jax.models.segmenter import Upsampler
+from dense_jax.models.upsampling.fixed import repeat
 
 
 def transposed_conv(
@@ -115,43 +54,6 @@ def bilinear_kernel(size: int, factor: int, channels: int) -> Float[np.ndarray, 
     weights = (1 - abs(np.arange(size) - middle) / reach) * factor / reach
     kernel = np.outer(weights, weights)[..., None, None] * np.eye(channels)
     return kernel.astype(np.float32)
-
-
-class Fixed(Upsampler, kw_only=True):
-    """Projects x to `features` channels, then upsamples with a fixed (non-learned) method.
-
-    Projecting after upsampling would take factor^2 times as many operations. For interpolation, the
-    result would be the same, because the interpolation weights sum to one.
-
-    enlarge: The fixed method, a function of a feature map and the factor.
-    """
-
-    enlarge: Callable[[Array, int], Array]
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], switches=None) -> Float[Array, "b H W f"]:
-        return self.enlarge(Project(self.features, self.dtype, name="project")(x), self.factor)
-
-
-class MaxUnpool(Upsampler):
-    """Moves each value to the pixel where the encoder's max-pool found its maximum (the switch).
-
-    All other pixels are 0, as in SegNet (arXiv 1511.00561). x is projected to the encoder's number
-    of channels, unpooled, and projected to `features` channels. Raises ValueError if there are no
-    switches or the factor is not 2.
-    """
-
-    needs_switches: ClassVar[bool] = True
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], switches=None) -> Float[Array, "b H W f"]:
-        if switches is None or self.factor != 2:
-            raise ValueError(
-                "max_unpool needs the switches of a 2x2 max-pool, and there are none here: use "
-                "bed_of_nails or transposed_conv"
-            )
-        x = Project(switches.shape[-1], self.dtype, name="project")(x)
-        return Project(self.features, self.dtype, name="widen")(max_unpool(x, switches))
 
 
 class TransposedConv(Upsampler):
@@ -262,14 +164,3 @@ def make_pixel_shuffle(features: int, *, init: str | None = None, **fields: Any)
     if init not in (None, "icnr"):
         raise ValueError(f"pixel_shuffle: init={init!r} must be 'icnr' or unset")
     return PixelShuffle(features, icnr=bool(init), **fields)
-
-
-UPSAMPLERS: dict[str, Callable[..., Upsampler]] = {
-    "nearest": functools.partial(Fixed, enlarge=repeat),
-    "bilinear": functools.partial(Fixed, enlarge=bilinear),
-    "bed_of_nails": functools.partial(Fixed, enlarge=bed_of_nails),
-    "max_unpool": MaxUnpool,
-    "transposed_conv": make_transposed_conv,
-    "pixel_shuffle": make_pixel_shuffle,
-    "resize_conv": ResizeConv,
-}
