@@ -124,7 +124,8 @@ def test_the_program_is_the_network_to_the_last_bit(fields, sizes):
     made, weights = assembled(**fields)
     variables = traverse_util.unflatten_dict(weights, sep="/")
     program = jax.export.deserialize(bytearray(export.trace(made, weights, 3).serialize()))
-    live, reread = jax.jit(made.logits_step), jax.jit(program.call)
+    usual = {"xla_cpu_use_fusion_emitters": True}  # as outside the tests; see conftest
+    live, reread = (jax.jit(f, compiler_options=usual) for f in (made.logits_step, program.call))
     least = 2 * made.context
     for height, width in sizes:
         two = images(2, least + height, least + width, 3)

@@ -75,12 +75,16 @@ def saved(path, step=NUM_STEPS, kind="latest"):
     return jax.tree.map(np.asarray, state)
 
 
+# Of a run that many others are compared with.
+saved_once = functools.cache(saved)
+
+
 def assert_same_run(path, expected):
     """Bitwise: parameters, statistics, optimizer state, averages, metrics and result."""
     for kind in ("latest", "best"):
         step = checkpoint.Checkpoints(path / "checkpoints" / kind).steps[-1]
         jax.tree.map(
-            np.testing.assert_array_equal, saved(path, step, kind), saved(expected, step, kind)
+            np.testing.assert_array_equal, saved(path, step, kind), saved_once(expected, step, kind)
         )
     for name in ("metrics.jsonl", "result.json"):
         assert (path / name).read_text() == (expected / name).read_text()
