@@ -30,6 +30,8 @@ XLA_FLAGS = (
     "--xla_cpu_enable_concurrency_optimized_scheduler=false",
 )
 os.environ["XLA_FLAGS"] = " ".join([*XLA_FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
+# jax.jit's compiler_options for programs that must agree with others to the last bit.
+AS_USUAL = {"xla_cpu_use_fusion_emitters": True}
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 flags.FLAGS.mark_as_parsed()

@@ -155,14 +155,17 @@ def connected_strides(name, encoder, skips, **fields):
     fields = {"norm": "none", "upsampling": "bilinear"} | fields
     decoder = make(name=name, encoder=encoder, skips=skips, **fields).decoder
     rng = np.random.default_rng(0)
-    random = lambda x: rng.normal(size=x.shape).astype(np.float32)
+    random = lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32)
     features, switches = pyramid_shapes(name, encoder)
-    switches = jax.tree.map(lambda x: np.zeros(x.shape, np.int32), switches)
-    init = functools.partial(decoder.init, train=False)
-    shapes = jax.eval_shape(init, jax.random.key(0), Pyramid(features, switches))
+    switches = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.int32), switches)
+
+    def init(features):
+        return decoder.init(jax.random.key(0), Pyramid(features, switches), train=False)
+
+    shapes = jax.eval_shape(init, features)
     variables, features, others = (jax.tree.map(random, x) for x in (shapes, features, features))
     if "batch_stats" in variables:
-        variables["batch_stats"] = jax.tree.map(abs, variables["batch_stats"])
+        variables["batch_stats"] = jax.tree.map(jnp.abs, variables["batch_stats"])
 
     @jax.jit
     def decode(variables, features):
@@ -575,8 +578,8 @@ class TestFCNScores:
         assert gradual.keys() - at_once.keys() == {"up4"}
 
     def test_zero_init_gives_zero_scores_everywhere(self):
-        features, switches = pyramid_shapes("fcn", "plain")
-        pyramid = Pyramid(jax.tree.map(lambda x: np.ones(x.shape, x.dtype), features), switches)
+        features, _ = pyramid_shapes("fcn", "plain")
+        pyramid = Pyramid(jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), features))
         for zero_init in (True, False):
             decoder = make(name="fcn", zero_init=zero_init, upsampling="bilinear").decoder
             init = jax.jit(lambda key, d=decoder: d.init_with_output(key, pyramid, train=False))
