@@ -32,7 +32,7 @@ NUM_STEPS = 40
 OVERRIDES = {
     "num_steps": NUM_STEPS,
     "batch_size": 4,
-    "eval_every": 15,
+    "eval_every": 25,
     "checkpoint_every": 5,
     "log_every": 1,
     "model.widths": "(4, 8)",

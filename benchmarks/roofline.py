@@ -67,7 +67,7 @@ def calls(layer: Layer) -> tuple[dict[str, Callable[[], Any]], dict[str, tuple[i
         jax.device_put(jax.random.normal(jax.random.key(i), each.shape, each.dtype), split)
         for i, each in enumerate((layer.x, layer.y))
     )
-    variables = jax.device_put(layer.module.init(jax.random.key(2), x), whole)
+    variables = jax.device_put(jax.jit(layer.module.init)(jax.random.key(2), x), whole)
     others = {name: value for name, value in variables.items() if name != "params"}
 
     @cpu.fast

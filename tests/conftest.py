@@ -24,6 +24,14 @@ OPTIONS = {
 for option, value in OPTIONS.items():
     jax.config.update(option, value)
     os.environ[option.upper()] = str(value)
+XLA_FLAGS = (
+    "--xla_cpu_use_fusion_emitters=false",  # halves the time that XLA takes to compile a step
+    # As `runtime.keep_memory` has it: commands then find the programs that tests compiled.
+    "--xla_cpu_enable_concurrency_optimized_scheduler=false",
+)
+os.environ["XLA_FLAGS"] = " ".join([*XLA_FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
+# jax.jit's compiler_options for programs that must agree with others to the last bit.
+AS_USUAL = {"xla_cpu_use_fusion_emitters": True}
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 flags.FLAGS.mark_as_parsed()
@@ -51,25 +59,10 @@ def mesh_of(num_devices: int) -> jax.sharding.Mesh:
 @pytest.fixture(scope="session")
 def shared_programs():
     """Lets trainings with equal configs share traced and compiled programs in this process."""
-    from dense_jax.devices import mesh
-    from dense_jax.training import task
-
-    def shared(function, programs):
-        def call(config, *args, **options):
-            alike = config.copy_and_resolve_references()
-            alike.update({"seed": 0, "data": {"root": ""}, "model": {"initialize_from": None}})
-            devices = [device.id for device in mesh.make_mesh().devices.flat]
-            key = function.__name__, alike.to_json(), repr((args, options, devices))
-            if key not in programs:
-                programs[key] = function(config, *args, **options)
-            return programs[key]
-
-        return call
+    from tests.shared import share_programs
 
     with pytest.MonkeyPatch.context() as patch:
-        programs: dict = {}
-        for name in ("assemble", "bind", "place"):
-            patch.setattr(task, name, shared(getattr(task, name), programs))
+        share_programs(patch.setattr)
         yield
 
 

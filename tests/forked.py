@@ -1,12 +1,14 @@
-"""Runs many short commands as forks of a single process that imports everything once."""
+"""Runs commands and programs as forks of a single process that imports everything once."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 from tests.conftest import REPOSITORY
 
@@ -76,3 +78,95 @@ def run_all(
         check=True,
     )
     return {key: Ended(*end) for key, end in zip(commands, json.loads(done.stdout), strict=True)}
+
+
+STARTER = """
+import importlib, json, os, signal, sys, warnings
+warnings.filterwarnings("ignore", "os.fork")  # no device is used before the fork
+for module in json.loads(sys.argv[1]):
+    importlib.import_module(module)
+running = set()
+for line in sys.stdin:
+    request = json.loads(line)
+    if "poll" in request:
+        pid, status = os.waitpid(request["poll"], os.WNOHANG)
+        running.discard(pid)
+        answer = os.waitstatus_to_exitcode(status) if pid else None
+    else:
+        answer = os.fork()
+        if not answer:
+            break
+        running.add(answer)
+    print(json.dumps(answer), flush=True)
+else:
+    for pid in running:
+        os.kill(pid, signal.SIGKILL)
+    sys.exit()
+# A child goes on here, and ends like any program.
+log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+os.dup2(os.open(os.devnull, os.O_RDONLY), 0), os.dup2(log, 1), os.dup2(log, 2)
+sys.argv = ["-c", *request["arguments"]]
+exec(request["program"], {"__name__": "__main__"})
+"""
+
+
+class Starter:
+    """Starts programs side by side; a context manager that ends with all of them.
+
+    preload: modules to import before the first fork. They must not start threads or devices.
+    """
+
+    def __init__(self, *preload: str, **environment: str):
+        self._server = subprocess.Popen(
+            [sys.executable, "-c", STARTER, json.dumps(preload)],
+            cwd=REPOSITORY,
+            env=os.environ | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._server.communicate()
+
+    def ask(self, **request: Any) -> Any:
+        assert self._server.stdin and self._server.stdout
+        print(json.dumps(request), file=self._server.stdin, flush=True)
+        return json.loads(self._server.stdout.readline())
+
+    def start(self, program: str, *arguments: str, log: Path) -> "Started":
+        """Starts Python code as `python -c` does; what it prints goes to the file `log`."""
+        return Started(
+            self, self.ask(program=program, arguments=list(arguments), log=os.fspath(log))
+        )
+
+
+class Started:
+    """A program that was started, with methods like those of subprocess.Popen."""
+
+    def __init__(self, starter: Starter, pid: int):
+        self._starter, self.pid = starter, pid
+        self._status: int | None = None
+
+    def poll(self) -> int | None:
+        if self._status is None:
+            self._status = self._starter.ask(poll=self.pid)
+        return self._status
+
+    def wait(self, timeout: float) -> int:
+        end = time.monotonic() + timeout
+        while (status := self.poll()) is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            time.sleep(0.05)
+        return status
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)

@@ -27,7 +27,7 @@ from dense_jax.program import assemble
 from dense_jax.training.initial import initial_weights
 from dense_jax.workdir import files
 from experiments import base
-from tests.conftest import REPOSITORY
+from tests.conftest import AS_USUAL, REPOSITORY
 from tests.models import FAMILIES
 
 NUM_CLASSES = 3
@@ -130,7 +130,8 @@ def test_the_program_is_the_network_to_the_last_bit(fields, sizes):
     made, weights = assembled(**fields)
     variables = traverse_util.unflatten_dict(weights, sep="/")
     program = jax.export.deserialize(bytearray(export.trace(made, weights, 3).serialize()))
-    live, reread = jax.jit(made.logits_step), jax.jit(program.call)
+    jit = functools.partial(jax.jit, compiler_options=AS_USUAL)
+    live, reread = jit(made.logits_step), jit(program.call)
     least = 2 * made.context
     for height, width in sizes:
         two = images(2, least + height, least + width, 3)

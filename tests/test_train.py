@@ -26,11 +26,11 @@ from dense_jax.models import pretrained, weight_files
 from dense_jax.models.encoders import ENCODERS
 from dense_jax.program import assemble, normalization
 from dense_jax.trained import load
-from dense_jax.training import ensemble
+from dense_jax.training import ensemble, task
 from dense_jax.training.initial import initial_weights
 from dense_jax.workdir import checkpoint, files
 from experiments import base
-from tests.conftest import REPOSITORY, mesh_of
+from tests.conftest import AS_USUAL, REPOSITORY, mesh_of
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
 
@@ -77,12 +77,16 @@ def saved(path, step=NUM_STEPS, kind="latest"):
     return jax.tree.map(np.asarray, state)
 
 
+# Of a run that many others are compared with.
+saved_once = functools.cache(saved)
+
+
 def assert_same_run(path, expected):
     """Bitwise: parameters, statistics, optimizer state, averages, metrics and result."""
     for kind in ("latest", "best"):
         step = checkpoint.Checkpoints(path / "checkpoints" / kind).steps[-1]
         jax.tree.map(
-            np.testing.assert_array_equal, saved(path, step, kind), saved(expected, step, kind)
+            np.testing.assert_array_equal, saved(path, step, kind), saved_once(expected, step, kind)
         )
     for name in ("metrics.jsonl", "result.json"):
         assert (path / name).read_text() == (expected / name).read_text()
@@ -299,10 +303,9 @@ def test_killed_in_the_middle_of_anything_with_worker_processes():
     assert "bitwise the same" in done.stdout
 
 
-@pytest.mark.parametrize("cache", ["host", "device"])
-def test_a_cache_changes_nothing(config, finished, tmp_path, monkeypatch, cache):
+def test_a_cache_changes_nothing(config, finished, tmp_path, monkeypatch):
     """Not even the last bit, of a run that was killed and started again; its memory goes with it."""
-    config.data.cache = cache
+    config.data.cache = "host"
     with monkeypatch.context() as patch:
         interrupt(patch, 3, kill)
         with pytest.raises(Killed):
@@ -313,8 +316,25 @@ def test_a_cache_changes_nothing(config, finished, tmp_path, monkeypatch, cache)
     assert "memfd:dense_jax" not in pathlib.Path("/proc/self/maps").read_text()
 
 
-def test_a_run_of_microbatches_resumes_bitwise(config, tmp_path, monkeypatch):
-    config.batch_size, config.num_microbatches = 8, 2
+@pytest.fixture
+def steps_as_usual(monkeypatch):
+    """Compiles training steps as commands do outside the tests."""
+    place = task.place
+
+    def place_as_usual(*args):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=AS_USUAL))
+            return place(*args)
+
+    monkeypatch.setattr(task, "place", place_as_usual)
+
+
+@pytest.mark.parametrize("num_microbatches", [1, 2])
+def test_a_cache_on_the_devices_changes_nothing(
+    config, tmp_path, monkeypatch, steps_as_usual, num_microbatches
+):
+    """To the last bit, though it is another program, in a run that was killed and started again."""
+    config.batch_size, config.num_microbatches = 8, num_microbatches
     train.train(config, str(tmp_path / "whole"))
     config.data.cache = "device"
     with monkeypatch.context() as patch:

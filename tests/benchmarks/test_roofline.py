@@ -15,7 +15,7 @@ IMAGE = jax.ShapeDtypeStruct((4, 16, 16, 3), "float32")
 @pytest.fixture(scope="module")
 def model():
     config = base.get_config().model
-    config.widths = (8, 12, 16)
+    config.widths = (8, 12)
     return models.build(config, num_classes=3)
 
 

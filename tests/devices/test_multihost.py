@@ -1,7 +1,6 @@
 """Tests that real processes on this machine, connected by Gloo, train as one run."""
 
 import json
-import os
 import shutil
 import signal
 import socket
@@ -20,6 +19,7 @@ from dense_jax.command import PREEMPTED
 from dense_jax.devices import distributed
 from dense_jax.training import ensemble, task
 from dense_jax.workdir import files
+from tests import forked
 from tests.conftest import REPOSITORY
 from tests.test_train import make_config
 
@@ -38,6 +38,8 @@ if num_processes > 1:
     )
 from dense_jax import train
 from dense_jax.training import preemption
+from tests.shared import share_programs
+share_programs(setattr)
 requested = preemption.Interrupts.requested
 preemption.Interrupts.requested = lambda self, step: time.sleep(pause) or requested(self, step)
 for config, path in jobs:
@@ -97,13 +99,20 @@ def free_port():
         return free.getsockname()[1]
 
 
-def start(jobs, num_processes, num_devices, pause=0.0, others=None):
-    """Starts processes of so many devices each, which pause, in seconds, at each step.
+@pytest.fixture(scope="module")
+def starter():
+    """Starts processes of one device each, which have imported everything."""
+    preload = "dense_jax.train", "tests.shared", "jax.experimental.multihost_utils"
+    with forked.Starter(*preload, JAX_NUM_CPU_DEVICES="1") as starter:
+        yield starter
+
+
+def start(starter, jobs, num_processes, pause=0.0, others=None):
+    """Starts processes, which pause, in seconds, at each step.
 
     jobs: [(config, path), ...], trained one after the other.
     others: fields that only the first process has as in the config.
     """
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(num_devices)}
     processes, port = [], free_port()
     for k in range(num_processes):
         arguments = []
@@ -112,14 +121,9 @@ def start(jobs, num_processes, num_devices, pause=0.0, others=None):
             own.update_from_flattened_dict(others or {} if k else {})
             arguments.append([own.to_dict(), str(path)])
         command = [arguments, port, num_processes, k, pause]
-        processes.append(start_python(PROCESS, command, log_of(jobs[0][1], k), env))
+        log = log_of(jobs[0][1], k)
+        processes.append(starter.start(PROCESS, json.dumps(command), log=log))
     return processes
-
-
-def start_python(code, arguments, log, env):
-    command = [sys.executable, "-c", code, json.dumps(arguments)]
-    with log.open("w") as file:
-        return subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=file, stderr=file)
 
 
 def log_of(path, process):
@@ -159,6 +163,7 @@ def assert_close(path, expected):
 def config(tiny_folder):
     config = make_config(tiny_folder)
     config.model.dropout = 0.0  # its masks belong to places in the batch, which hosts share out
+    config.model.widths = (3,)
     config.num_steps = 4
     return config
 
@@ -173,14 +178,14 @@ def one_process(tmp_path_factory, config, shared_programs):
 
 
 @pytest.fixture(scope="module")
-def four_processes(tmp_path_factory, config, one_process):
+def four_processes(tmp_path_factory, config, one_process, starter):
     """The same, and an evaluation of the run of one process, by four processes of one device."""
     folder = tmp_path_factory.mktemp("four")
     shutil.copytree(one_process / "run", folder / "again")
     (folder / "again" / "result.json").unlink()  # finished but for its result
     seeds = with_fields(config, num_seeds=2)
     jobs = [(config, folder / "run"), (seeds, folder / "seeds"), (config, folder / "again")]
-    statuses = wait(start(jobs, 4, 1), folder / "run")
+    statuses = wait(start(starter, jobs, 4), folder / "run")
     assert not any(statuses), "\n".join(log.read_text() for log in folder.glob("*.log"))
     return folder
 
@@ -251,10 +256,10 @@ def test_processes_compare_config_code_and_workdir(tmp_path, config, monkeypatch
     assert line.startswith("the code of dense_jax: ")
 
 
-def test_processes_that_are_not_alike_say_so_and_end_together(tmp_path):
+def test_processes_that_are_not_alike_say_so_and_end_together(tmp_path, starter):
     path, num_processes, port = tmp_path / "run", 3, free_port()
     processes = [
-        start_python(ALIKE, [str(path), port, num_processes, k], log_of(path, k), os.environ)
+        starter.start(ALIKE, json.dumps([str(path), port, num_processes, k]), log=log_of(path, k))
         for k in range(num_processes)
     ]
     assert wait(processes, path) == [1] * num_processes
@@ -281,13 +286,13 @@ def test_processes_that_are_not_alike_say_so_and_end_together(tmp_path):
     ],
 )
 def test_data_of_one_process_end_all_before_anything_is_written(
-    tmp_path, tiny_folder, config, root, message
+    tmp_path, tiny_folder, config, starter, root, message
 ):
     shutil.copytree(tiny_folder, tmp_path / "fewer")
     for kind in ("images", "labels"):
         (tmp_path / "fewer" / kind / "train" / "6.png").unlink()
     path = tmp_path / "run"
-    processes = start([(config, path)], 2, 1, others={"data.root": str(tmp_path / root)})
+    processes = start(starter, [(config, path)], 2, others={"data.root": str(tmp_path / root)})
     assert wait(processes, path) == [1, 1]
     for k in range(2):
         assert message in log_of(path, k).read_text().splitlines()[-1]
@@ -331,11 +336,11 @@ def test_a_process_without_the_others_gives_up():
     assert "not all 2 processes have joined" in ended.stderr.splitlines()[-1]
 
 
-def test_all_save_the_same_step_when_one_is_preempted(tmp_path, config, shared_programs):
+def test_all_save_the_same_step_when_one_is_preempted(tmp_path, config, starter, shared_programs):
     config = with_fields(config, num_steps=60, eval_every=60, checkpoint_every=60)
     path, expected = tmp_path / "run", tmp_path / "expected"
     # JAX takes a moment to tell all of them: on a fast machine the run would be over by then.
-    processes = start([(config, path)], 2, 1, pause=0.2)
+    processes = start(starter, [(config, path)], 2, pause=0.2)
     wait_for_steps(processes, path, 5)
     processes[1].send_signal(signal.SIGINT)  # which it takes for SIGTERM
     assert wait(processes, path) == [PREEMPTED] * 2
@@ -349,10 +354,10 @@ def test_all_save_the_same_step_when_one_is_preempted(tmp_path, config, shared_p
 
 
 @pytest.mark.parametrize("killed", [0, 1])
-def test_the_others_stop_when_one_is_killed(tmp_path, config, killed):
+def test_the_others_stop_when_one_is_killed(tmp_path, config, starter, killed):
     config = with_fields(config, num_steps=10**6, eval_every=10**6)
     path = tmp_path / "run"
-    processes = start([(config, path)], 2, 1)
+    processes = start(starter, [(config, path)], 2)
     wait_for_steps(processes, path, 5)
     processes[killed].kill()
     start_of_wait = time.monotonic()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dense_jax.inference import tta
+from tests.conftest import AS_USUAL
 
 RNG = np.random.default_rng(0)
 KERNEL = RNG.normal(size=(3, 3, 3, 4)).astype(np.float32)
@@ -38,7 +39,8 @@ def logits_step(kernel, image):
 @pytest.fixture(scope="module", params=KEPT)
 def step(request):
     names = request.param.split(",")
-    return request.param, jax.jit(tta.make_probabilities_step(logits_step, names))
+    step = tta.make_probabilities_step(logits_step, names)
+    return request.param, jax.jit(step, compiler_options=AS_USUAL)
 
 
 @pytest.mark.parametrize("size", [(12, 12), (10, 15)], ids=str)

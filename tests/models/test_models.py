@@ -54,7 +54,7 @@ def shapes_of(model, channels=3):
 def initialize(model, channels=3):
     """Random variables of the right shapes, without compiling the model's own initialization."""
     rng = np.random.default_rng(0)
-    fill = lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), x.dtype)
+    fill = lambda x: rng.normal(0, 0.3, x.shape).astype(x.dtype)
     variables = jax.tree.map(fill, shapes_of(model, channels))
     if "batch_stats" in variables:  # variances
         variables["batch_stats"] = jax.tree.map(lambda x: abs(x) + 0.5, variables["batch_stats"])
@@ -130,19 +130,21 @@ def test_every_decoder_decodes_every_encoder(name):
 
 @pytest.mark.parametrize("encoder", FAMILIES)
 def test_logits_have_the_size_of_any_input(encoder):
-    model = make(encoder=encoder)
-    variables = shapes_of(model)
+    init = functools.partial(make(encoder=encoder).init_with_output, train=False)
     for size in [(1, 1), (33, 70)]:
-        assert logits_shape(model, variables, size) == (2, *size, NUM_CLASSES)
+        image = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
+        logits, _ = jax.eval_shape(init, jax.random.key(0), image)
+        assert (logits.shape, logits.dtype) == ((2, *size, NUM_CLASSES), jnp.float32)
 
 
 @pytest.mark.parametrize(("padding", "bottleneck"), [("SAME", False), ("VALID", True)])
-def test_every_size_from_1_to_70_has_logits_of_that_size(padding, bottleneck):
+def test_every_size_from_1_to_32_has_logits_of_that_size(padding, bottleneck):
+    """Of a network with a deepest stride of 4: each remainder, from less than one cell to eight."""
     fields = {"widths": (2, 2, 2), "convs_per_level": 1, "norm": "none", "upsampling": "nearest"}
     model = make(padding=padding, bottleneck=bottleneck, **fields)
     variables = shapes_of(model)
-    for h in range(1, 36):  # and widths of 70 to 36
-        assert logits_shape(model, variables, (h, 71 - h)) == (2, h, 71 - h, NUM_CLASSES)
+    for h in range(1, 17):  # and widths of 32 to 17
+        assert logits_shape(model, variables, (h, 33 - h)) == (2, h, 33 - h, NUM_CLASSES)
 
 
 @pytest.mark.parametrize("name", ["fcn", "unet"])
@@ -381,7 +383,7 @@ def loss_and_gradients(model, variables, image):
 @pytest.mark.parametrize(
     "fields",
     [
-        {},
+        {"widths": (3, 4), "convs_per_level": 1},
         {"encoder": "alexnet", "name": "fcn", "skips": ()},
         {"encoder": "resnet18", "name": "fcn", "skips": ()},
     ],
@@ -446,7 +448,7 @@ def test_dropout_is_at_the_deepest_features_and_only_in_training(fields):
 
 
 def test_a_frozen_encoder_has_no_gradient_and_keeps_its_statistics():
-    model = make(encoder="resnet18", freeze_encoder=True)
+    model = make(widths=(3, 4), freeze_encoder=True)
     variables = initialize(model)
     image = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
     (_, mutated), gradients = loss_and_gradients(model, variables, image)
@@ -637,12 +639,12 @@ class TestFCNScores:
         assert gradual.keys() - at_once.keys() == {"up4"}
 
     def test_zero_init_gives_zero_scores_everywhere(self):
-        model = make(name="fcn", zero_init=True, upsampling="bilinear")
-        image = jax.random.normal(jax.random.key(0), (1, 16, 16, 3))
-        plain = make(name="fcn", upsampling="bilinear")
-        for network, is_zero in ((model, True), (plain, False)):
-            init = jax.jit(functools.partial(network.init_with_output, train=False))
-            assert np.any(init(jax.random.key(0), image)[0]) != is_zero
+        features, _ = pyramid_shapes("fcn", "plain")
+        pyramid = Pyramid(jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), features))
+        for zero_init in (True, False):
+            decoder = make(name="fcn", zero_init=zero_init, upsampling="bilinear").decoder
+            init = jax.jit(lambda key, d=decoder: d.init_with_output(key, pyramid, train=False))
+            assert np.any(init(jax.random.key(0))[0]) != zero_init
 
     def test_scales_multiply_the_features_of_their_skip(self):
         fields = {"name": "fcn", "upsampling": "bilinear", "skips": (4, 2)}
