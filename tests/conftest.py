@@ -24,14 +24,14 @@ OPTIONS = {
 for option, value in OPTIONS.items():
     jax.config.update(option, value)
     os.environ[option.upper()] = str(value)
-XLA_FLAGS = (
-    "--xla_cpu_use_fusion_emitters=false",  # halves the time that XLA takes to compile a step
-    # As `runtime.keep_memory` has it: commands then find the programs that tests compiled.
-    "--xla_cpu_enable_concurrency_optimized_scheduler=false",
-)
-os.environ["XLA_FLAGS"] = " ".join([*XLA_FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
+# As `runtime.keep_memory` has it: commands then find the programs that tests compiled.
+XLA_FLAGS = ["--xla_cpu_enable_concurrency_optimized_scheduler=false"]
 # jax.jit's compiler_options for programs that must agree with others to the last bit.
-AS_USUAL = {"xla_cpu_use_fusion_emitters": True}
+AS_USUAL = {}
+if jax.__version_info__ < (0, 11):  # later versions have no such flag
+    XLA_FLAGS.append("--xla_cpu_use_fusion_emitters=false")  # halves the time to compile a step
+    AS_USUAL["xla_cpu_use_fusion_emitters"] = True
+os.environ["XLA_FLAGS"] = " ".join([*XLA_FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 flags.FLAGS.mark_as_parsed()
