@@ -170,9 +170,9 @@ class Predictor:
     def _outputs(
         self, step: Callable, tiles: Iterator[Tile | Failure]
     ) -> Iterator[tuple[Tile | Failure, dict[str, np.ndarray]]]:
-        """Yields each tile with its maps by name, in order. For a `Failure`, the maps are {}.
+        """Yields (tile, {name: map}) in the order of `tiles`, and (failure, {}) for a `Failure`.
 
-        The next batch is computed while the caller handles a batch.
+        The devices compute the next batch while the caller handles the current batch.
         """
         batch_size = -(-self.batch_size // self._mesh.size) * self._mesh.size
         ready: deque[tuple[Tile | Failure, dict[str, np.ndarray]]] = deque()
