@@ -61,8 +61,8 @@ def _evaluation_facts(run: RunFolder, checkpoint: str) -> dict[str, Any]:
 def _checkpoints(runs: Sequence[RunFolder]) -> list[str]:
     """Returns the evaluated checkpoint of each run: "best", "final" or "neither best nor final".
 
-    If a checkpoint is both best and final, prefers a name that is correct for all runs, so that the
-    runs are comparable.
+    A checkpoint can be both best and final. If "best" or "final" is correct for all runs, every run
+    gets this name, so that the runs are comparable. Otherwise, such a checkpoint is called "best".
     """
 
     def holds(run: RunFolder, kind: str) -> bool:
