@@ -286,7 +286,7 @@ def _is_within(number: Any, interval: str) -> bool:
 
 
 def _check_loss(config: ConfigDict) -> None:
-    """Raises ValueError if the loss does not accept a set option or class weights are invalid."""
+    """Raises ValueError if an option is set that the loss lacks, or if class weights are invalid."""
     losses = importlib.import_module("dense_jax.losses").LOSSES
     balance = importlib.import_module("dense_jax.data.balance")
     accepted = {name: list(inspect.signature(loss).parameters)[2:] for name, loss in losses.items()}

@@ -277,7 +277,7 @@ def is_hidden(name: str) -> bool:
 
 
 def not_read(folder: pathlib.Path, endings: Sequence[str] = IMAGE_ENDINGS) -> str:
-    """Returns a note that lists the entries of `folder` with none of the `endings`, or ""."""
+    """Returns a note that lists the entries of `folder` whose ending is not in `endings`, or ""."""
     others = [
         entry.name + "/" * entry.is_dir()
         for entry in (_entries(folder) if folder.is_dir() else [])

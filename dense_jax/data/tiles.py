@@ -88,7 +88,7 @@ class Tiles:
         return Place(image, _window(start, stop), _window(self.margin, self.margin + stop - start))
 
     def shown(self, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the indices of the image rows [th] and columns [tw] in tile k, with reflections."""
+        """Returns the image rows [th] and columns [tw] that tile k shows, reflected at the border."""
         place = self.place(k)
         rows, columns = (
             reflect(np.arange(core.start - margin, core.start - margin + length), int(image_length))

@@ -171,7 +171,7 @@ class Together:
 
     @contextlib.contextmanager
     def _keeping(self, path: Path) -> Generator[None]:
-        """Stores the message and path of an OSError in `problem`, but raises disk errors."""
+        """Raises disk errors again. Stores the message and path of any other OSError in `problem`."""
         try:
             yield
         except OSError as error:

@@ -21,8 +21,8 @@ class UPerNet(Decoder):
     features. It upsamples each level and adds a 1x1 convolution of the encoder's features at the
     next stride. Each level except the deepest then has a 3x3 convolution. All levels are upsampled
     to the finest fused stride and concatenated. A 3x3 convolution fuses them, and the scores are
-    upsampled to stride 1. `upsample` does all this upsampling. It cannot upsample the pooled grids,
-    because the map's size need not be a multiple of theirs.
+    upsampled to stride 1. `upsample` does all upsampling except that of the pooled grids, whose
+    sizes need not divide the size of the feature map.
 
     decoder_channels: The number of channels of every level.
     """
