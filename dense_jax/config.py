@@ -49,7 +49,7 @@ class Option(NamedTuple):
 
     @property
     def interval(self) -> str:
-        """Returns the interval of the valid numbers, or "" if `valid` is not an interval."""
+        """Returns `valid` if it is an interval, such as "[0, 1)". Otherwise returns ""."""
         if isinstance(self.valid, tuple) or not self.valid.startswith(("[", "(")):
             return ""
         return self.valid

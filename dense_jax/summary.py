@@ -225,7 +225,7 @@ def upsampling_table(config: Any) -> str:
 
 
 def upsampling_row(make: Callable[..., Upsampler]) -> Iterable[str]:
-    """Yields the numbers in a method's row of `upsampling_table`, the fastest to compute first."""
+    """Yields the numbers of one row of `upsampling_table`. Those that take long come last."""
     up = make(features=64)
     x, switches = (
         jax.ShapeDtypeStruct((1, 64, 64, channels), dtype)

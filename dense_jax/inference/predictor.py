@@ -145,7 +145,7 @@ class Predictor:
     def _segment(
         self, images: Images, tiles: Tiles, maps: Mapping[str, MakeMap]
     ) -> Iterator[Strip | Failure]:
-        """Yields the strips of the images that have tiles in `tiles`."""
+        """Segments the images that have tiles in `tiles`. Yields their strips."""
         stitcher = Stitcher(tiles, tiles.margin - self.context if self.blend else (0, 0))
         step = self._step_with_probabilities if maps else self._step
         with tqdm(total=len(tiles), unit="tile", leave=False, disable=None) as bar:

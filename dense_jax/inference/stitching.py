@@ -56,8 +56,8 @@ class Stitcher:
 
     Without overlap, tiles may be added in any order. With overlap, the tile numbers must increase.
 
-    overlap: The vertical and horizontal number of pixels that a tile contributes beyond each side
-      of its core, at most the margin.
+    overlap: How far a tile's contribution extends beyond its core, in pixels, vertically and
+      horizontally. It must not exceed the margin.
     whole: Whether all rows of tiles of an image form a single strip.
 
     If several tiles cover a pixel, its value is a weighted mean of the tiles' values. The weights

@@ -15,10 +15,10 @@ from dense_jax.models.segmenter import Decoder, Pyramid
 class DeepLabV3Plus(Decoder):
     """Applies ASPP to the deepest features, then fuses finer features while upsampling.
 
-    ASPP and a separable 3x3 convolution process the deepest features. For each stride in `skips`,
-    from deep to fine, the result is upsampled and concatenated with the encoder's features, whose
-    channels a 1x1 convolution reduces. Another separable 3x3 convolution follows. Finally, the
-    scores are upsampled to stride 1. All upsampling uses `upsample`. With skips=(), nothing is
+    ASPP and a separable 3x3 convolution process the deepest features. Then, for each stride in
+    `skips`, from deep to fine: The result is upsampled. A 1x1 convolution reduces the channels of
+    the encoder's features. Both are concatenated, and another separable 3x3 convolution fuses them.
+    Finally, the scores are upsampled to stride 1. All upsampling uses `upsample`. With skips=(), nothing is
     concatenated, as in DeepLabv3.
 
     decoder_channels: The number of channels. The 1x1 convolutions of `skips` output 3/16 of this

@@ -69,8 +69,8 @@ def receptive_field(up: Upsampler) -> int:
 def kept_bytes(up: Upsampler, x: jax.ShapeDtypeStruct, switches: jax.ShapeDtypeStruct) -> int:
     """Returns the size of the arrays that the forward pass keeps for the backward pass, in bytes.
 
-    Parameters do not count. x counts if the backward pass needs it. The size is that of the program
-    before compilation, so it does not depend on the machine.
+    Parameters do not count. x counts if the backward pass needs it. Counts the arrays of the
+    program as traced, before compilation, so the result does not depend on the machine.
     """
     variables = jax.eval_shape(up.init, jax.random.key(0), x, switches)
 
