@@ -96,6 +96,42 @@ def test_all_that_can_be_written(request, network, tmp_path, large):
             np.testing.assert_array_equal(written.reshape(p.shape), p.astype(np.float16))
 
 
+def test_a_loaded_network_takes_all_that_predict_takes_and_gives_the_same(network, tmp_path):
+    turned = Image.Exif()
+    turned[274] = 6  # a quarter turn
+    gray = pixels_of()[..., 0]
+    rgb, alpha = Image.fromarray(pixels_of()), Image.fromarray(gray)
+    pictures = {"gray.png": Image.fromarray(gray), "bits.png": rgb.convert("1")}
+    pictures |= {"colors.png": rgb.quantize(), "rgb.webp": rgb, "turned.jpg": rgb}
+    rgba = rgb.copy()
+    rgba.putalpha(alpha)
+    for name, picture in (pictures | {"alpha.png": rgba}).items():
+        picture.save(tmp_path / name, exif=turned)
+    np.save(tmp_path / "array.npy", gray)
+    with tifffile.TiffWriter(tmp_path / "pages.tif") as writer:
+        for page in (gray, gray):
+            writer.write(page)
+    with pytest.raises(ValueError, match=r"pages\.tif: has 2 pages"):
+        network(tmp_path / "pages.tif")
+    (tmp_path / "pages.tif").unlink()
+    assert predict.predict("", str(tmp_path), tmp_path / "out", probabilities="npy") == []
+    for path in (path for path in tmp_path.iterdir() if path.is_file()):
+        forms = [path, str(path)]
+        forms.append(np.load(path) if path.suffix == ".npy" else Image.open(path))
+        for form in forms:
+            np.testing.assert_array_equal(
+                network(form), read(tmp_path / "out" / f"{path.stem}.png")
+            )
+            np.testing.assert_array_equal(
+                network.probabilities(form).astype(np.float16),
+                np.load(tmp_path / "out" / f"{path.stem}_probabilities.npy"),
+            )
+    assert network(tmp_path / "turned.jpg").shape == (30, 20)
+    rows = network(np.asarray(rgb))
+    np.testing.assert_array_equal(network(rgb), rows)
+    np.testing.assert_array_equal(network(gray), network(np.stack([gray] * 3, axis=-1)))
+
+
 def test_files_folders_and_globs_each_file_once_and_no_results(tmp_path):
     for name in ("a,1.png", "b.jpg", "c[1].TIF", ".hidden.png", "below/d.png", "out/a,1.png"):
         save(tmp_path / name)
