@@ -341,8 +341,9 @@ def test_a_predictor_gives_classes_and_their_probabilities(run):
     assert probabilities.shape == (9, 14, 2) and probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities.sum(axis=-1), 1, rtol=1e-6)
     np.testing.assert_array_equal(probabilities.argmax(axis=-1), predictor(image))
-    with pytest.raises(ValueError, match=r"uint8 \[height, width, 1\], not uint8 \[9, 14\]"):
-        predictor.probabilities(image[..., 0])
+    np.testing.assert_array_equal(predictor.probabilities(image[..., 0]), probabilities)
+    assert repr(predictor).startswith("<Predictor: unet with encoder plain, step ")
+    assert f"of {run}; 2 classes: dark, bright; " in repr(predictor)
 
 
 def test_data_may_lie_elsewhere_and_files_go_where_they_are_asked_to(run, tiny_folder, tmp_path):
