@@ -42,11 +42,11 @@ CSS = """
 #title h1 { font-size: 1.15rem; margin: 0; overflow-wrap: anywhere }
 #examples .grid-wrap { min-height: 0; padding-top: 1.8rem }
 #examples .grid-container { grid-template-columns: repeat(4, minmax(0, 6rem)) }
-#areas { max-height: 32rem; overflow: auto }
+#areas { max-height: 32rem; overflow: auto; padding: 0 }
 #areas table { width: 100%; border: 0; margin: 0; font-variant-numeric: tabular-nums }
 #areas tr { border: 0; border-bottom: 1px solid var(--border-color-primary) }
-#areas :is(td, th) { padding: .2rem .3rem; text-align: right; border: 0 }
-#areas :is(td, th):nth-child(2) { text-align: left; width: 99%; min-width: 4.5rem; overflow-wrap: anywhere }
+#areas :is(td, th) { padding: .2rem .25rem; text-align: right; border: 0 }
+#areas :is(td, th):nth-child(2) { text-align: left; width: 99%; min-width: 5.8rem; overflow-wrap: anywhere }
 #areas i { display: block; width: 1.1rem; height: 1.1rem; outline: 1px solid #8888 }
 #areas .none td { color: var(--body-text-color-subdued) }
 """
@@ -180,7 +180,7 @@ def make_page(
                     max_height=640,
                     elem_id="picture",
                 )
-            with gr.Column(scale=2, min_width=280):
+            with gr.Column(scale=2, min_width=320):
                 areas = gr.HTML(elem_id="areas")
                 download = gr.DownloadButton("Class ids as PNG", interactive=False)
         file.change(segment, [file, opacity], [shown, picture, areas, download])
