@@ -252,7 +252,7 @@ def _orientation(value: Any) -> int:
 
 
 def _open_picture(image: Image.Image) -> _Opened:
-    """Opens a Pillow image, to be decoded as gray if it is gray, otherwise as 8-bit RGB."""
+    """Opens a Pillow image. A gray image decodes to gray, any other image to 8-bit RGB."""
     is_png = isinstance(image, PngImagePlugin.PngImageFile)
     if is_png and image.mode[0] != "I" and ";16" in str(image.tile):
         raise ValueError("Pillow reads only 8 of its 16 bits per channel; save it as .tif or .npy")

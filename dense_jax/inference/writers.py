@@ -68,7 +68,7 @@ class Png(Rows):
 
     bits: 8, or 16 for gray values uint16.
 
-    Rows can be appended, unlike with libvips (libvips#2859) and pypng.
+    Rows can be appended, which libvips (libvips#2859) and pypng do not support.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class Together:
                 self._files[name].write(rows)
 
     def end(self) -> None:
-        """Publishes all files. If `problem` is or becomes set, removes all files instead."""
+        """Publishes all files. Removes all files if `problem` is set before or while publishing."""
         for file in self._files.values():
             with self._keeping(file.path):
                 if self.problem is None:
@@ -176,7 +176,7 @@ class Together:
 
     @contextlib.contextmanager
     def _keeping(self, path: Path) -> Generator[None]:
-        """Stores the message and path of an error in `problem`, but raises disk errors."""
+        """Raises disk errors again. Stores the message and path of any other error in `problem`."""
         try:
             yield
         except ValueError as error:
