@@ -176,7 +176,7 @@ class Together:
 
     @contextlib.contextmanager
     def _keeping(self, path: Path) -> Generator[None]:
-        """Raises disk errors again. Stores the message and path of any other error in `problem`."""
+        """Raises disk errors again. Stores any other OSError, or a ValueError, in `problem`."""
         try:
             yield
         except ValueError as error:
