@@ -6,6 +6,7 @@ line, `error: ...`, and exit status 1. With --verbosity=1, the traceback is show
 
 import argparse
 import importlib.util
+import logging
 import os
 import re
 import sys
@@ -14,9 +15,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import absl.logging
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import tuple_parser
+from tqdm.contrib import DummyTqdmFile
 
 from dense_jax.spelling import suggestion
 
@@ -98,6 +101,26 @@ def help_if_asked() -> None:
         print(f"Example:\n\n    python -m dense_jax.{name} {COMMANDS[name].example}\n")
     print(f"{(main.__doc__ or '').strip()}\n\nFlags:\n{flags.FLAGS.main_module_help()}")
     sys.exit()
+
+
+def show_log_lines() -> None:
+    """Shows log lines of dense_jax at INFO and above, and of libraries at WARNING and above.
+
+    On a terminal, lines appear above the progress bars.
+    """
+    absl.logging.set_verbosity(absl.logging.WARNING)  # orbax logs a lot
+    logging.getLogger("dense_jax").setLevel(logging.INFO)
+    handler = absl.logging.get_absl_handler()
+    handler.setFormatter(_LineFormatter(datefmt="%m-%d %H:%M:%S"))
+    handler.python_handler.stream = DummyTqdmFile(sys.stderr)
+
+
+class _LineFormatter(logging.Formatter):
+    """Formats a log record as "MONTH-DAY TIME message", or "... warning: message"."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        return f"{self.formatTime(record, self.datefmt)} {level}{record.message}"
 
 
 def _text(error: BaseException) -> str:

@@ -50,13 +50,13 @@ from dense_jax import class_colors, data, metrics, storage
 from dense_jax.data import tiles
 from dense_jax.devices import runtime
 from dense_jax.evaluation import class_maps, per_image, scoring, tables
+from dense_jax.evaluation.worst import NUM_DRAWN
 from dense_jax.metrics import aggregation
 from dense_jax.program import jit_eval_step
 from dense_jax.trained import Trained, load
 from dense_jax.workdir import files
 
 _LOG = logging.getLogger("dense_jax")
-NUM_DRAWN = 6  # the number of images with the lowest mean IoU to draw
 # Flags that are passed to `evaluate` unchanged.
 OPTIONS = (
     "split",

@@ -7,6 +7,8 @@ Running the command again resumes the run. The exit status is 0 if the run has f
 the run was stopped and saved.
 """
 
+import logging
+
 from absl import flags
 
 from dense_jax import command
@@ -15,6 +17,8 @@ from dense_jax.devices import distributed
 
 def main(argv: list[str]) -> None:
     """Starts or resumes the run."""
+    command.show_log_lines()
+    logging.getLogger("dense_jax").info("loading JAX")
     from dense_jax import train  # imported here, because jax is slow to import
     from dense_jax.devices import runtime
 

@@ -9,7 +9,9 @@ metrics.jsonl     one object per line: the step, and values by metric name
 cost.json         FLOPs, memory and speed, written when the run finishes
 result.json       final and best scores, written when the run finishes
 
-The workdir also holds checkpoints, TensorBoard event files and pictures. The process that trains in
+learning_curve.png and worst.png are drawn when the run finishes: losses and mean IoU by step, and the
+worst images of the last evaluation. The workdir also holds checkpoints, TensorBoard event files and
+pictures. The process that trains in
 a workdir locks its file checkpoints/lock. Only the function `environment` imports jax.
 """
 
