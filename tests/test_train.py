@@ -117,7 +117,7 @@ def test_a_run_writes_what_it_promises(finished):
     names = {path.name for path in finished.iterdir()}
     assert names == {
         *("config.json", "dataset.json", "environment.json", "metrics.jsonl", "result.json"),
-        *("cost.json", "tensorboard", "pictures", "checkpoints"),
+        *("cost.json", "tensorboard", "pictures", "checkpoints", "learning_curve.png", "worst.png"),
     }
     cost = json.loads((finished / "cost.json").read_text())
     assert cost.keys() == {"flops_per_image", "images_per_second", "peak_bytes"}

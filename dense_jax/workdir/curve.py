@@ -32,7 +32,7 @@ def draw(workdir: epath.Path) -> epath.Path:
         # A step's loss is that of one batch, so it is noisier than that of the evaluation split.
         _plot(losses, records, "train/loss", "training, batch by batch", LINE_COLORS[0], alpha=0.6)
         _plot(losses, records, "eval/loss", "evaluation", LINE_COLORS[1], marker="o")
-        _plot(scores, records, "eval/mean_iou", "evaluation", LINE_COLORS[1], 100, marker="o")
+        _plot(scores, records, "eval/mean_iou", "evaluation", LINE_COLORS[1], 100.0, marker="o")
         losses.set(ylabel="loss")
         losses.legend()
         scores.set(xlabel="step", ylabel="mean IoU (%)", xlim=(0, None), ylim=(0, None))
