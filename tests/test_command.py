@@ -108,6 +108,33 @@ def test_a_command_ends_with_one_line_and_its_exit_status(key, ended):
     assert re.fullmatch(err, ended[key].err)
 
 
+LINES = """
+import logging
+import absl.logging
+from absl import app
+from tqdm import tqdm
+from dense_jax import command
+def main(argv):
+    command.show_log_lines()
+    log = logging.getLogger("dense_jax")
+    bar = tqdm(total=9, bar_format="bar {n_fmt}", mininterval=0)
+    bar.update(3)
+    log.info("a %s", "line")
+    log.warning("look")
+    absl.logging.info("chatter")
+command.run(main)
+"""
+
+
+def test_log_lines_do_not_tear_the_progress_bar():
+    """The bar is wiped out before a line and drawn again below it."""
+    (end,) = forked.run_all({0: ["-c", LINES]}, "dense_jax.command").values()
+    text = re.sub(r"\d\d-\d\d \d\d:\d\d:\d\d", "TIME", end.err)
+    wiped = "\rbar 3\r     \r"
+    assert text.startswith(f"\rbar 0{wiped}TIME a line\n{wiped}TIME warning: look\n\rbar 3")
+    assert "chatter" not in text
+
+
 BAD_VALUES = {
     "evaluate": "--batch_size=0",
     "predict": "--margin=-1 --tile_size=4,4",

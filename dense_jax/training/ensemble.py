@@ -264,6 +264,7 @@ class Ensemble:
 
     def finish(self) -> None:
         """Closes the records, then writes the results of all seeds and the cost of training."""
+        _LOG.info("writing the results")
         self._opened.close()  # first, so that a finished run has all its checkpoints on disk
         config, task = self._config, self._task
         # Unpadded convolutions need context around the crop. At other resolutions, the model

@@ -12,6 +12,7 @@ from dense_jax.workdir import files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 STYLE = Path(__file__).with_name("figures.mplstyle")  # the report's figures have it, too
 INCHES = 6.4, 4.8
@@ -20,25 +21,27 @@ DPI = 150
 
 def draw(workdir: epath.Path) -> epath.Path:
     """Draws learning_curve.png from metrics.jsonl, also of the part before a resume. Returns its path."""
-    # Imported here, because the import is slow and training must not wait for it.
-    from matplotlib import rc_context
+    from matplotlib import rc_context  # slow to import, so not at the start of a training
+
+    path = workdir / "learning_curve.png"
+    with rc_context(fname=STYLE), atomic(path) as file:
+        figure(files.read_records(workdir / "metrics.jsonl")).savefig(file, format="png", dpi=DPI)
+    return path
+
+
+def figure(records: list[dict[str, Any]]) -> "Figure":
+    """Plots the losses above the mean IoU. A training loss is that of a single batch."""
     from matplotlib.figure import Figure
 
-    records = files.read_records(workdir / "metrics.jsonl")
-    path = workdir / "learning_curve.png"
-    with rc_context(fname=STYLE):
-        figure = Figure(figsize=INCHES, layout="constrained")
-        losses, scores = figure.subplots(2, 1, sharex=True)
-        # A step's loss is that of one batch, so it is noisier than that of the evaluation split.
-        _plot(losses, records, "train/loss", "training, batch by batch", LINE_COLORS[0], alpha=0.6)
-        _plot(losses, records, "eval/loss", "evaluation", LINE_COLORS[1], marker="o")
-        _plot(scores, records, "eval/mean_iou", "evaluation", LINE_COLORS[1], 100.0, marker="o")
-        losses.set(ylabel="loss")
-        losses.legend()
-        scores.set(xlabel="step", ylabel="mean IoU (%)", xlim=(0, None), ylim=(0, None))
-        with atomic(path) as file:
-            figure.savefig(file, format="png", dpi=DPI)
-    return path
+    drawn = Figure(figsize=INCHES, layout="constrained")
+    losses, scores = drawn.subplots(2, 1, sharex=True)
+    _plot(losses, records, "train/loss", "training, single batches", LINE_COLORS[0])
+    _plot(losses, records, "eval/loss", "evaluation", LINE_COLORS[1], marker="o")
+    _plot(scores, records, "eval/mean_iou", "evaluation", LINE_COLORS[1], 100.0, marker="o")
+    losses.set(ylabel="loss")
+    losses.legend()
+    scores.set(xlabel="step", ylabel="mean IoU (%)", xlim=(0, None), ylim=(0, None))
+    return drawn
 
 
 def _plot(

@@ -196,7 +196,7 @@ class RunRecord:
                 storage.write_json(self.path / "cost.json", cost)
             drawn = [curve.draw(self.path), *self.path.glob("worst.png")]
             storage.write_json(self.path / "result.json", result)
-            print(f"drawn: {', '.join(map(str, drawn))}")
+            print("wrote", *drawn)
         print(f"finished {self.path}: {summary(storage.to_json(result))}")
 
     def close(self) -> None:
