@@ -56,4 +56,5 @@ def _plot(
     """Plots a metric times `factor` by step. A null value leaves a gap."""
     points = [(record["step"], record[name]) for record in records if name in record]
     values = [math.nan if value is None else factor * value for _, value in points]
-    axes.plot([step for step, _ in points], values, color=color, label=label, **style)
+    steps = [step for step, _ in points]
+    axes.plot(steps, values, color=color, label=label, clip_on=False, **style)
