@@ -7,6 +7,23 @@ evaluation. By default, only this machine can open the page. The page loads noth
 machines. Requires Gradio, which the extra `demo` installs.
 """
 
+from absl import flags
+
+from dense_jax import command
+
+if __name__ == "__main__":  # above the slow imports, so that --help answers at once
+    command.define_path(
+        "workdir",
+        "Workdir of a run of dense_jax.main, or a file written by dense_jax.export.",
+        required=True,
+    )
+    flags.DEFINE_string(
+        "host", "127.0.0.1", "Address to listen on; 0.0.0.0 also serves other machines."
+    )
+    flags.DEFINE_integer("port", 7860, "Port to listen on.", lower_bound=0, upper_bound=65535)
+    flags.DEFINE_float("max_megapixels", 25, "Larger images are refused.", lower_bound=0)
+    command.help_if_asked()
+
 import html
 import ipaddress
 import os
@@ -19,11 +36,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from absl import flags
 from jaxtyping import UInt8
 from PIL import Image
 
-from dense_jax import class_colors, command, data, drawing
+from dense_jax import class_colors, data, drawing
 from dense_jax.data import decode
 from dense_jax.devices import runtime
 from dense_jax.inference.predictor import Predictor, load
@@ -273,14 +289,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.define_path(
-        "workdir",
-        "Workdir of a run of dense_jax.main, or a file written by dense_jax.export.",
-        required=True,
-    )
-    flags.DEFINE_string(
-        "host", "127.0.0.1", "Address to listen on; 0.0.0.0 also serves other machines."
-    )
-    flags.DEFINE_integer("port", 7860, "Port to listen on.", lower_bound=0, upper_bound=65535)
-    flags.DEFINE_float("max_megapixels", 25, "Larger images are refused.", lower_bound=0)
     command.run(main)

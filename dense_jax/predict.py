@@ -20,6 +20,54 @@ results cannot be written, the image is skipped and the exit status is 1. A full
 command.
 """
 
+from absl import flags
+
+from dense_jax import command, drawing
+
+if __name__ == "__main__":  # above the slow imports, so that --help answers at once
+    command.define_path(
+        "workdir",
+        "Workdir of a run of dense_jax.main, or a file written by dense_jax.export.",
+        required=True,
+    )
+    flags.DEFINE_list(
+        "images",
+        None,
+        "Files, folders and globs, separated by commas; quote globs, and put double quotes around "
+        "a name that contains a comma.",
+        required=True,
+    )
+    command.define_folder("output", "Folder for the results.", required=True)
+    flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
+    flags.DEFINE_bool("overwrite", False, "Replace existing results.")
+    flags.DEFINE_float(
+        "opacity",
+        None,
+        "Opacity of the overlay's colors; by default 0.5, and 1 for outlines.",
+        lower_bound=0,
+        upper_bound=1,
+    )
+    flags.DEFINE_bool("outlines", False, "Draw the borders of classes instead of their areas.")
+    flags.DEFINE_list(
+        "objects", [], "CLASS,... whose objects to number and measure; all: all but class 0."
+    )
+    flags.DEFINE_string(
+        "border_class", None, "Class of the borders between objects, which get its pixels."
+    )
+    flags.DEFINE_enum("probabilities", None, ["npy", "tif"], "Write the class probabilities.")
+    flags.DEFINE_bool("uncertainty", False, "Write the entropy of the probabilities.")
+    flags.DEFINE_bool("blend", False, "Blend the predictions of tiles where they overlap.")
+    flags.DEFINE_list(
+        "augment", [], "Average over transformed images: flip, flips, turns or scales, or several."
+    )
+    flags.DEFINE_integer("batch_size", None, "Tiles per step; by default the run's.", lower_bound=1)
+    command.define_size("tile_size", None, "HEIGHT,WIDTH in pixels; by default the run's.")
+    flags.DEFINE_integer(
+        "margin", None, "Margin around tile cores in pixels; by default the run's.", lower_bound=0
+    )
+    flags.DEFINE_float("max_megapixels", 1000, "Larger images are skipped.", lower_bound=0)
+    command.help_if_asked()
+
 import itertools
 import json
 import os
@@ -31,12 +79,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import PIL.Image
-from absl import flags
 from PIL.PngImagePlugin import PngInfo
 
-from dense_jax import class_colors, command, drawing, storage
+from dense_jax import class_colors, storage
 from dense_jax.devices import runtime
-from dense_jax.inference import image_files, object_maps, results, threads, tta, writers
+from dense_jax.inference import image_files, object_maps, results, threads, writers
 from dense_jax.inference.predictor import Predictor, load
 from dense_jax.inference.stitching import Failure
 
@@ -218,45 +265,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.define_path(
-        "workdir",
-        "Workdir of a run of dense_jax.main, or a file written by dense_jax.export.",
-        required=True,
-    )
-    flags.DEFINE_list(
-        "images",
-        None,
-        "Files, folders and globs, separated by commas; quote globs, and put double quotes around "
-        "a name that contains a comma.",
-        required=True,
-    )
-    command.define_folder("output", "Folder for the results.", required=True)
-    flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
-    flags.DEFINE_bool("overwrite", False, "Replace existing results.")
-    flags.DEFINE_float(
-        "opacity",
-        None,
-        "Opacity of the overlay's colors; by default 0.5, and 1 for outlines.",
-        lower_bound=0,
-        upper_bound=1,
-    )
-    flags.DEFINE_bool("outlines", False, "Draw the borders of classes instead of their areas.")
-    flags.DEFINE_list(
-        "objects", [], "CLASS,... whose objects to number and measure; all: all but class 0."
-    )
-    flags.DEFINE_string(
-        "border_class", None, "Class of the borders between objects, which get its pixels."
-    )
-    flags.DEFINE_enum("probabilities", None, ["npy", "tif"], "Write the class probabilities.")
-    flags.DEFINE_bool("uncertainty", False, "Write the entropy of the probabilities.")
-    flags.DEFINE_bool("blend", False, "Blend the predictions of tiles where they overlap.")
-    flags.DEFINE_list(
-        "augment", [], f"Average over transformed images: {', '.join(tta.AUGMENTATIONS)}."
-    )
-    flags.DEFINE_integer("batch_size", None, "Tiles per step; by default the run's.", lower_bound=1)
-    command.define_size("tile_size", None, "HEIGHT,WIDTH in pixels; by default the run's.")
-    flags.DEFINE_integer(
-        "margin", None, "Margin around tile cores in pixels; by default the run's.", lower_bound=0
-    )
-    flags.DEFINE_float("max_megapixels", 1000, "Larger images are skipped.", lower_bound=0)
     command.run(main)
