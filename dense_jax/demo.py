@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import flags
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 
 from dense_jax import class_colors, command, drawing
-from dense_jax.data import decode
+from dense_jax.data import decode, levels
 from dense_jax.devices import runtime
 from dense_jax.inference.predictor import Predictor, load
 
@@ -43,14 +43,14 @@ CSS = """
 
 
 def read(
-    path: str, num_channels: int, value_range: Any, max_megapixels: float
-) -> UInt8[np.ndarray, "h w c"]:
+    path: str, num_channels: int, value_range: Any, max_megapixels: float, dtype: str = "uint8"
+) -> Shaped[np.ndarray, "h w c"]:
     """Reads an uploaded image. Raises ValueError if the header declares too large an image."""
     name = Path(path).name
     with Path(path).open("rb") as file:
         decode.image_header(file, name, max_pixels=1e6 * max_megapixels)
         file.seek(0)
-        return decode.read_image(file, name, num_channels, value_range=value_range)
+        return decode.read_image(file, name, num_channels, dtype=dtype, value_range=value_range)
 
 
 def table(labels: UInt8[np.ndarray, "h w"], colors: dict[str, Any]) -> str:
@@ -81,13 +81,15 @@ def make_page(predictor: Predictor, max_megapixels: float) -> "gradio.Blocks":
         if path is None:  # the user removed the image
             return None, None, "", gr.DownloadButton(interactive=False)
         try:
-            image = read(path, predictor.num_channels, predictor.value_range, max_megapixels)
+            values = predictor.num_channels, predictor.value_range
+            image = read(path, *values, max_megapixels, predictor.dtype)
         except ValueError as error:
             message = html.escape(str(error))  # Gradio renders the message as HTML
             raise gr.Error(message, duration=None, print_exception=False) from error
         labels = predictor(image)
         result = Path(path).with_name(f"{Path(path).stem}_classes.png")
         class_colors.indexed(labels, predictor.palette).save(result)
+        image = levels.picture(image, value_range=predictor.value_range)
         shown = drawing.shrink(drawing.to_rgb(image), SHOWN), drawing.shrink(labels, SHOWN)
         download = gr.DownloadButton(value=result, interactive=True)
         return shown, draw(shown, opacity), table(labels, colors), download

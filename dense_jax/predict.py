@@ -110,7 +110,9 @@ def _segment(
     opacity: float,
 ) -> list[str]:
     """Segments images and writes the results. Returns the errors for images that were skipped."""
-    source = image_files.ImageFiles(images, predictor.num_channels, predictor.value_range)
+    source = image_files.ImageFiles(
+        images, predictor.num_channels, predictor.value_range, predictor.dtype
+    )
     maps = {kind: make for kind, make in MAPS.items() if kind in endings}
     problems: list[str] = []
     unfinished: set[writers.Together] = set()

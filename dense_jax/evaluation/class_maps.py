@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from dense_jax import class_colors, drawing, storage
+from dense_jax.data import levels
 
 
 @contextlib.contextmanager
@@ -56,7 +57,8 @@ def draw(
     rows = []
     for i, classes in zip(numbers, read(path, numbers), strict=True):
         example = source[i]
-        pictures = drawing.comparison(example["image"], example["label"], classes, palette)
+        image = levels.picture(example["image"], value_range=source.value_range)
+        pictures = drawing.comparison(image, example["label"], classes, palette)
         rows.append((f"{example['name']}: mean IoU {scores[i]:.3f}", pictures))
     return drawing.contact_sheet(
         rows, class_colors.colors_of(source.class_names, palette) | class_colors.MARKS
