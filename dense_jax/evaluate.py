@@ -159,7 +159,7 @@ def _open(
                 f"{run.dataset[field]}"
             )
     values = {field: getattr(source, field) for field in ("num_channels", "dtype", "value_range")}
-    return folder, source, levels.rule(name, run.dataset | values)
+    return folder, source, levels.rule(name, {**run.dataset, **values})
 
 
 def _warn_of_other_data(path: epath.Path, source: Any) -> None:

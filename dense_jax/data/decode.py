@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 BinaryFile = io.BytesIO | io.BufferedReader
 Range = Sequence[int | float]  # (low, high): the values that stand for gray levels 0 and 255
 MAX_BYTES = 2**33  # the largest image that can be decoded
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # first bytes of TIFF and BigTIFF
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")  # formats that Pillow may open
@@ -295,10 +296,10 @@ def _to_dtype(
 ) -> Shaped[np.ndarray, "h w c"]:
     """Converts the values of an image to `dtype`; see `read_image`."""
     stored = pixels.dtype
-    if stored == dtype == np.uint8:
+    if stored == np.uint8 and dtype == "uint8":
         return pixels
     low, high = pixels.min(), pixels.max()
-    if not all(abs(float(value)) <= np.finfo(np.float32).max for value in (low, high)):
+    if not all(abs(float(value)) <= FLOAT32_MAX for value in (low, high)):
         raise ValueError(
             f"{where}: holds NaN or infinite values; save it with numbers in their place "
             "(numpy.nan_to_num), and give their pixels one of the labels' ignored_values"

@@ -104,9 +104,8 @@ def read(path: epath.PathLike) -> Exported:
     with _explaining(DAMAGED.format(path)):
         _check_program(program, about, weights)
 
-    def logits_step(variables, image, levels=None, /):
-        arguments = [image] if levels is None else [image, levels]
-        return program.call(variables, *(x[None] for x in arguments))[0]
+    def logits_step(variables, /, *image):
+        return program.call(variables, *(array[None] for array in image))[0]
 
     return Exported(about, logits_step, weights)
 

@@ -104,7 +104,8 @@ class Predictor:
             scores_step = tta.make_probabilities_step(scores_step, self.augment)
 
         def step(variables: Any, example: Mapping[str, Any]) -> dict[str, Any]:
-            scores = scores_step(variables, example["image"], example.get("levels"))
+            image = (example[name] for name in ("image", "levels") if name in example)
+            scores = scores_step(variables, *image)
             outputs = {"classes": jnp.argmax(scores, axis=-1).astype(jnp.uint8)}
             if "probabilities" in names:
                 outputs["probabilities"] = scores if self.augment else jax.nn.softmax(scores)
@@ -194,7 +195,7 @@ class Predictor:
             padded = batch + batch[-1:] * (batch_size - len(batch))
             arrays = {"image": np.stack([tile.image for tile in padded])}
             if self._levels_of is not None:
-                arrays["levels"] = np.stack([tile.levels for tile in padded])
+                arrays["levels"] = np.array([tile.levels for tile in padded])
             late.put(batch, step(self._network[1], mesh.to_global(arrays, self._mesh)))
 
         late = OneStepLate(handle)

@@ -26,7 +26,7 @@ class LogitsStep(Protocol):
     """
 
     def __call__(
-        self, variables: Any, image: Num[Array, "h w c"], levels: Any = None, /
+        self, variables: Any, image: Num[Array, "h w c"], /, *levels: Float[Array, "2 c"]
     ) -> Float[Array, "h w num_classes"]: ...
 
 
@@ -44,7 +44,7 @@ QUARTER, HALF = _turn(1), _turn(2)
 
 
 def make_probabilities_step(logits_step: LogitsStep, augmentations: Sequence[str]) -> LogitsStep:
-    """Returns probabilities_step(variables, image, levels), which averages over augmented copies.
+    """Returns probabilities_step(variables, image, *levels), which averages over augmented copies.
 
     The result is bitwise equivariant under the flips and rotations in `augmentations`: transforming
     the image transforms the result in the same way. Raises ValueError for an unknown augmentation.
@@ -54,9 +54,9 @@ def make_probabilities_step(logits_step: LogitsStep, augmentations: Sequence[str
     scales = SCALES if "scales" in augmentations else (1.0,)
     symmetries = _symmetries(augmentations)
 
-    def probabilities_step(variables: Any, image: Array, levels: Any = None, /) -> Array:
+    def probabilities_step(variables: Any, image: Array, /, *levels: Array) -> Array:
         def logits_of(image: Array) -> Array:
-            return logits_step(variables, image, levels)
+            return logits_step(variables, image, *levels)
 
         def mean_over_scales(image: Array) -> Array:
             terms = [_at_scale(logits_of, image, scale) for scale in scales]
