@@ -2,16 +2,21 @@
 
 import functools
 import json
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 from PIL import Image
 
 from dense_jax import data, evaluate, export, load, predict, train
 from dense_jax.data import decode, image_strips, levels
 from dense_jax.evaluation import class_maps
+from dense_jax.program import assemble
+from dense_jax.training.initial import initial_weights
 from experiments import base
+from tests.models.test_pretrained import expected_tensors
 
 pytestmark = pytest.mark.usefixtures("shared_programs", "unchecked_shapes")
 
@@ -98,3 +103,28 @@ def test_a_missing_range_is_an_error_before_anything_is_written(deep_folder, tmp
     with pytest.raises(ValueError, match=r'"range": \[LOW, HIGH\].*normalization=percentiles'):
         train.train(a_config(deep_folder, "unit"), str(tmp_path / "run"))
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize("channels", [1, 6])
+def test_published_weights_see_measured_images_of_any_channels(tmp_path, channels):
+    """Equal channels are to the network what one gray channel, or R = G = B, is."""
+    config = base.get_config()
+    config.model.update({"encoder": "vgg16", "norm": "none"})
+    config.model.update({"width_multiplier": 1 / 64, "normalization": "image"})
+    config.model.pretrained = str(tmp_path / "vgg16.npz")
+    np.savez(config.model.pretrained, **expected_tensors("vgg16", "none", width_multiplier=1 / 64))
+    gray = np.random.default_rng(0).normal(size=(1, 32, 32, 1)).astype(np.float32)
+
+    def features(channels):
+        program = assemble(config, 2)
+        arrays = initial_weights(config, program, {"num_channels": channels}).arrays
+        variables: Any = traverse_util.unflatten_dict(arrays, sep="/")
+        encoder = {name: values["encoder"] for name, values in variables.items()}
+        image = np.repeat(gray, channels, axis=-1)  # as `unit` leaves it
+        return program.model.encoder.apply(encoder, image, train=False).features
+
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6),
+        features(channels),
+        features(3),
+    )

@@ -318,8 +318,8 @@ def _to_dtype(
         converted = pixels.astype(dtype)
     if dtype == "uint16" and not np.array_equal(converted, pixels):
         raise ValueError(
-            f"{where}: holds {stored} values from {low} to {high}, but the training images hold "
-            "uint16 values; convert it to whole numbers from 0 to 65535"
+            f"{where}: holds {stored} values, but the training images hold uint16 values; convert it "
+            "to whole numbers from 0 to 65535"
         )
     return converted
 

@@ -179,7 +179,7 @@ def test_an_8_bit_image_among_others_has_the_range_of_the_others():
 
 @pytest.mark.parametrize("value", [0.5, -1.0, 65536.0])
 def test_values_that_uint16_does_not_have_are_refused(value):
-    with pytest.raises(ValueError, match=f"the file: holds float64 values from {value} .*uint16"):
+    with pytest.raises(ValueError, match=r"the file: holds float64 values, .*uint16"):
         read(array(np.full((2, 3), value)), 1, dtype="uint16")
 
 
