@@ -204,7 +204,7 @@ OPTIONS: dict[str, Any] = {
         "gamma": (0.0, "[0, inf)", "exponent, log-uniform between 1 / (1 + gamma) and 1 + gamma"),
         "blur": (0.0, "[0, inf)", "largest standard deviation of a Gaussian, input pixels"),
         "noise": (0.0, "[0, inf)", "largest standard deviation, in gray levels (0 to 255)"),
-        "offset": (0.0, "[0, 255]", "gray levels added to the image, +- offset"),
+        "offset": (0.0, "[0, 255]", "gray levels added to all values"),
     },
     "border": {
         "weight": (0.0, "[0, inf)", "weight added to the pixel's class weight; 0: off"),

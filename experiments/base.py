@@ -124,7 +124,7 @@ def get_config() -> ConfigDict:
         "gamma": 0.0,  # exponent, log-uniform between 1 / (1 + gamma) and 1 + gamma
         "blur": 0.0,  # largest standard deviation of a Gaussian, input pixels
         "noise": 0.0,  # largest standard deviation, in gray levels (0 to 255)
-        "offset": 0.0,  # gray levels added to the image, +- offset
+        "offset": 0.0,  # gray levels added to all values
     }
 
     # Extra weight of a pixel between objects, at the distances d1 and d2 from the nearest two:
