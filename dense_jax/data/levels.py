@@ -113,12 +113,13 @@ def rule(normalization: str, dataset: Mapping[str, Any]) -> Rule | None:
 
     Raises ValueError if images are not 8-bit and have no range, but the normalization needs one.
     """
-    dtype, value_range = dataset["dtype"], dataset["value_range"]
+    dtype, value_range, c = (dataset[name] for name in ("dtype", "value_range", "num_channels"))
     limits = (0, 255) if dtype == "uint8" else value_range
     if normalization in PER_IMAGE:
         return Rule(normalization, limits)
     if normalization == "dataset":
-        return Rule(normalization, limits, np.array(dataset["levels"], np.float32))
+        levels = np.array(dataset["levels"], np.float32).reshape(2, c)
+        return Rule(normalization, limits, levels)
     if dtype == "uint8":
         return None
     if value_range is None:
@@ -128,7 +129,7 @@ def rule(normalization: str, dataset: Mapping[str, Any]) -> Rule | None:
             '"range": [LOW, HIGH] into dataset.json, or measure it in each image with '
             "--config.model.normalization=percentiles"
         )
-    levels = np.repeat(np.array(value_range, np.float32)[:, None], dataset["num_channels"], axis=1)
+    levels = np.repeat(np.array(value_range, np.float32)[:, None], c, axis=1)
     return Rule(normalization, limits, levels)
 
 

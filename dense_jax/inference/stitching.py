@@ -182,12 +182,12 @@ def cut(images: Images, tiles: Tiles, levels_of: Rule | None = None) -> Iterator
     """
     for i in np.flatnonzero(tiles.num_tiles.all(axis=1)).tolist():
         try:
-            levels, strips = None, functools.partial(images.strips, i)
-            if levels_of is None:
-                rows_from_top = strips()
-            else:
-                levels, rows_from_top = levels_of.read(strips, images.sizes[i])
-            reader = _Reader(rows_from_top, int(images.sizes[i][0]))
+            levels, strips = None, images.strips(i)
+            if levels_of is not None:
+                levels, strips = levels_of.read(
+                    functools.partial(images.strips, i), images.sizes[i]
+                )
+            reader = _Reader(strips, int(images.sizes[i][0]))
             for number in tiles.of_image(i):
                 rows, columns = tiles.shown(number)
                 first, pixels = reader.read(int(rows.min()), int(rows.max()) + 1)
