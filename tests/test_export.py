@@ -255,7 +255,7 @@ def test_a_run_begins_with_the_network_of_a_file(run, file, source, monkeypatch)
 
 def test_nothing_is_overwritten_unless_told(run, file, tmp_path, monkeypatch):
     program = jax.export.deserialize(bytearray(members_of(file)["program.bin"]))
-    monkeypatch.setattr(export, "trace", lambda *_: program)
+    monkeypatch.setattr(export, "trace", lambda *_, **__: program)
     path = tmp_path / "new" / "model.zip"
     about = export.export(str(run), path, license="CC0")
     assert about["license"] == "CC0"
