@@ -36,11 +36,12 @@ _DEUTERANOPIA = (
 
 
 def default_palette(num_classes: int) -> Palette:
-    """Returns Okabe and Ito's eight colors, followed by colors that are as distinct as possible.
+    """Returns `num_classes` colors: Okabe and Ito's eight, then colors as distinct as possible.
 
-    Each further color maximizes the smallest CIELAB distance to white and previous colors, under
-    normal vision and deuteranopia (Glasbey et al. 2007, "Color displays for categorical images"). A
-    shorter palette is a prefix of every longer palette.
+    Each later color has the largest distance to the nearest of white and all earlier colors. The
+    distance is in CIELAB, under normal vision or deuteranopia, whichever is smaller (Glasbey et al.
+    2007, "Color displays for categorical images"). A shorter palette is a prefix of every longer
+    palette.
     """
     levels = np.arange(0, 256, 15)
     grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)

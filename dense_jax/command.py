@@ -125,10 +125,10 @@ def define_config() -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the flags of a command with --config, and sets flags.FLAGS.config to the ConfigDict.
+    """Parses the flags of a command with --config. Sets flags.FLAGS.config to the ConfigDict.
 
-    Raises ValueError if the experiment has no config, or if a flag sets an option that the config
-    does not have.
+    Raises ValueError if the experiment has no get_config(), or if a flag sets an option that the
+    config does not have.
     """
     argv = [argv[0], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -155,7 +155,7 @@ def experiment_file(name: str) -> str:
     name: The value of --config: a path, or the name of a shipped experiment. A suffix ":ARGUMENT",
       which holds the argument of get_config(), is ignored.
 
-    Raises ValueError, which suggests similar names, if the file does not exist.
+    Raises ValueError if the file does not exist. The message suggests similar names.
     """
     file = os.path.expanduser(name.partition(":")[0])
     ours = {path.stem: path for path in sorted(EXPERIMENTS.glob("[!_]*.py"))}

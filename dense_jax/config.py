@@ -49,7 +49,7 @@ class Option(NamedTuple):
 
     @property
     def interval(self) -> str:
-        """Returns the interval of the valid numbers, or "" if `valid` is not an interval."""
+        """Returns `valid` if it is an interval, such as "[0, 1)". Otherwise returns ""."""
         if isinstance(self.valid, tuple) or not self.valid.startswith(("[", "(")):
             return ""
         return self.valid
@@ -232,7 +232,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def check(config: ConfigDict) -> None:
-    """Raises ValueError, with the option and its valid values, if a config is invalid."""
+    """Raises ValueError if a config is invalid. The message names the option and valid values."""
     _check_fields(config)
     check_values(config)
     _check_loss(config)
@@ -240,7 +240,7 @@ def check(config: ConfigDict) -> None:
 
 
 def _check_fields(config: ConfigDict) -> None:
-    """Raises ValueError that lists all options that are unknown, missing or of the wrong type."""
+    """Raises ValueError if options are unknown, missing or of the wrong type. Lists them all."""
     options, values = declared(), dict(_flatten(config))
     wrong = [f"{path}: missing" for path in options if path not in values]
     for path, value in values.items():
@@ -290,7 +290,7 @@ def _is_within(number: Any, interval: str) -> bool:
 
 
 def _check_loss(config: ConfigDict) -> None:
-    """Raises ValueError for options that the chosen loss lacks, and for invalid class weights."""
+    """Raises ValueError if an option is set that the loss lacks, or if class weights are invalid."""
     losses = importlib.import_module("dense_jax.losses").LOSSES
     balance = importlib.import_module("dense_jax.data.balance")
     accepted = {name: list(inspect.signature(loss).parameters)[2:] for name, loss in losses.items()}

@@ -45,7 +45,7 @@ CSS = """
 def read(
     path: str, num_channels: int, value_range: Any, max_megapixels: float, dtype: str = "uint8"
 ) -> Shaped[np.ndarray, "h w c"]:
-    """Reads an uploaded image. Raises ValueError if the header declares too large an image."""
+    """Reads an uploaded image. Raises ValueError if it has more than `max_megapixels`."""
     name = Path(path).name
     with Path(path).open("rb") as file:
         decode.image_header(file, name, max_pixels=1e6 * max_megapixels)

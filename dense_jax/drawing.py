@@ -23,7 +23,7 @@ GAP = 4  # pixels between pictures
 
 
 def to_rgb(image: Pixels) -> Picture:
-    """Returns the first three channels of an image, or the first as gray if there are fewer."""
+    """Returns an image's first three channels, or its first as gray if it has only one or two."""
     shown = 3 if image.shape[2] >= 3 else 1
     return np.broadcast_to(image[:, :, :shown], (*image.shape[:2], 3))
 

@@ -98,10 +98,11 @@ def trace(
 
 
 def describe(loaded: trained.Trained, directory: str, license: str | None) -> dict[str, Any]:
-    """Returns the content of model.json except `program_sha256`. Some of the fields are:
+    """Returns the content of model.json except `program_sha256`.
 
+    Some of the fields are:
     dataset: The content of the run's dataset.json.
-    context: The width of the image border without logits, in pixels; 0 for padded networks.
+    context: The number of pixels without logits on each side of an image; 0 for padded networks.
     tile_size, margin, batch_size: The values in config.eval.
     resolution, normalization: How the program preprocesses the image; see `data.levels`.
     """

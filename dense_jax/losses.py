@@ -36,16 +36,16 @@ def cross_entropy(
 ) -> Float[Array, ""]:
     """Returns the weighted mean of the negative log-likelihood, in nats per pixel.
 
-    The loss is (sum_i v_i l_i) / (sum_i v_i w[y_i]) over the valid pixels i, with labels y, pixel
-    weights v [b, h, w] and class weights w. A pixel's loss is
-    l_i = -sum_j w[j] ((1 - e) t[i, j] + e / c) log p[i, j] over the c classes j, with one-hot
-    labels t, softmax probabilities p and label smoothing e. As in PyTorch, class weights also apply
-    to the smoothed labels.
+    The loss is (sum_i v_i l_i) / (sum_i v_i w[y_i]), summed over the valid pixels i. y are the
+    labels, v [b, h, w] the pixel weights, and w the class weights. The loss of pixel i is
+    l_i = -sum_j w[j] ((1 - e) t[i, j] + e / c) log p[i, j], summed over the c classes j. t are the
+    one-hot labels, p the softmax probabilities, and e the label smoothing. As in PyTorch, class
+    weights also apply to the smoothed labels.
 
-    If `top_k_fraction` < 1, both sums over i include only the k pixels with the largest v_i l_i,
-    and pixels that tie with the k-th (Wu et al. 2016, "Bridging category-level and instance-level
-    semantic image segmentation", section 3.2). k is `top_k_fraction` times the number of valid
-    pixels, rounded up.
+    If `top_k_fraction` < 1, both sums over i include only the k pixels with the largest v_i l_i.
+    Pixels with the same v_i l_i as the k-th pixel are also included. k is `top_k_fraction` times
+    the number of valid pixels, rounded up (Wu et al. 2016, "Bridging category-level and
+    instance-level semantic image segmentation", section 3.2).
     """
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be in [0, 1], not {label_smoothing}")

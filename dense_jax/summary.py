@@ -42,7 +42,7 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 class Layer(NamedTuple):
-    """The output shape and the cost of a module, excluding submodules.
+    """The output shape of a module, and its cost without its submodules.
 
     path: The module names from the network down to the module.
     shape: The shape of the output for one image.
@@ -161,8 +161,8 @@ def crossings(config: Any) -> str:
 
     config: A `config.model`. Its encoder, decoder and upsampling method are ignored.
 
-    Each entry is "yes" or the number of an error message below the table. Decoders with equal
-    entries share rows, and so do encoders. Upsampling methods with equal entries share a column.
+    Each entry is "yes" or the number of an error message below the table. Names with the same
+    entries are merged: a row may list several decoders or encoders, and a column several methods.
     """
 
     def answer(fields: Mapping[str, str]) -> str:
@@ -179,7 +179,10 @@ def crossings(config: Any) -> str:
     }
 
     def alike(position: int, *others: Iterable[str]) -> list[list[str]]:
-        """Returns the names at a position of a combination, in groups with equal answers."""
+        """Returns the names of decoders (position 0), encoders (1) or methods (2), in groups.
+
+        Names in a group get the same answers in all combinations with `others`.
+        """
         groups: dict[tuple[str, ...], list[str]] = {}
         for name in (DECODERS, ENCODERS, UPSAMPLERS)[position]:
             names = itertools.product(*others[:position], [name], *others[position:])
@@ -222,7 +225,7 @@ def upsampling_table(config: Any) -> str:
 
 
 def upsampling_row(make: Callable[..., Upsampler]) -> Iterable[str]:
-    """Yields the cells of a method's row in `upsampling_table`, from cheap to expensive."""
+    """Yields the numbers of one row of `upsampling_table`. Those that take long come last."""
     up = make(features=64)
     x, switches = (
         jax.ShapeDtypeStruct((1, 64, 64, channels), dtype)
@@ -266,7 +269,7 @@ def encoder_table(config: Any, names: Iterable[str] = tuple(ENCODERS)) -> str:
 
 
 def _with(config: Any, fields: Mapping[str, str]) -> Any:
-    """Returns a copy of `config.model` with other values of some fields."""
+    """Returns a copy of a `config.model`, with new values from `fields`."""
     changed = copy.deepcopy(config)
     changed.update(fields)
     return changed

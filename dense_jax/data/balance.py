@@ -98,9 +98,10 @@ def _count(source: Source) -> Counts:
 def _relative(
     pixels: np.ndarray, total: np.ndarray, reference: Callable[[np.ndarray], float]
 ) -> Weights:
-    """Returns the class weights reference(f) / f with f = pixels / total, or 0 if f is 0.
+    """Returns the class weights reference(f) / f, where f = pixels / total are class frequencies.
 
-    Raises ValueError if no class has pixels.
+    `reference` gets only the frequencies of classes with pixels. Other classes get weight 0. Raises
+    ValueError if no class has pixels.
     """
     seen = pixels > 0
     if not seen.any():

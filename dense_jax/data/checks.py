@@ -41,11 +41,11 @@ def looks_interpolated(label: Int32[np.ndarray, "h w"]) -> bool:
     """Returns whether a label seems to have been resized by interpolation or saved as JPEG.
 
     Interpolation creates false classes at borders, such as class 3 between classes 1 and 5. The
-    function therefore counts the pixels whose class index lies between the indices of two nearby
-    pixels on opposite sides.
+    function therefore counts the pixels whose class index lies strictly between the indices of
+    their left and right neighbors, or of their upper and lower neighbors, at distance 1 or 2.
 
-    Interpolation is missed if the indices of all adjacent classes differ by 1. Labels in which one
-    class outlines another may be reported wrongly.
+    The function misses interpolation if the indices of all adjacent classes differ by 1. It may
+    wrongly return True if one class outlines another.
     """
     for distance in (1, 2):  # 2 finds interpolated labels that were later enlarged by nearest
         triples = between = 0

@@ -259,7 +259,7 @@ def _orientation(value: Any) -> int:
 
 
 def _open_picture(file: BinaryFile, page: int | None) -> _Opened:
-    """Opens an image with Pillow, to be decoded as gray if it is gray, otherwise as 8-bit RGB."""
+    """Opens an image with Pillow. A gray image decodes to gray, any other image to 8-bit RGB."""
     image = _open_pillow(file, page)
     is_png = isinstance(image, PngImagePlugin.PngImageFile)
     if is_png and image.mode[0] != "I" and ";16" in str(image.tile[0]):

@@ -3,8 +3,8 @@
     python -m dense_jax.data.doctor --name=folder --root=PATH [--json] [--picture=FILE.png]
 
 The command opens every example of every split. The exit status is 1 if there are errors, such as an
-unreadable example, an image that is in two splits, or a class of another split that `train` lacks.
-Warnings point out possible mistakes and do not change the exit status.
+unreadable example, an image that is in two splits, or a class that is in another split but not in
+`train`. Warnings point out possible mistakes and do not change the exit status.
 `--picture` draws some examples of each split, overlaid with their labels.
 """
 
@@ -133,7 +133,7 @@ def _facts(example: dict[str, Any]) -> _Facts:
 def _compare(
     first: str, first_facts: list[_Facts], second: str, report: Report, facts: list[_Facts]
 ) -> None:
-    """Reports which images of split `second` equal or resemble an image of split `first`."""
+    """Adds to `report` the images of split `second` that equal or resemble one of split `first`."""
     names = {example.digest: example.name for example in first_facts}
     hashes = np.array([example.difference_hash for example in first_facts])
     equal, near = [], []
@@ -156,7 +156,10 @@ def _compare(
 
 
 def _compare_classes(reports: dict[str, Report]) -> None:
-    """Adds errors to the train report if train has no labels or lacks a class of another split."""
+    """Adds an error to the train report for each class that occurs only in other splits.
+
+    Also adds an error if every pixel of `train` is ignored.
+    """
     train = reports["train"]
     for name in train.get("missing_classes", []):
         splits = [split for split, report in reports.items() if report.get("pixels", {}).get(name)]

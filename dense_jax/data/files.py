@@ -219,8 +219,8 @@ class Files(Source):
 def fingerprint(about: str, files: Mapping[str, pathlib.Path]) -> str:
     """Returns a hex digest of `about` and of the name, size and last 4096 bytes of each file.
 
-    Copies of the files have the same digest. A change to a file is missed if it changes neither the
-    size nor the last 4096 bytes.
+    Copies of the files have the same digest. An edit that keeps the size and the last 4096 bytes of
+    a file does not change the digest.
     """
     # The pixel data of a PNG file ends with a checksum, so a change to the pixels is not missed.
     digest = hashlib.sha256(about.encode())
@@ -282,7 +282,7 @@ def is_hidden(name: str) -> bool:
 
 
 def not_read(folder: pathlib.Path, endings: Sequence[str] = IMAGE_ENDINGS) -> str:
-    """Returns a note on the files in `folder` that have none of the `endings`, or ""."""
+    """Returns a note that lists the entries of `folder` whose ending is not in `endings`, or ""."""
     others = [
         entry.name + "/" * entry.is_dir()
         for entry in (_entries(folder) if folder.is_dir() else [])

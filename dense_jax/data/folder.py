@@ -90,7 +90,7 @@ class Folder(files.Files):
 
     @staticmethod
     def splits(root: Root) -> tuple[str, ...]:
-        """Returns the names of the splits, read from ROOT/splits or, if missing, ROOT/images."""
+        """Returns the names of the splits, from ROOT/splits if it exists, else from ROOT/images."""
         root = pathlib.Path(root)
         return _layout(root).splits(root)
 
@@ -109,7 +109,7 @@ class Folder(files.Files):
 
     @property
     def not_read(self) -> str:
-        """Returns a note that lists the files in the image folder that are not images, or ""."""
+        """Returns a note that lists the non-image files in the image folder, or "" if none."""
         return files.not_read(self._items[0].image.parent)
 
     def _paths(self, item: Item) -> Iterable[pathlib.Path]:

@@ -1,9 +1,9 @@
 """Reads images of any size from top to bottom, one strip of rows at a time.
 
-Small images are read whole by `decode.read_image`. Large images are read in strips by NumPy (.npy
-files) or libvips. If libvips might return different pixel values than `decode`, for example for a
-CMYK image, the image is read whole, whatever its size. Interlaced PNG and progressive JPEG files
-can only be decoded whole.
+`decode.read_image` reads small images whole. NumPy (.npy files) or libvips reads large images in
+strips. If libvips might return different pixel values than `decode.read_image`, for example for a
+CMYK image, `decode.read_image` reads the image whole, whatever its size. Even libvips has to decode
+interlaced PNG and progressive JPEG files whole.
 """
 
 import pathlib

@@ -39,13 +39,13 @@ def train_batches(
         image  [b, height, width, c], of the source's dtype
         label  uint8 [b, height, width]; IGNORE_LABEL outside the example
         size   int32 [b, 2], the height and width of the example on the canvas, in pixels
-        index  uint32 [b], the position of the example in the run, which seeds its augmentation
+        index  uint32 [b], the position of the example in the run; seeds the augmentation
         name   str [b]
     and an array [b, height, width] for each of the source's fields. If the source has levels, the
     batch also holds `levels` float32 [b, 2, c].
 
-    canvas: The height and width, in pixels, to which examples are cropped or padded. If None, the
-      examples stay as they are, except that `index` is added.
+    canvas: The height and width, in pixels, to which examples are cropped or padded. If None, a
+      batch holds the examples as the source returns them, plus `index`.
     batch_size: The size of the global batch.
     workers: The number of worker processes, or 0 to use threads in this process.
     """
@@ -108,7 +108,7 @@ def _draw(
     seed: int,
     index: int,
 ) -> dict[str, Any]:
-    """Returns the example at position `index` of a run, randomly cropped or padded to `canvas`."""
+    """Returns the example at position `index` of a run, after `fit` if `canvas` is not None."""
     epoch, position = divmod(index, len(source))
     example = source[int(_order(len(source), seed, epoch)[position])]
     if canvas is not None:
@@ -174,7 +174,7 @@ def _iterate(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
 def _start_worker(worker: int, num_workers: int) -> None:
     """Makes a worker process ignore Ctrl-C and SIGTERM and end with the training process.
 
-    A signal may reach all processes, but training needs data until it has saved a checkpoint.
+    Training needs data until it has saved a checkpoint, and these signals may reach all processes.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -101,7 +101,7 @@ def _scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarra
         return max(1, round(rng.integers(low, high + 1) * height * width / _UNIT_AREA))
 
     def place() -> tuple[np.ndarray, np.ndarray]:
-        """Returns pixel coordinates relative to a random center, rotated by a random angle."""
+        """Returns the coordinates of all pixels in a frame with a random origin and rotation."""
         dx, dy = x - rng.uniform(0, width), y - rng.uniform(0, height)
         angle = rng.uniform(0, math.pi)
         cos, sin = math.cos(angle), math.sin(angle)
@@ -137,7 +137,7 @@ def _scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarra
 def _wave(
     rng: np.random.Generator, x: np.ndarray, y: np.ndarray, *, wavelength: float, amplitude: float
 ) -> np.ndarray:
-    """Returns a plane wave with a random direction and phase. `wavelength` is in pixels."""
+    """Returns a plane wave [h, w] with random direction and phase. `wavelength` is in pixels."""
     direction, phase = rng.uniform(0, 2 * math.pi, 2).tolist()
     distance = x * math.cos(direction) + y * math.sin(direction)
     return amplitude * np.sin(distance * (2 * math.pi / wavelength) + phase)

@@ -105,7 +105,7 @@ class TfdsSource(Source):
         return {"image": image, "label": label, "name": name}
 
     def _record(self, i: int) -> tuple[dict[str, Any], str]:
-        """Returns record i, with the images still encoded, and the name of the example."""
+        """Returns (record i, name of the example). The images in the record are still encoded."""
         if not 0 <= i < len(self):
             raise IndexError(f"example {i} of {len(self)}")
         try:

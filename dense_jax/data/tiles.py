@@ -49,7 +49,7 @@ class Tiles:
     tiles[k] is {"image": [th, tw, c], "label": uint8 [th, tw], "index": k}, and the `levels` of the
     whole image if the source has levels. The label is IGNORE_LABEL outside the core.
 
-    source: An object with `sizes` (int [n, 2]) whose items are dicts with `image` and `label`.
+    source: An object with `sizes`, int [n, 2]. source[i] is a dict with `image` and `label`.
     tile_size: The height and width of a tile, in pixels.
     margin: The width of the margin in pixels, as one number or one per axis.
     images: A mask, bool [n], of the images to cut. If None, all images are cut.
@@ -88,7 +88,7 @@ class Tiles:
         return Place(image, _window(start, stop), _window(self.margin, self.margin + stop - start))
 
     def shown(self, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the indices of the image rows and columns in tile k, including reflections."""
+        """Returns the image rows [th] and columns [tw] that tile k shows, reflected at the border."""
         place = self.place(k)
         rows, columns = (
             reflect(np.arange(core.start - margin, core.start - margin + length), int(image_length))
@@ -143,9 +143,9 @@ def tilings(
 ) -> list[Tiles]:
     """Cuts all images into tiles. Returns a `Tiles` for each combination of tile size and margin.
 
-    If image_size + 2 * context <= tile_size along an axis, an image of up to `image_size` pixels
-    gets a single tile along this axis. The tile has length image_size + 2 * context, and its margin
-    is the context.
+    Each axis is handled on its own. If image_size + 2 * context <= tile_size, images of at most
+    `image_size` pixels get a single tile. This tile has length image_size + 2 * context, and its
+    margin is the context.
 
     source, tile_size, margin: See `Tiles`.
     image_size: The largest height and width of the run's images, in pixels.

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def verify(source: Source) -> None:
-    """Raises ValueError if any example of a source is invalid or if every pixel is ignored.
+    """Raises ValueError if any example is invalid or if every pixel of every example is ignored.
 
     A source that passed is remembered in the user's cache folder and not read again. Sources that
     are not read from files are not verified.

@@ -1,4 +1,4 @@
-"""Runs several processes as one run: they find each other, agree on settings and fail together.
+"""Connects the processes of a run, compares their settings, and ends all of them if one fails.
 
 Imports jax lazily, because `sweep` uses the flags without jax.
 """
@@ -42,17 +42,18 @@ def define_flags() -> None:
 
 
 def given() -> list[str]:
-    """Returns the flags of this module that the user set, as arguments for another command."""
+    """Returns the flags of this module that the user set, as command-line arguments."""
     names = ("multihost", *_EXPLICIT)
     return [flags.FLAGS[name].serialize() for name in names if flags.FLAGS[name].present]
 
 
 def initialize() -> None:
-    """Joins the other processes if the flags name any. Must precede any other use of jax.
+    """Connects to the run's other processes if --multihost or --coordinator is set.
 
-    Raises ValueError if the coordinator's address cannot be used. Exits if some processes have not
-    joined within START_TIMEOUT. If a process dies or becomes unreachable later, JAX aborts the
-    others (SIGABRT) within TIMEOUT, even in the middle of a step.
+    Must be called before any other use of jax. Raises ValueError if the coordinator's address
+    cannot be used. Exits if a process has not joined within START_TIMEOUT (process 0 waits TIMEOUT
+    longer). If a process dies or becomes unreachable later, JAX aborts all remaining processes
+    (SIGABRT) within TIMEOUT, even in the middle of a step.
     """
     args = flags.FLAGS
     if not args.multihost and args.coordinator is None:

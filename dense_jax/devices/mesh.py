@@ -48,9 +48,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def sharded(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of batches, which splits the leading axis over all devices.
+    """Returns the sharding that splits the leading axis of a batch over all devices.
 
-    The batches of all replicas are concatenated along the leading axis.
+    The leading axis concatenates the batches of all replicas.
     """
     return NamedSharding(mesh, P(("replica", "data")))
 
@@ -59,11 +59,11 @@ def spread(shapes: Any, mesh: Mesh) -> Any:
     """Returns shardings that split the arrays of an optimizer state over the devices.
 
     Splits each array along its longest axis whose length is divisible by the number of devices.
-    Replicates arrays without such an axis and one-dimensional arrays.
+    Replicates arrays that have no such axis or fewer than two axes.
 
     With replicated parameters, this sharding is stage 1 of ZeRO (Rajbhandari et al. 2020, section
-    5.1). Each device updates its slice of the optimizer state and the parameters, and an all-gather
-    collects the parameters. Gradient norms are summed over slices, which changes their last bits.
+    5.1). Each device updates its slices of the optimizer state and of the parameters. An all-gather
+    then collects the parameters. Summing gradient norms over slices changes their last bits.
     """
 
     # Splitting scales and biases would make XLA insert an all-gather into each normalization layer.

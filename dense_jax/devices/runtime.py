@@ -86,5 +86,5 @@ def keep_memory() -> None:
 
 
 def seconds_of_process() -> float:
-    """Returns the age of this process in seconds, counted from the import of dense_jax."""
+    """Returns the time since this process imported dense_jax, in seconds."""
     return time.perf_counter() - dense_jax.IMPORTED

@@ -47,7 +47,7 @@ def measure(
 
 
 def phase_errors(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Counts the wrong pixels and the valid pixels at each phase, int64 [PERIOD, PERIOD, 2].
+    """Returns the numbers of wrong and of valid pixels at each phase, int64 [PERIOD, PERIOD, 2].
 
     The phase of a pixel is (y mod PERIOD, x mod PERIOD). More errors at some phases suggest
     upsampling artifacts (Odena et al. 2016, "Deconvolution and checkerboard artifacts"). If the
@@ -105,9 +105,9 @@ class Pool:
 
 
 def _start_worker() -> None:
-    """Ties a worker's lifetime to the evaluating process, and gives the worker idle priority.
+    """Makes a worker end with the evaluating process, and gives the worker idle priority.
 
-    The network uses all cores at once, so any competing process would slow the network down.
+    The network uses all cores. Workers with a higher priority would slow the network down.
     """
     # Only the evaluating process handles Ctrl-C. SIGTERM must still end this worker, because the
     # pool sends SIGTERM to all other workers when one dies.

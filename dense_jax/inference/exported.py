@@ -37,7 +37,7 @@ def _integer(least: int, most: int = 2**31 - 1) -> Callable[[Any], bool]:
 
 
 def _list(is_item: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
-    """Returns a function that accepts lists of `length` items that each satisfy `is_item`.
+    """Returns a predicate that is true for a list of `length` items that all satisfy `is_item`.
 
     If `length` is None, the list may have any length > 0.
     """
@@ -149,7 +149,10 @@ def _read_members(path: epath.Path) -> tuple[Mapping[str, Any], bytes, dict[str,
 
 @contextlib.contextmanager
 def _explaining(message: str) -> Generator[None]:
-    """Converts any exception to a ValueError with `message`, because parsers raise many types."""
+    """Converts an exception in the `with` block to a ValueError that starts with `message`.
+
+    Catches exceptions of any type, because parsers raise many types.
+    """
     try:
         yield
     except Exception as error:

@@ -154,7 +154,7 @@ class Predictor:
     def _segment(
         self, images: Images, tiles: Tiles, maps: Mapping[str, MakeMap]
     ) -> Iterator[Strip | Failure]:
-        """Yields the strips of the images that have tiles in `tiles`."""
+        """Segments the images that have tiles in `tiles`. Yields their strips."""
         stitcher = Stitcher(tiles, tiles.margin - self.context if self.blend else (0, 0))
         step = self._step_with_probabilities if maps else self._step
         with tqdm(total=len(tiles), unit="tile", leave=False, disable=None) as bar:
@@ -179,9 +179,9 @@ class Predictor:
     def _outputs(
         self, step: Callable, tiles: Iterator[Tile | Failure]
     ) -> Iterator[tuple[Tile | Failure, dict[str, np.ndarray]]]:
-        """Yields each tile with its maps by name, in order. For a `Failure`, the maps are {}.
+        """Yields (tile, {name: map}) in the order of `tiles`, and (failure, {}) for a `Failure`.
 
-        The next batch is computed while the caller handles a batch.
+        The devices compute the next batch while the caller handles the current batch.
         """
         batch_size = -(-self.batch_size // self._mesh.size) * self._mesh.size
         ready: deque[tuple[Tile | Failure, dict[str, np.ndarray]]] = deque()

@@ -1,8 +1,8 @@
-"""Cuts images into tiles while reading from top to bottom, and stitches tile predictions together.
+"""Reads images from top to bottom, cuts them into tiles, and stitches the tiles' predictions.
 
 Evaluation and prediction use the same `Stitcher`. `Tiles` defines the tiles, whose cores
-partition each image. If `overlap` > 0, each tile also contributes that many pixels beyond its core,
-and overlapping predictions are blended, so that no seams are visible. Uses NumPy only.
+partition each image. If `overlap` > 0, each tile also contributes `overlap` pixels beyond its core.
+Overlapping predictions are blended, so that no seams are visible. Uses NumPy only.
 """
 
 import functools
@@ -59,9 +59,9 @@ class Stitcher:
 
     Without overlap, tiles may be added in any order. With overlap, the tile numbers must increase.
 
-    overlap: The number of pixels by which a tile's contribution extends beyond its core on each
-      axis, at most the margin.
-    whole: Whether a strip is a whole image.
+    overlap: How far a tile's contribution extends beyond its core, in pixels, vertically and
+      horizontally. It must not exceed the margin.
+    whole: Whether all rows of tiles of an image form a single strip.
 
     If several tiles cover a pixel, its value is a weighted mean of the tiles' values. The weights
     of a tile are a Gaussian at the center of the tile, with a standard deviation of
@@ -129,7 +129,7 @@ class Stitcher:
         return new[rows.start - top : rows.stop - top]
 
     def share(self, axis: int, k: int) -> Float32[np.ndarray, "reach"]:
-        """Returns the weight of the k-th tile along `axis`, where it overlaps the previous tile.
+        """Returns the weight of tile k along `axis` at the pixels that tile k - 1 also covers.
 
         The weight at a position is g_k / (g_0 + ... + g_k), where g_j is the Gaussian of tile j.
         """

@@ -27,8 +27,9 @@ def lanes(count: int) -> Generator[Callable[..., Future]]:
     """Yields a function submit(lane, call, *args) that runs call(*args) in one of `count` threads.
 
     Calls with equal `lane` run in order, in thread lane % count. `submit` blocks while more than
-    2 * count calls are pending. Leaving the context waits for all calls. If a call fails, a later
-    `submit` or leaving the context raises the error, and pending calls are canceled.
+    2 * count calls are pending. The end of the `with` block waits for all calls. If a call fails, a
+    later `submit` or the end of the block raises the error. Calls that have not started are then
+    canceled.
     """
     pools = [ThreadPoolExecutor(1) for _ in range(count)]
     pending: deque[Future] = deque()

@@ -68,7 +68,7 @@ def make_probabilities_step(logits_step: LogitsStep, augmentations: Sequence[str
 
 
 def _symmetries(augmentations: Sequence[str]) -> list[Symmetry]:
-    """Returns flips and rotations that generate all flips and rotations in `augmentations`."""
+    """Returns flips and rotations whose products are all symmetries in `augmentations`."""
     # For every k, the products of the first k generators, each used at most once, form a subgroup.
     turned = "turns" in augmentations
     if "flips" in augmentations or ("flip" in augmentations and turned):

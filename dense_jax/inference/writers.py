@@ -66,7 +66,7 @@ class Rows:
 class Png(Rows):
     """A PNG file with rows of palette indices or gray values [n, w], or RGB values [n, w, 3].
 
-    Rows can be appended, unlike with libvips (libvips#2859) and pypng.
+    Rows can be appended, which libvips (libvips#2859) and pypng do not support.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class Together:
                 self._files[name].write(rows)
 
     def end(self) -> None:
-        """Publishes all files. If `problem` is or becomes set, removes all files instead."""
+        """Publishes all files. Removes all files if `problem` is set before or while publishing."""
         for file in self._files.values():
             with self._keeping(file.path):
                 if self.problem is None:
@@ -171,7 +171,7 @@ class Together:
 
     @contextlib.contextmanager
     def _keeping(self, path: Path) -> Generator[None]:
-        """Stores the message and path of an OSError in `problem`, but raises disk errors."""
+        """Raises disk errors again. Stores the message and path of any other OSError in `problem`."""
         try:
             yield
         except OSError as error:

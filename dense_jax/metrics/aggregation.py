@@ -15,7 +15,7 @@ Statistics = Mapping[str, np.ndarray]
 
 
 def image_statistics(measured: Statistics, foreground: Sequence[int] = ()) -> Statistics:
-    """Returns statistics [n, ...] of n images, whose sums over images are the input of `score`.
+    """Returns {name: statistics [n, ...]} of n images. `score` takes their sums over the images.
 
     The statistics are confusion matrices for region scores and pairs [numerator, denominator] for
     all other scores. For a mean over images, the pair is [value, 1], or [0, 0] if the value is NaN.

@@ -64,10 +64,10 @@ class MapPair:
     def distances(self) -> dict[int, tuple[Distances, Distances]]:
         """Returns {class: (forth, back)}, the distances in pixels between the maps' boundaries.
 
-        `forth` holds the distance from each boundary pixel of the prediction to the label's
-        boundary, and `back` the distance from each boundary pixel of the label to the prediction's.
-        If only one map has a boundary, all distances are the image diagonal. If neither map has a
-        boundary, the class has no entry.
+        `forth` holds the distance from each boundary pixel of the prediction to the boundary of the
+        label. `back` holds the distance from each boundary pixel of the label to the boundary of
+        the prediction. If only one map has a boundary, all distances are the image diagonal. If
+        neither map has a boundary, the class has no entry.
         """
         points = []
         for side in (self.guess, self.truth):
@@ -145,8 +145,8 @@ def boundary_iou(maps: MapPair, width: float = RIM_WIDTH) -> Overlap:
 
     The boundary IoU is the IoU of the predicted and true rims of a class (Cheng et al. 2021,
     "Boundary IoU", section 4, and the authors' code). The rim consists of the pixels of the class
-    that are close to a valid pixel of another class or to the outside of the image: at a Chebyshev
-    distance of at most max(1, round(width * diagonal)) pixels.
+    that have a valid pixel of another class, or the outside of the image, within a Chebyshev
+    distance of max(1, round(width * diagonal)) pixels.
     """
     reach = max(1, round(width * maps.diagonal))
     square = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
@@ -176,7 +176,10 @@ def trimap_iou(maps: MapPair) -> Float64[np.ndarray, "bands c 2"]:
 
 
 def _is_near_another(side: Side, around: UInt8[np.ndarray, "k k"]) -> Bool[np.ndarray, "h w"]:
-    """Marks the pixels whose window `around` contains another class or leaves the image."""
+    """Returns a mask of the pixels whose neighborhood contains another class or leaves the image.
+
+    around: The shape of the neighborhood, as a mask whose center is the pixel.
+    """
     highest = cv2.dilate(side, around, borderType=cv2.BORDER_CONSTANT, borderValue=[_BEYOND])
     lowest = cv2.erode(np.where(side == _VOID, np.int16(_BEYOND), side), around)
     return (highest != side) | (lowest != side)

@@ -86,7 +86,7 @@ def build(config: Any, num_classes: int) -> Segmenter:
 def _strides(
     path: str, strides: Sequence[int] | None, valid: Sequence[int], default: Sequence[int] = ()
 ) -> tuple[int, ...]:
-    """Returns the strides of an option, or `default` if the option is unset."""
+    """Returns `strides`, or `default` if it is None. Raises ValueError for invalid strides."""
     if strides is None:
         return tuple(default)
     for stride in strides:
@@ -114,7 +114,7 @@ def _fields(part: Callable) -> set[str]:
 
 
 def _make(part: Callable[..., Any], options: dict[str, Any]) -> Any:
-    """Makes an encoder or a decoder from only the options that `part` accepts."""
+    """Makes an encoder or a decoder by calling `part` with only the options that it accepts."""
     return part(**{name: value for name, value in options.items() if name in _fields(part)})
 
 
@@ -128,5 +128,5 @@ def _check(what: str, value: Any, valid: Iterable[Any]) -> None:
 
 
 def _set(options: Any) -> dict[str, Any]:
-    """Returns the options that are not None. An option that is None has its default value."""
+    """Returns the options whose value is not None. None stands for an option's default value."""
     return {name: value for name, value in options.items() if value is not None}

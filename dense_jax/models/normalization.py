@@ -35,8 +35,8 @@ def unit(image: Array) -> Float[Array, "*shape"]:
 def standardize(mean: Sequence[float], std: Sequence[float]) -> Callable[[Array], Array]:
     """Returns a function that computes (image / 255 - mean) / std for the channels R, G and B.
 
-    A gray image becomes an image of three equal channels. An image with another number of channels
-    keeps its channels. They use the numbers for R, G, B, R, G and so on, in turn.
+    A gray image becomes an image of three equal channels. Any other image keeps its channels,
+    which use the mean and std of R, G, B, R, G and so on.
     """
 
     def normalize(image: Array) -> Float[Array, "*shape d"]:

@@ -132,11 +132,11 @@ def convert(
 def input_kernel(kernel: np.ndarray, channels: int) -> np.ndarray:
     """Adapts the kernel of an RGB network's first convolution to another number of channels.
 
-    For one channel (gray), returns the sum over R, G and B. For n other channels, repeats the
-    kernels for R, G, B, R and so on, and multiplies them by 3 / n. Features then keep their
-    magnitude. The library timm has the same convention.
+    One channel (gray) gets the sum of the kernels for R, G and B. If n > 1, n channels get the
+    kernels for R, G, B, R and so on, multiplied by 3 / n. Features then keep their magnitude. The
+    library timm has the same convention.
 
-    kernel: [features, 3, h, w], as in PyTorch.
+    kernel: [features, 3, h, w], as in PyTorch. The result is [features, channels, h, w].
     """
     if channels == 1:
         return kernel.sum(axis=1, keepdims=True)

@@ -113,13 +113,13 @@ class Decoder(nn.Module):
     decoder's own maps that auxiliary heads may classify (see `AuxiliaryHeads`). It may be empty.
 
     upsample: The factory for Upsamplers, called with the fields of an Upsampler.
-    skips: The strides of the feature maps fused during upsampling. The deepest stride is excluded.
+    skips: The strides of the feature maps to fuse during upsampling, without the deepest stride.
     dtype: The dtype of the computation.
 
     A subclass may override three class variables:
     encoder_options: The decoder's default encoder options. Encoders ignore unknown options.
-    default_skips: The strides to fuse if `model.skips` is unset, as far as the encoder has them.
-      None means all strides.
+    default_skips: The value of `skips` if `model.skips` is unset. Strides that the encoder lacks
+      are dropped. None means all strides but the deepest.
     has_switches: Whether the decoder passes switches[s] to the Upsampler from stride 2s to s.
     """
 
@@ -186,7 +186,7 @@ class Decoder(nn.Module):
 
 
 class AuxiliaryHeads(nn.Module):
-    """Classifiers of intermediate feature maps, which only the training loss uses.
+    """Classifies intermediate feature maps, only for the training loss. Returns {stride: logits}.
 
     If the decoder has a level at a stride, a 1x1 convolution classifies this level, as in nnU-Net's
     deep supervision. Otherwise an FCN head classifies the encoder's features: a 3x3 convolution to
@@ -227,14 +227,14 @@ class AuxiliaryHeads(nn.Module):
 class Segmenter(nn.Module):
     """An encoder and a decoder for images of any size.
 
-    The image is extended by reflection to a multiple of the deepest stride. With unpadded
-    convolutions, `context` pixels are also added on every side, and tiled prediction gives exactly
-    the logits of the whole image. Exceptions are upsampling methods that read neighboring pixels,
-    such as bilinear, because they pad feature maps at the border.
+    The image is extended by reflection to a multiple of the deepest stride. If convolutions are
+    unpadded, `context` pixels are also added on every side. Tiled prediction then gives exactly the
+    logits of the whole image, unless the upsampling method reads neighboring pixels. Such a method,
+    for example bilinear, pads feature maps at the border.
 
     In training, the logits of the auxiliary heads, {stride: logits}, are sown into the collection
-    "intermediates" as `auxiliary_logits`. They have the size of the main logits, and so the same
-    labels. The variables of the heads are below "auxiliary". Evaluation does not need them.
+    "intermediates" as `auxiliary_logits`. They have the size of the main logits, so the same labels
+    apply. The heads' variables are below "auxiliary". Evaluation does not need these variables.
 
     freeze_encoder: Whether the encoder runs in evaluation mode and gets no gradient.
     auxiliary_strides: The strides of the auxiliary heads.
@@ -250,7 +250,7 @@ class Segmenter(nn.Module):
 
     @property
     def context(self) -> int:
-        """The number of pixels that unpadded convolutions trim on every side; 0 with padding."""
+        """The number of pixels trimmed on every side, which is 0 if convolutions are padded."""
         spec = self.encoder.spec
         stride = spec.strides[-1]
         return spec.block_loss * (stride - 1) + spec.bottom_loss * stride // 2

@@ -61,8 +61,8 @@ def _evaluation_facts(run: RunFolder, checkpoint: str) -> dict[str, Any]:
 def _checkpoints(runs: Sequence[RunFolder]) -> list[str]:
     """Returns the evaluated checkpoint of each run: "best", "final" or "neither best nor final".
 
-    If a checkpoint is both best and final, prefers a name that is correct for all runs, so that the
-    runs are comparable.
+    If one name fits every run, every run gets this name, so that the runs are comparable. Otherwise,
+    a checkpoint that is both best and final is called "best".
     """
 
     def holds(run: RunFolder, kind: str) -> bool:

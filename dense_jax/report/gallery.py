@@ -42,9 +42,9 @@ class Evaluated(NamedTuple):
 def build(rows: Sequence[Row], limit: int) -> dict[str, Any] | None:
     """Returns the gallery as data for the page's script, or None if there is nothing to show.
 
-    Each row of the report is represented by its first run with predictions. The gallery shows the
-    `limit` images with the lowest mean IoU in the first row that has predictions. Rows that were
-    evaluated on a different set of images than the first row are left out.
+    The first run with predictions represents its row of the report. The first row with such a run
+    is the reference. The gallery shows the `limit` images with the lowest mean IoU in the reference
+    row. It leaves out rows that were evaluated on other images than the reference row.
     """
     evaluated = [e for i, row in enumerate(rows) if (e := _evaluated(i, row)) is not None]
     if not evaluated or limit < 1:

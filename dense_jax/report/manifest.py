@@ -145,7 +145,7 @@ def _initial_weights(run: RunFolder) -> str:
 
 
 def _measured(run: RunFolder) -> str:
-    """Returns the facts in `run.measured` as text, omitting " of ..." from their names."""
+    """Returns the facts in `run.measured` as text. Shortens the name "A of B" to "A"."""
     facts = (f"{fact.partition(' of ')[0]} {value}" for fact, value in run.measured.items())
     return ", ".join(facts)
 

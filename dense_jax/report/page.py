@@ -23,7 +23,10 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def curve(row: Row) -> list[tuple[float, float, float, float]]:
-    """Returns (step, mean, min, max) of the seeds' mean IoU, at each step that all logged."""
+    """Returns a row's learning curve: (step, mean, min, max) of the mean IoU over the seeds.
+
+    Includes only the steps that every run with a curve logged.
+    """
     runs = [dict(run.curve) for run in row.runs if run.curve]
     steps = sorted(set.intersection(*map(set, runs))) if runs else []
     scores = [[run[step] for run in runs] for step in steps]

@@ -65,9 +65,9 @@ class RunFolder:
 
     @property
     def training_data(self) -> str:
-        """Returns an identifier of the training data: 12 digits of its fingerprint, if any.
+        """Returns an identifier of the training data, usually 12 digits of its fingerprint.
 
-        Data created in memory has no fingerprint and is identified by the dataset's name. If
+        Data created in memory has no fingerprint, so its identifier is the dataset's name. If
         dataset.json is unreadable, the identifier contains data.root.
         """
         if not self.dataset:
@@ -76,10 +76,11 @@ class RunFolder:
         return str(fingerprint)[:12] if fingerprint else str(self.fields.get("data.name"))
 
     def array(self, name: str, shape: tuple[int, ...], kinds: str = "iu") -> np.ndarray | None:
-        """Returns the array `name` from the evaluation's .npz file, or None if unusable.
+        """Returns the array `name` from the evaluation's .npz file.
+
+        Returns None if the array cannot be read or has another shape or dtype.
 
         shape: The required shape without the first axis.
-
         kinds: The accepted values of dtype.kind, one letter each.
         """
         path = self.folder / f"evaluation_{self.evaluation.get('split')}.npz"

@@ -51,7 +51,10 @@ class Row:
         return ", ".join(self.label)
 
     def score(self, path: str) -> tuple[float, float]:
-        """Returns (mean over seeds, half width of the interval) of a score, or NaNs without one."""
+        """Returns (mean over seeds, half width of the 95% t-interval) of a score.
+
+        Both are NaN if any seed lacks the score. With one seed, the half width is NaN.
+        """
         return statistics.interval([number(run.scores, path) for run in self.runs])
 
     def seed_scores(self, path: str) -> dict[str, float]:
@@ -208,11 +211,12 @@ def visible(value: Any) -> Any:
 
 
 def _name_roots(runs: Sequence[RunFolder]) -> None:
-    """Replaces each run's data.root, which differs between machines, by what identifies the data.
+    """Sets each run's data.root to None, or to a text that identifies the training data.
 
-    Runs are grouped by data.name and training split. If all runs of a group used the same data,
-    their data.root becomes None. Otherwise, it becomes "PATH (FINGERPRINT)". PATH is the data.root
-    of the first run with the same data.
+    Even for the same data, data.root differs between machines. Runs with the same data.name and
+    training split form a group. If all runs of a group used the same data, their data.root becomes
+    None. Otherwise, it becomes "PATH (FINGERPRINT)". PATH is the data.root of the group's first
+    run with that fingerprint.
     """
 
     def name(run: RunFolder) -> tuple[str, str]:
@@ -243,7 +247,10 @@ def _columns(runs: Sequence[RunFolder], per_class: bool) -> list[Column]:
 
 
 def _test(rows: Sequence[Row], baseline: Row, columns: Sequence[Column]) -> None:
-    """Tests comparable rows against the baseline row. Sets their Holm-corrected `p_values`."""
+    """Tests the other rows of the baseline's group against the baseline. Sets `Row.p_values`.
+
+    In each column, Holm's method corrects the p-values for the number of tested rows.
+    """
     baseline.is_baseline = True
     others = [row for row in rows if row is not baseline and row.group == baseline.group]
     for path, *_ in columns:

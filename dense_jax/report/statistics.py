@@ -23,8 +23,8 @@ def paired_p_value(values: Sequence[float], others: Sequence[float]) -> float:
     """Returns the two-sided p-value of the paired t-test.
 
     The statistic is t = mean(d) / (s / sqrt(n)), where d = values - others has length n and
-    s is the sample standard deviation of d. If n < 2, returns NaN. If d is constant up to rounding
-    errors, returns 1 if d is 0, and 0 otherwise.
+    s is the sample standard deviation of d. If n < 2, returns NaN. If s is 0 up to rounding errors,
+    t is undefined. The p-value is then 1 for mean(d) = 0, and 0 for any other mean.
     """
     if len(values) < 2:
         return math.nan

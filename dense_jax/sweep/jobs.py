@@ -185,7 +185,10 @@ class Runner:
             _say(f"{title}: {outcome} after {duration}; {self._progress}")
 
     def _run_job(self, job: Job, environment: Mapping[str, str]) -> tuple[int, str]:
-        """Runs a job's commands until one fails. Returns (exit code, error) or (0, "")."""
+        """Runs a job's commands in order, until one fails.
+
+        Returns (exit code, error message) of the failed command, or (0, "") if none failed.
+        """
         path = job.workdir / LOG
         with path.open("ab") if self.logs else contextlib.nullcontext() as log:
             said = False

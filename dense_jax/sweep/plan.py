@@ -70,7 +70,7 @@ def run_names(sweep: Sequence[Override]) -> list[str]:
 
 
 def _short(path: str, paths: Sequence[str]) -> str:
-    """Shortens a dotted path to as few of its last words as are unique in `paths`."""
+    """Drops leading words from a dotted path, as long as the rest is unique in `paths`."""
     words = path.split(".")
     ends = (".".join(words[i:]) for i in reversed(range(len(words))))
     others = [f".{other}" for other in paths if other != path]
@@ -120,9 +120,11 @@ def remember(directory: epath.Path, content: dict[str, Any]) -> list[str]:
     content: The new content of sweep.json: the config file, the flags {dotted path: text}, the
       split to evaluate, and the runs {name: override}.
 
-    Once a run has started (has a config.json), its override and the sweep's config file and flags
-    must not change, because old and new results would be mixed. Raises ValueError, listing the
-    differences, if they changed. Also raises ValueError if `directory` cannot hold checkpoints.
+    A run has started if it has a config.json. From then on, its override and the sweep's config
+    file and flags must not change, because old and new results would be mixed.
+
+    Raises ValueError if one of these changed, and lists the differences. Raises ValueError if
+    `directory` cannot hold checkpoints.
     """
     files.check_path(directory)
     path = directory / "sweep.json"

@@ -44,7 +44,7 @@ def augment(
     clip: bool = True,
     **strengths: float,
 ) -> dict[str, Array]:
-    """Returns a random crop of an example: its image, its label, and the arrays of its fields.
+    """Returns a random crop of the image, the label and the additional fields of an example.
 
     With (h, w) = crop_size, the result holds `image` float [h + 2 * context, w + 2 * context, c],
     `label` int32 [h, w], and the fields [h, w].
@@ -57,10 +57,10 @@ def augment(
     resolution: The factor by which the example is resized before cropping.
     scale: The strength of the zoom. The zoom factor is drawn log-uniformly from
       [1 / (1 + scale), 1 + scale].
-    max_class_fraction: If below 1, tries up to 10 random windows until every class covers less than
-      this fraction of the valid pixels.
-    fields: The additional per-pixel targets. Their crops have the value `fill` wherever the label
-      is IGNORE_LABEL.
+    max_class_fraction: If below 1, draws 10 random windows and crops the first one in which every
+      class covers less than this fraction of the valid pixels. If there is none, crops the last.
+    fields: The additional per-pixel targets. Where the cropped label is IGNORE_LABEL, a cropped
+      field has the value `Field.fill`.
     clip: Whether gray levels below 0 and above 255 are impossible; see `change_colors`.
     strengths: The strengths of entries of GEOMETRY and COLORS, by name. The default is 0 (off).
     """
@@ -118,8 +118,8 @@ def window_centers(
 ) -> Float[Array, "n 2"]:
     """Returns the centers of random crop windows, in pixel coordinates of the image.
 
-    A window covers crop_size / zoom image pixels. Along each axis, the smaller of window and image
-    lies within the larger.
+    A window covers crop_size / zoom image pixels. Along each axis, the window lies inside the image
+    to within a pixel. If the window is larger, the image lies inside the window instead.
     """
     window = jnp.array(crop_size) / zoom  # in pixels of the image
     free = size - window
@@ -213,7 +213,7 @@ def displacements(
 
 
 def rotate(at: Coordinates, degrees: Float[Array, ""] | float) -> Coordinates:
-    """Rotates positions about (0, 0), so that an image sampled at them turns counterclockwise."""
+    """Rotates positions about (0, 0). An image sampled at the results turns counterclockwise."""
     y, x = at
     cos, sin = jnp.cos(jnp.deg2rad(degrees)), jnp.sin(jnp.deg2rad(degrees))
     return cos * y + sin * x, cos * x - sin * y

@@ -18,12 +18,12 @@ from dense_jax.devices import mesh as meshes
 def load(
     source: Examples, batch_shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh
 ) -> tuple[dict[str, jax.Array], list[dict[str, Any]]]:
-    """Copies all decoded examples of a source to every device. Returns (arrays, rows).
+    """Copies all n decoded examples of a source to every device. Returns (arrays, rows).
 
-    batch_shapes: The shapes of the gathered batches, by field.
-    arrays: The n examples, {field: [n, ...]}.
-    rows: One dict per example, with `row` (its index) and `name`. Batches are drawn from `rows`
-      instead of `source`.
+    `arrays` holds the examples as {field: [n, ...]}. `rows` holds {"row": index, "name": name} for
+    each example. Batches are drawn from `rows` instead of `source`.
+
+    batch_shapes: The shapes of a training batch, by field.
 
     Raises ValueError if an image is larger than the canvas or unreadable, or if the host or a
     device does not have enough memory.
@@ -68,7 +68,7 @@ def load(
 
 
 def gather(arrays: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Returns the batch with its examples added: the rows batch["row"] of each array."""
+    """Returns `batch` with a new field for each array in `arrays`: its rows batch["row"]."""
     return {**batch, **{field: array[batch["row"]] for field, array in arrays.items()}}
 
 

@@ -132,7 +132,10 @@ class Ensemble:
         return source, evaluated
 
     def _start(self) -> None:
-        """Restores or initializes the states. Deletes all records after the restored step."""
+        """Restores the states of all seeds, or initializes them if `restore` returns None.
+
+        Sets `step`, and deletes the checkpoints and log records of later steps.
+        """
         config, task = self._config, self._task
         whole, shardings = mesh.replicated(self._all_devices), task.placed.shardings
         keys = [

@@ -1,4 +1,4 @@
-"""The weights that a run starts from: published ones of its encoder, or a whole trained network."""
+"""The weights that a run starts from: published encoder weights, or a trained network's weights."""
 
 import itertools
 import logging
@@ -24,7 +24,7 @@ class Initial(NamedTuple):
     """The weights that replace randomly initialized ones.
 
     arrays: The weights by their path, such as "params/encoder/conv1/conv/kernel".
-    origin: Where they come from, as environment.json has it: the `source`, `sha256` and `license`.
+    origin: Facts about the weights, such as `source` and `license`, for environment.json.
     """
 
     arrays: Mapping[str, Any] = {}
@@ -32,7 +32,9 @@ class Initial(NamedTuple):
 
 
 def initial_weights(config: ConfigDict, program: Program, dataset: Mapping[str, Any]) -> Initial:
-    """Returns the weights to start from. Without model.pretrained and so on, there are none.
+    """Returns the weights that model.pretrained or model.initialize_from selects.
+
+    If neither is set, returns an empty `Initial`.
 
     dataset: The content of dataset.json.
 
@@ -51,9 +53,9 @@ def initial_weights(config: ConfigDict, program: Program, dataset: Mapping[str, 
 
 
 def _of_network(config: ConfigDict, program: Program, dataset: Mapping[str, Any]) -> Initial:
-    """Returns the weights of a trained network that have the path and shape of one of `program`'s.
+    """Returns those weights of a trained network whose path and shape also occur in `program`.
 
-    If the classes are others, weights whose shape depends on the number of classes start anew.
+    If the class names differ, leaves out weights whose shape depends on the number of classes.
     """
     network = _read(config.model.initialize_from)
     source = f"{OPTION}={network.origin['source']!r}"
@@ -95,9 +97,10 @@ def _shapes(program: Program, dataset: Mapping[str, Any]) -> dict[str, tuple[int
 
 
 def _branches(names: Iterable[str], others: Iterable[str]) -> list[str]:
-    """Returns the largest branches of a tree of paths whose leaves are all in `names`.
+    """Returns the shortest path prefixes that cover all of `names` and none of `others`.
 
-    others: The leaves that are not in `names`.
+    `names` and `others` are paths such as "params/encoder/conv1/conv/kernel". A prefix such as
+    "params/encoder" covers all paths below it.
     """
 
     def prefixes(name: str) -> Iterable[str]:

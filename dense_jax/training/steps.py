@@ -141,9 +141,11 @@ def _gradient(
     normalize: Callable[[Array], Array],
     auxiliary: Mapping[int, float],
 ) -> tuple[tuple[dict[str, Array], Any], Any]:
-    """Returns ((losses, new batch_stats), gradient) for the `number`-th microbatch of the run.
+    """Returns ((losses, new batch_stats), gradient) for one microbatch.
 
-    The losses are named as metrics. The gradient is that of their weighted sum.
+    The losses are {metric name: loss}. The gradient is the gradient of their weighted sum.
+
+    number: The position of the microbatch in the run, which selects the dropout masks.
     """
     # Each key depends on the example, not on its position in the batch. The augmentation therefore
     # does not depend on how many devices, hosts or microbatches share the batch.

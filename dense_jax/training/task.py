@@ -50,7 +50,7 @@ def bind(
     class_weights: Sequence[float] | None = None,
     fields: Sequence[data.Field] = (),
 ) -> Training:
-    """Returns a config's training functions, with the optimizer, loss and augmentation bound.
+    """Returns functions that train `program` with a config's optimizer, loss and augmentation.
 
     class_weights: One weight per class, as computed from loss_options.class_weights, or None.
     fields: The per-pixel targets of the examples, which are passed to the loss.
@@ -184,7 +184,7 @@ class Task(NamedTuple):
     levels_of: How the levels of images are found, or None.
     dataset: The content of dataset.json.
     canvas: The height and width, in pixels, to which every training image is padded or cropped.
-    initial: The weights to start from, or None if a run has begun.
+    initial: The weights to start from, or None if a run was already started in the workdir.
     """
 
     source: data.Examples

@@ -24,7 +24,9 @@ _LOG = logging.getLogger("dense_jax")
 
 
 class Checkpoints:
-    """Saves and restores checkpoints in `directory`. Keeps the newest `max_to_keep` if set.
+    """Saves and restores checkpoints in `directory`.
+
+    Keeps only the newest `max_to_keep` checkpoints, or all checkpoints if `max_to_keep` is None.
 
     Saving copies the state to the host immediately and writes it in the background. A checkpoint
     gets its final name only when it is complete. If writing fails, or if the first checkpoint

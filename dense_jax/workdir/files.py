@@ -9,8 +9,8 @@ metrics.jsonl     one object per line: the step, and values by metric name
 cost.json         FLOPs, memory and speed, written when the run finishes
 result.json       final and best scores, written when the run finishes
 
-The workdir also holds checkpoints, TensorBoard event files and pictures. The process that trains in
-a workdir locks its file checkpoints/lock. Only the function `environment` imports jax.
+The workdir also holds checkpoints, TensorBoard event files and pictures. During training, the file
+checkpoints/lock is locked against other processes. Only the function `environment` imports jax.
 """
 
 import importlib.metadata
@@ -119,10 +119,10 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differing_fields(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns the fields whose values differ between configs, given as {dotted.path: value}.
+    """Returns the dotted paths of the fields whose values differ between configs.
 
-    If every config has a `label`, a field other than `label` is returned only if it differs between
-    configs with the same label.
+    Each config is a flat dict {dotted.path: value}. If every config has a `label`, any other field
+    is returned only if it differs between configs with the same label.
     """
 
     def differ(path: str, some: Sequence[Mapping[str, Any]]) -> bool:
@@ -141,7 +141,10 @@ def differing_fields(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def compare(workdir: epath.PathLike, config: ConfigDict) -> None:
-    """Raises ValueError, listing the differing fields, if the workdir has another config."""
+    """Raises ValueError if the workdir holds a run with a different config.
+
+    The error lists the fields that differ. data.root and OPERATIONAL fields may differ.
+    """
     path = epath.Path(workdir) / "config.json"
     if not path.exists():
         return

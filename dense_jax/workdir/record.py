@@ -44,7 +44,10 @@ class RunFolder(NamedTuple):
 
     @property
     def contents(self) -> dict[str, Any]:
-        """Returns the names of the checkpoints, and of config.json and result.json if present."""
+        """Returns {"latest": checkpoint names, "best": checkpoint names, "files": file names}.
+
+        The possible file names are config.json and result.json.
+        """
         names = {
             kind: sorted(step.name for step in (self.path / "checkpoints" / kind).glob("*"))
             for kind in ("latest", "best")

@@ -15,13 +15,14 @@ from dense_jax.models.segmenter import Decoder, Pyramid
 class DeepLabV3Plus(Decoder):
     """Applies ASPP to the deepest features, then fuses finer features while upsampling.
 
-    ASPP and a separable 3x3 convolution process the deepest features. For each stride of `skips`,
-    from deep to fine, the result is upsampled, concatenated with a 1x1 convolution of the encoder's
-    features and processed by another separable 3x3 convolution. The scores are upsampled to stride
-    1. `upsample` does all the upsampling. skips=() leaves out the fusion, as in DeepLabv3.
+    ASPP and a separable 3x3 convolution process the deepest features. Then, for each stride in
+    `skips`, from deep to fine: The result is upsampled. A 1x1 convolution reduces the channels of
+    the encoder's features. Both are concatenated, and another separable 3x3 convolution fuses them.
+    Finally, the scores are upsampled to stride 1. All upsampling uses `upsample`. With skips=(), nothing is
+    concatenated, as in DeepLabv3.
 
-    decoder_channels: The number of channels. The encoder's features are first reduced to 3/16 of
-      this number: 48 of 256 (section 4.1).
+    decoder_channels: The number of channels. The 1x1 convolutions of `skips` output 3/16 of this
+      number, such as 48 for 256 (section 4.1).
     atrous_rates: The dilations of ASPP. If None, the dilations are 96, 192 and 288 input pixels,
       which is (6, 12, 18) at stride 16 and (12, 24, 36) at stride 8, as in DeepLabv3.
     """

@@ -16,13 +16,15 @@ from dense_jax.models.segmenter import Decoder, Pyramid
 class FPN(Decoder):
     """Adds up feature maps from deep to fine, and merges all levels at the finest fused stride.
 
-    The top-down path upsamples each level and adds a 1x1 convolution of the encoder's features
-    (figure 3). In the segmentation head (Kirillov et al. 2019, arXiv 1901.02446, figure 3), each
-    level has 3x3 convolutions, each followed by upsampling by 2. The sum of the results is
-    classified, and the scores are upsampled to stride 1. `upsample` does all the upsampling. As in
-    segmentation_models.pytorch, the levels of the top-down path have no 3x3 convolution.
+    The top-down path upsamples each level and adds a 1x1 convolution of the encoder's features at
+    the next stride (figure 3). As in segmentation_models.pytorch, it has no 3x3 convolutions. In
+    the segmentation head (Kirillov et al. 2019, arXiv 1901.02446, figure 3), a 3x3 convolution
+    precedes each upsampling by 2. The finest level has one 3x3 convolution and no upsampling. The
+    head adds up all levels, classifies the sum, and upsamples the scores to stride 1. `upsample`
+    does all the upsampling.
 
-    decoder_channels: The number of channels of the top-down path. The head has half as many.
+    decoder_channels: The number of channels of the top-down path. The head has half as many
+      channels.
     """
 
     norm: str = "batch"

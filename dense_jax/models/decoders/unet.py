@@ -90,12 +90,13 @@ class UNet(Decoder, kw_only=True):
 class Level(nn.Module):
     """One level of the decoder: upsampling, fusion with a skip, and convolutions.
 
-    If unpadded convolutions have trimmed x, the skip is center-cropped. A Level does not appear in
-    parameter paths; see `Stage`.
+    The skip is center-cropped to the size of x, which unpadded convolutions may have trimmed. A
+    Level does not appear in parameter paths; see `Stage`.
 
-    gate: A layer, called as gate(skip, x before upsampling), that weights the skip, or None.
-    project: A layer applied to the skip, which is then added to x. If None, the skip is
-      concatenated to x instead.
+    gate: A layer that weights the skip, or None. It is called as gate(skip, x), where x has not yet
+      been upsampled.
+    project: A layer that projects the skip before it is added to x. If None, the skip is
+      concatenated with x instead.
     block: The convolutions, or None.
     """
 
@@ -127,10 +128,11 @@ class Level(nn.Module):
 class AttentionGate(nn.Module):
     """Weights each pixel of a skip by its relevance (Attention U-Net, arXiv 1804.03999, figure 2).
 
-    The weights are sigmoid(psi(relu(theta(skip) + phi(coarse)))), interpolated bilinearly from the
-    resolution of `coarse`, the decoder's features before upsampling. theta is a 2x2 convolution
-    with stride 2. phi and psi are 1x1 convolutions. As in the authors' code, there are half as many
-    hidden channels as channels of the skip, and psi's bias starts at 3, so that gates start open.
+    `coarse` holds the decoder's features before upsampling. At this resolution, the weights are
+    sigmoid(psi(relu(theta(skip) + phi(coarse)))). They are interpolated bilinearly to the
+    resolution of the skip. theta is a 2x2 convolution with stride 2. phi and psi are 1x1
+    convolutions. As in the authors' code, theta and phi have half as many output channels as the
+    skip. psi's bias starts at 3, so that the gate passes most of the skip at first.
     """
 
     dtype: DTypeLike = jnp.float32

@@ -16,13 +16,13 @@ from dense_jax.models.segmenter import Decoder, Pyramid
 class UPerNet(Decoder):
     """A feature pyramid network on top of pyramid pooling, with all levels fused (figure 4).
 
-    A layer norm precedes the use of each of the encoder's feature maps, as in
+    First, a layer norm normalizes each of the encoder's feature maps, as in
     segmentation_models.pytorch. The top-down path starts from pyramid pooling of the deepest
-    features. It upsamples each level and adds a 1x1 convolution of the encoder's features. Every
-    level has a 3x3 convolution and is upsampled to the finest fused stride. A 3x3 convolution fuses
-    the concatenated levels, and the scores are upsampled to stride 1. `upsample` upsamples the
-    levels and the scores, but not the pooled grids, because their size is not a fraction of the
-    size of the map.
+    features. It upsamples each level and adds a 1x1 convolution of the encoder's features at the
+    next stride. Each level except the deepest then has a 3x3 convolution. All levels are upsampled
+    to the finest fused stride and concatenated. A 3x3 convolution fuses them, and the scores are
+    upsampled to stride 1. `upsample` does all upsampling except that of the pooled grids, whose
+    sizes need not divide the size of the feature map.
 
     decoder_channels: The number of channels of every level.
     """
@@ -78,10 +78,11 @@ class PyramidPooling(nn.Module):
 
 
 def pool(x: Float[Array, "b h w c"], cells: int) -> Float[Array, "b {cells} {cells} c"]:
-    """Averages x over a grid of cells x cells.
+    """Returns the mean of x in each cell of a grid of cells x cells.
 
-    Cell i of an axis of n pixels holds the pixels from floor(i n / cells) to
-    ceil((i + 1) n / cells) - 1, as in PyTorch's adaptive_avg_pool2d. A small map repeats pixels.
+    Along an axis of n pixels, cell i holds the pixels from floor(i n / cells) to
+    ceil((i + 1) n / cells) - 1, as in PyTorch's adaptive_avg_pool2d. If n is not a multiple of
+    `cells`, adjacent cells can share pixels.
     """
     cell = jnp.arange(cells)[:, None]
     pooled = x.astype(jnp.float32)

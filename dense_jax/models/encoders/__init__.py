@@ -36,7 +36,7 @@ class Weights(NamedTuple):
     license: A description of the license.
     normalization: The name, in NORMALIZATIONS, of the normalization used for pretraining.
     input_size: The height and width of the images at which the weights are evaluated, in pixels.
-    sha256: The file's SHA-256 hash in hexadecimal, or the first digits of the hash, if known.
+    sha256: The file's SHA-256 hash in hexadecimal, or the hash's first digits. None if unknown.
     """
 
     source: str
@@ -50,8 +50,9 @@ class Entry(NamedTuple):
     """An encoder and its published weights.
 
     make: The factory for the encoder, called with the fields of the encoder.
-    torch_name: A function of (path, norm) that returns the name of the module at `path` in weight
-      files, or None if no weights are published. `norm` is the kind of normalization layer.
+    torch_name: A function, called as torch_name(path, norm=norm). It returns the name that weight
+      files use for the module at `path`. `norm` is the kind of normalization layer. The field is
+      None if no weights are published.
     weights: The published weights, or None.
     """
 

@@ -1,9 +1,9 @@
 """AlexNet in its one-tower form (Krizhevsky 2014, arXiv 1404.5997), as in torchvision.
 
 A feature vector at stride s represents a cell of s x s image pixels. Its receptive field is
-centered about half a cell below and to the right of the cell's center. fc6 cancels this offset to
-within half a pixel, because its 6x6 window extends one cell farther up and left than down and
-right.
+centered on the cell's bottom-right pixel. fc6 moves the receptive field up and left by half a cell,
+because its 6x6 window extends one cell farther up and left than down and right. The remaining
+offset from the cell's center is half a pixel.
 
 torchvision's padding yields no features for the last row and column of cells. The encoder repeats
 the features of the neighboring cells there.
@@ -30,8 +30,8 @@ class AlexNet(Encoder):
 
     norm: "none" gives the original network without its local response normalization.
     classifier: Whether to append fc6 and fc7 after pool5, implemented as convolutions.
-    taps: Whether features[s] is taken "before_pool", as the last map at stride s, or "after_pool",
-      as the output of the max-pool that leads to stride s (FCN).
+    taps: Which map becomes features[s]. "before_pool" selects the last map at stride s.
+      "after_pool" selects the output of the max-pool that leads to stride s, as in FCN.
     """
 
     norm: str = "none"

@@ -27,9 +27,9 @@ class ConvNeXt(Encoder, kw_only=True):
     """The ConvNeXt encoder, with features at strides 4, 8, 16 and 32.
 
     depths: The number of blocks at each stride.
-    drop_path: The probability of skipping the last block of an image in training (arXiv
-      1603.09382). It grows linearly from 0 at the first block. The paper trains with 0.1 (tiny)
-      and 0.4 (small).
+    drop_path: The probability that an image skips the last block in training (arXiv 1603.09382).
+      The probability grows linearly from block to block, from 0 at the first. The paper trains with
+      0.1 (tiny) and 0.4 (small).
     """
 
     depths: Sequence[int]
@@ -59,8 +59,8 @@ class ConvNeXt(Encoder, kw_only=True):
 class Downsample(nn.Module):
     """A layer norm and a convolution of disjoint patches.
 
-    The stem has patches of 4x4 pixels, and the layer norm after the convolution. The others have
-    patches of 2x2 features, and the layer norm before the convolution.
+    In the stem, the patches are 4x4 pixels, and the layer norm follows the convolution. In later
+    downsampling, the patches are 2x2 features, and the layer norm precedes the convolution.
     """
 
     features: int

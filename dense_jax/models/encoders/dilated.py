@@ -11,12 +11,12 @@ from dense_jax.models.segmenter import Encoder, Pyramid, Spec
 
 
 class DilatedEncoder(Encoder, kw_only=True):
-    """An encoder with features at strides 2, 4, 8, 16 and 32, as far as `output_stride`.
+    """An encoder with features at strides 2, 4, 8 and so on, up to `output_stride`.
 
-    output_stride: The deepest stride, 8, 16 or 32. Layers that would exceed it have stride 1. The
-      layers after them are dilated, so that published weights compute the same features, at more
-      pixels (arXiv 1606.00915, section 3.1). `features[output_stride]` is the output of the last
-      stage.
+    output_stride: The deepest stride, 8, 16 or 32. A layer that would lead to a larger stride gets
+      stride 1, and the layers after it are dilated. Published weights then compute the same
+      features at more pixels (arXiv 1606.00915, section 3.1). `features[output_stride]` is the
+      output of the last stage.
     """
 
     width_multiplier: float = 1.0
@@ -28,9 +28,11 @@ class DilatedEncoder(Encoder, kw_only=True):
 
     @nn.nowrap
     def conv_between(self, entering: int, leaving: int, **options: Any) -> Callable[..., ConvNorm]:
-        """Returns a factory for the ConvNorms between two published strides.
+        """Returns a factory for ConvNorms from stride `entering` to stride `leaving`.
 
-        The factory is called as factory(features, kernel_size, **options).
+        Both are strides of the published network, which has no dilation. The ConvNorms have the
+        stride and the dilation that `output_stride` requires. The factory is called as
+        factory(features, kernel_size, **options).
         """
         stride = min(leaving, self.output_stride) // min(entering, self.output_stride)
         dilation = max(1, entering // self.output_stride)
@@ -45,7 +47,7 @@ class DilatedEncoder(Encoder, kw_only=True):
     def apply_stages(
         self, stages: Mapping[int, Sequence[nn.Module]], image: Float[Array, "b h w c"], train: bool
     ) -> Pyramid:
-        """Applies the layers of the stages, which are keyed by published stride."""
+        """Applies `stages`, {published stride: layers}, to an image. Returns all feature maps."""
         x, features = image, {}
         for stride, layers in stages.items():
             x = features[min(stride, self.output_stride)] = self.stage(*layers)(x, train)

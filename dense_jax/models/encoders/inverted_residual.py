@@ -16,7 +16,7 @@ from dense_jax.models.segmenter import Pyramid
 
 
 class Stage(NamedTuple):
-    """Blocks with equally many output channels.
+    """A sequence of blocks with the same number of output channels.
 
     stride: The stride of the first block.
     expanded: The number of channels of the depthwise convolution of each block.
@@ -37,9 +37,11 @@ class InvertedResiduals(DilatedEncoder, kw_only=True):
     stem: The number of channels of the first convolution.
     activation: The activation function of the first and the last convolution.
     conv_options: The options of all ConvNorms.
-    last: The number of channels of the 1x1 convolution after the last stage, or None without it.
-    drop_path: The probability of skipping the last block of an image in training (arXiv
-      1603.09382). It grows linearly from 0 at the first block.
+    last: The number of channels of the 1x1 convolution after the last stage. If None, there is no
+      such convolution.
+    drop_path: The probability that an image skips the last block in training (arXiv 1603.09382).
+      The probability grows linearly from block to block, from 0 at the first. Blocks without a
+      residual connection are never skipped.
     """
 
     stem: int
@@ -85,7 +87,8 @@ class InvertedResidual(nn.Module):
     """A 1x1, a depthwise and a linear 1x1 convolution (MobileNetV2, arXiv 1801.04381, figure 4).
 
     expanded: The number of channels of the depthwise convolution.
-    squeezed: The number of channels inside squeeze-and-excitation, or None without it.
+    squeezed: The number of channels inside squeeze-and-excitation. If None, the block has no
+      squeeze-and-excitation.
     expands: Whether there is a first 1x1 convolution.
     strided: The factory for the depthwise convolution.
     conv: The factory for the 1x1 convolutions.
@@ -131,6 +134,6 @@ class SqueezeExcite(nn.Module):
 
 
 def divisible(channels: float) -> int:
-    """Returns the nearest multiple of 8 that is at least 8 and not more than 10% smaller."""
+    """Returns a multiple of 8 near `channels` that is at least 8 and at least 0.9 * `channels`."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded

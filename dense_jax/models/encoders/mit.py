@@ -27,8 +27,10 @@ class MiT(Encoder, kw_only=True):
 
     depths: The number of blocks at each stride.
     head_width: The number of channels of an attention head.
-    drop_path: The probability of skipping the last block of an image in training (arXiv
-      1603.09382). It grows linearly from 0 at the first block. The paper's code trains with 0.1.
+    drop_path: The probability that an image skips the attention of the last block in training
+      (arXiv 1603.09382). The block's feed-forward network is skipped with the same probability. The
+      probability grows linearly from block to block, from 0 at the first. The paper's code trains
+      with 0.1.
     """
 
     depths: Sequence[int]

@@ -14,8 +14,9 @@ class VGG16(Encoder):
 
     norm: "none" gives the original network, and "batch" gives torchvision's vgg16_bn.
     classifier: Whether to append fc6 and fc7 after pool5, implemented as convolutions.
-    taps: Whether features[s] is taken "before_pool", as the last map at stride s, or "after_pool",
-      as the output of the max-pool that leads to stride s (pool3 and pool4 in FCN).
+    taps: Which map becomes features[s]. "before_pool" selects the last map at stride s.
+      "after_pool" selects the output of the max-pool that leads to stride s, as in FCN (pool3 and
+      pool4).
     """
 
     norm: str = "none"

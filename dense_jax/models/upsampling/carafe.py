@@ -19,7 +19,7 @@ KERNEL_SIZE = 5
 
 
 class CARAFE(Upsampler):
-    """Averages the 5x5 input pixels around each cell, with weights that are predicted from the input.
+    """Averages the 5x5 input pixels around each cell, with weights predicted from the input.
 
     Each output pixel has 25 weights, which all channels share. A 1x1 convolution to 64 channels, a
     3x3 convolution and a softmax predict the weights (section 3.2). As in the authors' code, the
@@ -54,9 +54,11 @@ class CARAFE(Upsampler):
 def reassemble(
     x: Float[Array, "b h w c"], kernels: Float[Array, "b h w p taps"]
 ) -> Float[Array, "b h w p*c"]:
-    """Returns p weighted sums of the pixels around each pixel. Pixels outside x count as 0.
+    """Returns p weighted sums of the k x k pixels around each pixel of x.
 
-    kernels: The weights of the k x k pixels around each pixel, row by row.
+    Pixels outside x count as 0.
+
+    kernels: For each of the p sums, the weights of the k x k pixels, row by row.
     """
     _, h, w, _ = x.shape
     size = math.isqrt(kernels.shape[-1])

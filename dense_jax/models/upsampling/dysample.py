@@ -18,8 +18,8 @@ SCOPE = 0.25  # the static scope factor, by which offsets in input pixels are mu
 class DySample(Upsampler):
     """Samples x bilinearly at each output pixel's position plus an offset predicted from x.
 
-    A 1x1 convolution predicts the offsets at the resolution of x, times a static scope factor
-    (section 3; "lp" in the paper). The initial offsets are almost 0, so the method starts as
+    A 1x1 convolution predicts the offsets at the resolution of x. A static scope factor then scales
+    them (section 3; "lp" in the paper). The initial offsets are almost 0, so the method starts as
     bilinear interpolation. Each of gcd(4, features) groups of channels has separate offsets.
     """
 
@@ -49,10 +49,10 @@ class DySample(Upsampler):
 def sample(
     x: Float[Array, "b h w c"], rows: Float[Array, "b H W g"], columns: Float[Array, "b H W g"]
 ) -> Float[Array, "b H W c"]:
-    """Samples x bilinearly at a position for each output pixel and group of c / g adjacent channels.
+    """Samples x bilinearly, at one position for each output pixel and group of channels.
 
-    Positions are in pixels from the center of the first pixel. A position outside x is moved to the
-    closest border pixel.
+    Each of the g groups has c / g adjacent channels. `rows` and `columns` are positions in pixels
+    from the center of the first pixel. A position outside x is moved to the closest border pixel.
     """
     b, h, w, channels = x.shape
     _, height, width, groups = rows.shape

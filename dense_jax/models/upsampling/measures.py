@@ -10,13 +10,13 @@ from dense_jax.models.segmenter import Upsampler
 
 
 def checkerboard_index(up: Upsampler, *, initial: bool = False) -> float:
-    """Returns how unevenly a method fills the pixels of each cell when it upsamples a constant map.
+    """Returns the relative spread of the values in a cell when a method upsamples a constant map.
 
-    The phases of a cell are its pixels, and the value of a phase is its mean away from the border.
-    The index is the standard deviation over the phases, divided by the mean over the phases. Both
-    are root mean squares over the channels. The index is 0 if all phases are equal, and
-    sqrt(factor^2 - 1) if only one is not 0. The switches point at every pixel of a window equally
-    often.
+    A phase is a pixel position in a cell. The value of a phase is its mean over all cells away from
+    the border. The index is the standard deviation over the phases, divided by the mean over the
+    phases. Before the division, each of the two is reduced to its root mean square over the
+    channels. The index is 0 if all phases are equal, and sqrt(factor^2 - 1) if only one phase is
+    not 0. The switches point at every pixel of a window equally often.
 
     initial: Whether the weights are the initial weights. If False, all kernels are 1 and all biases
       are 0. The index then tells how evenly the taps of the kernels cover the phases.
@@ -43,7 +43,8 @@ def checkerboard_index(up: Upsampler, *, initial: bool = False) -> float:
 def receptive_field(up: Upsampler) -> int:
     """Returns the number of adjacent rows of x that the values of one output pixel depend on.
 
-    The number is the largest over the pixels of a cell. The weights are small and random.
+    The result is the largest number over the pixels of a cell. The measurement uses small random
+    weights.
     """
     middle = 2 * _border(up)
     rows = np.arange(2 * middle + 1)
@@ -68,8 +69,8 @@ def receptive_field(up: Upsampler) -> int:
 def kept_bytes(up: Upsampler, x: jax.ShapeDtypeStruct, switches: jax.ShapeDtypeStruct) -> int:
     """Returns the size of the arrays that the forward pass keeps for the backward pass, in bytes.
 
-    Parameters do not count. x counts if the backward pass needs it. The number is from before any
-    optimization and does not depend on the machine.
+    Parameters do not count. x counts if the backward pass needs it. Counts the arrays of the
+    program as traced, before compilation, so the result does not depend on the machine.
     """
     variables = jax.eval_shape(up.init, jax.random.key(0), x, switches)
 
@@ -83,7 +84,7 @@ def kept_bytes(up: Upsampler, x: jax.ShapeDtypeStruct, switches: jax.ShapeDtypeS
 
 
 def _border(up: Upsampler) -> int:
-    """Returns the largest distance, in cells, at which the border of a map may change the output."""
+    """Returns the largest distance, in cells, at which a map's border can affect the output."""
     return 2 + (getattr(up, "kernel_size", None) or 0) // up.factor
 
 
