@@ -306,7 +306,7 @@ def _to_dtype(
         )
     if dtype == "uint8":
         if value_range is None:
-            raise ValueError(f"{where}: {needs_range(stored, low, high)}")
+            raise ValueError(f"{where}: holds {values_without_range(stored, low, high)}")
         low, high = value_range
         scaled = (pixels.astype(np.float64) - low) * (255 / (high - low))
         return scaled.round().clip(0, 255).astype(np.uint8)
@@ -324,10 +324,10 @@ def _to_dtype(
     return converted
 
 
-def needs_range(dtype: np.dtype | str, low: Any, high: Any) -> str:
-    """Returns the advice for images with values from `low` to `high` that lack a range."""
+def values_without_range(dtype: np.dtype | str, low: Any, high: Any) -> str:
+    """Returns what to do about images with values from `low` to `high` that lack a range."""
     return (
-        f"holds {dtype} values from {low} to {high}, not 8 bits; write into dataset.json which "
+        f"{dtype} values from {low} to {high}, not 8 bits; write into dataset.json which "
         'values become 0 and 255 in all images: "range": [LOW, HIGH]'
     )
 

@@ -84,7 +84,7 @@ def _examine_split(name: str, root: str, split: str) -> tuple[Report, list[_Fact
     interpolated = [example.name for example in facts if example.looks_interpolated]
     not_read = source.not_read if isinstance(source, Folder) else ""
     warnings = {
-        f"the images {decode.needs_range(source.dtype, low, high)}, or train with "
+        f"the images hold {decode.values_without_range(source.dtype, low, high)}, or train with "
         "--config.model.normalization=percentiles": source.dtype != "uint8"
         and source.value_range is None,
         f"images are read from a single folder{not_read}": not_read,
