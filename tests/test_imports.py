@@ -41,7 +41,8 @@ NEVER_JAX = (
 )
 NEVER_JAX_FILES = (
     *("metrics/boundary", "metrics/instances", "evaluation/per_image", "evaluation/class_maps"),
-    *("inference/image_files", "inference/stitching", "inference/threads", "inference/writers"),
+    *("inference/image_files", "inference/object_maps", "inference/stitching"),
+    *("inference/threads", "inference/writers"),
 )
 
 
