@@ -17,6 +17,25 @@ such as mean_iou, are computed over all pixels of the split at once. The JSON fi
 of per-image scores, such as mean_over_images/mean_iou.
 """
 
+from absl import flags
+
+from dense_jax import command
+
+if __name__ == "__main__":  # above the slow imports, so that --help answers at once
+    command.define_folder("workdir", "Workdir of a run of dense_jax.main.", required=True)
+    command.define_folder("root", "Folder of the data; by default the run's data.root.")
+    command.define_folder("output", "Folder to write the files to; by default the workdir.")
+    flags.DEFINE_string("split", None, "The split to score; by default the run's eval_split.")
+    flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
+    flags.DEFINE_integer("batch_size", None, "Tiles per step; by default the run's.", lower_bound=1)
+    command.define_size("tile_size", None, "HEIGHT,WIDTH in pixels; by default the run's.")
+    flags.DEFINE_integer(
+        "margin", None, "Margin of tiles in pixels; by default the run's.", lower_bound=0
+    )
+    flags.DEFINE_bool("boundaries", True, "Whether to add boundary scores.")
+    flags.DEFINE_list("foreground", [], "CLASS,... to score as one merged class and as objects.")
+    command.help_if_asked()
+
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -24,21 +43,20 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 from etils import epath
 from PIL import Image
 
-from dense_jax import class_colors, command, data, metrics, storage
-from dense_jax.data import tiles
+from dense_jax import class_colors, data, metrics, storage
+from dense_jax.data import levels, tiles
 from dense_jax.devices import runtime
 from dense_jax.evaluation import class_maps, per_image, scoring, tables
+from dense_jax.evaluation.worst import NUM_DRAWN
 from dense_jax.metrics import aggregation
-from dense_jax.program import jit_eval_step
+from dense_jax.program import jit_eval_step, normalization
 from dense_jax.trained import Trained, load
 from dense_jax.workdir import files
 
 _LOG = logging.getLogger("dense_jax")
-NUM_DRAWN = 6  # the number of images with the lowest mean IoU to draw
 # Flags that are passed to `evaluate` unchanged.
 OPTIONS = (
     "split",
@@ -83,7 +101,7 @@ def evaluate(
     split = split or config.data.eval_split
     path = epath.Path(output or directory) / f"evaluation_{split}.json"
     _check_writable(path.parent)
-    root, source = _open(run, root, split)
+    root, source, levels_of = _open(run, root, split)
     _warn_of_other_data(path, source)
     if unknown := sorted(set(foreground) - set(source.class_names)):
         raise ValueError(
@@ -91,7 +109,7 @@ def evaluate(
         )
     foreground = list(dict.fromkeys(foreground))  # a class named twice is counted once
     tilings = tiles.tilings(
-        source,
+        levels.with_levels(source, levels_of),
         run.dataset["image_size"],
         tile_size or config.eval.tile_size,
         config.eval.margin if margin is None else margin,
@@ -99,7 +117,9 @@ def evaluate(
     )
     classes = [source.class_names.index(name) for name in foreground]
     batch_size = batch_size or config.eval.batch_size
-    measured = _measure(run, tilings, path, classes, boundaries=boundaries, batch_size=batch_size)
+    measured = _measure(
+        *(run, source, tilings, path, classes), boundaries=boundaries, batch_size=batch_size
+    )
     matrices = measured["confusion_matrices"]
     evaluation = {
         "dataset": config.data.name,
@@ -135,23 +155,29 @@ def _check_writable(folder: epath.Path) -> None:
         ) from error
 
 
-def _open(run: Trained, root: str | None, split: str) -> tuple[str, Any]:
-    """Returns the data's folder and source. Raises ValueError if the data does not fit the run."""
-    config = run.config.data
+def _open(
+    run: Trained, root: str | None, split: str
+) -> tuple[str, data.Source, levels.Rule | None]:
+    """Returns the data's folder, its source, and how the levels of its images are found.
+
+    Raises ValueError if the data does not fit the run.
+    """
+    config, name = run.config.data, normalization(run.config.model)
+    facts = ("class_names", "num_channels")
+    if root is None or name == "dataset":  # else data in another folder may hold other values
+        facts += ("dtype", "values", "value_range")
     if root is None and not epath.Path(config.root).is_dir():
         raise ValueError(f"{config.root} is gone: pass --root=FOLDER, where the data is now")
     folder = files.absolute(config.root if root is None else root)
     source = data.open_dataset(config.name, folder, split)
-    facts = {"class_names": source.class_names, "num_channels": source.num_channels}
-    if root is None:  # data in another folder may use another value type or range
-        facts |= {"values": source.values, "value_range": source.value_range}
-    for field, value in storage.to_json(facts).items():
-        if value != run.dataset[field]:
+    for field in facts:
+        if (value := storage.to_json(getattr(source, field))) != run.dataset[field]:
             raise ValueError(
                 f"{folder or config.name} has {field} {value}, but the run was trained with "
                 f"{run.dataset[field]}"
             )
-    return folder, source
+    values = {field: getattr(source, field) for field in ("num_channels", "dtype", "value_range")}
+    return folder, source, levels.rule(name, {**run.dataset, **values})
 
 
 def _warn_of_other_data(path: epath.Path, source: Any) -> None:
@@ -164,6 +190,7 @@ def _warn_of_other_data(path: epath.Path, source: Any) -> None:
 
 def _measure(
     run: Trained,
+    source: data.Source,
     tilings: Sequence[tiles.Tiles],
     path: epath.Path,
     foreground: Sequence[int],
@@ -175,7 +202,6 @@ def _measure(
 
     Returns confusion_matrices [n, c, c] and, if `boundaries`, the results of `per_image.Pool`.
     """
-    source = tilings[0].source
     receivers: list[Callable[..., object]] = []
     with contextlib.ExitStack() as stack:
         pool = per_image.Pool(source.num_classes, foreground) if boundaries else None
@@ -266,16 +292,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.define_folder("workdir", "Workdir of a run of dense_jax.main.", required=True)
-    command.define_folder("root", "Folder of the data; by default the run's data.root.")
-    command.define_folder("output", "Folder to write the files to; by default the workdir.")
-    flags.DEFINE_string("split", None, "The split to score; by default the run's eval_split.")
-    flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
-    flags.DEFINE_integer("batch_size", None, "Tiles per step; by default the run's.", lower_bound=1)
-    command.define_size("tile_size", None, "HEIGHT,WIDTH in pixels; by default the run's.")
-    flags.DEFINE_integer(
-        "margin", None, "Margin of tiles in pixels; by default the run's.", lower_bound=0
-    )
-    flags.DEFINE_bool("boundaries", True, "Whether to add boundary scores.")
-    flags.DEFINE_list("foreground", [], "CLASS,... to score as one merged class and as objects.")
     command.run(main)

@@ -5,6 +5,18 @@ python -m dense_jax.export --workdir=DIR --output=FILE
 See `inference.exported` for the file format, and docs/export.md for usage.
 """
 
+from absl import flags
+
+from dense_jax import command
+
+if __name__ == "__main__":  # above the slow imports, so that --help answers at once
+    command.define_folder("workdir", "Workdir of a run of dense_jax.main.", required=True)
+    command.define_path("output", "The file to write.", required=True)
+    flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
+    flags.DEFINE_string("license", None, "License of the weights, stated in the file.")
+    flags.DEFINE_bool("overwrite", False, "Replace an existing file.")
+    command.help_if_asked()
+
 import hashlib
 import json
 import zipfile
@@ -13,12 +25,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 from etils import epath
 from flax import traverse_util
 from safetensors import numpy as safetensors
 
-from dense_jax import command, storage, trained
+from dense_jax import storage, trained
+from dense_jax.data import levels
 from dense_jax.devices import runtime
 from dense_jax.inference import exported
 from dense_jax.program import Program, normalization
@@ -51,7 +63,12 @@ def export(
     weights: Any = traverse_util.flatten_dict(loaded.variables, sep="/")
     about = describe(loaded, directory, license)
     with storage.atomic(path) as file, zipfile.ZipFile(file, "w") as archive:
-        program = trace(loaded.program, weights, loaded.dataset["num_channels"]).serialize()
+        dtype, name = loaded.dataset["dtype"], normalization(loaded.config.model)
+        program = trace(
+            *(loaded.program, weights, loaded.dataset["num_channels"]),
+            dtype=dtype,
+            has_levels=levels.are_needed(name, dtype),
+        ).serialize()
         about["program_sha256"] = hashlib.sha256(program).hexdigest()
         arrays = {name: np.asarray(array) for name, array in weights.items()}
         for name, content in (
@@ -63,23 +80,32 @@ def export(
     return about
 
 
-def trace(network: Program, weights: Mapping[str, Any], num_channels: int) -> jax.export.Exported:
+def trace(
+    network: Program,
+    weights: Mapping[str, Any],
+    num_channels: int,
+    *,
+    dtype: str = "uint8",
+    has_levels: bool = False,
+) -> jax.export.Exported:
     """Returns a program (weights, images) -> logits that accepts any number and size of images.
 
-    The program processes images one by one, so that logits do not depend on the number of images.
+    If `has_levels`, the program is (weights, images, levels) -> logits; see `data.levels`. The program processes images one by one, so that logits do not depend on the number of images.
     """
 
-    def program(weights, images):
+    def program(weights, *images):
         variables = traverse_util.unflatten_dict(weights, sep="/")
-        return jax.lax.map(lambda image: network.logits_step(variables, image), images)
+        return jax.lax.map(lambda image: network.logits_step(variables, *image), images)
 
     smallest = 2 * network.context + 1
     sizes = jax.export.symbolic_shape(
         "b, h, w", constraints=[f"h >= {smallest}", f"w >= {smallest}"]
     )
-    images = jax.ShapeDtypeStruct((*sizes, num_channels), "uint8")
+    images = [jax.ShapeDtypeStruct((*sizes, num_channels), dtype)]
+    if has_levels:
+        images.append(jax.ShapeDtypeStruct((sizes[0], 2, num_channels), "float32"))
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()}
-    return jax.export.export(jax.jit(program), platforms=PLATFORMS)(shapes, images)
+    return jax.export.export(jax.jit(program), platforms=PLATFORMS)(shapes, *images)
 
 
 def describe(loaded: trained.Trained, directory: str, license: str | None) -> dict[str, Any]:
@@ -89,7 +115,7 @@ def describe(loaded: trained.Trained, directory: str, license: str | None) -> di
     dataset: The content of the run's dataset.json.
     context: The number of pixels without logits on each side of an image; 0 for padded networks.
     tile_size, margin, batch_size: The values in config.eval.
-    resolution, normalization: How the program preprocesses the image.
+    resolution, normalization: How the program preprocesses the image; see `data.levels`.
     """
     config, environment = loaded.config, files.read(directory, "environment.json")
     if license is None:
@@ -129,9 +155,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.define_folder("workdir", "Workdir of a run of dense_jax.main.", required=True)
-    command.define_path("output", "The file to write.", required=True)
-    flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
-    flags.DEFINE_string("license", None, "License of the weights, stated in the file.")
-    flags.DEFINE_bool("overwrite", False, "Replace an existing file.")
     command.run(main)

@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import re
 import shutil
 import zipfile
 
@@ -299,9 +300,33 @@ def test_a_class_without_score_is_null_and_named():
         }
     )
     assert "| a | 100.00 (100.00 to 100.00) |" in text
-    assert "| b\\|c | no score | no score |" in text
+    assert "b\\|c" not in text  # it has no row
     assert "In no label and never predicted, so in no mean: b|c." in text
     assert "nan" not in text
+
+
+@pytest.mark.parametrize("num_shown", [tables.MANY, tables.MANY + 1])
+def test_many_classes_are_sorted_by_pixels_and_absent_ones_take_one_line(num_shown):
+    num_classes = 40
+    rng = np.random.default_rng(0)
+    matrices = rng.integers(1, 99, (3, num_classes, num_classes)) ** 2
+    matrices[:, num_shown:] = matrices[:, :, num_shown:] = 0
+    measured = {"confusion_matrices": matrices}
+    names = [f"class{k}" for k in range(num_classes)]
+    scores = evaluate._scores(measured, names, [])
+    matrix = matrices.sum(axis=0)
+    about = {"dataset": "x", "root": "", "split": "test", "step": 1, "num_images": 3}
+    about |= {"num_pixels": matrix.sum(), "class_names": names, "foreground": []}
+    text = tables.to_markdown({**about, **scores, "confusion_matrix": matrix})
+    order = list(range(num_shown))
+    if num_shown > tables.MANY:
+        order.sort(key=lambda k: -sum(matrix[k]))
+        assert order != sorted(order)
+    assert re.findall(r"^\| (class\d+) ", text, re.MULTILINE) == [f"class{k}" for k in order]
+    assert ("Classes are sorted" in text) == (num_shown > tables.MANY)
+    assert f"in no mean: {', '.join(names[num_shown:])}." in text
+    first = re.search(rf"^\| class{order[0]} \| ([\d.]+)", text, re.MULTILINE)
+    assert float(first[1]) == round(100 * scores[f"eval/iou/class{order[0]}"], 2)
 
 
 def test_what_no_image_shows_and_what_one_side_alone_shows(run, monkeypatch):
@@ -341,8 +366,9 @@ def test_a_predictor_gives_classes_and_their_probabilities(run):
     assert probabilities.shape == (9, 14, 2) and probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities.sum(axis=-1), 1, rtol=1e-6)
     np.testing.assert_array_equal(probabilities.argmax(axis=-1), predictor(image))
-    with pytest.raises(ValueError, match=r"uint8 \[height, width, 1\], not uint8 \[9, 14\]"):
-        predictor.probabilities(image[..., 0])
+    np.testing.assert_array_equal(predictor.probabilities(image[..., 0]), probabilities)
+    assert repr(predictor).startswith("<Predictor: unet with encoder plain, step ")
+    assert f"of {run}; 2 classes: dark, bright; " in repr(predictor)
 
 
 def test_data_may_lie_elsewhere_and_files_go_where_they_are_asked_to(run, tiny_folder, tmp_path):

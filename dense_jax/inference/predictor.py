@@ -1,12 +1,15 @@
 """Segments images of any size with a trained network: predictor = load(PATH); predictor(image).
 
-The network comes from the workdir of a run or from a file that `dense_jax.export` wrote. Images are
+An image is the name of a file, a Pillow image, or an array [h, w] or [h, w, c]. It is read as
+`dense_jax.predict` reads image files, so the classes are the same. The network comes from the workdir of a run or from a file that `dense_jax.export` wrote. Images are
 cut into tiles in the same way as in evaluation.
 """
 
 import itertools
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,15 +19,18 @@ from etils import epath
 from jaxtyping import Float32, UInt8
 from tqdm import tqdm
 
+from dense_jax.data import decode, levels
 from dense_jax.data.tiles import Tiles, tilings
 from dense_jax.devices import mesh
 from dense_jax.devices.one_step_late import OneStepLate
-from dense_jax.inference import exported, tta
+from dense_jax.inference import exported, image_files, tta
 from dense_jax.inference.stitching import Failure, Images, Stitcher, Strip, Tile, cut
 from dense_jax.inference.threads import ahead
+from dense_jax.spelling import some
 
 # Converts the probabilities of an image region, float32 [n, m, num_classes], to a map [n, m, ...].
 MakeMap = Callable[[np.ndarray], np.ndarray]
+AnyImage = str | os.PathLike[str] | decode.InMemory
 
 
 class Predictor:
@@ -32,8 +38,10 @@ class Predictor:
 
     class_names, num_channels: As in the training data.
     palette: The RGB color of each class, uint8 [num_classes, 3].
-    value_range: The two values that map to 0 and 255 in images of more than 8 bits, or None.
+    dtype: The type of images: "uint8", "uint16" or "float32".
+    value_range: The values that stand for black and white in images that are not 8-bit, or None.
     image_size: The largest height and width of the training images, in pixels; see `tilings`.
+    about: The model, its step and the path that it was loaded from, as a line of text.
     """
 
     def __init__(
@@ -41,6 +49,7 @@ class Predictor:
         logits_step: tta.LogitsStep,
         variables: Any,
         dataset: Mapping[str, Any],
+        normalization: str,
         *,
         tile_size: Sequence[int],
         margin: int,
@@ -48,20 +57,25 @@ class Predictor:
         batch_size: int,
         blend: bool = False,
         augment: Sequence[str] = (),
+        about: str = "a network",
     ):
         """Creates a predictor from a network and the options described in `using`.
 
         dataset: The content of the run's dataset.json.
+        normalization: The name of the input normalization, which decides the levels of images.
         context: The number of pixels that unpadded convolutions trim on each side; see `tilings`.
         """
         self.class_names: tuple[str, ...] = tuple(dataset["class_names"])
         self.palette = np.array(dataset["palette"], np.uint8)
         self.num_channels: int = dataset["num_channels"]
+        self.dtype: str = dataset["dtype"]
         self.value_range = dataset["value_range"]
         self.image_size = tuple(dataset["image_size"])
         self.tile_size, self.margin, self.context = tuple(tile_size), margin, context
         self.batch_size, self.blend, self.augment = batch_size, blend, tuple(augment)
-        self._network = logits_step, variables, dataset
+        self.about = about
+        self._network = logits_step, variables, dataset, normalization
+        self._levels_of = levels.rule(normalization, dataset)
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
         if margin < 0:
@@ -86,7 +100,7 @@ class Predictor:
 
         An option that is None keeps its current value. Raises ValueError if an option is invalid.
         """
-        names = ("tile_size", "margin", "context", "batch_size", "blend", "augment")
+        names = ("tile_size", "margin", "context", "batch_size", "blend", "augment", "about")
         present = {name: getattr(self, name) for name in names}
         wanted = {name: value for name, value in options.items() if value is not None}
         return Predictor(*self._network, **present | wanted)
@@ -98,7 +112,8 @@ class Predictor:
             scores_step = tta.make_probabilities_step(scores_step, self.augment)
 
         def step(variables: Any, example: Mapping[str, Any]) -> dict[str, Any]:
-            scores = scores_step(variables, example["image"])
+            image = (example[name] for name in ("image", "levels") if name in example)
+            scores = scores_step(variables, *image)
             outputs = {"classes": jnp.argmax(scores, axis=-1).astype(jnp.uint8)}
             if "probabilities" in names:
                 outputs["probabilities"] = scores if self.augment else jax.nn.softmax(scores)
@@ -106,29 +121,49 @@ class Predictor:
 
         return jax.jit(mesh.map_examples(step, self._mesh))
 
-    def __call__(self, image: np.ndarray) -> UInt8[np.ndarray, "h w"]:
-        """Returns the class of each pixel of a uint8 image [h, w, num_channels]."""
+    def __repr__(self) -> str:
+        size = " x ".join(map(str, self.image_size))
+        return (
+            f"<Predictor: {self.about}; {len(self.class_names)} classes: "
+            f"{some(self.class_names, 12)}; trained on images of up to {size} pixels "
+            f"(height x width), channels: {self.num_channels}>"
+        )
+
+    def __call__(self, image: AnyImage) -> UInt8[np.ndarray, "h w"]:
+        """Returns the class of each pixel of an image: a file, a Pillow image or an array.
+
+        Raises ValueError if the image cannot be read, or does not fit the network's channels.
+        """
         return self._map(image, "classes", {})
 
-    def probabilities(self, image: np.ndarray) -> Float32[np.ndarray, "h w num_classes"]:
-        """Returns the class probabilities at each pixel of a uint8 image [h, w, num_channels]."""
+    def probabilities(self, image: AnyImage) -> Float32[np.ndarray, "h w num_classes"]:
+        """Returns the class probabilities at each pixel of an image, like `__call__`."""
         return self._map(image, "probabilities", {"probabilities": lambda block: block})
 
-    def _map(self, image: np.ndarray, name: str, maps: Mapping[str, MakeMap]) -> np.ndarray:
-        """Returns the map called `name`. Raises ValueError for a wrong image shape or dtype."""
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != self.num_channels:
-            raise ValueError(
-                f"an image must be uint8 [height, width, {self.num_channels}], not {image.dtype} "
-                f"{list(image.shape)}"
-            )
-        strips = self.segment(_Array(image), maps)
-        # Reading an array in memory never fails.
-        return np.concatenate([strip.maps[name] for strip in strips if isinstance(strip, Strip)])
+    def _map(self, image: AnyImage, name: str, maps: Mapping[str, MakeMap]) -> np.ndarray:
+        """Returns the map called `name`."""
+        parts = []
+        for strip in self.segment(self._images(image), maps):
+            if isinstance(strip, Failure):
+                raise strip.problem
+            parts.append(strip.maps[name])
+        return np.concatenate(parts)
+
+    def _images(self, image: AnyImage) -> Images:
+        """Returns a single image as an `Images`."""
+        how = {"value_range": self.value_range, "dtype": self.dtype}
+        if isinstance(image, str | os.PathLike):
+            file = image_files.single(Path(image))
+            return image_files.ImageFiles([file], self.num_channels, **how)
+        pixels = decode.read_image(image, "the image", self.num_channels, **how)
+        return _Array(pixels)
 
     def segment(
         self, images: Images, maps: Mapping[str, MakeMap] | None = None
     ) -> Iterator[Strip | Failure]:
         """Yields strips of each image, with the maps "image", "classes" and any maps in `maps`.
+
+        The map "image" is uint8; see `levels.picture`.
 
         All strips of an image are consecutive. Images with equal tile sizes are grouped, which may
         change the order of the images; see `tilings`. If an image cannot be read completely, a
@@ -149,7 +184,7 @@ class Predictor:
         stitcher = Stitcher(tiles, tiles.margin - self.context if self.blend else (0, 0))
         step = self._step_with_probabilities if maps else self._step
         with tqdm(total=len(tiles), unit="tile", leave=False, disable=None) as bar:
-            for tile, outputs in self._outputs(step, cut(images, tiles)):
+            for tile, outputs in self._outputs(step, cut(images, tiles, self._levels_of)):
                 if isinstance(tile, Failure):
                     bar.update(tiles.of_image(tile.index).stop - bar.n)
                     stitcher.forget(tile.index)
@@ -158,7 +193,7 @@ class Predictor:
                 bar.update()
                 number = tile.number
                 blocks = {
-                    "image": stitcher.crop(number, tile.image),
+                    "image": levels.picture(stitcher.crop(number, tile.image), levels=tile.levels),
                     "classes": stitcher.crop(number, outputs["classes"]),
                 }
                 if maps:
@@ -183,10 +218,11 @@ class Predictor:
                 ready.append((tile, {name: array[k] for name, array in arrays.items()}))
 
         def dispatch(batch: list[Tile]) -> None:
-            images = [tile.image for tile in batch]
-            images += images[-1:] * (batch_size - len(batch))
-            example = mesh.to_global({"image": np.stack(images)}, self._mesh)
-            late.put(batch, step(self._network[1], example))
+            padded = batch + batch[-1:] * (batch_size - len(batch))
+            arrays = {"image": np.stack([tile.image for tile in padded])}
+            if self._levels_of is not None:
+                arrays["levels"] = np.array([tile.levels for tile in padded])
+            late.put(batch, step(self._network[1], mesh.to_global(arrays, self._mesh)))
 
         late = OneStepLate(handle)
         batch: list[Tile] = []
@@ -230,11 +266,13 @@ def load(path: epath.PathLike, checkpoint: str = "best") -> Predictor:
     Raises ValueError if the checkpoint does not exist.
     """
     if epath.Path(path).is_dir():
-        from dense_jax import trained  # imports Flax, which exported files do not need
+        from dense_jax import program, trained  # import Flax, which exported files do not need
 
         loaded = trained.load(str(path), checkpoint)
         dataset, context, options = loaded.dataset, loaded.program.context, loaded.config.eval
         logits_step, variables = loaded.program.logits_step, loaded.variables
+        normalization = program.normalization(loaded.config.model)
+        model, step = loaded.config.model, loaded.step
     else:
         about, logits_step, variables = exported.read(path)
         if checkpoint not in ("best", str(about["step"])):
@@ -242,11 +280,15 @@ def load(path: epath.PathLike, checkpoint: str = "best") -> Predictor:
                 f"no checkpoint {checkpoint!r} in {path}: it was exported at step {about['step']}"
             )
         dataset, context, options = about["dataset"], about["context"], about
+        normalization = about["normalization"]
         variables = jax.device_put(variables, mesh.replicated(mesh.make_mesh()))
+        model, step = about["config"]["model"], about["step"]
     return Predictor(
         logits_step,
         variables,
         dataset,
+        normalization,
         context=context,
+        about=f"{model['name']} with encoder {model['encoder']}, step {step} of {path}",
         **{name: options[name] for name in ("tile_size", "margin", "batch_size")},
     )

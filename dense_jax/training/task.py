@@ -17,9 +17,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dense_jax import class_colors, data, losses, storage
-from dense_jax.data import balance, targets, verify
+from dense_jax.data import balance, levels, targets, verify
 from dense_jax.devices import cpu, distributed, mesh
-from dense_jax.program import Program, assemble
+from dense_jax.program import Program, assemble, normalization
 from dense_jax.training import optim, replicas, steps
 from dense_jax.training.augment import augment
 from dense_jax.training.initial import Initial, initial_weights
@@ -37,6 +37,7 @@ class Training(NamedTuple):
     init_state: Callable[..., steps.TrainState]  # (key, initial={})
     train_step: Callable[..., tuple[steps.TrainState, dict[str, jax.Array]]]
     schedule: optax.Schedule
+    loss_fn: Callable[..., jax.Array]  # (logits, labels) -> loss, without border weights
 
     def shapes(self) -> steps.TrainState:
         """Returns the shapes of the training state, as jax.ShapeDtypeStructs."""
@@ -73,9 +74,9 @@ def bind(
     )
     options = config.loss_options.to_dict() | {"class_weights": class_weights}
     options = {name: value for name, value in options.items() if value is not None}
-    loss_fn = functools.partial(losses.LOSSES[config.loss], **options)
+    loss_fn = train_loss_fn = functools.partial(losses.LOSSES[config.loss], **options)
     if config.border.weight > 0:
-        loss_fn = losses.with_border_weights(loss_fn, class_weights)
+        train_loss_fn = losses.with_border_weights(loss_fn, class_weights)
     init_state = functools.partial(
         steps.init_state,
         init=functools.partial(program.init, num_channels=num_channels),
@@ -88,20 +89,21 @@ def bind(
         context=program.model.context,
         resolution=config.data.resolution,
         fields=tuple(fields),
+        clip=normalization(config.model) not in levels.MEASURED,
         **config.augment.to_dict(),
     )
     train_step = functools.partial(
         cpu.fast(steps.train_step),
         model=program.inner_model,
         tx=tx,
-        loss_fn=loss_fn,
+        loss_fn=train_loss_fn,
         augment=random_crop,
         normalize=program.normalize,
         ema_decay=config.ema_decay,
         auxiliary=dict(zip(heads.strides or (), heads.weights or (), strict=True)),
         num_microbatches=config.num_microbatches,
     )
-    return Training(init_state, train_step, schedule)
+    return Training(init_state, train_step, schedule, loss_fn)
 
 
 class Placed(NamedTuple):
@@ -158,23 +160,29 @@ def batch_shapes(
     canvas: Sequence[int],
     num_channels: int,
     fields: Sequence[data.Field] = (),
+    dtype: str = "uint8",
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of one seed's training batch, for all hosts together."""
     b = config.batch_size
+    has_levels = levels.are_needed(normalization(config.model), dtype)
+    level_shapes = {"levels": jax.ShapeDtypeStruct((b, 2, num_channels), "float32")}
     return {
-        "image": jax.ShapeDtypeStruct((b, *canvas, num_channels), "uint8"),
+        "image": jax.ShapeDtypeStruct((b, *canvas, num_channels), dtype),
         "label": jax.ShapeDtypeStruct((b, *canvas), "uint8"),
         "size": jax.ShapeDtypeStruct((b, 2), "int32"),
         "index": jax.ShapeDtypeStruct((b,), "uint32"),
         **{field.name: jax.ShapeDtypeStruct((b, *canvas), field.dtype) for field in fields},
+        **(level_shapes if has_levels else {}),
     }
 
 
 class Task(NamedTuple):
     """The opened data of a config, with the functions that train and evaluate its network.
 
-    source: The training split, with the additional per-pixel targets that the loss needs.
-    eval_source: The evaluation split.
+    source: The training split, with the additional per-pixel targets that the loss needs, and with
+      the levels of images that have them.
+    eval_source: The evaluation split, without levels.
+    levels_of: How the levels of images are found, or None.
     dataset: The content of dataset.json.
     canvas: The height and width, in pixels, to which every training image is padded or cropped.
     initial: The weights to start from, or None if a run was already started in the workdir.
@@ -182,6 +190,7 @@ class Task(NamedTuple):
 
     source: data.Examples
     eval_source: data.Source
+    levels_of: levels.Rule | None
     dataset: dict[str, Any]
     canvas: tuple[int, ...]
     batch_shapes: dict[str, jax.ShapeDtypeStruct]
@@ -198,26 +207,31 @@ def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
     with different data, or if the processes have different data or weights.
     """
     mesh.check_shares(config.num_seeds, config.batch_size, config.num_microbatches)
+    _LOG.info("opening the data")
     source, eval_source = (
         data.open_dataset(config.data.name, config.data.root, split)
         for split in (config.data.train_split, config.data.eval_split)
     )
-    dataset = describe(source, eval_source)
+    dataset, name = describe(source, eval_source), normalization(config.model)
+    dataset["levels"] = levels.of_split(source).tolist() if name == "dataset" else None
+    levels_of = levels.rule(name, dataset)
     for folder in folders:
         files.compare_dataset(folder.path, dataset, config.data.root)
     train_source: data.Examples = source
     if config.border.weight > 0:
         train_source = targets.with_border_weights(source, **config.border.to_dict())
+    train_source = levels.with_levels(train_source, levels_of)
     class_weights = config.loss_options.class_weights
     if isinstance(class_weights, str):
         class_weights = balance.class_weights(class_weights, source)
         pairs = zip(source.class_names, class_weights, strict=True)
         _LOG.info("class weights: %s", ", ".join(f"{name} {w:.4g}" for name, w in pairs))
+    _LOG.info("building the network and tracing its training step")
     program = assemble(config, source.num_classes)
     fields = train_source.fields
     training = bind(config, program, source.num_channels, class_weights, fields)
     canvas = config.data.canvas_size or tuple(source.sizes.max(axis=0).tolist())
-    shapes = batch_shapes(config, canvas, source.num_channels, fields)
+    shapes = batch_shapes(config, canvas, source.num_channels, fields, source.dtype)
     placed = place(config, training, shapes)
     # Detects errors by tracing. With the final shardings, no second trace is needed later.
     placed.train_step.eval_shape(*placed.arguments, {})
@@ -235,15 +249,20 @@ def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
         verify.verify(source)
         verify.verify(eval_source)
     return Task(
-        train_source, eval_source, dataset, canvas, shapes, program, training, placed, initial
+        *(train_source, eval_source, levels_of, dataset, canvas, shapes),
+        *(program, training, placed, initial),
     )
 
 
 def describe(source: Any, eval_source: Any) -> dict[str, Any]:
-    """Returns the content of dataset.json: everything needed to use the model without the data."""
+    """Returns the content of dataset.json: everything needed to use the model without the data.
+
+    `open_task` adds the levels of the training split.
+    """
     return {
         "class_names": source.class_names,
         "num_channels": source.num_channels,
+        "dtype": source.dtype,
         "values": source.values,
         "value_range": source.value_range,
         "palette": class_colors.palette_of(source),
