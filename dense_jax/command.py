@@ -48,6 +48,10 @@ COMMANDS = {
         "downloads a dataset or copies it to records, which are fast to read",
         "--name=folder --root=DATA --output=RECORDS",
     ),
+    "plan": Command(
+        "plans how to train on a dataset in a given time, and writes an experiment file",
+        "--name=folder --root=DATA --minutes=15 --output=planned.py",
+    ),
     "summary": Command(
         "shows a network's layers, and the memory and operations that training needs",
         "--config=unet_dice",

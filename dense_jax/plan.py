@@ -22,13 +22,13 @@ if __name__ == "__main__":  # above the slow imports, so that --help answers at 
     flags.DEFINE_bool("overwrite", False, "Replace an existing file.")
     command.help_if_asked()
 
-import datetime
 import os
 import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +48,12 @@ WIDER_EPOCHS = 4 * EPOCHS  # the passes at full resolution from which on a slowe
 LEAST_CEILING = 0.9  # the least mean IoU that labels must keep at a resolution
 EVALUATED = 0.1  # the share of the time that evaluations may take
 RESERVED = 0.05  # the share of the time that is left for what no trial shows
-STEPS = 2000  # the optimizer steps that set the size of a batch
+STEPS = 1500  # the optimizer steps that set the size of a batch
+PIXELS = (8 * 96**2, 16 * 512**2)  # the fewest and the most pixels of a batch
+MOST_STEPS = 40_000
+SPREAD = 0.3  # the exposure spread above which each image is normalized on its own
+UPRIGHT = 0.1  # the difference between upper and lower halves above which images have an upper side
+COMMON = 0.9  # crops with a larger share of one class are redrawn
 WIDTHS = (16, 32, 64)  # the channels at stride 1 of networks without pretrained weights
 # Pretrained encoders, from fast to slow. Those for non-commercial use only are left out.
 PRETRAINED = ("efficientnet_lite0", "resnet18", "resnet34", "resnet50", "convnext_tiny")
@@ -254,7 +259,7 @@ def sizes(found: Fingerprint, pixels: float | None) -> list[Choice]:
         f"{ceilings[resolution]:.2f}"
     )
     longest = np.maximum(1, np.round(np.median(found.sizes, axis=0) * resolution)).astype(int)
-    area = np.clip((pixels or 0) / STEPS, *AREAS)
+    area = np.clip((pixels or 0) / STEPS, *PIXELS)
     side = min(np.sqrt(area / 8), np.sqrt(longest.prod()))
     crop = [int(min(-(-side // 16) * 16, n)) for n in longest]
     batch = int(np.clip(round(area / np.prod(crop)), 4, 64))
@@ -262,5 +267,90 @@ def sizes(found: Fingerprint, pixels: float | None) -> list[Choice]:
         Choice("data.resolution", resolution, reason),
         Choice("data.crop_size", tuple(crop), f"the median image has {longest[0]} x {longest[1]}"),
         Choice("batch_size", batch, f"{batch * np.prod(crop) / 1e3:.0f} thousand pixels per step"),
-        Choice("eval.batch_size", max(1, round(2 * area / found.sizes.prod(axis=1).max() / resolution**2)), "as many pixels"),
+        Choice(
+            "eval.batch_size",
+            max(1, round(2 * area / found.sizes.prod(axis=1).max() / resolution**2)),
+            "as many pixels",
+        ),
     ]
+
+
+def pixels_per_step(choices: Iterable[Choice]) -> int:
+    """Returns the number of pixels in a batch of crops."""
+    values = {choice.option: choice.value for choice in choices}
+    return int(values["batch_size"] * np.prod(values["data.crop_size"]))
+
+
+def with_schedule(choices: list[Choice], measured: Trial, seconds: float) -> Plan:
+    """Adds the number of steps and evaluations that fit into the time."""
+    usable = seconds * (1 - RESERVED) - measured.rest
+    num_evaluations = int(np.clip(EVALUATED * seconds // measured.evaluation, 1, 10))
+    num_steps = int((usable - num_evaluations * measured.evaluation) / measured.step)
+    if num_steps < 1:
+        raise ValueError(
+            f"{duration(seconds)} are too short: starting takes {duration(measured.rest)}, a step "
+            f"{duration(measured.step)} and an evaluation {duration(measured.evaluation)}"
+        )
+    num_steps = min(num_steps, MOST_STEPS)
+    every = -(-num_steps // num_evaluations)
+    step = f"a step takes {measured.step:.3g} s, and starting {duration(measured.rest)}"
+    evaluation = f"an evaluation takes {duration(measured.evaluation)}"
+    schedule = [
+        Choice("num_steps", num_steps, step),
+        Choice("eval_every", every, evaluation),
+        Choice("checkpoint_every", every, "with each evaluation"),
+        Choice("log_every", max(1, num_steps // 100), ""),
+        Choice("optimizer.warmup_steps", max(1, num_steps // 20), "5 % of the steps"),
+    ]
+    expected = measured.rest + num_steps * measured.step + num_evaluations * measured.evaluation
+    return Plan([*choices, *schedule], expected, measured.memory)
+
+
+def experiment_text(choices: Iterable[Choice], about: str) -> str:
+    """Returns the text of an experiment file that sets the chosen options.
+
+    about: The docstring of the file.
+    """
+    lines = []
+    for option, value, reason in choices:
+        lines += [f"    # {line}" for line in textwrap.wrap(reason, 92)]
+        lines.append(f"    config.{option} = {value!r}")
+    body = "\n".join(lines)
+    return f'''"""{about}"""
+
+from dense_jax.experiments import base
+
+
+def get_config():
+    """Returns the base config with what was chosen for this dataset."""
+    config = base.get_config()
+{body}
+    return config
+'''
+
+
+def main(argv: list[str]) -> None:
+    """Writes the plan, and prints what to expect of it."""
+    args = flags.FLAGS
+    output = Path(args.output)
+    if output.exists() and not args.overwrite:
+        raise ValueError(f"--output={output} exists: pass another name, or --overwrite")
+    command.show_log_lines()
+    found = plan(args.name, args.root or "", 60 * args.minutes, use_pretrained=args.pretrained)
+    expected = f"{duration(found.seconds)} and {found.memory / 1e9:.1f} GB of memory"
+    train = f"python -m dense_jax.main --config={output} --workdir=runs/{output.stem}"
+    about = f"""A plan for {args.minutes:g} minutes on this dataset, written by `dense_jax.plan`.
+
+{train}
+
+It takes about {expected}.
+"""
+    text = experiment_text(found.choices, about)
+    with storage.atomic(output) as file:
+        file.write(text.encode())
+    print(text)
+    print(f"wrote {output}. The training takes about {expected}:\n\n    {train}")
+
+
+if __name__ == "__main__":
+    command.run(main)

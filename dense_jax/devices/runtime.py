@@ -5,6 +5,8 @@ import ctypes
 import importlib.util
 import logging
 import os
+import resource
+import sys
 import time
 from collections.abc import Iterator
 
@@ -85,6 +87,12 @@ def keep_memory() -> None:
 def seconds_of_process() -> float:
     """Returns the time since this process imported dense_jax, in seconds."""
     return time.perf_counter() - dense_jax.IMPORTED
+
+
+def process_bytes() -> int:
+    """Returns the largest memory that this process has held so far, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2)
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 @contextlib.contextmanager

@@ -51,6 +51,22 @@ def find(source: str, option: str) -> Path:
     return path
 
 
+def is_at_hand(source: str) -> bool:
+    """Returns whether a file is on this computer, so that `find` downloads nothing."""
+    scheme, _, rest = source.rpartition("://")
+    if scheme == "hf":
+        import huggingface_hub  # slow to import, and few runs need it
+
+        owner, name, file = rest.split("/", 2)
+        return isinstance(huggingface_hub.try_to_load_from_cache(f"{owner}/{name}", file), str)
+    if scheme == "https":
+        return _of_web(rest).exists()
+    try:
+        return _in_package(rest).exists()
+    except ValueError:
+        return False
+
+
 def _in_hub(rest: str) -> Path:
     import huggingface_hub  # slow to import, and few runs need it
 
@@ -78,7 +94,7 @@ def _in_package(rest: str) -> Path:
 
 
 def _on_web(rest: str) -> Path:
-    path = storage.cache_folder() / "weights" / rest.rpartition("/")[2]
+    path = _of_web(rest)
     if not path.exists():
         try:
             with urllib.request.urlopen(f"https://{rest}") as reply, storage.atomic(path) as file:
@@ -88,6 +104,11 @@ def _on_web(rest: str) -> Path:
                 f"it cannot be downloaded: {error}. Copy the file to {path}"
             ) from error
     return path
+
+
+def _of_web(rest: str) -> Path:
+    """Returns the path where a file from the web is kept."""
+    return storage.cache_folder() / "weights" / rest.rpartition("/")[2]
 
 
 def sha256(path: Path) -> str:

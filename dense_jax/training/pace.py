@@ -40,6 +40,16 @@ class Pace:
         self._evaluations.append(seconds)
 
     @property
+    def seconds_per_step(self) -> float | None:
+        """Returns the median duration of a step. None if no step was measured."""
+        return float(np.median(self._steps)) if self._steps else None
+
+    @property
+    def seconds_per_evaluation(self) -> float | None:
+        """Returns the median duration of an evaluation of all seeds. None without evaluations."""
+        return float(np.median(self._evaluations)) if self._evaluations else None
+
+    @property
     def images_per_second(self) -> float | None:
         """Returns the median training speed of each seed. None if no step was measured."""
         return self._config.batch_size / float(np.median(self._steps)) if self._steps else None
