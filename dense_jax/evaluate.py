@@ -92,7 +92,7 @@ def evaluate(
     foreground = list(dict.fromkeys(foreground))  # a class named twice is counted once
     tilings = tiles.tilings(
         source,
-        run.dataset["image_size"],
+        run.dataset["ladder"],
         tile_size or config.eval.tile_size,
         config.eval.margin if margin is None else margin,
         run.program.context,

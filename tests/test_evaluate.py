@@ -25,7 +25,7 @@ SMALL = {"tile_size": (8, 10), "margin": 2}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_folder):
-    """A workdir trained for one step."""
+    """A workdir trained for one step, whose images are padded to several sizes."""
     path = tmp_path_factory.mktemp("run")
     config = base.get_config()
     config.num_steps = 1
@@ -35,6 +35,9 @@ def run(tmp_path_factory, tiny_folder):
     config.data.root = str(tiny_folder)
     config.data.crop_size = (8, 8)
     train.train(config, str(path))
+    dataset = json.loads((path / "dataset.json").read_text())
+    dataset["ladder"] = [[12, 16], [14, 15], *dataset["ladder"]]
+    (path / "dataset.json").write_text(json.dumps(dataset))
     return path
 
 
@@ -261,7 +264,7 @@ def test_training_holds_the_sum_of_the_matrices_alone(source):
         return {"index": batch["index"], "counts": counts}, None
 
     options = {"num_classes": 2, "mesh": mesh.make_mesh(), "batch_size": 4, "workers": 0}
-    tiles = tilings(source, (14, 16), (32, 32), 0)
+    tiles = tilings(source, [(14, 16)], (32, 32), 0)
     matrices = scoring.score(eval_step, None, tiles, **options)
     total = scoring.score(eval_step, None, tiles, per_image=False, **options)
     assert len(tiles) == 2 and matrices.shape == (5, 2, 2)

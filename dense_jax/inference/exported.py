@@ -65,7 +65,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "dataset.palette": _list(_list(_integer(0, 255), 3)),
     "dataset.num_channels": _integer(1),
     "dataset.value_range": _is_range,
-    "dataset.image_size": _list(_integer(1), 2),
+    "dataset.ladder": _list(_list(_integer(1), 2)),
     "context": _integer(0),
     "tile_size": _list(_integer(1), 2),
     "margin": _integer(0),

@@ -33,7 +33,7 @@ class Predictor:
     class_names, num_channels: As in the training data.
     palette: The RGB color of each class, uint8 [num_classes, 3].
     value_range: The two values that map to 0 and 255 in images of more than 8 bits, or None.
-    image_size: The largest height and width of the training images, in pixels; see `tilings`.
+    ladder: The heights and widths to which images are padded, in pixels; see `tilings`.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Predictor:
         self.palette = np.array(dataset["palette"], np.uint8)
         self.num_channels: int = dataset["num_channels"]
         self.value_range = dataset["value_range"]
-        self.image_size = tuple(dataset["image_size"])
+        self.ladder = [list(rung) for rung in dataset["ladder"]]
         self.tile_size, self.margin, self.context = tuple(tile_size), margin, context
         self.batch_size, self.blend, self.augment = batch_size, blend, tuple(augment)
         self._network = logits_step, variables, dataset
@@ -80,7 +80,7 @@ class Predictor:
         """Returns a predictor with the same network but different options.
 
         tile_size, margin: Sizes in pixels; see `tilings`.
-        batch_size: The number of tiles per step.
+        batch_size: The largest number of tiles per step; see `even_batch_size`.
         blend: Whether neighboring tiles overlap and their predictions are blended; see `Stitcher`.
         augment: The names of test-time augmentations from `tta.AUGMENTATIONS`.
 
@@ -139,7 +139,7 @@ class Predictor:
         maps = dict(maps or {})
         if self.blend:
             maps["classes"] = lambda block: block.argmax(axis=-1).astype(np.uint8)
-        for tiles in tilings(images, self.image_size, self.tile_size, self.margin, self.context):
+        for tiles in tilings(images, self.ladder, self.tile_size, self.margin, self.context):
             yield from self._segment(images, tiles, maps)
 
     def _segment(
@@ -149,7 +149,7 @@ class Predictor:
         stitcher = Stitcher(tiles, tiles.margin - self.context if self.blend else (0, 0))
         step = self._step_with_probabilities if maps else self._step
         with tqdm(total=len(tiles), unit="tile", leave=False, disable=None) as bar:
-            for tile, outputs in self._outputs(step, cut(images, tiles)):
+            for tile, outputs in self._outputs(step, cut(images, tiles), len(tiles)):
                 if isinstance(tile, Failure):
                     bar.update(tiles.of_image(tile.index).stop - bar.n)
                     stitcher.forget(tile.index)
@@ -168,13 +168,13 @@ class Predictor:
                     yield strip
 
     def _outputs(
-        self, step: Callable, tiles: Iterator[Tile | Failure]
+        self, step: Callable, tiles: Iterator[Tile | Failure], num_tiles: int
     ) -> Iterator[tuple[Tile | Failure, dict[str, np.ndarray]]]:
         """Yields (tile, {name: map}) in the order of `tiles`, and (failure, {}) for a `Failure`.
 
         The devices compute the next batch while the caller handles the current batch.
         """
-        batch_size = -(-self.batch_size // self._mesh.size) * self._mesh.size
+        batch_size = mesh.even_batch_size(num_tiles, self.batch_size, self._mesh)
         ready: deque[tuple[Tile | Failure, dict[str, np.ndarray]]] = deque()
 
         def handle(batch: list[Tile], outputs: Mapping[str, jax.Array]) -> None:

@@ -93,10 +93,15 @@ class Ensemble:
         self._recorded_at: float | None = None  # when the previous step was recorded
         source, evaluated = self._load_data()
         self._tiles = tilings(
-            *(evaluated, task.dataset["image_size"], config.eval.tile_size, config.eval.margin),
+            *(evaluated, task.dataset["ladder"], config.eval.tile_size, config.eval.margin),
             task.program.context,
         )
         self._eval_step = jit_eval_step(task.program, self._all_devices)
+        computed = sum(len(tiles) * int(tiles.tile_size.prod()) for tiles in self._tiles)
+        _LOG.info(
+            "an evaluation computes %.2f times the pixels of its images, by %d programs",
+            *(computed / evaluated.sizes.prod(axis=1, dtype=np.int64).sum(), len(self._tiles)),
+        )
         origin = task.initial.origin if task.initial else None
         with contextlib.ExitStack() as stack:
             self._records: list[RunRecord] = []
@@ -230,12 +235,12 @@ class Ensemble:
     def _evaluate(self, state: TrainState, record: RunRecord) -> None:
         config, source = self._config, self._task.eval_source
         palette = class_colors.palette_of(source)
-        rows = []
+        rows = {}
 
         def receive(i: int, classes: np.ndarray, label: np.ndarray) -> None:
             example = source[i]
             pictures = drawing.comparison(example["image"], label, classes, palette)
-            rows.append((example["name"], pictures))
+            rows[i] = example["name"], pictures
 
         counts = scoring.score(
             self._eval_step,
@@ -252,7 +257,10 @@ class Ensemble:
         scores = metrics.named_scores(metrics.summarize(counts), source.class_names)
         colors = class_colors.colors_of(source.class_names, palette) | class_colors.MARKS
         record.score(
-            self.step, state, scores, drawing.contact_sheet(rows, colors) if rows else None
+            self.step,
+            state,
+            scores,
+            drawing.contact_sheet([rows[i] for i in sorted(rows)], colors) if rows else None,
         )
 
     def finish(self) -> None:

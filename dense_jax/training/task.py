@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dense_jax import class_colors, data, losses, storage
-from dense_jax.data import balance, targets, verify
+from dense_jax.data import balance, ladder, targets, verify
 from dense_jax.devices import cpu, distributed, mesh
 from dense_jax.program import Program, assemble
 from dense_jax.training import optim, replicas, steps
@@ -248,7 +248,7 @@ def describe(source: Any, eval_source: Any) -> dict[str, Any]:
         "value_range": source.value_range,
         "palette": class_colors.palette_of(source),
         "num_examples": len(source),
-        "image_size": np.concatenate([source.sizes, eval_source.sizes]).max(axis=0).tolist(),
+        "ladder": ladder.choose(np.concatenate([source.sizes, eval_source.sizes])),
         "fingerprint": source.fingerprint,
         "eval_fingerprint": eval_source.fingerprint,
     }
