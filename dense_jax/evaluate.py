@@ -31,7 +31,7 @@ from PIL import Image
 from dense_jax import class_colors, command, data, metrics, storage
 from dense_jax.data import tiles
 from dense_jax.devices import runtime
-from dense_jax.evaluation import class_maps, per_image, scoring, tables
+from dense_jax.evaluation import baselines, class_maps, per_image, scoring, tables
 from dense_jax.metrics import aggregation
 from dense_jax.program import jit_eval_step
 from dense_jax.trained import Trained, load
@@ -116,6 +116,11 @@ def evaluate(
         "class_names": source.class_names,
         "foreground": foreground,
         **_scores(measured, source.class_names, classes),
+        **baselines.compare(
+            matrices.sum(axis=0, dtype=np.int64),
+            source.class_names,
+            baselines.gray_histogram(source),
+        ),
         "confusion_matrix": matrices.sum(axis=0, dtype=np.int64),
     }
     if jax.process_index() == 0:

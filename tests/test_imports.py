@@ -41,6 +41,7 @@ NEVER_JAX = (
 )
 NEVER_JAX_FILES = (
     *("metrics/boundary", "metrics/instances", "evaluation/per_image", "evaluation/class_maps"),
+    "evaluation/baselines",
     *("inference/image_files", "inference/stitching", "inference/threads", "inference/writers"),
 )
 

@@ -61,4 +61,4 @@ def take(sizes: Int[np.ndarray, "n 2"], ladder: Int[np.ndarray, "k 2"]) -> np.nd
 
 def _holds(sizes: np.ndarray, rungs: np.ndarray) -> np.ndarray:
     """Returns whether each rung is at least as high and as wide as each image, bool [n, k]."""
-    return (sizes[:, None] <= rungs).all(axis=-1)
+    return np.all(sizes[:, None] <= rungs, axis=-1)

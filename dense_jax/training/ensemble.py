@@ -27,7 +27,7 @@ from dense_jax.data.cache import Cached
 from dense_jax.data.tiles import tilings
 from dense_jax.devices import cost, mesh, runtime
 from dense_jax.devices.one_step_late import OneStepLate
-from dense_jax.evaluation import scoring
+from dense_jax.evaluation import baselines, scoring
 from dense_jax.program import jit_eval_step
 from dense_jax.training import device_cache, replicas
 from dense_jax.training.initial import initial_weights
@@ -90,6 +90,9 @@ class Ensemble:
         self._late = OneStepLate(self._record)
         self._program: Any = None  # the compiled training step
         self._seconds: list[float] = []  # the duration of each step
+        self._started_at = time.perf_counter()
+        self._evaluation_seconds = 0.0
+        self._counts: list[np.ndarray] = []  # each seed's confusion matrix in the last evaluation
         self._recorded_at: float | None = None  # when the previous step was recorded
         source, evaluated = self._load_data()
         self._tiles = tilings(
@@ -229,10 +232,21 @@ class Ensemble:
 
     def evaluate(self) -> None:
         """Scores all seeds on the evaluation split."""
-        for k, record in enumerate(self._records):
+        start = time.perf_counter()
+        self._counts = [
             self._evaluate(self._state_of(self._states, k), record)
+            for k, record in enumerate(self._records)
+        ]
+        self._evaluation_seconds += time.perf_counter() - start
+        _LOG.info("evaluations took %.0f %% of the time so far", 100 * self._evaluation_share)
 
-    def _evaluate(self, state: TrainState, record: RunRecord) -> None:
+    @property
+    def _evaluation_share(self) -> float:
+        """Returns the part of the time since the start of this process's training, from 0 to 1."""
+        return self._evaluation_seconds / (time.perf_counter() - self._started_at)
+
+    def _evaluate(self, state: TrainState, record: RunRecord) -> np.ndarray:
+        """Scores one seed, and returns its confusion matrix."""
         config, source = self._config, self._task.eval_source
         palette = class_colors.palette_of(source)
         rows = {}
@@ -262,6 +276,7 @@ class Ensemble:
             scores,
             drawing.contact_sheet([rows[i] for i in sorted(rows)], colors) if rows else None,
         )
+        return counts
 
     def finish(self) -> None:
         """Closes the records, then writes the results of all seeds and the cost of training."""
@@ -283,9 +298,15 @@ class Ensemble:
             ),
             # The peak memory of each device in training.
             "peak_bytes": cost.memory(self._program)["peak"] if self._program else None,
+            "evaluation_share": self._evaluation_share,
         }
-        for record in self._records:
-            record.finish(self._num_parameters, costs)
+        histogram = baselines.gray_histogram(task.eval_source)
+        for record, counts in zip(self._records, self._counts, strict=True):
+            comparison = baselines.compare(counts, task.eval_source.class_names, histogram)
+            about = {"num_eval_images": len(task.eval_source), **comparison}
+            record.finish(self._num_parameters, costs, about)
+            for sentence in baselines.sentences(comparison):
+                print(sentence)
 
 
 def restore(records: Sequence[RunRecord], like: Any) -> list[Any] | None:

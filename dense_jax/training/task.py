@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dense_jax import class_colors, data, losses, storage
-from dense_jax.data import balance, ladder, targets, verify
+from dense_jax.data import balance, ladder, subset, targets, verify
 from dense_jax.devices import cpu, distributed, mesh
 from dense_jax.program import Program, assemble
 from dense_jax.training import optim, replicas, steps
@@ -174,7 +174,7 @@ class Task(NamedTuple):
     """The opened data of a config, with the functions that train and evaluate its network.
 
     source: The training split, with the additional per-pixel targets that the loss needs.
-    eval_source: The evaluation split.
+    eval_source: The evaluation split, or the images of it that eval.num_images leaves.
     dataset: The content of dataset.json.
     canvas: The height and width, in pixels, to which every training image is padded or cropped.
     initial: The weights to start from, or None if a run was already started in the workdir.
@@ -234,6 +234,8 @@ def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
     if config.data.verify:
         verify.verify(source)
         verify.verify(eval_source)
+    if config.eval.num_images is not None and config.eval.num_images < len(eval_source):
+        eval_source = subset.Subset(eval_source, config.eval.num_images)
     return Task(
         train_source, eval_source, dataset, canvas, shapes, program, training, placed, initial
     )

@@ -166,8 +166,12 @@ class RunRecord:
             self.best.save(step, state, scores)
             self._best_scores = self._last_scores
 
-    def finish(self, num_parameters: int, cost: Mapping[str, Any]) -> None:
+    def finish(
+        self, num_parameters: int, cost: Mapping[str, Any], about: Mapping[str, Any]
+    ) -> None:
         """Writes cost.json, then result.json with the final and the best scores.
+
+        about: What result.json says about the final scores.
 
         If this process trained no steps, an existing cost.json is kept.
         """
@@ -177,6 +181,7 @@ class RunRecord:
             "metric_convention": metrics.CONVENTION,
             "final": self._last_scores,
             "best": self._best_scores,
+            **about,
         }
         if jax.process_index() == 0:
             if cost["peak_bytes"] or not (self.path / "cost.json").exists():  # measured this time
