@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from etils import epath
+from PIL import Image
 
 from dense_jax import data, evaluate, export, metrics, train
 from dense_jax.command import PREEMPTED
@@ -172,6 +173,19 @@ def test_a_finished_run_says_so_and_changes_nothing(config, finished, capsys):
     train.train(config, str(finished))
     assert "is finished" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_a_class_that_cannot_be_learned_is_warned_of(config, tiny_folder, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "dense_jax")
+    root = shutil.copytree(tiny_folder, tmp_path / "data")
+    for path in (root / "labels" / "train").iterdir():
+        Image.fromarray(np.asarray(Image.open(path)) // 9 * 9).save(path)  # bright becomes dark
+    config.data.root = str(root)
+    for _ in range(2):  # the second time, without reading the files
+        caplog.clear()
+        task.open_task(config, [])
+        assert "class 'bright' is in val, but not in train, so it cannot be learned" in caplog.text
+        assert "python -m dense_jax.data.doctor checks more" in caplog.text
 
 
 def test_evaluations_in_training_score_evenly_spaced_images_if_asked(config, tmp_path, capsys):

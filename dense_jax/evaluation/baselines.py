@@ -37,7 +37,7 @@ def gray_levels(
     gray = image.mean(axis=-1, dtype=np.float64)
     if image.dtype != np.uint8:
         low, high = (gray.min(), gray.max()) if value_range is None else value_range
-        gray = (gray - low) * ((NUM_LEVELS - 1) / max(high - low, np.finfo(np.float64).tiny))
+        gray = (gray - low) * ((NUM_LEVELS - 1) / ((high - low) or 1.0))
     return gray.clip(0, NUM_LEVELS - 1).astype(np.uint8)
 
 

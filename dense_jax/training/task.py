@@ -232,13 +232,28 @@ def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
         )
     )
     if config.data.verify:
-        verify.verify(source)
-        verify.verify(eval_source)
+        _verify(config, source, eval_source)
     if config.eval.num_images is not None and config.eval.num_images < len(eval_source):
         eval_source = subset.Subset(eval_source, config.eval.num_images)
     return Task(
         train_source, eval_source, dataset, canvas, shapes, program, training, placed, initial
     )
+
+
+def _verify(config: ConfigDict, source: data.Source, eval_source: data.Source) -> None:
+    """Verifies both splits. Warns of classes of the evaluation split that cannot be learned."""
+    learned = verify.verify(source)
+    train_split, eval_split = config.data.train_split, config.data.eval_split
+    for name in verify.verify(eval_source):
+        if name not in learned:
+            _LOG.warning(
+                f"class {name!r} is in {eval_split}, but not in {train_split}, so it cannot be learned"
+            )
+    if source.fingerprint is not None:
+        _LOG.info(
+            "every image of %s and %s can be read; python -m dense_jax.data.doctor checks more",
+            *(train_split, eval_split),
+        )
 
 
 def describe(source: Any, eval_source: Any) -> dict[str, Any]:
