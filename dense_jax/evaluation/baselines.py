@@ -121,10 +121,16 @@ def sentences(comparison: Mapping[str, Any]) -> list[str]:
     listed = [f"{b['mean_iou']:.3f} ({b['is']})" for b in baselines.values()]
     lines = [f"Mean IoU without a network: {', '.join(listed)}."] if listed else []
     classes = [
-        f"{name} ({found['iou']:.3f}, but {baselines[found['baseline']]['iou'][name]:.3f} with "
+        f"{name} ({_text(found['iou'])}, but "
+        f"{_text(baselines[found['baseline']]['iou'][name])} with "
         f"{baselines[found['baseline']]['is']})"
         for name, found in comparison["below_baseline"].items()
     ]
     if classes:
         lines.append(f"Classes whose IoU is lower than without a network: {some(classes)}.")
     return lines
+
+
+def _text(score: float) -> str:
+    """Formats a score so that a small one differs from 0."""
+    return f"{score:.3f}" if score >= 0.001 else f"{score:.1g}"

@@ -94,7 +94,7 @@ def test_a_class_below_its_best_baseline_is_named():
         f"{prior:.3f} (a random guess by the classes' shares)."
     )
     assert second == (
-        "Classes whose IoU is lower than without a network: car (0.000, but 0.081 with a random "
+        "Classes whose IoU is lower than without a network: car (0, but 0.081 with a random "
         "guess by the classes' shares)."
     )
 
