@@ -2,9 +2,9 @@
 
 python -m benchmarks.augmented --root=CAMVID --index=200 --output=docs/augmented_camvid.jpg
 
-Each cell shows an image, and below it the image with its label. Ignored pixels are white. The first
-cell shows the original example. The following cells show one augmentation each, in the strongest of
-NUM_DRAWS random draws. The last cells show all augmentations together.
+Each cell shows an image, and below it the image with its label. Class 0 is clear, and ignored pixels
+are white. The first cell shows the original example. The following cells show one augmentation each,
+in the strongest of NUM_DRAWS random draws. The last cells show all augmentations together.
 """
 
 import argparse

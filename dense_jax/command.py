@@ -1,4 +1,4 @@
-"""Code that all commands share: flags, experiment files, and one-line errors. Never uses jax.
+"""Code that all commands share: flags, help, experiment files, and one-line errors. No jax here.
 
 A user's mistake (an invalid flag or option, a missing file, a full disk) ends a command with one
 line, `error: ...`, and exit status 1. With --verbosity=1, the traceback is shown instead.
@@ -6,17 +6,20 @@ line, `error: ...`, and exit status 1. With --verbosity=1, the traceback is show
 
 import argparse
 import importlib.util
+import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
+import absl.logging
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import tuple_parser
+from tqdm.contrib import DummyTqdmFile
 
 from dense_jax.spelling import suggestion
 
@@ -25,11 +28,55 @@ MISTAKES = (ValueError, OSError, FloatingPointError, SyntaxError, flags.Error)
 WRITTEN_TO = ("output", "picture", "workdir")  # output flags; the first that is set is used
 EXPERIMENTS = Path(__file__).parent / "experiments"
 
+
+class Command(NamedTuple):
+    """Describes a command, the module dense_jax.NAME.
+
+    about: One line that continues "The command ...".
+    example: The arguments of an example.
+    """
+
+    about: str
+    example: str
+
+
+COMMANDS = {
+    "data.doctor": Command(
+        "reports what a dataset contains and what is wrong with it", "--name=folder --root=DATA"
+    ),
+    "data.prepare": Command(
+        "downloads a dataset or copies it to records, which are fast to read",
+        "--name=folder --root=DATA --output=RECORDS",
+    ),
+    "summary": Command(
+        "shows a network's layers, and the memory and operations that training needs",
+        "--config=unet_dice",
+    ),
+    "main": Command(
+        "trains a model, or resumes its training", "--config=unet_dice --workdir=runs/unet_dice"
+    ),
+    "evaluate": Command(
+        "scores a trained model on a split of its data", "--workdir=runs/unet_dice --split=test"
+    ),
+    "predict": Command(
+        "segments image files", "--workdir=runs/unet_dice --images='photos/*.jpg' --output=masks"
+    ),
+    "demo": Command("segments images on a web page", "--workdir=runs/unet_dice"),
+    "export": Command(
+        "writes a trained model to one file", "--workdir=runs/unet_dice --output=unet_dice.zip"
+    ),
+    "sweep": Command(
+        "trains all variants of an experiment", "--config=ablation --workdir=runs/ablation"
+    ),
+    "report": Command("compares runs in tables and figures", "--workdir=runs/ablation"),
+}
+
 flags.disclaim_key_flags()  # lists the flags defined here in the calling command's --help
 
 
 def run(main: Callable[[list[str]], Any], *, flags_parser: Callable | None = None) -> None:
     """Parses the flags and calls main(argv). Shows a user's mistake as a one-line error."""
+    help_if_asked()
     # The terminal's encoding may lack characters of a class name.
     sys.stdout.reconfigure(errors="backslashreplace")  # pyrefly: ignore
     try:
@@ -38,6 +85,42 @@ def run(main: Callable[[list[str]], Any], *, flags_parser: Callable | None = Non
         if any(re.fullmatch("--?v(erbosity)?=[1-9]", word) for word in sys.argv):
             raise
         sys.exit(f"error: {_text(error)}")
+
+
+def help_if_asked() -> None:
+    """Prints the running command's help and exits with status 0 if --help is an argument.
+
+    A command calls this function above its slow imports, and defines its flags before.
+    """
+    if not {"--help", "-help", "-h"}.intersection(sys.argv[1:]):
+        return
+    main = sys.modules["__main__"]
+    spec = main.__spec__
+    name = spec.name.removeprefix("dense_jax.").removesuffix(".__main__") if spec else ""
+    if name in COMMANDS:
+        print(f"Example:\n\n    python -m dense_jax.{name} {COMMANDS[name].example}\n")
+    print(f"{(main.__doc__ or '').strip()}\n\nFlags:\n{flags.FLAGS.main_module_help()}")
+    sys.exit()
+
+
+def show_log_lines() -> None:
+    """Shows log lines of dense_jax at INFO and above, and of libraries at WARNING and above.
+
+    On a terminal, lines appear above the progress bars.
+    """
+    absl.logging.set_verbosity(absl.logging.WARNING)  # orbax logs a lot
+    logging.getLogger("dense_jax").setLevel(logging.INFO)
+    handler = absl.logging.get_absl_handler()
+    handler.setFormatter(_LineFormatter(datefmt="%m-%d %H:%M:%S"))
+    handler.python_handler.stream = DummyTqdmFile(sys.stderr)
+
+
+class _LineFormatter(logging.Formatter):
+    """Formats a log record as "MONTH-DAY TIME message", or "... warning: message"."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        return f"{self.formatTime(record, self.datefmt)} {level}{record.message}"
 
 
 def _text(error: BaseException) -> str:

@@ -1,42 +1,68 @@
 """Serves a web page that segments images: python -m dense_jax.demo --workdir=DIR [--port=7860].
 
-The page shows one image at a time with the class colors at any opacity, lists the area of each
-class, and offers the class map for download. Images are read as in evaluation. By default, only
-this machine can open the page. The page loads nothing from other machines. Requires Gradio, which
-the extra `demo` installs.
+The page shows one image at a time, beside itself with the class colors at any opacity. It lists the
+area and the number of objects of each class, and offers the class map for download. Some images of
+the run's evaluation split are examples, if the data is still there. Images are read as in
+evaluation. By default, only this machine can open the page. The page loads nothing from other
+machines. Requires Gradio, which the extra `demo` installs.
 """
+
+from absl import flags
+
+from dense_jax import command
+
+if __name__ == "__main__":  # above the slow imports, so that --help answers at once
+    command.define_path(
+        "workdir",
+        "Workdir of a run of dense_jax.main, or a file written by dense_jax.export.",
+        required=True,
+    )
+    flags.DEFINE_string(
+        "host", "127.0.0.1", "Address to listen on; 0.0.0.0 also serves other machines."
+    )
+    flags.DEFINE_integer("port", 7860, "Port to listen on.", lower_bound=0, upper_bound=65535)
+    flags.DEFINE_float("max_megapixels", 25, "Larger images are refused.", lower_bound=0)
+    command.help_if_asked()
 
 import html
 import ipaddress
+import os
 import socket
 import sys
+import tempfile
 import urllib.parse
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from absl import flags
 from jaxtyping import UInt8
+from PIL import Image
 
-from dense_jax import class_colors, command, drawing
+from dense_jax import class_colors, data, drawing
 from dense_jax.data import decode
 from dense_jax.devices import runtime
 from dense_jax.inference.predictor import Predictor, load
+from dense_jax.labels import components
+from dense_jax.workdir import files
 
 if TYPE_CHECKING:
     import gradio
 
-SHOWN = 1600  # the longer side of the overlay, in pixels
+SHOWN = 1600  # the longer side of the pictures, in pixels
+NUM_EXAMPLES = 4
+THUMBNAIL = 160  # the longer side of the picture of an example, in pixels
 BYTES_PER_PIXEL = 8  # the limit for uploads: four channels of 16 bits
 
 CSS = """
-#picture .image-frame, #picture img { width: 100%; max-height: 80vh; object-fit: contain }
-#areas { max-height: 32rem; overflow: auto }
+#title h1 { font-size: 1.15rem; margin: 0; overflow-wrap: anywhere }
+#examples .grid-wrap { min-height: 0; padding-top: 1.8rem }
+#examples .grid-container { grid-template-columns: repeat(4, minmax(0, 6rem)) }
+#areas { max-height: 32rem; overflow: auto; padding: 0 }
 #areas table { width: 100%; border: 0; margin: 0; font-variant-numeric: tabular-nums }
 #areas tr { border: 0; border-bottom: 1px solid var(--border-color-primary) }
-#areas :is(td, th) { padding: .2rem .4rem; text-align: right; border: 0 }
-#areas :is(td, th):nth-child(2) { text-align: left; width: 99%; overflow-wrap: anywhere }
+#areas :is(td, th) { padding: .2rem .25rem; text-align: right; border: 0 }
+#areas :is(td, th):nth-child(2) { text-align: left; width: 99%; min-width: 5.8rem; overflow-wrap: anywhere }
 #areas i { display: block; width: 1.1rem; height: 1.1rem; outline: 1px solid #8888 }
 #areas .none td { color: var(--body-text-color-subdued) }
 """
@@ -53,26 +79,63 @@ def read(
         return decode.read_image(file, name, num_channels, value_range=value_range)
 
 
+def write_examples(workdir: str, folder: str) -> list[str]:
+    """Writes some images of a run's evaluation split into `folder`, and returns their paths.
+
+    Returns [] for an exported file, and if the data is not there.
+    """
+    if not os.path.isdir(workdir):
+        return []
+    config = files.read(workdir, "config.json")["data"]
+    try:
+        source = data.open_dataset(config["name"], config["root"], config["eval_split"])
+        numbers = np.linspace(0, len(source) - 1, NUM_EXAMPLES).round().astype(int)
+        examples = [source[i] for i in np.unique(numbers).tolist()]
+    except (ValueError, OSError):
+        return []
+    paths = []
+    for example in examples:
+        image, path = example["image"], os.path.join(folder, os.path.basename(example["name"]))
+        if image.shape[2] in (1, 3):
+            paths.append(f"{path}.png")
+            Image.fromarray(image.squeeze()).save(paths[-1])
+        else:
+            paths.append(f"{path}.npy")
+            np.save(paths[-1], image)
+    return paths
+
+
 def table(labels: UInt8[np.ndarray, "h w"], colors: dict[str, Any]) -> str:
-    """Returns an HTML table with the color, name and area of each class, by decreasing area.
+    """Returns an HTML table of the classes by decreasing area, with their color, name and area.
+
+    It also has the number of objects of each class but class 0, which are connected components.
 
     colors: The RGB color of each class name, in the order of the classes.
     """
     pixels = np.bincount(labels.ravel(), minlength=len(colors))
-    rows = ["<tr><th></th><th>class</th><th>pixels</th><th>area</th></tr>"]
+    rows = ["<tr><th></th><th>class</th><th>objects</th><th>pixels</th><th>area</th></tr>"]
     for c in np.argsort(-pixels, kind="stable").tolist():
         name, (red, green, blue) = list(colors.items())[c]
+        objects = f"{components(labels, [c]).max():,}" if c else ""
         rows.append(
             f"<tr{'' if pixels[c] else ' class=none'}>"
             f'<td><i style="background: rgb({red} {green} {blue})"></i></td>'
-            f"<td>{html.escape(name)}</td><td>{pixels[c]:,}</td>"
+            f"<td>{html.escape(name)}</td><td>{objects}</td><td>{pixels[c]:,}</td>"
             f"<td>{100 * pixels[c] / labels.size:.2f}&nbsp;%</td></tr>"
         )
     return f"<table>{''.join(rows)}</table>"
 
 
-def make_page(predictor: Predictor, max_megapixels: float) -> "gradio.Blocks":
-    """Returns the web page for a predictor."""
+def thumbnail(path: str, predictor: Predictor) -> class_colors.Picture:
+    """Returns a small picture of an example."""
+    image = read(path, predictor.num_channels, predictor.value_range, np.inf)
+    return drawing.shrink(drawing.to_rgb(image), THUMBNAIL)
+
+
+def make_page(
+    predictor: Predictor, max_megapixels: float, examples: Sequence[str]
+) -> "gradio.Blocks":
+    """Returns the web page for a predictor. examples: The paths of images to choose from."""
     import gradio as gr
 
     colors = class_colors.colors_of(predictor.class_names, predictor.palette)
@@ -92,22 +155,48 @@ def make_page(predictor: Predictor, max_megapixels: float) -> "gradio.Blocks":
         download = gr.DownloadButton(value=result, interactive=True)
         return shown, draw(shown, opacity), table(labels, colors), download
 
-    def draw(shown: tuple[np.ndarray, np.ndarray] | None, opacity: float) -> np.ndarray | None:
-        return shown and drawing.overlay(*shown, predictor.palette, opacity)
+    def draw(
+        shown: tuple[np.ndarray, np.ndarray] | None, opacity: float
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        return shown and (shown[0], drawing.overlay(*shown, predictor.palette, opacity))
 
-    with gr.Blocks(analytics_enabled=False, title="dense_jax", delete_cache=(600, 3600)) as page:
+    def choose(event: gr.SelectData) -> str:
+        return examples[event.index]
+
+    title = f"dense_jax: {predictor.about}"
+    with gr.Blocks(analytics_enabled=False, title=title, delete_cache=(600, 3600)) as page:
         shown = gr.State()
+        gr.HTML(f"<h1>{html.escape(predictor.about)}</h1>", elem_id="title")
         with gr.Row():
             file = gr.File(label="Image", height=140, min_width=280)
+            if examples:
+                gallery = gr.Gallery(
+                    [thumbnail(path, predictor) for path in examples],
+                    label="Examples",
+                    columns=NUM_EXAMPLES,
+                    height=140,
+                    min_width=280,
+                    object_fit="cover",
+                    allow_preview=False,
+                    interactive=False,
+                    buttons=[],
+                    elem_id="examples",
+                )
+                gallery.select(choose, None, file, show_progress="hidden")
             opacity = gr.Slider(
                 0, 1, drawing.OPACITY, step=0.05, label="Opacity of the classes", min_width=280
             )
         with gr.Row():
-            with gr.Column(scale=3, min_width=280):
-                picture = gr.Image(
-                    label="Classes", format="jpeg", buttons=["fullscreen"], elem_id="picture"
+            with gr.Column(scale=5, min_width=280):
+                picture = gr.ImageSlider(
+                    label="Image | classes",
+                    format="jpeg",
+                    buttons=["fullscreen"],
+                    interactive=False,
+                    max_height=640,
+                    elem_id="picture",
                 )
-            with gr.Column(scale=1, min_width=280):
+            with gr.Column(scale=2, min_width=320):
                 areas = gr.HTML(elem_id="areas")
                 download = gr.DownloadButton("Class ids as PNG", interactive=False)
         file.change(segment, [file, opacity], [shown, picture, areas, download])
@@ -143,7 +232,13 @@ class OwnHosts:
         await answer(scope, receive, send)
 
 
-def serve(predictor: Predictor, host: str, port: int, max_megapixels: float) -> "gradio.Blocks":
+def serve(
+    predictor: Predictor,
+    host: str,
+    port: int,
+    max_megapixels: float,
+    examples: Sequence[str] = (),
+) -> "gradio.Blocks":
     """Starts a server and returns the page.
 
     Raises OSError if the port is taken, or ValueError if `host` is an IPv6 address.
@@ -156,7 +251,7 @@ def serve(predictor: Predictor, host: str, port: int, max_megapixels: float) -> 
     names = {"localhost", host.lower()}
     if host not in ("localhost", "127.0.0.1"):
         names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
-    page = make_page(predictor, max_megapixels)
+    page = make_page(predictor, max_megapixels, examples)
     page.launch(
         server_name=host,
         server_port=port,
@@ -183,23 +278,15 @@ def main(argv: list[str]) -> None:
     runtime.prepare()
     args = flags.FLAGS
     predictor = load(args.workdir)
-    try:
-        page = serve(predictor, args.host, args.port, args.max_megapixels)
-    except OSError as error:
-        sys.exit(f"{args.host}:{args.port} cannot be used, pass another --port ({error})")
-    print(f"open {page.local_url}")
-    page.block_thread()
+    with tempfile.TemporaryDirectory() as folder:
+        examples = write_examples(args.workdir, folder)
+        try:
+            page = serve(predictor, args.host, args.port, args.max_megapixels, examples)
+        except OSError as error:
+            sys.exit(f"{args.host}:{args.port} cannot be used, pass another --port ({error})")
+        print(f"open {page.local_url}")
+        page.block_thread()
 
 
 if __name__ == "__main__":
-    command.define_path(
-        "workdir",
-        "Workdir of a run of dense_jax.main, or a file written by dense_jax.export.",
-        required=True,
-    )
-    flags.DEFINE_string(
-        "host", "127.0.0.1", "Address to listen on; 0.0.0.0 also serves other machines."
-    )
-    flags.DEFINE_integer("port", 7860, "Port to listen on.", lower_bound=0, upper_bound=65535)
-    flags.DEFINE_float("max_megapixels", 25, "Larger images are refused.", lower_bound=0)
     command.run(main)

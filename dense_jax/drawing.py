@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
@@ -29,9 +30,20 @@ def to_rgb(image: Pixels) -> Picture:
 
 
 def overlay(image: Pixels, labels: Labels, palette: Palette, opacity: float = OPACITY) -> Picture:
-    """Blends the label colors into the image."""
-    mixed = (1 - opacity) * to_rgb(image) + opacity * colorize(labels, palette)
-    return mixed.round().astype(np.uint8)
+    """Blends the label colors into the image. Class 0 stays clear: its pixels show the image."""
+    picture = to_rgb(image)
+    mixed = (1 - opacity) * picture + opacity * colorize(labels, palette)
+    return np.where(labels[..., None] == 0, picture, mixed.round()).astype(np.uint8)
+
+
+def outlines(labels: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
+    """Returns the classes along the borders between classes, and 0 elsewhere, for `overlay`.
+
+    Outlines are two pixels wide. Next to class 0, both pixels have the other class.
+    """
+    square = np.ones((3, 3), np.uint8)
+    highest, lowest = cv2.dilate(labels, square), cv2.erode(labels, square)
+    return np.where(highest == lowest, 0, np.where(labels > 0, labels, highest)).astype(np.uint8)
 
 
 def mistakes(truth: Labels, prediction: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:

@@ -17,6 +17,25 @@ such as mean_iou, are computed over all pixels of the split at once. The JSON fi
 of per-image scores, such as mean_over_images/mean_iou.
 """
 
+from absl import flags
+
+from dense_jax import command
+
+if __name__ == "__main__":  # above the slow imports, so that --help answers at once
+    command.define_folder("workdir", "Workdir of a run of dense_jax.main.", required=True)
+    command.define_folder("root", "Folder of the data; by default the run's data.root.")
+    command.define_folder("output", "Folder to write the files to; by default the workdir.")
+    flags.DEFINE_string("split", None, "The split to score; by default the run's eval_split.")
+    flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
+    flags.DEFINE_integer("batch_size", None, "Tiles per step; by default the run's.", lower_bound=1)
+    command.define_size("tile_size", None, "HEIGHT,WIDTH in pixels; by default the run's.")
+    flags.DEFINE_integer(
+        "margin", None, "Margin of tiles in pixels; by default the run's.", lower_bound=0
+    )
+    flags.DEFINE_bool("boundaries", True, "Whether to add boundary scores.")
+    flags.DEFINE_list("foreground", [], "CLASS,... to score as one merged class and as objects.")
+    command.help_if_asked()
+
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -24,21 +43,20 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 from etils import epath
 from PIL import Image
 
-from dense_jax import class_colors, command, data, metrics, storage
+from dense_jax import class_colors, data, metrics, storage
 from dense_jax.data import tiles
 from dense_jax.devices import runtime
 from dense_jax.evaluation import baselines, class_maps, per_image, scoring, tables
+from dense_jax.evaluation.worst import NUM_DRAWN
 from dense_jax.metrics import aggregation
 from dense_jax.program import jit_eval_step
 from dense_jax.trained import Trained, load
 from dense_jax.workdir import files
 
 _LOG = logging.getLogger("dense_jax")
-NUM_DRAWN = 6  # the number of images with the lowest mean IoU to draw
 # Flags that are passed to `evaluate` unchanged.
 OPTIONS = (
     "split",
@@ -271,16 +289,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.define_folder("workdir", "Workdir of a run of dense_jax.main.", required=True)
-    command.define_folder("root", "Folder of the data; by default the run's data.root.")
-    command.define_folder("output", "Folder to write the files to; by default the workdir.")
-    flags.DEFINE_string("split", None, "The split to score; by default the run's eval_split.")
-    flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
-    flags.DEFINE_integer("batch_size", None, "Tiles per step; by default the run's.", lower_bound=1)
-    command.define_size("tile_size", None, "HEIGHT,WIDTH in pixels; by default the run's.")
-    flags.DEFINE_integer(
-        "margin", None, "Margin of tiles in pixels; by default the run's.", lower_bound=0
-    )
-    flags.DEFINE_bool("boundaries", True, "Whether to add boundary scores.")
-    flags.DEFINE_list("foreground", [], "CLASS,... to score as one merged class and as objects.")
     command.run(main)

@@ -5,6 +5,18 @@ python -m dense_jax.export --workdir=DIR --output=FILE
 See `inference.exported` for the file format, and docs/export.md for usage.
 """
 
+from absl import flags
+
+from dense_jax import command
+
+if __name__ == "__main__":  # above the slow imports, so that --help answers at once
+    command.define_folder("workdir", "Workdir of a run of dense_jax.main.", required=True)
+    command.define_path("output", "The file to write.", required=True)
+    flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
+    flags.DEFINE_string("license", None, "License of the weights, stated in the file.")
+    flags.DEFINE_bool("overwrite", False, "Replace an existing file.")
+    command.help_if_asked()
+
 import hashlib
 import json
 import zipfile
@@ -13,12 +25,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 from etils import epath
 from flax import traverse_util
 from safetensors import numpy as safetensors
 
-from dense_jax import command, storage, trained
+from dense_jax import storage, trained
 from dense_jax.devices import runtime
 from dense_jax.inference import exported
 from dense_jax.program import Program, normalization
@@ -129,9 +140,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.define_folder("workdir", "Workdir of a run of dense_jax.main.", required=True)
-    command.define_path("output", "The file to write.", required=True)
-    flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
-    flags.DEFINE_string("license", None, "License of the weights, stated in the file.")
-    flags.DEFINE_bool("overwrite", False, "Replace an existing file.")
     command.run(main)

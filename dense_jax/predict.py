@@ -4,196 +4,27 @@ python -m dense_jax.predict --workdir=DIR --images='GLOB' --output=OUT
 
 Writes these files, where NAME is the name of an image file without its extension:
   OUT/NAME.png: The class IDs as palette indices, at the size of the image.
-  OUT/NAME_overlay.png: The image, overlaid with the class colors.
-  OUT/legend.png: The colors and names of the classes.
+  OUT/NAME_overlay.png: The image, overlaid with the class colors. Class 0 stays clear.
+  OUT/legend.png: The colors and names of the classes that are in the results.
   OUT/NAME_probabilities.npy or .tif: The probabilities, float16 [h, w, num_classes] (optional).
   OUT/NAME_uncertainty.png: The entropy of the probabilities, in gray (optional).
+With --objects, also these; see `inference.object_maps`:
+  OUT/NAME_objects.png: The number of each pixel's object, 16 bits, 0 outside all objects.
+  OUT/objects.csv: Class, area, centroid, bounding box and mean probability of every object.
+  OUT/counts.csv: The number of objects of each class in each image.
 Each page of a multi-page file is an image called NAME_page000, NAME_page001, ...
 
 Images are read, segmented and written one row of tiles at a time, so memory use does not depend on
-the image height. If an image cannot be read or its results cannot be written, the image is skipped
-and the exit status is 1. A full disk ends the command.
+the image height. Only --objects holds a whole image in memory. If an image cannot be read or its
+results cannot be written, the image is skipped and the exit status is 1. A full disk ends the
+command.
 """
 
-import itertools
-import os
-import sys
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-import PIL.Image
 from absl import flags
 
-from dense_jax import class_colors, command, drawing, storage
-from dense_jax.devices import runtime
-from dense_jax.inference import image_files, threads, tta, writers
-from dense_jax.inference.predictor import Predictor, entropy, load
-from dense_jax.inference.stitching import Failure, Strip
+from dense_jax import command, drawing
 
-NUM_LANES = 4  # the number of threads that compress results
-# The results that are computed from probabilities [n, m, num_classes].
-MAPS = {"probabilities": lambda block: block.astype(np.float16), "uncertainty": entropy}
-
-
-def predict(
-    directory: str,
-    images: str | Sequence[str],
-    output: str | Path,
-    checkpoint: str = "best",
-    *,
-    overwrite: bool = False,
-    opacity: float = drawing.OPACITY,
-    probabilities: str | None = None,
-    uncertainty: bool = False,
-    max_megapixels: float = 1000,
-    **options: Any,
-) -> list[str]:
-    """Segments images and writes the results. Returns the errors for skipped images.
-
-    images: A file, folder or glob, or a list of these; see `image_files`.
-    opacity: The opacity of the class colors over the image, from 0 to 1.
-    probabilities: The file format "npy" or "tif". If None, no probabilities are written.
-    max_megapixels: The maximum image size. Larger images are skipped.
-    options: The options of `Predictor.using`.
-
-    Before anything is written, raises ValueError if `images` names no file, if two images would
-    have result files with equal names, or if a result exists and `overwrite` is False.
-    """
-    output = Path(output)
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"--output={output} is a file: it must be a folder")
-    paths = image_files.find([images] if isinstance(images, str) else images, output)
-    endings = {"classes": ".png", "overlay": "_overlay.png"}
-    if probabilities:
-        endings["probabilities"] = f"_probabilities.{probabilities}"
-    if uncertainty:
-        endings["uncertainty"] = "_uncertainty.png"
-    readable, problems = image_files.headers(paths, 1e6 * max_megapixels)
-    results = [output / (image.name + ending) for image in readable for ending in endings.values()]
-    legend = output / "legend.png"
-    _check(results, legend, overwrite, {os.path.realpath(path) for path in paths})
-    predictor = load(directory, checkpoint).using(**options)
-    output.mkdir(parents=True, exist_ok=True)
-    if overwrite or not legend.exists():
-        picture = drawing.legend(class_colors.colors_of(predictor.class_names, predictor.palette))
-        with storage.atomic(legend) as file:
-            PIL.Image.fromarray(picture).save(file, "PNG")
-    if readable:
-        problems += _segment(predictor, readable, output, endings, opacity)
-    return problems
-
-
-def _check(results: Sequence[Path], legend: Path, overwrite: bool, images: Collection[str]) -> None:
-    """Raises ValueError if two results share a path or an existing file must not be replaced."""
-    counts = Counter([*results, legend])
-    if repeated := sorted(path.name for path, count in counts.items() if count > 1):
-        raise ValueError(f"several images would be written to {repeated}: rename them")
-    existing = [path for path in results if os.path.exists(path)]  # no error for overlong names
-    for path in existing:
-        if path.is_dir():
-            raise ValueError(f"{path} is a folder, where a result would be: move it away")
-        if os.path.realpath(path) in images:
-            raise ValueError(f"{path} is one of --images: pass another --output")
-    if existing and not overwrite:
-        raise ValueError(f"{existing[0]} exists ({len(existing)} results do): pass --overwrite")
-
-
-def _segment(
-    predictor: Predictor,
-    images: Sequence[image_files.Image],
-    output: Path,
-    endings: Mapping[str, str],
-    opacity: float,
-) -> list[str]:
-    """Segments images and writes the results. Returns the errors for images that were skipped."""
-    source = image_files.ImageFiles(images, predictor.num_channels, predictor.value_range)
-    maps = {kind: make for kind, make in MAPS.items() if kind in endings}
-    problems: list[str] = []
-    unfinished: set[writers.Together] = set()
-
-    def end(results: writers.Together, calls: Iterable[Future]) -> None:
-        for call in calls:
-            call.result()
-        results.end()
-        unfinished.discard(results)
-        if results.problem:
-            problems.append(results.problem)
-
-    next_lane = itertools.count().__next__
-    strips = predictor.segment(source, maps)
-    try:
-        with threads.lanes(NUM_LANES) as submit:
-            for index, image_strips in itertools.groupby(strips, lambda strip: strip.index):
-                files = _files(predictor, images[index], output, endings)
-                lanes = {kind: next_lane() for kind in files}
-                results = writers.Together(files)
-                unfinished.add(results)
-                calls: list[Future] = []  # the calls for the latest strip, last in their lanes
-                for strip in image_strips:
-                    if isinstance(strip, Failure):
-                        results.problem = str(strip.problem)
-                        continue
-                    calls = [
-                        submit(lane, results.write, kind, _rows(kind, strip, predictor, opacity))
-                        for kind, lane in lanes.items()
-                    ]
-                submit(next_lane(), end, results, calls)
-    finally:
-        for results in unfinished:
-            results.remove()
-    return problems
-
-
-def _files(
-    predictor: Predictor, image: image_files.Image, output: Path, endings: Mapping[str, str]
-) -> dict[str, writers.Rows]:
-    """Returns the result files of an image as {kind: file}."""
-    files: dict[str, writers.Rows] = {}
-    for kind, ending in endings.items():
-        path = output / (image.name + ending)
-        if kind == "probabilities":
-            files[kind] = writers.Array(path, (*image.size, len(predictor.class_names)))
-        else:
-            palette = predictor.palette if kind == "classes" else None
-            files[kind] = writers.Png(path, image.size, rgb=kind == "overlay", palette=palette)
-    return files
-
-
-def _rows(kind: str, strip: Strip, predictor: Predictor, opacity: float) -> Iterator[np.ndarray]:
-    """Yields the rows that a strip adds to the result file of a given kind."""
-    if kind != "overlay":
-        yield strip.maps[kind]
-        return
-    image, classes = strip.maps["image"], strip.maps["classes"]
-    num_rows = max(1, 2**20 // image.shape[1])  # blending takes 8 bytes per color value
-    for y in range(0, len(image), num_rows):
-        part = slice(y, y + num_rows)
-        yield drawing.overlay(image[part], classes[part], predictor.palette, opacity)
-
-
-def main(argv: list[str]) -> None:
-    """Segments the images and prints the errors for skipped images."""
-    runtime.prepare()
-    args = flags.FLAGS
-    names = ("overwrite", "opacity", "probabilities", "uncertainty", "max_megapixels")
-    names += ("tile_size", "margin", "batch_size", "blend", "augment")
-    problems = predict(
-        args.workdir,
-        list(map(os.path.expanduser, args.images)),
-        args.output,
-        args.checkpoint,
-        **{name: getattr(args, name) for name in names},
-    )
-    print(f"results are in {args.output}")
-    if problems:
-        sys.exit("\n".join([*problems, f"{len(problems)} images were skipped"]))
-
-
-if __name__ == "__main__":
+if __name__ == "__main__":  # above the slow imports, so that --help answers at once
     command.define_path(
         "workdir",
         "Workdir of a run of dense_jax.main, or a file written by dense_jax.export.",
@@ -210,13 +41,24 @@ if __name__ == "__main__":
     flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
     flags.DEFINE_bool("overwrite", False, "Replace existing results.")
     flags.DEFINE_float(
-        "opacity", drawing.OPACITY, "Opacity of the overlay's colors.", lower_bound=0, upper_bound=1
+        "opacity",
+        None,
+        "Opacity of the overlay's colors; by default 0.5, and 1 for outlines.",
+        lower_bound=0,
+        upper_bound=1,
+    )
+    flags.DEFINE_bool("outlines", False, "Draw the borders of classes instead of their areas.")
+    flags.DEFINE_list(
+        "objects", [], "CLASS,... whose objects to number and measure; all: all but class 0."
+    )
+    flags.DEFINE_string(
+        "border_class", None, "Class of the borders between objects, which get its pixels."
     )
     flags.DEFINE_enum("probabilities", None, ["npy", "tif"], "Write the class probabilities.")
     flags.DEFINE_bool("uncertainty", False, "Write the entropy of the probabilities.")
     flags.DEFINE_bool("blend", False, "Blend the predictions of tiles where they overlap.")
     flags.DEFINE_list(
-        "augment", [], f"Average over transformed images: {', '.join(tta.AUGMENTATIONS)}."
+        "augment", [], "Average over transformed images: flip, flips, turns or scales, or several."
     )
     flags.DEFINE_integer("batch_size", None, "Tiles per step; by default the run's.", lower_bound=1)
     command.define_size("tile_size", None, "HEIGHT,WIDTH in pixels; by default the run's.")
@@ -224,4 +66,203 @@ if __name__ == "__main__":
         "margin", None, "Margin around tile cores in pixels; by default the run's.", lower_bound=0
     )
     flags.DEFINE_float("max_megapixels", 1000, "Larger images are skipped.", lower_bound=0)
+    command.help_if_asked()
+
+import itertools
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import PIL.Image
+from PIL.PngImagePlugin import PngInfo
+
+from dense_jax import class_colors, storage
+from dense_jax.devices import runtime
+from dense_jax.inference import image_files, object_maps, results, threads, writers
+from dense_jax.inference.predictor import Predictor, load
+from dense_jax.inference.stitching import Failure
+
+NUM_LANES = 4  # the number of threads that compress results
+LEGEND_KEY = "dense_jax classes"  # the text in legend.png with its {class name: RGB}
+
+
+class Written(NamedTuple):
+    """What is known of the results once they are written."""
+
+    problems: list[str]  # the errors for images that were skipped
+    classes: set[int]  # the classes in the results
+    objects: dict[int, list[tuple]]  # the rows of objects.csv, by the index of the image
+
+
+def predict(
+    directory: str,
+    images: str | Sequence[str],
+    output: str | Path,
+    checkpoint: str = "best",
+    *,
+    overwrite: bool = False,
+    opacity: float | None = None,
+    outlines: bool = False,
+    probabilities: str | None = None,
+    uncertainty: bool = False,
+    objects: Sequence[str] = (),
+    border_class: str | None = None,
+    max_megapixels: float = 1000,
+    **options: Any,
+) -> list[str]:
+    """Segments images and writes the results. Returns the errors for skipped images.
+
+    images: A file, folder or glob, or a list of these; see `image_files`.
+    opacity: The opacity of the class colors over the image, from 0 to 1. If None, 0.5, and 1 for
+      outlines.
+    outlines: Whether overlays show the borders of the classes instead of their areas.
+    probabilities: The file format "npy" or "tif". If None, no probabilities are written.
+    objects, border_class: The classes whose objects are written; see `object_maps.kinds`.
+    max_megapixels: The maximum image size. Larger images are skipped.
+    options: The options of `Predictor.using`.
+
+    Before anything is written, raises ValueError if `images` names no file, if two images would
+    have result files with equal names, or if a result exists and `overwrite` is False.
+    """
+    output = Path(output)
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output={output} is a file: it must be a folder")
+    paths = image_files.find([images] if isinstance(images, str) else images, output)
+    kinds = ["classes", "overlay", *["uncertainty"] * uncertainty, *["objects"] * bool(objects)]
+    endings = {kind: results.ENDINGS[kind] for kind in kinds}
+    if probabilities:
+        endings["probabilities"] = f"_probabilities.{probabilities}"
+    readable, problems = image_files.headers(paths, 1e6 * max_megapixels)
+    files = [output / (image.name + ending) for image in readable for ending in endings.values()]
+    tables = [output / "objects.csv", output / "counts.csv"] if objects else []
+    legend = output / "legend.png"
+    _check([*files, *tables], legend, overwrite, {os.path.realpath(path) for path in paths})
+    predictor = load(directory, checkpoint).using(**options)
+    object_kinds = object_maps.kinds(predictor.class_names, objects, border_class)
+    output.mkdir(parents=True, exist_ok=True)
+    if opacity is None:
+        opacity = 1.0 if outlines else drawing.OPACITY
+    wanted = results.Wanted(endings, opacity, outlines, object_kinds)
+    written = Written(problems, set(), {})
+    if readable:
+        _segment(predictor, readable, output, wanted, written)
+    if objects:
+        rows = {readable[i].name: written.objects[i] for i in sorted(written.objects)}
+        object_maps.write_tables(rows, object_kinds.classes.values(), *tables)
+    _write_legend(legend, predictor, written.classes, overwrite)
+    return written.problems
+
+
+def _check(files: Sequence[Path], legend: Path, overwrite: bool, images: Collection[str]) -> None:
+    """Raises ValueError if two results share a path or an existing file must not be replaced."""
+    counts = Counter([*files, legend])
+    if repeated := sorted(path.name for path, count in counts.items() if count > 1):
+        raise ValueError(f"several images would be written to {repeated}: rename them")
+    existing = [path for path in files if os.path.exists(path)]  # no error for overlong names
+    for path in existing:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder, where a result would be: move it away")
+        if os.path.realpath(path) in images:
+            raise ValueError(f"{path} is one of --images: pass another --output")
+    if existing and not overwrite:
+        raise ValueError(f"{existing[0]} exists ({len(existing)} results do): pass --overwrite")
+
+
+def _segment(
+    predictor: Predictor,
+    images: Sequence[image_files.Image],
+    output: Path,
+    wanted: results.Wanted,
+    written: Written,
+) -> None:
+    """Segments images, writes their results, and adds what is known of them to `written`."""
+    source = image_files.ImageFiles(images, predictor.num_channels, predictor.value_range)
+    unfinished: set[writers.Together] = set()
+
+    def end(
+        index: int, image: results.ImageResults, files: writers.Together, calls: Iterable[Future]
+    ) -> None:
+        for call in calls:
+            call.result()
+        files.end()
+        unfinished.discard(files)
+        if files.problem:
+            written.problems.append(files.problem)
+        else:
+            written.classes.update(image.classes)
+            written.objects[index] = image.objects.rows
+
+    next_lane = itertools.count().__next__
+    strips = predictor.segment(source, results.maps(wanted))
+    try:
+        with threads.lanes(NUM_LANES) as submit:
+            for index, image_strips in itertools.groupby(strips, lambda strip: strip.index):
+                image = results.ImageResults(images[index], output, predictor, wanted)
+                files = writers.Together(image.files)
+                lanes = {kind: next_lane() for kind in image.files}
+                unfinished.add(files)
+                calls: list[Future] = []  # the calls for the latest strip, last in their lanes
+                for strip in image.prepared(image_strips):
+                    if isinstance(strip, Failure):
+                        files.problem = str(strip.problem)
+                        continue
+                    calls = [
+                        submit(lane, files.write, kind, image.rows(kind, strip))
+                        for kind, lane in lanes.items()
+                    ]
+                submit(next_lane(), end, index, image, files, calls)
+    finally:
+        for files in unfinished:
+            files.remove()
+
+
+def _write_legend(
+    path: Path, predictor: Predictor, classes: Collection[int], overwrite: bool
+) -> None:
+    """Writes the colors and names of classes. If not `overwrite`, adds them to an earlier legend.
+
+    A file without LEGEND_KEY is not a legend of ours, and stays as it is unless `overwrite`.
+    """
+    colors = class_colors.colors_of(predictor.class_names, predictor.palette)
+    shown = {name: color for c, (name, color) in enumerate(colors.items()) if c in classes}
+    if path.exists() and not overwrite:
+        try:
+            with PIL.Image.open(path) as earlier:
+                shown |= json.loads(earlier.info[LEGEND_KEY])
+        except (OSError, KeyError):
+            return
+    if shown:
+        shown = {name: shown[name] for name in colors | shown if name in shown}
+        about = PngInfo()
+        about.add_text(LEGEND_KEY, json.dumps(shown))
+        with storage.atomic(path) as file:
+            PIL.Image.fromarray(drawing.legend(shown)).save(file, "PNG", pnginfo=about)
+
+
+def main(argv: list[str]) -> None:
+    """Segments the images and prints the errors for skipped images."""
+    runtime.prepare()
+    args = flags.FLAGS
+    names = ("overwrite", "opacity", "outlines", "probabilities", "uncertainty", "max_megapixels")
+    names += ("objects", "border_class", "tile_size", "margin", "batch_size", "blend", "augment")
+    problems = predict(
+        args.workdir,
+        list(map(os.path.expanduser, args.images)),
+        args.output,
+        args.checkpoint,
+        **{name: getattr(args, name) for name in names},
+    )
+    if args.objects:
+        print(object_maps.summarize(Path(args.output) / "counts.csv"))
+    print(f"results are in {args.output}")
+    if problems:
+        sys.exit("\n".join([*problems, f"{len(problems)} images were skipped"]))
+
+
+if __name__ == "__main__":
     command.run(main)

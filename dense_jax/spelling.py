@@ -1,6 +1,7 @@
-"""Suggestions for misspelled names, and short lists of names."""
+"""Texts for people: suggestions for misspelled names, short lists, durations, speeds and scores."""
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 
@@ -21,3 +22,25 @@ def some(names: Sequence[str], limit: int = 5) -> str:
     """Joins the first `limit` names and counts the rest, as in "a, b, c and 2 more"."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def duration(seconds: float) -> str:
+    """Writes a duration in its two largest units, as in "4.2 s", "35 s", "3 min 5 s" or "2 h 10 min"."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def speed(images_per_second: float) -> str:
+    """Writes a speed, as in "35.2 images/s"."""
+    return f"{images_per_second:,.1f} images/s"
+
+
+def percent(score: float) -> str:
+    """Writes a score between 0 and 1 in percent, as in "41.2 %", or "no score" if it is NaN."""
+    return "no score" if math.isnan(score) else f"{100 * score:.1f} %"

@@ -10,6 +10,20 @@ compatible. In the same way, --encoders and --upsampling print tables of encoder
 methods. All tables are Markdown. The commands read no images.
 """
 
+from absl import flags
+
+from dense_jax import command
+
+if __name__ == "__main__":  # above the slow imports, so that --help answers at once
+    command.define_config()
+    flags.DEFINE_integer("num_classes", 21, "Number of classes.", lower_bound=1)
+    flags.DEFINE_integer("channels", 3, "Number of image channels.", lower_bound=1)
+    command.define_size("size", "224,224", "HEIGHT,WIDTH of the image in pixels.")
+    flags.DEFINE_bool("crossings", False, "Print only which parts of a network are compatible.")
+    flags.DEFINE_bool("encoders", False, "Print only a table of all encoders.")
+    flags.DEFINE_bool("upsampling", False, "Print only a table of all upsampling methods.")
+    command.help_if_asked()
+
 import copy
 import functools
 import itertools
@@ -19,11 +33,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from absl import flags
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from dense_jax import command, models
+from dense_jax import models
 from dense_jax.devices import cost, mesh, runtime
 from dense_jax.evaluation.tables import markdown_table
 from dense_jax.models.decoders import DECODERS
@@ -275,11 +288,11 @@ def _with(config: Any, fields: Mapping[str, str]) -> Any:
     return changed
 
 
-# The tables that flags select, as functions of `config.model`: flag -> (function, help).
-TABLES: dict[str, tuple[Callable[[Any], str], str]] = {
-    "crossings": (crossings, "Print only which parts of a network are compatible."),
-    "encoders": (encoder_table, "Print only a table of all encoders."),
-    "upsampling": (upsampling_table, "Print only a table of all upsampling methods."),
+# The tables that flags select, as functions of `config.model`.
+TABLES: dict[str, Callable[[Any], str]] = {
+    "crossings": crossings,
+    "encoders": encoder_table,
+    "upsampling": upsampling_table,
 }
 
 
@@ -288,7 +301,7 @@ def main(argv: list[str]) -> None:
     runtime.prepare()
     args: Any = flags.FLAGS
     config, num_classes, channels = args.config, args.num_classes, args.channels
-    chosen = [table for name, (table, _) in TABLES.items() if args[name].value]
+    chosen = [table for name, table in TABLES.items() if args[name].value]
     if chosen:
         print("\n\n".join(table(config.model) for table in chosen))
         return
@@ -302,10 +315,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.define_config()
-    flags.DEFINE_integer("num_classes", 21, "Number of classes.", lower_bound=1)
-    flags.DEFINE_integer("channels", 3, "Number of image channels.", lower_bound=1)
-    command.define_size("size", "224,224", "HEIGHT,WIDTH of the image in pixels.")
-    for name, (_, text) in TABLES.items():
-        flags.DEFINE_bool(name, False, text)
     command.run(main, flags_parser=command.parse_flags)

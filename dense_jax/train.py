@@ -8,6 +8,7 @@ from dense_jax.command import PREEMPTED
 from dense_jax.config import check
 from dense_jax.devices import distributed
 from dense_jax.training.ensemble import Ensemble, run_folders
+from dense_jax.training.pace import is_due
 from dense_jax.training.preemption import Interrupts
 from dense_jax.training.task import facts, open_task
 from dense_jax.workdir import files
@@ -52,8 +53,3 @@ def train(config: ConfigDict, directory: str) -> None:
             if evaluate_now:
                 seeds.evaluate()
         seeds.finish()
-
-
-def is_due(step: int, config: ConfigDict) -> bool:
-    """Returns whether to evaluate after a step."""
-    return step % config.eval_every == 0 or step == config.num_steps

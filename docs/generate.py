@@ -98,7 +98,7 @@ def models_page(page: str) -> str:
     from experiments import base
 
     def table(block: re.Match) -> str:
-        make, _ = summary.TABLES[block[1]]
+        make = summary.TABLES[block[1]]
         return f"<!-- {block[1]} -->\n\n{make(base.get_config().model)}\n\n<!-- end -->"
 
     return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", table, page, flags=re.DOTALL)

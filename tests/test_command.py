@@ -11,18 +11,54 @@ from tests import forked
 from tests.conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "dense_jax"
-COMMANDS = [path for path in PACKAGE.rglob("*.py") if "command.run(" in path.read_text()]
+PATHS = [path for path in PACKAGE.rglob("*.py") if "command.run(" in path.read_text()]
 COMPUTING = {"main", "evaluate", "predict", "export", "demo", "summary"}
 
 
 def test_every_command_is_run_alike():
     names = COMPUTING | {"__main__", "doctor", "prepare"}
-    assert {path.stem for path in COMMANDS} == names
+    assert {path.stem for path in PATHS} == names
     for path in PACKAGE.rglob("*.py"):
         assert "app.run(" not in path.read_text() or path.stem == "command", path
-    for path in COMMANDS:
+    for path in PATHS:
         prepares = re.search(r"(startup|runtime)\.prepare\(\)", path.read_text())
         assert bool(prepares) == (path.stem in COMPUTING), path
+
+
+def test_the_table_has_every_command():
+    paths = {path.relative_to(PACKAGE).with_suffix("") for path in PATHS}
+    names = {".".join(path.parts).removesuffix(".__main__") for path in paths}
+    assert names == set(command.COMMANDS)
+
+
+def test_help_begins_with_an_example_and_waits_for_no_slow_import():
+    """Here importing jax fails. The flags that the command requires are not needed."""
+    program = (
+        "import runpy, sys; sys.modules['jax'] = None; sys.argv = ['x', '--help']; "
+        "runpy.run_module('dense_jax.%s', run_name='__main__', alter_sys=True)"
+    )
+    commands = {name: ["-c", program % name] for name in command.COMMANDS}
+    ends = forked.run_all(commands, "dense_jax.data.checks")
+    for name, end in ends.items():
+        assert (end.code, end.err) == (0, ""), name
+        assert end.out.startswith(f"Example:\n\n    python -m dense_jax.{name} --"), name
+        defined = set(re.findall(r"^  --(?:\[no\])?(\w+):", end.out, re.MULTILINE))
+        shown = set(re.findall(r" --(\w+)", command.COMMANDS[name].example))
+        assert shown <= defined, name
+
+
+def test_a_command_is_run_by_its_name_or_the_end_of_it():
+    commands = {
+        words: ["dense_jax", *words.split()]
+        for words in ("", "data.doctor --help", "doctor --help", "docter", "xyz", "doctor --name=x")
+    }
+    ends = forked.run_all(commands, "dense_jax.data.checks")
+    assert ends[""].code == 0 and all(f"  {name} " in ends[""].out for name in command.COMMANDS)
+    full = ends["data.doctor --help"]
+    assert full == ends["doctor --help"] and full.out.startswith("Example:")
+    assert ends["docter"].err == "error: no command 'docter'; did you mean 'doctor'?\n"
+    assert "; there are: data.doctor, data.prepare, " in ends["xyz"].err
+    assert ends["doctor --name=x"].code == 1 and "flag --name=x: " in ends["doctor --name=x"].err
 
 
 PROGRAM = """
@@ -70,6 +106,33 @@ def test_a_command_ends_with_one_line_and_its_exit_status(key, ended):
     code, out, err = ENDS[key]
     assert (ended[key].code, ended[key].out) == (code, out)
     assert re.fullmatch(err, ended[key].err)
+
+
+LINES = """
+import logging
+import absl.logging
+from absl import app
+from tqdm import tqdm
+from dense_jax import command
+def main(argv):
+    command.show_log_lines()
+    log = logging.getLogger("dense_jax")
+    bar = tqdm(total=9, bar_format="bar {n_fmt}", mininterval=0)
+    bar.update(3)
+    log.info("a %s", "line")
+    log.warning("look")
+    absl.logging.info("chatter")
+command.run(main)
+"""
+
+
+def test_log_lines_do_not_tear_the_progress_bar():
+    """The bar is wiped out before a line and drawn again below it."""
+    (end,) = forked.run_all({0: ["-c", LINES]}, "dense_jax.command").values()
+    text = re.sub(r"\d\d-\d\d \d\d:\d\d:\d\d", "TIME", end.err)
+    wiped = "\rbar 3\r     \r"
+    assert text.startswith(f"\rbar 0{wiped}TIME a line\n{wiped}TIME warning: look\n\rbar 3")
+    assert "chatter" not in text
 
 
 BAD_VALUES = {

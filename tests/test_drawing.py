@@ -16,15 +16,28 @@ def test_colorize_looks_up_the_palette_and_whitens_ignored_pixels():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_overlay_mixes_by_opacity(channels):
-    image = np.full((1, 2, channels), 100, np.uint8)
-    labels = np.array([[0, 1]], np.uint8)
-    gray = np.broadcast_to(image, (1, 2, 3))
-    np.testing.assert_array_equal(drawing.overlay(image, labels, PALETTE, 0.0), gray)
-    np.testing.assert_array_equal(
-        drawing.overlay(image, labels, PALETTE, 1.0), class_colors.colorize(labels, PALETTE)
-    )
-    np.testing.assert_array_equal(drawing.overlay(image, labels, PALETTE)[0, 1], [150, 100, 75])
+def test_overlay_mixes_by_opacity_and_leaves_class_0_clear(channels):
+    image = np.full((1, 3, channels), 100, np.uint8)
+    labels = np.array([[0, 1, IGNORE_LABEL]], np.uint8)
+    for opacity, color, ignored in (
+        (0.0, [100, 100, 100], [100, 100, 100]),
+        (0.5, [150, 100, 75], [178, 178, 178]),
+        (1.0, PALETTE[1], class_colors.IGNORED_COLOR),
+    ):
+        expected = [[[100, 100, 100], color, ignored]]
+        np.testing.assert_array_equal(drawing.overlay(image, labels, PALETTE, opacity), expected)
+
+
+def test_outlines_are_the_pixels_beside_another_class():
+    labels = np.random.default_rng(0).integers(0, 3, (3, 4)).repeat(4, 0).repeat(5, 1)
+    labels = labels.astype(np.uint8)
+    expected = np.zeros_like(labels)
+    for y, x in np.ndindex(labels.shape):
+        around = labels[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2]
+        if len(set(around.flat)) > 1:
+            expected[y, x] = labels[y, x] or around.max()
+    np.testing.assert_array_equal(drawing.outlines(labels), expected)
+    assert set(expected.flat) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("channels, shown", [(1, [0, 0, 0]), (2, [0, 0, 0]), (5, [0, 1, 2])])

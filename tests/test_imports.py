@@ -13,6 +13,7 @@ from tests.conftest import REPOSITORY
 # own, not those beside it. A row without a star is a room, or a module, that takes plain arguments;
 # only those with a star see the whole config.
 FLOORS = (
+    ("__main__",),
     ("main *", "evaluate *", "predict", "export *", "demo", "summary *", "sweep", "report"),
     ("train *",),
     ("training *",),
@@ -27,6 +28,7 @@ FLOORS = (
 )
 # Rooms and modules that start without jax, flax and optax.
 NEVER_JAX = (
+    "__main__",
     "config",
     "command",
     "data",
@@ -41,8 +43,9 @@ NEVER_JAX = (
 )
 NEVER_JAX_FILES = (
     *("metrics/boundary", "metrics/instances", "evaluation/per_image", "evaluation/class_maps"),
-    "evaluation/baselines",
-    *("inference/image_files", "inference/stitching", "inference/threads", "inference/writers"),
+    *("inference/image_files", "inference/object_maps", "inference/stitching"),
+    *("inference/threads", "inference/writers"),
+    *("evaluation/baselines", "evaluation/worst", "workdir/curve"),
 )
 
 

@@ -1,7 +1,9 @@
 """Tests the predict command: its input files, its results, and how it handles broken files."""
 
+import csv
 import json
 import os
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from PIL import Image
 
 from dense_jax import class_colors, drawing, predict
 from dense_jax.data import image_strips
-from dense_jax.inference import image_files
+from dense_jax.inference import image_files, object_maps
 from dense_jax.inference.predictor import Predictor, entropy
 
 RNG = np.random.default_rng(0)
@@ -94,6 +96,42 @@ def test_all_that_can_be_written(request, network, tmp_path, large):
             path = out / f"{name}_probabilities.{kind}"
             written = np.load(path) if kind == "npy" else tifffile.imread(path)
             np.testing.assert_array_equal(written.reshape(p.shape), p.astype(np.float16))
+
+
+def test_a_loaded_network_takes_all_that_predict_takes_and_gives_the_same(network, tmp_path):
+    turned = Image.Exif()
+    turned[274] = 6  # a quarter turn
+    gray = pixels_of()[..., 0]
+    rgb, alpha = Image.fromarray(pixels_of()), Image.fromarray(gray)
+    pictures = {"gray.png": Image.fromarray(gray), "bits.png": rgb.convert("1")}
+    pictures |= {"colors.png": rgb.quantize(), "rgb.webp": rgb, "turned.jpg": rgb}
+    rgba = rgb.copy()
+    rgba.putalpha(alpha)
+    for name, picture in (pictures | {"alpha.png": rgba}).items():
+        picture.save(tmp_path / name, exif=turned)
+    np.save(tmp_path / "array.npy", gray)
+    with tifffile.TiffWriter(tmp_path / "pages.tif") as writer:
+        for page in (gray, gray):
+            writer.write(page)
+    with pytest.raises(ValueError, match=r"pages\.tif: has 2 pages"):
+        network(tmp_path / "pages.tif")
+    (tmp_path / "pages.tif").unlink()
+    assert predict.predict("", str(tmp_path), tmp_path / "out", probabilities="npy") == []
+    for path in (path for path in tmp_path.iterdir() if path.is_file()):
+        forms = [path, str(path)]
+        forms.append(np.load(path) if path.suffix == ".npy" else Image.open(path))
+        for form in forms:
+            np.testing.assert_array_equal(
+                network(form), read(tmp_path / "out" / f"{path.stem}.png")
+            )
+            np.testing.assert_array_equal(
+                network.probabilities(form).astype(np.float16),
+                np.load(tmp_path / "out" / f"{path.stem}_probabilities.npy"),
+            )
+    assert network(tmp_path / "turned.jpg").shape == (30, 20)
+    rows = network(np.asarray(rgb))
+    np.testing.assert_array_equal(network(rgb), rows)
+    np.testing.assert_array_equal(network(gray), network(np.stack([gray] * 3, axis=-1)))
 
 
 def test_files_folders_and_globs_each_file_once_and_no_results(tmp_path):
@@ -290,13 +328,93 @@ def test_an_error_in_the_middle_leaves_no_half_written_file(monkeypatch, small, 
     assert not [name for name in names(tmp_path / "out") if name.endswith(".tmp")]
 
 
-def test_the_legend_of_the_colors_is_written_once(tmp_path):
-    save(tmp_path / "a.png")
-    save(tmp_path / "b.png")
-    for name in ("a.png", "b.png"):  # into the same folder
-        assert predict.predict("", str(tmp_path / name), tmp_path / "out") == []
+def test_the_legend_has_the_classes_of_all_results_in_the_folder(tmp_path):
     colors = class_colors.colors_of("abc", PALETTE)
-    np.testing.assert_array_equal(read(tmp_path / "out" / "legend.png"), drawing.legend(colors))
+    legend = tmp_path / "out" / "legend.png"
+    for name, gray in (("b", 128), ("a", 0), ("c", 255)):
+        save(tmp_path / f"{name}.png", np.full((9, 9, 3), gray, np.uint8))
+    (tmp_path / "broken.png").write_bytes((tmp_path / "c.png").read_bytes()[:-30])
+
+    def shown(name, **options):
+        predict.predict("", str(tmp_path / f"{name}.png"), tmp_path / "out", **options)
+        return read(legend)
+
+    assert predict.predict("", str(tmp_path / "broken.png"), tmp_path / "out")
+    assert not legend.exists()
+    for name, there in (("b", "b"), ("a", "ab")):
+        expected = drawing.legend({name: colors[name] for name in there})
+        np.testing.assert_array_equal(shown(name), expected)
+    expected = drawing.legend({"b": colors["b"]})
+    np.testing.assert_array_equal(shown("b", overwrite=True), expected)
+    for content in ((tmp_path / "a.png").read_bytes(), b"notes"):  # not ours
+        legend.write_bytes(content)
+        (tmp_path / "out" / "c.png").unlink(missing_ok=True)
+        (tmp_path / "out" / "c_overlay.png").unlink(missing_ok=True)
+        predict.predict("", str(tmp_path / "c.png"), tmp_path / "out")
+        assert legend.read_bytes() == content
+
+
+@pytest.mark.parametrize("blend", [False, True])
+def test_outlines_are_those_of_the_whole_image(network, small, tmp_path, blend):
+    images = {"a": pixels_of(45, 37).repeat(2, 0), "b": pixels_of(1, 30)}
+    for name, pixels in images.items():
+        save(tmp_path / f"{name}.png", pixels)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:-3000])
+    problems = predict.predict("", str(tmp_path), tmp_path / "out", outlines=True, blend=blend)
+    assert len(problems) == 1 and "cut.png" in problems[0]
+    for name, pixels in images.items():
+        classes = read(tmp_path / "out" / f"{name}.png")
+        overlay = drawing.overlay(pixels, drawing.outlines(classes), PALETTE, 1.0)
+        np.testing.assert_array_equal(read(tmp_path / "out" / f"{name}_overlay.png"), overlay)
+
+
+@pytest.mark.parametrize("border", [None, "b"])
+def test_objects_are_numbered_measured_and_counted(network, small, tmp_path, border):
+    images = {"z": pixels_of(12, 10).repeat(5, 0).repeat(6, 1), "a": np.zeros((7, 30, 3), np.uint8)}
+    for name, pixels in images.items():
+        save(tmp_path / f"{name}.png", pixels)
+    out = tmp_path / "out"
+    (tmp_path / "cut.png").write_bytes((tmp_path / "z.png").read_bytes()[:-300])
+    problems = predict.predict("", str(tmp_path), out, objects=["all"], border_class=border)
+    assert len(problems) == 1 and "cut.png" in problems[0]
+    kinds = object_maps.kinds("abc", ["all"], border)
+    written = list(csv.DictReader((out / "objects.csv").read_text().splitlines()))
+    for name, pixels in images.items():
+        classes = network(pixels)
+        objects = object_maps.number(classes, kinds)
+        with Image.open(out / f"{name}_objects.png") as image:
+            assert image.mode == "I;16"
+            np.testing.assert_array_equal(np.asarray(image), objects)
+        confidence = network.probabilities(pixels).max(axis=-1).astype(np.float16)
+        rows = object_maps.measure(objects, classes, confidence, kinds)
+        lines = [list(map(str, (name, *row))) for row in rows]
+        assert lines == [list(line.values()) for line in written if line["image"] == name]
+        assert bool(lines) == (name == "z")
+    assert len({line["image"] for line in written}) == 1
+    counts = list(csv.reader((out / "counts.csv").read_text().splitlines()))
+    assert [line[0] for line in counts] == ["image", "a", "z"]
+    assert sum(map(int, counts[2][1:])) == len(written) > 9
+
+
+def test_an_image_with_too_many_objects_is_skipped_and_tables_are_not_lost(
+    monkeypatch, network, tmp_path
+):
+    save(tmp_path / "a.png")
+    save(tmp_path / "plain.png", np.zeros((9, 9, 3), np.uint8))
+    monkeypatch.setattr(object_maps, "MOST", 3)
+    arguments = "", str(tmp_path), tmp_path / "out"
+    (problem,) = predict.predict(*arguments, objects=["b", "c"])
+    assert re.search(r"a_objects\.png: has \d+ objects, but .* at most 3 numbers", problem)
+    assert names(tmp_path / "out") == [
+        *("counts.csv", "objects.csv", "plain.png", "plain_objects.png", "plain_overlay.png")
+    ]
+    for path in (tmp_path / "out").glob("plain*"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"objects.csv exists \(2 results do\): pass --overwrite"):
+        predict.predict(*arguments, objects=["b"])
+    with pytest.raises(ValueError, match="no class 'd'; there are: a, b, c"):
+        predict.predict("", str(tmp_path), tmp_path / "new", objects=["d"])
+    assert not (tmp_path / "new").exists()
 
 
 def test_tiles_and_blending_can_be_chosen(tmp_path):

@@ -23,6 +23,8 @@ from dense_jax import data, evaluate, export, metrics, train
 from dense_jax.command import PREEMPTED
 from dense_jax.data import balance, pipeline
 from dense_jax.devices import mesh
+from dense_jax.inference.predictor import load as load_predictor
+from dense_jax.labels import IGNORE_LABEL
 from dense_jax.models import pretrained, weight_files
 from dense_jax.models.encoders import ENCODERS
 from dense_jax.program import assemble, normalization
@@ -89,8 +91,8 @@ def assert_same_run(path, expected):
         jax.tree.map(
             np.testing.assert_array_equal, saved(path, step, kind), saved_once(expected, step, kind)
         )
-    for name in ("metrics.jsonl", "result.json"):
-        assert (path / name).read_text() == (expected / name).read_text()
+    for name in ("metrics.jsonl", "result.json", "learning_curve.png", "worst.png"):
+        assert (path / name).read_bytes() == (expected / name).read_bytes()
 
 
 def interrupt(monkeypatch, after, action):
@@ -118,7 +120,7 @@ def test_a_run_writes_what_it_promises(finished):
     names = {path.name for path in finished.iterdir()}
     assert names == {
         *("config.json", "dataset.json", "environment.json", "metrics.jsonl", "result.json"),
-        *("cost.json", "tensorboard", "pictures", "checkpoints"),
+        *("cost.json", "tensorboard", "pictures", "checkpoints", "learning_curve.png", "worst.png"),
     }
     cost = json.loads((finished / "cost.json").read_text())
     assert cost.keys() == {
@@ -145,6 +147,30 @@ def test_a_run_writes_what_it_promises(finished):
     assert {"eval/iou/dark", "eval/dice/bright", "eval/pixel_accuracy"} <= set(result["final"])
     environment = json.loads((finished / "environment.json").read_text())
     assert environment["num_devices"] == 4 and environment["versions"]["jax"] == jax.__version__
+
+
+def test_the_last_evaluation_is_that_of_the_command(finished, tmp_path):
+    """Although the program also computes the loss: the same scores and the same worst images."""
+    result = files.read(finished, "result.json")["final"]
+    scores = evaluate.evaluate(
+        str(finished), checkpoint="latest", boundaries=False, output=str(tmp_path)
+    )
+    assert {name: scores[name] for name in result if name not in ("step", "eval/loss")} == {
+        name: value for name, value in result.items() if name not in ("step", "eval/loss")
+    }
+    assert (tmp_path / "evaluation_val.png").read_bytes() == (finished / "worst.png").read_bytes()
+
+
+def test_the_evaluation_loss_is_the_mean_over_all_valid_pixels(finished, tiny_folder):
+    predictor = load_predictor(str(finished), "latest")
+    losses = []
+    for example in data.open_dataset("folder", str(tiny_folder), "val"):
+        valid = example["label"] != IGNORE_LABEL
+        probabilities = predictor.probabilities(example["image"])[valid].astype(np.float64)
+        true = np.take_along_axis(probabilities, example["label"][valid][:, None], axis=1)
+        losses.append(-np.log(true))
+    loss = files.read(finished, "result.json")["final"]["eval/loss"]
+    np.testing.assert_allclose(loss, np.concatenate(losses).mean(), rtol=1e-5)
 
 
 def test_costs_never_keep_a_run_from_its_result(config, tmp_path, monkeypatch):

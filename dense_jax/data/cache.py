@@ -37,7 +37,7 @@ class Cached(Examples):
             with lock:
                 return {name: _append(value, file) for name, value in example.items()}
 
-        entries, errors = verify.visit(keep, len(source), "decoding")
+        entries, errors = verify.visit(keep, len(source), "reading and keeping")
         verify.refuse(errors, len(source))
         file.flush()
         path = f"/proc/{os.getpid()}/fd/{file.fileno()}"

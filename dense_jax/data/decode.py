@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import tifffile
 
 BinaryFile = io.BytesIO | io.BufferedReader
+InMemory = Image.Image | np.ndarray  # an image [h, w] or [h, w, c] that is in no file
 Range = Sequence[int | float]  # (low, high): the values that map to 0 and 255
 MAX_BYTES = 2**33  # the largest image that can be decoded
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # first bytes of TIFF and BigTIFF
@@ -81,7 +82,7 @@ def pages(file: BinaryFile, where: str) -> Sequence[int | None]:
 
 
 def read_image(
-    file: BinaryFile,
+    file: BinaryFile | InMemory,
     where: str,
     num_channels: int,
     *,
@@ -92,6 +93,8 @@ def read_image(
 
     If `num_channels` is 3, gray images become RGB. If `num_channels` is 1, RGB images become gray.
 
+    file: An image file, or an image in memory. An array is read like a .npy file, and a Pillow
+      image like the PNG, JPEG or WebP file that it was opened from, or else like a PNG file.
     value_range: The values that map to 0 and 255 if the image is not 8-bit. Values outside this
       range are clipped.
     """
@@ -154,12 +157,16 @@ def _start(file: BinaryFile) -> bytes:
     return start
 
 
-def _open(file: BinaryFile, page: int | None) -> _Opened:
+def _open(file: BinaryFile | InMemory, page: int | None) -> _Opened:
+    if isinstance(file, np.ndarray):
+        return _open_array(file.shape, file.dtype, lambda: file)
+    if isinstance(file, Image.Image):
+        return _open_picture(file)
     start = _start(file)
     if start == b"\x93NUM":
         return _open_numpy(file)
     if start not in TIFF:
-        return _open_picture(file, page)
+        return _open_picture(_open_pillow(file, page))
     tiff = _open_tiff(file)
     if page is None:
         numbers = _image_pages(tiff)
@@ -168,7 +175,7 @@ def _open(file: BinaryFile, page: int | None) -> _Opened:
     tags = tiff.pages[page].aspage()
     if tags.photometric > 2 or tags.bitspersample < 8:  # palettes, CMYK, YCbCr, masks etc.
         file.seek(0)
-        return _open_picture(file, page)
+        return _open_picture(_open_pillow(file, page))
     return _open_tiff_page(tags)
 
 
@@ -185,10 +192,16 @@ def _open_numpy(file: BinaryFile) -> _Opened:
     read_header = "read_array_header_1_0" if is_first else "read_array_header_2_0"
     shape, _, dtype = getattr(np.lib.format, read_header)(file)
     file.seek(0)
+    return _open_array(shape, dtype, lambda: np.load(file))
+
+
+def _open_array(
+    shape: tuple[int, ...], dtype: np.dtype, decode: Callable[[], np.ndarray]
+) -> _Opened:
     h, w, c = shape if len(shape) == 3 else (*shape, 1) if len(shape) == 2 else (0, 0, 0)
     if 0 in (h, w, c) or dtype.kind not in "buif":
         raise ValueError(f"an array must hold numbers [h, w] or [h, w, c], not {dtype} {shape}")
-    return _Opened((h, w, c), dtype.itemsize, lambda: np.load(file))
+    return _Opened((h, w, c), dtype.itemsize, decode)
 
 
 def _open_tiff(file: BinaryFile) -> "tifffile.TiffFile":
@@ -238,11 +251,10 @@ def _orientation(value: Any) -> int:
     return value if value in range(1, 9) else 1
 
 
-def _open_picture(file: BinaryFile, page: int | None) -> _Opened:
-    """Opens an image with Pillow. A gray image decodes to gray, any other image to 8-bit RGB."""
-    image = _open_pillow(file, page)
+def _open_picture(image: Image.Image) -> _Opened:
+    """Opens a Pillow image. A gray image decodes to gray, any other image to 8-bit RGB."""
     is_png = isinstance(image, PngImagePlugin.PngImageFile)
-    if is_png and image.mode[0] != "I" and ";16" in str(image.tile[0]):
+    if is_png and image.mode[0] != "I" and ";16" in str(image.tile):
         raise ValueError("Pillow reads only 8 of its 16 bits per channel; save it as .tif or .npy")
     mode = "L" if image.mode in _GRAY_MODES else "RGB"
     if image.mode[0] in "IF":  # more than 8 bits of gray

@@ -5,7 +5,7 @@
 The command opens every example of every split. The exit status is 1 if there are errors, such as an
 unreadable example, an image that is in two splits, or a class that is in another split but not in
 `train`. Warnings point out possible mistakes and do not change the exit status.
-`--picture` draws some examples of each split, overlaid with their labels.
+`--picture` draws some examples of each split, overlaid with their labels. Class 0 stays clear.
 """
 
 import contextlib

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 from collections.abc import Callable
 from concurrent import futures
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from dense_jax.data.source import Source
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.spelling import some
 
+_LOG = logging.getLogger("dense_jax")
 T = TypeVar("T")
 
 
@@ -52,7 +54,7 @@ def scan(source: Source, function: Callable[[dict[str, Any]], T]) -> tuple[list[
             source.instances(i)
         return function(source[i])
 
-    return visit(read, len(source), "verifying")
+    return visit(read, len(source), "reading and checking")
 
 
 def visit(
@@ -61,8 +63,10 @@ def visit(
     """Calls function(i) for each i < `num_examples` in threads. Returns (results, errors).
 
     A call that raises ValueError or OSError adds an error message instead of a result. The lists
-    `results` and `errors` are in the order of i. Shows a progress bar if run in a terminal.
+    `results` and `errors` are in the order of i. Logs what it does, and shows a progress bar if run
+    in a terminal.
     """
+    _LOG.info("%s %d images", description, num_examples)
 
     def attempt(i: int) -> tuple[list[T], list[str]]:
         try:
@@ -73,7 +77,7 @@ def visit(
     results, errors = [], []
     with (
         futures.ThreadPoolExecutor() as pool,
-        tqdm.tqdm(total=num_examples, desc=description, disable=None) as bar,
+        tqdm.tqdm(total=num_examples, unit="image", leave=False, disable=None) as bar,
     ):
         for result, error in pool.map(attempt, range(num_examples)):
             results += result

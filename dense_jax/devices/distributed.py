@@ -27,6 +27,8 @@ _FAILURE = "dense_jax/failure"  # key for the message of the first process that 
 _FOREVER = 10**9  # milliseconds; JAX aborts a process that waits for a dead process
 _exchanges = itertools.count()  # the next number is equal in all processes
 
+flags.disclaim_key_flags()  # lists the flags defined here in the calling command's --help
+
 
 def define_flags() -> None:
     """Defines the flags of this module. Invalid combinations fail when flags are parsed."""

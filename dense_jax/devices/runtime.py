@@ -6,28 +6,25 @@ import importlib.util
 import logging
 import os
 import time
+from collections.abc import Iterator
 
-import absl.logging
 import jax
 
 import dense_jax
 from dense_jax import storage
+from dense_jax.command import show_log_lines
+from dense_jax.spelling import duration
 
+_LOG = logging.getLogger("dense_jax")
 IN_LITTLE_MEMORY = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 
 
 def prepare() -> None:
     """Sets up JAX and logging for a command. Must be called before JAX initializes its devices."""
-    show_own_lines()
+    show_log_lines()
     keep_programs()
     keep_memory()
     check_devices()
-
-
-def show_own_lines() -> None:
-    """Shows log lines of dense_jax at INFO and above, and of libraries at WARNING and above."""
-    absl.logging.set_verbosity(absl.logging.WARNING)  # orbax logs a lot
-    logging.getLogger("dense_jax").setLevel(logging.INFO)
 
 
 def check_devices() -> None:
@@ -88,3 +85,12 @@ def keep_memory() -> None:
 def seconds_of_process() -> float:
     """Returns the time since this process imported dense_jax, in seconds."""
     return time.perf_counter() - dense_jax.IMPORTED
+
+
+@contextlib.contextmanager
+def announced(what: str) -> Iterator[None]:
+    """Logs that the body does `what`, such as "compiling the training step", and how long it took."""
+    _LOG.info("%s", what)
+    start = time.perf_counter()
+    yield
+    _LOG.info("%s took %s", what, duration(time.perf_counter() - start))

@@ -21,7 +21,7 @@ from jaxtyping import Int64, Shaped, UInt8
 from dense_jax import metrics
 from dense_jax.data import Source, verify
 from dense_jax.labels import IGNORE_LABEL
-from dense_jax.spelling import some
+from dense_jax.spelling import percent, some
 
 NUM_LEVELS = 256
 
@@ -118,7 +118,7 @@ def compare(
 def sentences(comparison: Mapping[str, Any]) -> list[str]:
     """Returns what `compare` found, for a reader."""
     baselines = comparison["baselines"]
-    listed = [f"{b['mean_iou']:.3f} ({b['is']})" for b in baselines.values()]
+    listed = [f"{percent(b['mean_iou'])} ({b['is']})" for b in baselines.values()]
     lines = [f"Mean IoU without a network: {', '.join(listed)}."] if listed else []
     classes = [
         f"{name} ({_text(found['iou'])}, but "
@@ -132,5 +132,5 @@ def sentences(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def _text(score: float) -> str:
-    """Formats a score so that a small one differs from 0."""
-    return f"{score:.3f}" if score >= 0.001 else f"{score:.1g}"
+    """Writes a score in percent, with enough digits to tell a small one from 0."""
+    return f"{100 * score:.1g} %" if 0 < score < 0.001 else percent(score)

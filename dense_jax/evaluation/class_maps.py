@@ -17,7 +17,8 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
-from dense_jax import class_colors, drawing, storage
+from dense_jax import class_colors, storage
+from dense_jax.evaluation import worst
 
 
 @contextlib.contextmanager
@@ -52,12 +53,4 @@ def draw(
 
     scores: The mean IoU of every image of the split, [n].
     """
-    palette = class_colors.palette_of(source)
-    rows = []
-    for i, classes in zip(numbers, read(path, numbers), strict=True):
-        example = source[i]
-        pictures = drawing.comparison(example["image"], example["label"], classes, palette)
-        rows.append((f"{example['name']}: mean IoU {scores[i]:.3f}", pictures))
-    return drawing.contact_sheet(
-        rows, class_colors.colors_of(source.class_names, palette) | class_colors.MARKS
-    )
+    return worst.draw(source, dict(zip(numbers, read(path, numbers), strict=True)), scores)

@@ -17,6 +17,7 @@ BOUNDARY_NOTE = (
     "class. If only the label (missed) or only the prediction (invented) contains the class, F1 is "
     "0 and the distances are the diagonal."
 )
+MANY = 20  # more classes than this are sorted
 _KNOWN_AS = {"boundary_f1": " (SegNet's BF)"}
 
 
@@ -57,18 +58,23 @@ def escape(name: str) -> str:
 def to_markdown(evaluation: Mapping[str, Any]) -> str:
     """Returns the contents of evaluation_SPLIT.md: the mean scores and each class's scores.
 
+    Classes without a score are named in one line and have no rows. If more than MANY classes are
+    left, their rows are sorted by the classes' shares of the labels' pixels.
+
     evaluation: The result of `dense_jax.evaluate.evaluate`, in which an undefined score is NaN.
     """
     name = f"{evaluation['dataset']} {evaluation['root']}".rstrip()
     about = (
         f"{evaluation['num_images']} images, {evaluation['num_pixels']:,} valid pixels, at the "
-        "labels' own resolution, with 95 % intervals over images (bootstrap). Ignored "
+        "labels' own resolution, in percent, with 95 % intervals over images (bootstrap). Ignored "
         "pixels count nowhere. The mean over images is the average of each image's own score."
     )
     parts = [f"# {name}, {evaluation['split']}, step {evaluation['step']}", about]
     if without := evaluation["classes_without_score"]:
         parts.append(f"In no label and never predicted, so in no mean: {', '.join(without)}.")
     parts += map(escape, baselines.sentences(evaluation))
+    if len(_shown(evaluation)) > MANY:
+        parts.append("Classes are sorted by their share of the labels' pixels, largest first.")
     parts += _region_tables(evaluation)
     measured = [m for m in metrics.of_kind("boundary") if f"eval/{m.score}" in evaluation]
     if measured:
@@ -92,7 +98,9 @@ def _region_tables(evaluation: Mapping[str, Any]) -> list[str]:
 
 
 def _boundary_tables(evaluation: Mapping[str, Any], measured: Sequence[Metric]) -> list[str]:
-    sides = zip(evaluation["num_images_missed"], evaluation["num_images_invented"], strict=True)
+    images = [evaluation[f"num_images_{side}"] for side in ("missed", "invented")]
+    counts_of = dict(zip(evaluation["class_names"], zip(*images, strict=True), strict=True))
+    sides = [counts_of[name] for name in _shown(evaluation)]
     rows = zip(_class_rows(evaluation, measured), sides, strict=True)
     lines = [
         ["", *(metric.label for metric in measured), "images missed", "invented"],
@@ -139,8 +147,18 @@ def _foreground_table(evaluation: Mapping[str, Any]) -> list[str]:
 def _class_rows(evaluation: Mapping[str, Any], columns: Sequence[Metric]) -> list[list[str]]:
     return [
         _row(evaluation, name, columns, lambda m, name=name: f"{m.name}/{name}")
-        for name in evaluation["class_names"]
+        for name in _shown(evaluation)
     ]
+
+
+def _shown(evaluation: Mapping[str, Any]) -> list[str]:
+    """Returns the classes that have rows, in the order of the rows."""
+    names = evaluation["class_names"]
+    shown = [name for name in names if name not in evaluation["classes_without_score"]]
+    if len(shown) > MANY:
+        pixels = np.sum(evaluation["confusion_matrix"], axis=1)
+        shown.sort(key=lambda name: -pixels[names.index(name)])
+    return shown
 
 
 def _row(
@@ -159,7 +177,7 @@ def _cell(evaluation: Mapping[str, Any], metric: Metric, path: str) -> str:
         return ""
     if np.isnan(score):
         return "no score"
-    digits = 2 if metric.unit == "pixels" else 3
-    low, high = evaluation["intervals"][f"eval/{path}"]
-    interval = "" if np.isnan(low + high) else f" ({low:.{digits}f} to {high:.{digits}f})"
-    return f"{score:.{digits}f}{interval}"
+    factor = 100 if metric.unit == "%" else 1
+    low, high = np.multiply(factor, evaluation["intervals"][f"eval/{path}"])
+    interval = "" if np.isnan(low + high) else f" ({low:.2f} to {high:.2f})"
+    return f"{factor * score:.2f}{interval}"

@@ -71,6 +71,8 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "margin": _integer(0),
     "batch_size": _integer(1, 2**16),  # this many tiles are in memory at once
     "step": _integer(0),
+    "config.model.name": _is_text,
+    "config.model.encoder": _is_text,
     "program_sha256": _is_text,
     "exported_with.versions.jax": _is_text,
 }

@@ -91,6 +91,16 @@ def headers(paths: Sequence[Path], max_pixels: float = np.inf) -> tuple[list[Ima
     return images, problems
 
 
+def single(path: Path) -> Image:
+    """Returns the description of the only image in a file. Raises ValueError if there is none."""
+    images, problems = headers([path.expanduser()])
+    if problems:
+        raise ValueError(problems[0])
+    if len(images) > 1:
+        raise ValueError(f"{path}: has {len(images)} pages; pass one of them as an array")
+    return images[0]
+
+
 class ImageFiles:
     """Image files that implement the protocol `stitching.Images`."""
 

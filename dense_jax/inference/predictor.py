@@ -1,12 +1,15 @@
 """Segments images of any size with a trained network: predictor = load(PATH); predictor(image).
 
-The network comes from the workdir of a run or from a file that `dense_jax.export` wrote. Images are
+An image is the name of a file, a Pillow image, or an array [h, w] or [h, w, c]. It is read as
+`dense_jax.predict` reads image files, so the classes are the same. The network comes from the workdir of a run or from a file that `dense_jax.export` wrote. Images are
 cut into tiles in the same way as in evaluation.
 """
 
 import itertools
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,15 +19,18 @@ from etils import epath
 from jaxtyping import Float32, UInt8
 from tqdm import tqdm
 
+from dense_jax.data import decode
 from dense_jax.data.tiles import Tiles, tilings
 from dense_jax.devices import mesh
 from dense_jax.devices.one_step_late import OneStepLate
-from dense_jax.inference import exported, tta
+from dense_jax.inference import exported, image_files, tta
 from dense_jax.inference.stitching import Failure, Images, Stitcher, Strip, Tile, cut
 from dense_jax.inference.threads import ahead
+from dense_jax.spelling import some
 
 # Converts the probabilities of an image region, float32 [n, m, num_classes], to a map [n, m, ...].
 MakeMap = Callable[[np.ndarray], np.ndarray]
+AnyImage = str | os.PathLike[str] | decode.InMemory
 
 
 class Predictor:
@@ -34,6 +40,7 @@ class Predictor:
     palette: The RGB color of each class, uint8 [num_classes, 3].
     value_range: The two values that map to 0 and 255 in images of more than 8 bits, or None.
     ladder: The heights and widths to which images are padded, in pixels; see `tilings`.
+    about: The model, its step and the path that it was loaded from, as a line of text.
     """
 
     def __init__(
@@ -48,6 +55,7 @@ class Predictor:
         batch_size: int,
         blend: bool = False,
         augment: Sequence[str] = (),
+        about: str = "a network",
     ):
         """Creates a predictor from a network and the options described in `using`.
 
@@ -61,6 +69,7 @@ class Predictor:
         self.ladder = [list(rung) for rung in dataset["ladder"]]
         self.tile_size, self.margin, self.context = tuple(tile_size), margin, context
         self.batch_size, self.blend, self.augment = batch_size, blend, tuple(augment)
+        self.about = about
         self._network = logits_step, variables, dataset
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
@@ -86,7 +95,7 @@ class Predictor:
 
         An option that is None keeps its current value. Raises ValueError if an option is invalid.
         """
-        names = ("tile_size", "margin", "context", "batch_size", "blend", "augment")
+        names = ("tile_size", "margin", "context", "batch_size", "blend", "augment", "about")
         present = {name: getattr(self, name) for name in names}
         wanted = {name: value for name, value in options.items() if value is not None}
         return Predictor(*self._network, **present | wanted)
@@ -106,24 +115,41 @@ class Predictor:
 
         return jax.jit(mesh.map_examples(step, self._mesh))
 
-    def __call__(self, image: np.ndarray) -> UInt8[np.ndarray, "h w"]:
-        """Returns the class of each pixel of a uint8 image [h, w, num_channels]."""
+    def __repr__(self) -> str:
+        size = " x ".join(map(str, np.max(self.ladder, axis=0)))
+        return (
+            f"<Predictor: {self.about}; {len(self.class_names)} classes: "
+            f"{some(self.class_names, 12)}; trained on images of up to {size} pixels "
+            f"(height x width), channels: {self.num_channels}>"
+        )
+
+    def __call__(self, image: AnyImage) -> UInt8[np.ndarray, "h w"]:
+        """Returns the class of each pixel of an image: a file, a Pillow image or an array.
+
+        Raises ValueError if the image cannot be read, or does not fit the network's channels.
+        """
         return self._map(image, "classes", {})
 
-    def probabilities(self, image: np.ndarray) -> Float32[np.ndarray, "h w num_classes"]:
-        """Returns the class probabilities at each pixel of a uint8 image [h, w, num_channels]."""
+    def probabilities(self, image: AnyImage) -> Float32[np.ndarray, "h w num_classes"]:
+        """Returns the class probabilities at each pixel of an image, like `__call__`."""
         return self._map(image, "probabilities", {"probabilities": lambda block: block})
 
-    def _map(self, image: np.ndarray, name: str, maps: Mapping[str, MakeMap]) -> np.ndarray:
-        """Returns the map called `name`. Raises ValueError for a wrong image shape or dtype."""
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != self.num_channels:
-            raise ValueError(
-                f"an image must be uint8 [height, width, {self.num_channels}], not {image.dtype} "
-                f"{list(image.shape)}"
-            )
-        strips = self.segment(_Array(image), maps)
-        # Reading an array in memory never fails.
-        return np.concatenate([strip.maps[name] for strip in strips if isinstance(strip, Strip)])
+    def _map(self, image: AnyImage, name: str, maps: Mapping[str, MakeMap]) -> np.ndarray:
+        """Returns the map called `name`."""
+        parts = []
+        for strip in self.segment(self._images(image), maps):
+            if isinstance(strip, Failure):
+                raise strip.problem
+            parts.append(strip.maps[name])
+        return np.concatenate(parts)
+
+    def _images(self, image: AnyImage) -> Images:
+        """Returns a single image as an `Images`."""
+        how = self.num_channels, self.value_range
+        if isinstance(image, str | os.PathLike):
+            return image_files.ImageFiles([image_files.single(Path(image))], *how)
+        pixels = decode.read_image(image, "the image", how[0], value_range=how[1])
+        return _Array(pixels)
 
     def segment(
         self, images: Images, maps: Mapping[str, MakeMap] | None = None
@@ -235,6 +261,7 @@ def load(path: epath.PathLike, checkpoint: str = "best") -> Predictor:
         loaded = trained.load(str(path), checkpoint)
         dataset, context, options = loaded.dataset, loaded.program.context, loaded.config.eval
         logits_step, variables = loaded.program.logits_step, loaded.variables
+        model, step = loaded.config.model, loaded.step
     else:
         about, logits_step, variables = exported.read(path)
         if checkpoint not in ("best", str(about["step"])):
@@ -243,10 +270,12 @@ def load(path: epath.PathLike, checkpoint: str = "best") -> Predictor:
             )
         dataset, context, options = about["dataset"], about["context"], about
         variables = jax.device_put(variables, mesh.replicated(mesh.make_mesh()))
+        model, step = about["config"]["model"], about["step"]
     return Predictor(
         logits_step,
         variables,
         dataset,
         context=context,
+        about=f"{model['name']} with encoder {model['encoder']}, step {step} of {path}",
         **{name: options[name] for name in ("tile_size", "margin", "batch_size")},
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt, UInt8
 
 # Disk errors. They affect all files, not only the current one.
 _ERRORS_OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -66,6 +66,8 @@ class Rows:
 class Png(Rows):
     """A PNG file with rows of palette indices or gray values [n, w], or RGB values [n, w, 3].
 
+    bits: 8, or 16 for gray values uint16.
+
     Rows can be appended, which libvips (libvips#2859) and pypng do not support.
     """
 
@@ -75,12 +77,13 @@ class Png(Rows):
         size: tuple[int, int],
         *,
         rgb: bool = False,
+        bits: int = 8,
         palette: UInt8[np.ndarray, "classes 3"] | None = None,
     ):
         super().__init__(path, size[0])
         self._compressor = zlib.compressobj(1)  # level 1: several times faster, not much larger
         color = 2 if rgb else 0 if palette is None else 3
-        header = struct.pack(">IIBBBBB", size[1], size[0], 8, color, 0, 0, 0)
+        header = struct.pack(">IIBBBBB", size[1], size[0], bits, color, 0, 0, 0)
         self._start = b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header)
         if palette is not None:
             self._start += _chunk(b"PLTE", palette.tobytes())
@@ -90,9 +93,10 @@ class Png(Rows):
         file.write(self._start)
         return file
 
-    def _encode(self, rows: UInt8[np.ndarray, "n w *channels"]) -> bytes:
+    def _encode(self, rows: UInt[np.ndarray, "n w *channels"]) -> bytes:
         """Returns compressed rows. RGB pixels become differences from their left neighbors."""
-        flat = rows.reshape(len(rows), -1)
+        big_endian = rows.astype(rows.dtype.newbyteorder(">"), copy=False)
+        flat = np.ascontiguousarray(big_endian).view(np.uint8).reshape(len(rows), -1)
         filtered = np.pad(flat, ((0, 0), (1, 0)))
         if rows.ndim == 3:
             filtered[:, 0] = 1  # the number of filter Sub
@@ -141,8 +145,9 @@ class Array(Rows):
 class Together:
     """Publishes all files of one image, or removes all of them.
 
-    Disk errors, such as a full disk, are raised. After any other OSError, `problem` holds the error
-    message, and nothing more is written for this image.
+    Disk errors, such as a full disk, are raised. After any other OSError, or a ValueError because a
+    file cannot hold a result, `problem` holds the error message, and nothing more is written for
+    this image.
     """
 
     def __init__(self, files: Mapping[str, Rows]):
@@ -171,9 +176,11 @@ class Together:
 
     @contextlib.contextmanager
     def _keeping(self, path: Path) -> Generator[None]:
-        """Raises disk errors again. Stores the message and path of any other OSError in `problem`."""
+        """Raises disk errors again. Stores any other OSError, or a ValueError, in `problem`."""
         try:
             yield
+        except ValueError as error:
+            self.problem = f"{path}: {error}"
         except OSError as error:
             named = OSError(error.errno, error.strerror or str(error), str(path))
             if error.errno in _ERRORS_OF_DISK:

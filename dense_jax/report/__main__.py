@@ -19,14 +19,28 @@ Without --split, the scores are from the end of training. With --split, the scor
 all scored in the same way, unless --mixed is set.
 """
 
+from absl import flags
+
+from dense_jax import command
+
+if __name__ == "__main__":  # above the slow imports, so that --help answers at once
+    command.define_folder("workdir", "A folder of runs, or one run.", required=True)
+    flags.DEFINE_string(
+        "split", None, "Split whose evaluations to show; by default the scores after training."
+    )
+    flags.DEFINE_bool("per_class", False, "Whether to add each class's IoU.")
+    flags.DEFINE_string(
+        "baseline", None, "Row to compare the others to, FIELD=VALUE,...; by default the first."
+    )
+    flags.DEFINE_bool("mixed", False, "Whether runs that are not comparable may share the table.")
+    flags.DEFINE_integer("gallery", 12, "Worst images in report.html; 0 for none.", lower_bound=0)
+    command.help_if_asked()
+
 import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from absl import flags
-
-from dense_jax import command
 from dense_jax.report import figures, gallery, rows, tables
 from dense_jax.report.manifest import manifest
 from dense_jax.report.page import to_html
@@ -63,14 +77,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.define_folder("workdir", "A folder of runs, or one run.", required=True)
-    flags.DEFINE_string(
-        "split", None, "Split whose evaluations to show; by default the scores after training."
-    )
-    flags.DEFINE_bool("per_class", False, "Whether to add each class's IoU.")
-    flags.DEFINE_string(
-        "baseline", None, "Row to compare the others to, FIELD=VALUE,...; by default the first."
-    )
-    flags.DEFINE_bool("mixed", False, "Whether runs that are not comparable may share the table.")
-    flags.DEFINE_integer("gallery", 12, "Worst images in report.html; 0 for none.", lower_bound=0)
     command.run(main)

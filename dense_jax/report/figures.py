@@ -27,6 +27,7 @@ from dense_jax.metrics import METRICS, boundary
 from dense_jax.report.reading import number
 from dense_jax.report.rows import Report, Row
 from dense_jax.report.statistics import interval
+from dense_jax.workdir.curve import STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +48,7 @@ def write(folder: pathlib.Path, report: Report) -> list[pathlib.Path]:
     for name in ("fontTools", "matplotlib"):  # these libraries log every font
         logging.getLogger(name).setLevel(logging.WARNING)
     paths = []
-    with rc_context(fname=pathlib.Path(__file__).with_name("figures.mplstyle")):
+    with rc_context(fname=STYLE):
         for name, figure in draw(report):
             folder.mkdir(parents=True, exist_ok=True)
             for ending, dates in (("png", {}), ("pdf", {"CreationDate": None})):

@@ -57,7 +57,7 @@ def load(
             array[i] = fitted[field]
         return {"row": np.int32(i), "name": fitted["name"]}
 
-    rows, errors = verify.visit(place, n, "decoding")
+    rows, errors = verify.visit(place, n, "reading and keeping")
     verify.refuse(errors, n)
     sharding = meshes.replicated(mesh)
     # Each host supplies its own copy. `device_put` would compare the copies of all hosts.

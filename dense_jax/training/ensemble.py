@@ -28,9 +28,12 @@ from dense_jax.data.tiles import tilings
 from dense_jax.devices import cost, mesh, runtime
 from dense_jax.devices.one_step_late import OneStepLate
 from dense_jax.evaluation import baselines, scoring
-from dense_jax.program import jit_eval_step
+from dense_jax.evaluation.worst import Worst
+from dense_jax.spelling import percent
 from dense_jax.training import device_cache, replicas
+from dense_jax.training.evaluator import Evaluator
 from dense_jax.training.initial import initial_weights
+from dense_jax.training.pace import Pace
 from dense_jax.training.steps import TrainState
 from dense_jax.training.task import Task
 from dense_jax.workdir import files
@@ -89,17 +92,14 @@ class Ensemble:
         self._seeds_here, self._host, self._num_hosts = mesh.share(self._devices)
         self._late = OneStepLate(self._record)
         self._program: Any = None  # the compiled training step
-        self._seconds: list[float] = []  # the duration of each step
-        self._started_at = time.perf_counter()
-        self._evaluation_seconds = 0.0
+        self._pace = Pace(config)
         self._counts: list[np.ndarray] = []  # each seed's confusion matrix in the last evaluation
-        self._recorded_at: float | None = None  # when the previous step was recorded
         source, evaluated = self._load_data()
         self._tiles = tilings(
             *(evaluated, task.dataset["ladder"], config.eval.tile_size, config.eval.margin),
             task.program.context,
         )
-        self._eval_step = jit_eval_step(task.program, self._all_devices)
+        self._evaluator = Evaluator(task, self._all_devices)
         computed = sum(len(tiles) * int(tiles.tile_size.prod()) for tiles in self._tiles)
         _LOG.info(
             "an evaluation computes %.2f times the pixels of its images, by %d programs",
@@ -143,6 +143,7 @@ class Ensemble:
 
         Sets `step`, and deletes the checkpoints and log records of later steps.
         """
+        _LOG.info("initializing or restoring the weights")
         config, task = self._config, self._task
         whole, shardings = mesh.replicated(self._all_devices), task.placed.shardings
         keys = [
@@ -194,7 +195,8 @@ class Ensemble:
         arguments = self._states, batch, self._keys, self._resident
         is_first = self._program is None
         if is_first:
-            self._program = self._task.placed.train_step.lower(*arguments).compile()
+            with runtime.announced("compiling the training step"):
+                self._program = self._task.placed.train_step.lower(*arguments).compile()
         self._states, values = self._program(*arguments)
         self.step += 1
         if is_first:
@@ -212,18 +214,16 @@ class Ensemble:
             learning_rate = np.asarray(self._task.training.schedule(step - 1)).item()
             shared = {"train/learning_rate": learning_rate}
         arrays = {name: np.atleast_1d(np.asarray(value)) for name, value in values.items()}
-        now = time.perf_counter()
-        if self._recorded_at is not None:
-            self._seconds.append(now - self._recorded_at)
-        self._recorded_at = now
+        self._pace.end_step()
+        pace = self._pace.text(step)
         for k, record in enumerate(self._records):
             seed_values = {name: array[k].item() for name, array in arrays.items()}
-            record.record(step, seed_values | shared, names.get(k, ()))
+            record.record(step, seed_values | shared, names.get(k, ()), pace)
 
     def save(self) -> None:
         """Saves the states of all seeds."""
         self._late.flush()
-        self._recorded_at = None
+        self._pace.pause()
         for record in self._records:
             record.best.wait()  # the best scores are on disk, so their state must be, too
             record.latest.wait()
@@ -232,54 +232,55 @@ class Ensemble:
 
     def evaluate(self) -> None:
         """Scores all seeds on the evaluation split."""
-        start = time.perf_counter()
+        start, began = self._evaluator.clock(), time.perf_counter()
         self._counts = [
             self._evaluate(self._state_of(self._states, k), record)
             for k, record in enumerate(self._records)
         ]
-        self._evaluation_seconds += time.perf_counter() - start
-        _LOG.info("evaluations took %.0f %% of the time so far", 100 * self._evaluation_share)
-
-    @property
-    def _evaluation_share(self) -> float:
-        """Returns the part of the time since the start of this process's training, from 0 to 1."""
-        return self._evaluation_seconds / (time.perf_counter() - self._started_at)
+        self._pace.add_evaluation(self._evaluator.clock() - start, time.perf_counter() - began)
+        _LOG.info("evaluations took %s of the time so far", percent(self._pace.evaluation_share))
 
     def _evaluate(self, state: TrainState, record: RunRecord) -> np.ndarray:
         """Scores one seed, and returns its confusion matrix."""
         config, source = self._config, self._task.eval_source
         palette = class_colors.palette_of(source)
-        rows = {}
+        rows, num_pictures = {}, config.eval.num_pictures
+        worst = Worst(source) if self.step == config.num_steps else None
+        start = self._evaluator.clock()
 
         def receive(i: int, classes: np.ndarray, label: np.ndarray) -> None:
+            if worst:
+                worst.add(i, classes, label)
+            if i >= num_pictures:
+                return
             example = source[i]
             pictures = drawing.comparison(example["image"], label, classes, palette)
             rows[i] = example["name"], pictures
 
         counts = scoring.score(
-            self._eval_step,
+            self._evaluator,
             state.variables(),
             self._tiles,
             num_classes=source.num_classes,
             mesh=self._all_devices,
             per_image=False,
             receive=receive,
-            num_received=config.eval.num_pictures,
+            num_received=None if worst else num_pictures,
             batch_size=config.eval.batch_size,
             workers=config.data.workers,
         )
         scores = metrics.named_scores(metrics.summarize(counts), source.class_names)
+        scores["eval/loss"] = self._evaluator.pop_loss()
         colors = class_colors.colors_of(source.class_names, palette) | class_colors.MARKS
-        record.score(
-            self.step,
-            state,
-            scores,
-            drawing.contact_sheet([rows[i] for i in sorted(rows)], colors) if rows else None,
-        )
+        picture = drawing.contact_sheet([rows[i] for i in sorted(rows)], colors) if rows else None
+        record.score(self.step, state, scores, picture, self._evaluator.clock() - start)
+        if worst and (sheet := worst.draw()) is not None:
+            record.keep_worst(sheet)
         return counts
 
     def finish(self) -> None:
         """Closes the records, then writes the results of all seeds and the cost of training."""
+        _LOG.info("writing the results")
         self._opened.close()  # first, so that a finished run has all its checkpoints on disk
         config, task = self._config, self._task
         # Unpadded convolutions need context around the crop. At other resolutions, the model
@@ -292,13 +293,10 @@ class Ensemble:
         costs = {
             # The forward pass on one image of the crop size.
             "flops_per_image": cost.flops(task.program.predict_step, variables, image),
-            # The training speed of each seed. None if no steps were left to do.
-            "images_per_second": (
-                config.batch_size / float(np.median(self._seconds)) if self._seconds else None
-            ),
+            "images_per_second": self._pace.images_per_second,
             # The peak memory of each device in training.
             "peak_bytes": cost.memory(self._program)["peak"] if self._program else None,
-            "evaluation_share": self._evaluation_share,
+            "evaluation_share": self._pace.evaluation_share,
         }
         histogram = baselines.gray_histogram(task.eval_source)
         for record, counts in zip(self._records, self._counts, strict=True):

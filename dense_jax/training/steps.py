@@ -19,6 +19,7 @@ from flax import linen as nn
 from flax import struct, traverse_util
 from jaxtyping import Array, PRNGKeyArray
 
+from dense_jax import program
 from dense_jax.training import device_cache
 
 Batch = Mapping[str, Array]
@@ -126,6 +127,27 @@ def train_step(
         "train/grad_norm": optax.tree.norm(grads),
         "train/param_norm": optax.tree.norm(params),  # not finite if the update is not finite
     }
+
+
+def eval_step(
+    variables: Variables,
+    example: Mapping[str, Array],
+    *,
+    logits_step: Callable[[Variables, Array], Array],
+    num_classes: int,
+    loss_fn: Callable[[Array, Array], Array],
+) -> tuple[dict[str, Array], Array]:
+    """Returns the results of `program.eval_step` for one example, with its loss among the first.
+
+    loss_fn: (logits, label) -> loss. The loss is that of the example's valid pixels, `num_pixels`.
+    """
+    logits = logits_step(variables, example["image"])
+    predict_step = functools.partial(program.predict_step, logits_step=lambda *_: logits)
+    counted, maps = program.eval_step(
+        variables, example, predict_step=predict_step, num_classes=num_classes
+    )
+    loss = loss_fn(logits[None], example["label"][None])
+    return counted | {"loss": loss, "num_pixels": counted["counts"].sum()}, maps
 
 
 def _gradient(

@@ -37,6 +37,7 @@ class Training(NamedTuple):
     init_state: Callable[..., steps.TrainState]  # (key, initial={})
     train_step: Callable[..., tuple[steps.TrainState, dict[str, jax.Array]]]
     schedule: optax.Schedule
+    loss_fn: Callable[..., jax.Array]  # (logits, labels) -> loss, without border weights
 
     def shapes(self) -> steps.TrainState:
         """Returns the shapes of the training state, as jax.ShapeDtypeStructs."""
@@ -73,9 +74,9 @@ def bind(
     )
     options = config.loss_options.to_dict() | {"class_weights": class_weights}
     options = {name: value for name, value in options.items() if value is not None}
-    loss_fn = functools.partial(losses.LOSSES[config.loss], **options)
+    loss_fn = train_loss_fn = functools.partial(losses.LOSSES[config.loss], **options)
     if config.border.weight > 0:
-        loss_fn = losses.with_border_weights(loss_fn, class_weights)
+        train_loss_fn = losses.with_border_weights(loss_fn, class_weights)
     init_state = functools.partial(
         steps.init_state,
         init=functools.partial(program.init, num_channels=num_channels),
@@ -94,14 +95,14 @@ def bind(
         cpu.fast(steps.train_step),
         model=program.inner_model,
         tx=tx,
-        loss_fn=loss_fn,
+        loss_fn=train_loss_fn,
         augment=random_crop,
         normalize=program.normalize,
         ema_decay=config.ema_decay,
         auxiliary=dict(zip(heads.strides or (), heads.weights or (), strict=True)),
         num_microbatches=config.num_microbatches,
     )
-    return Training(init_state, train_step, schedule)
+    return Training(init_state, train_step, schedule, loss_fn)
 
 
 class Placed(NamedTuple):
@@ -198,6 +199,7 @@ def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
     with different data, or if the processes have different data or weights.
     """
     mesh.check_shares(config.num_seeds, config.batch_size, config.num_microbatches)
+    _LOG.info("opening the data")
     source, eval_source = (
         data.open_dataset(config.data.name, config.data.root, split)
         for split in (config.data.train_split, config.data.eval_split)
@@ -213,6 +215,7 @@ def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
         class_weights = balance.class_weights(class_weights, source)
         pairs = zip(source.class_names, class_weights, strict=True)
         _LOG.info("class weights: %s", ", ".join(f"{name} {w:.4g}" for name, w in pairs))
+    _LOG.info("building the network and tracing its training step")
     program = assemble(config, source.num_classes)
     fields = train_source.fields
     training = bind(config, program, source.num_channels, class_weights, fields)

@@ -10,8 +10,10 @@ cost.json         FLOPs, memory, speed and the share of evaluations in the time 
                   written when the run finishes
 result.json       final and best scores, and those of baselines, written when the run finishes
 
-The workdir also holds checkpoints, TensorBoard event files and pictures. During training, the file
-checkpoints/lock is locked against other processes. Only the function `environment` imports jax.
+learning_curve.png and worst.png are drawn when the run finishes: losses and mean IoU by step, and the
+worst images of the last evaluation. The workdir also holds checkpoints, TensorBoard event files and
+pictures. During training, the file checkpoints/lock is locked against other processes. Only the
+function `environment` imports jax.
 """
 
 import importlib.metadata

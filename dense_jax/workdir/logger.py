@@ -18,9 +18,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from dense_jax import storage
+from dense_jax.spelling import duration, percent
 from dense_jax.workdir import files as workdirs
 
 _LOG = logging.getLogger("dense_jax")
+NUM_CLASSES = 6  # up to this number of classes, the line of an evaluation shows all
+NUM_WORST = 4  # of more classes, it shows this number
 
 
 class Logger:
@@ -37,7 +40,8 @@ class Logger:
         self._path = workdir / "metrics.jsonl"
         self._events = workdir / "tensorboard"
         self._pictures = workdir / "pictures"
-        self._title = title
+        self._prefix = f"{title}, " if title else ""
+        self._num_steps = num_steps
         if not self._active:
             return
         kept = [
@@ -53,7 +57,8 @@ class Logger:
             desc=title or None,
             total=num_steps,
             initial=first_step,
-            unit="step",
+            bar_format="{desc}{percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}{postfix}",
+            dynamic_ncols=True,
             disable=not self._interactive,
         )
         self._shown: dict[str, str] = {}
@@ -76,9 +81,6 @@ class Logger:
         for name, value in scalars.items():
             if not math.isnan(value):
                 self._tensorboard.add_scalar(name, value, step)
-        if not self._interactive:
-            shown = (f"{k} {v:.4g}" for k, v in scalars.items() if k.count("/") == 1)
-            _LOG.info("%sstep %d: %s", self._title and f"{self._title}, ", step, ", ".join(shown))
 
     def sync(self) -> None:
         """Waits until the values logged so far are on disk."""
@@ -96,12 +98,33 @@ class Logger:
             "eval/input_truth_prediction_errors", picture, step, dataformats="HWC"
         )
 
-    def progress(self, step: int, **shown: float) -> None:
-        """Advances the progress bar, if any, to `step`, and updates the values beside the bar."""
-        if self._active and self._interactive:
-            self._shown |= {name: f"{value:.4f}" for name, value in shown.items()}
-            self._bar.set_postfix(self._shown, refresh=False)
+    def trained(self, step: int, loss: float, pace: str, *, say: bool) -> None:
+        """Shows a training step: beside the progress bar, or without a terminal, if `say`, as a line.
+
+        pace: The speed and the time left, as text.
+        """
+        if not self._active:
+            return
+        texts = {"loss": f"loss {loss:.4f}"} | ({"pace": pace} if pace else {})
+        if self._interactive:
+            self._shown |= texts
+            self._bar.set_postfix_str(", ".join(self._shown.values()), refresh=False)
             self._bar.update(step - self._bar.n)
+        elif say:
+            self._say(step, ", ".join(texts.values()))
+
+    def evaluated(self, step: int, scores: Mapping[str, float], seconds: float) -> None:
+        """Shows an evaluation in a line: its loss, mean IoU, IoU of classes, and its duration."""
+        if self._active:
+            mean = self._shown["mean_iou"] = f"mean IoU {percent(scores['eval/mean_iou'])}"
+            text = f"evaluation: {mean} ({_classes(scores)}), loss {scores['eval/loss']:.4f}"
+            self._say(step, f"{text}, took {duration(seconds)}")
+            if step == self._num_steps:
+                self._shown.pop("pace", None)  # no time is left
+            self._bar.set_postfix_str(", ".join(self._shown.values()))
+
+    def _say(self, step: int, text: str) -> None:
+        _LOG.info("%sstep %d/%d: %s", self._prefix, step, self._num_steps, text)
 
     def close(self) -> None:
         """Flushes and closes all outputs."""
@@ -109,6 +132,17 @@ class Logger:
             self._file.close()
             self._tensorboard.close()
             self._bar.close()
+
+
+def _classes(scores: Mapping[str, float]) -> str:
+    """Returns the IoU of each class, or of the worst classes if there are many."""
+    ious = {name: iou for name, iou in scores.items() if name.startswith("eval/iou/")}
+    scored = sorted(
+        (iou, name.removeprefix("eval/iou/")) for name, iou in ious.items() if not math.isnan(iou)
+    )
+    shown = scored if len(scored) <= NUM_CLASSES else scored[:NUM_WORST]
+    text = ", ".join(f"{name} {percent(iou)}" for iou, name in shown)
+    return text if shown == scored else f"worst of {len(scored)} classes: {text}"
 
 
 def _is_eval(record: Mapping[str, Any]) -> bool:

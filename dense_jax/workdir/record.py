@@ -11,9 +11,10 @@ import jax
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
+from PIL import Image
 
 from dense_jax import metrics, storage
-from dense_jax.workdir import files
+from dense_jax.workdir import curve, files
 from dense_jax.workdir.checkpoint import Checkpoints
 from dense_jax.workdir.logger import Logger
 
@@ -123,10 +124,13 @@ class RunRecord:
         assert self._log is not None
         return self._log
 
-    def record(self, step: int, values: Mapping[str, float], names: Iterable[str]) -> None:
+    def record(
+        self, step: int, values: Mapping[str, float], names: Iterable[str], pace: str = ""
+    ) -> None:
         """Logs the metrics of one training step.
 
         names: The names of the step's examples on this host.
+        pace: The speed and the time left, as text.
 
         Raises FloatingPointError, naming the examples, if a metric is not finite.
         """
@@ -143,9 +147,10 @@ class RunRecord:
                 "the labels (dense_jax.data.doctor) and the weights of the loss",
                 self.path,
             )
-        if step % self.config.log_every == 0:
+        is_logged = step % self.config.log_every == 0
+        if is_logged:
             self.log.scalars(step, values)
-        self.log.progress(step, loss=values["train/loss"])
+        self.log.trained(step, values["train/loss"], pace, say=is_logged)
 
     def save(self, step: int, state: Any) -> None:
         """Saves a state to resume from."""
@@ -153,12 +158,17 @@ class RunRecord:
         self.latest.save(step, state)
 
     def score(
-        self, step: int, state: Any, scores: Mapping[str, float], picture: np.ndarray | None
+        self,
+        step: int,
+        state: Any,
+        scores: Mapping[str, float],
+        picture: np.ndarray | None,
+        seconds: float,
     ) -> None:
-        """Logs an evaluation, and saves the state if the mean IoU is the best so far."""
+        """Logs an evaluation, which took `seconds`, and saves the state if its mean IoU is the best."""
         self._last_scores = {"step": step, **scores}
         self.log.scalars(step, scores)
-        self.log.progress(step, mean_iou=scores["eval/mean_iou"])
+        self.log.evaluated(step, scores, seconds)
         if picture is not None:
             self.log.picture(step, picture)
         if self._best_scores is None or _rank(scores) > _rank(self._best_scores):
@@ -166,10 +176,16 @@ class RunRecord:
             self.best.save(step, state, scores)
             self._best_scores = self._last_scores
 
+    def keep_worst(self, picture: np.ndarray) -> None:
+        """Writes worst.png, the worst images of the last evaluation."""
+        if jax.process_index() == 0:
+            with storage.atomic(self.path / "worst.png") as file:
+                Image.fromarray(picture).save(file, format="PNG")
+
     def finish(
         self, num_parameters: int, cost: Mapping[str, Any], about: Mapping[str, Any]
     ) -> None:
-        """Writes cost.json, then result.json with the final and the best scores.
+        """Writes the learning curve and cost.json, then result.json with the final and best scores.
 
         about: What result.json says about the final scores.
 
@@ -186,7 +202,9 @@ class RunRecord:
         if jax.process_index() == 0:
             if cost["peak_bytes"] or not (self.path / "cost.json").exists():  # measured this time
                 storage.write_json(self.path / "cost.json", cost)
+            drawn = [curve.draw(self.path), *self.path.glob("worst.png")]
             storage.write_json(self.path / "result.json", result)
+            print("wrote", *drawn)
         print(f"finished {self.path}: {summary(storage.to_json(result))}")
 
     def close(self) -> None:

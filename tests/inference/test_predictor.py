@@ -1,6 +1,7 @@
 """Tests that the predictor is exact for arrays, files and strips, in bounded memory."""
 
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -205,11 +206,27 @@ def test_the_entropy_is_relative_to_that_of_equal_probabilities():
 
 
 @pytest.mark.parametrize(
-    "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 1))]
+    "image, why",
+    [
+        (np.zeros((4, 4, 2), np.uint8), "has 2 channels, but 1 are needed"),
+        (np.zeros((4, 4, 1)), "holds float64 values from 0.0 to 0.0, not 8 bits"),
+        (np.zeros(4, np.uint8), r"must hold numbers \[h, w\] or \[h, w, c\], not uint8 \(4,\)"),
+        (np.zeros((0, 4), np.uint8), r"must hold numbers .* not uint8 \(0, 4\)"),
+        ("none.png", "No such file.*none.png"),
+        (pathlib.Path(__file__), "test_predictor.py: not a readable image"),
+        (pathlib.Path(__file__).parent, "inference: not a file"),
+    ],
 )
-def test_an_array_that_is_no_image_for_the_network_is_refused(image):
-    with pytest.raises(ValueError, match=r"must be uint8 \[height, width, 1\]"):
-        make()(image)
+def test_what_is_no_image_for_the_network_is_refused(image, why):
+    for call in (make(), make().probabilities):
+        with pytest.raises(ValueError, match=why):
+            call(image)
+
+
+def test_a_predictor_tells_what_it_is_and_its_options_keep_that():
+    told = repr(make(about="unet, step 7 of runs/x").using(blend=True))
+    for part in ("unet, step 7 of runs/x", "3 classes: a, b, c", "12 x 12 pixels", "channels: 1"):
+        assert part in told
 
 
 def test_a_network_that_needs_context_takes_no_scales():

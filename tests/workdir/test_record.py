@@ -33,11 +33,11 @@ def begun(tiny_folder, path):
 
 @pytest.mark.parametrize("damage", ["empty", "gone", "half", "a bad byte"])
 def test_without_its_records_a_run_goes_on_from_its_best_state(tiny_folder, tmp_path, damage):
-    scores = {"eval/mean_iou": 0.5, "eval/iou/a": math.nan}
+    scores = {"eval/mean_iou": 0.5, "eval/iou/a": math.nan, "eval/loss": 0.7}
     state = {"a": jax.device_put(np.zeros(3, np.float32))}
     record = begun(tiny_folder, tmp_path)
     record.rewind(0)
-    record.score(4, state, scores, None)
+    record.score(4, state, scores, None, 1.0)
     record.save(5, state)
     record.close()
     records = tmp_path / "metrics.jsonl"
@@ -51,7 +51,7 @@ def test_without_its_records_a_run_goes_on_from_its_best_state(tiny_folder, tmp_
     record = begun(tiny_folder, tmp_path)
     record.rewind(5)
     worse = scores | {"eval/mean_iou": 0.25}
-    record.score(NUM_STEPS, state, worse, None)
+    record.score(NUM_STEPS, state, worse, None, 1.0)
     record.close()
     record.finish(3, {"peak_bytes": 1}, {"num_eval_images": 7})
     result = files.read_json(tmp_path / "result.json")
@@ -68,7 +68,7 @@ def test_records_are_on_disk_before_a_state_that_follows_them(tiny_folder, tmp_p
     monkeypatch.setattr(storage, "sync", lambda file: done.append("sync"))
     monkeypatch.setattr(record.best, "save", lambda *_: done.append("save"))
     monkeypatch.setattr(record.latest, "save", lambda *_: done.append("save"))
-    record.score(4, state, {"eval/mean_iou": 0.5}, None)
+    record.score(4, state, {"eval/mean_iou": 0.5, "eval/loss": 0.7}, None, 1.0)
     record.save(4, state)
     record.close()
     assert done == ["sync", "save"] * 2
@@ -78,12 +78,12 @@ def test_a_best_state_without_readable_scores_is_set_aside(tiny_folder, tmp_path
     state = {"a": jax.device_put(np.zeros(3, np.float32))}
     record = begun(tiny_folder, tmp_path)
     record.rewind(0)
-    record.score(4, state, {"eval/mean_iou": 0.5}, None)
+    record.score(4, state, {"eval/mean_iou": 0.5, "eval/loss": 0.7}, None, 1.0)
     record.close()
     (tmp_path / "checkpoints" / "best" / "4" / "about" / "metadata").write_text("{")
     record = begun(tiny_folder, tmp_path)
     record.rewind(5)
-    record.score(NUM_STEPS, state, {"eval/mean_iou": 0.25}, None)
+    record.score(NUM_STEPS, state, {"eval/mean_iou": 0.25, "eval/loss": 0.7}, None, 1.0)
     record.close()
     assert record.best.steps == [NUM_STEPS]
     assert "the next evaluation's state is the best" in caplog.text

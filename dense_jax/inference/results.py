@@ -1,0 +1,114 @@
+"""Makes the result files of one image from the strips that a predictor yields.
+
+The kinds of results are "classes", "overlay", "probabilities", "uncertainty" and "objects".
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dense_jax import drawing
+from dense_jax.inference import image_files, object_maps, writers
+from dense_jax.inference.predictor import MakeMap, Predictor, entropy
+from dense_jax.inference.stitching import Failure, Strip
+
+# The maps that are computed from probabilities [n, m, num_classes].
+MAPS: dict[str, MakeMap] = {
+    "probabilities": lambda block: block.astype(np.float16),
+    "uncertainty": entropy,
+    "confidence": lambda block: block.max(axis=-1).astype(np.float16),
+}
+# The name of each result file ends with one of these, by kind. That of probabilities varies.
+ENDINGS = {
+    "classes": ".png",
+    "overlay": "_overlay.png",
+    "uncertainty": "_uncertainty.png",
+    "objects": "_objects.png",
+}
+
+
+class Wanted(NamedTuple):
+    """What is written for each image."""
+
+    endings: Mapping[str, str]  # how the names of the files end, by kind
+    opacity: float  # of the overlay's colors
+    outlines: bool
+    object_kinds: object_maps.Kinds
+
+
+def maps(wanted: Wanted) -> dict[str, MakeMap]:
+    """Returns the maps that the results need besides "image" and "classes"."""
+    needed = {*wanted.endings, *(["confidence"] if "objects" in wanted.endings else [])}
+    return {name: make for name, make in MAPS.items() if name in needed}
+
+
+class ImageResults:
+    """Makes the results of one image, whose strips are added from top to bottom.
+
+    files: The result files by kind.
+    classes: The classes in the strips added so far.
+    """
+
+    def __init__(
+        self, image: image_files.Image, output: Path, predictor: Predictor, wanted: Wanted
+    ):
+        self._palette, self._wanted = predictor.palette, wanted
+        self.classes = set[int]()
+        self.objects = object_maps.ObjectsOfImage(image.size[0], wanted.object_kinds)
+        self.files: dict[str, writers.Rows] = {}
+        for kind, ending in wanted.endings.items():
+            path = output / (image.name + ending)
+            if kind == "probabilities":
+                shape = *image.size, len(predictor.class_names)
+                self.files[kind] = writers.Array(path, shape)
+            else:
+                self.files[kind] = writers.Png(
+                    path,
+                    image.size,
+                    rgb=kind == "overlay",
+                    bits=16 if kind == "objects" else 8,
+                    palette=predictor.palette if kind == "classes" else None,
+                )
+
+    def prepared(self, strips: Iterable[Strip | Failure]) -> Iterator[Strip | Failure]:
+        """Yields the strips, with the map "outlines" if overlays show outlines.
+
+        Outlines depend on the rows above and below, so each strip waits for the one below it.
+        """
+        if not self._wanted.outlines:
+            yield from strips
+            return
+        above: list[np.ndarray] = []
+        held: Strip | None = None
+        for strip in itertools.chain(strips, [None]):
+            if held is not None:
+                classes = held.maps["classes"]
+                below = [strip.maps["classes"][:1]] if isinstance(strip, Strip) else []
+                outlines = drawing.outlines(np.concatenate([*above, classes, *below]))
+                held.maps["outlines"] = outlines[len(above) :][: len(classes)]
+                yield held
+                above = [classes[-1:]]
+            held = strip if isinstance(strip, Strip) else None
+            if isinstance(strip, Failure):
+                yield strip
+
+    def rows(self, kind: str, strip: Strip) -> Iterator[np.ndarray]:
+        """Yields the rows that a strip adds to the result file of a given kind."""
+        if kind == "overlay":
+            yield from self._overlay(strip)
+        elif kind == "objects":
+            yield from self.objects.add(strip)
+        else:
+            if kind == "classes":
+                self.classes.update(np.flatnonzero(np.bincount(strip.maps[kind].ravel())).tolist())
+            yield strip.maps[kind]
+
+    def _overlay(self, strip: Strip) -> Iterator[np.ndarray]:
+        image, classes = strip.maps["image"], strip.maps.get("outlines", strip.maps["classes"])
+        num_rows = max(1, 2**20 // image.shape[1])  # blending takes 8 bytes per color value
+        for y in range(0, len(image), num_rows):
+            part = slice(y, y + num_rows)
+            yield drawing.overlay(image[part], classes[part], self._palette, self._wanted.opacity)
