@@ -57,7 +57,7 @@ def gray_histogram(source: Source) -> Int64[np.ndarray, "2 256"] | None:
         cells += gray_levels(example["image"], source.value_range).ravel()[valid]
         return np.bincount(cells, minlength=2 * NUM_LEVELS)
 
-    histograms, errors = verify.visit(count, len(source), "gray levels")
+    histograms, errors = verify.visit(count, len(source), "counting the gray levels of")
     verify.refuse(errors, len(source))
     return np.sum(histograms, axis=0, dtype=np.int64).reshape(2, NUM_LEVELS)
 
