@@ -125,7 +125,10 @@ OPTIONS: dict[str, Any] = {
         "widths": ((16, 32, 64, 128), "[1, inf)", "channels at strides 1, 2, 4, ... (plain, unet)"),
         "norm": ("batch", ("batch", "group", "none"), "normalization layers"),
         "dtype": ("float32", ("float32", "bfloat16"), "data type of the computation"),
-        "normalization": (str, "models.normalization.NORMALIZATIONS", "unset: the weights' own"),
+        "normalization": (
+            *(str, "models.normalization.NORMALIZATIONS"),
+            "input of the network; unset: the weights' own, or unit",
+        ),
         "pretrained": (
             str,
             "",
@@ -201,6 +204,7 @@ OPTIONS: dict[str, Any] = {
         "gamma": (0.0, "[0, inf)", "exponent, log-uniform between 1 / (1 + gamma) and 1 + gamma"),
         "blur": (0.0, "[0, inf)", "largest standard deviation of a Gaussian, input pixels"),
         "noise": (0.0, "[0, inf)", "largest standard deviation, in gray levels (0 to 255)"),
+        "offset": (0.0, "[0, 255]", "gray levels added to all values"),
     },
     "border": {
         "weight": (0.0, "[0, inf)", "weight added to the pixel's class weight; 0: off"),

@@ -36,11 +36,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 
 from dense_jax import class_colors, data, drawing
-from dense_jax.data import decode
+from dense_jax.data import decode, levels
 from dense_jax.devices import runtime
 from dense_jax.inference.predictor import Predictor, load
 from dense_jax.labels import components
@@ -69,14 +69,14 @@ CSS = """
 
 
 def read(
-    path: str, num_channels: int, value_range: Any, max_megapixels: float
-) -> UInt8[np.ndarray, "h w c"]:
+    path: str, num_channels: int, value_range: Any, max_megapixels: float, dtype: str = "uint8"
+) -> Shaped[np.ndarray, "h w c"]:
     """Reads an uploaded image. Raises ValueError if it has more than `max_megapixels`."""
     name = Path(path).name
     with Path(path).open("rb") as file:
         decode.image_header(file, name, max_pixels=1e6 * max_megapixels)
         file.seek(0)
-        return decode.read_image(file, name, num_channels, value_range=value_range)
+        return decode.read_image(file, name, num_channels, dtype=dtype, value_range=value_range)
 
 
 def write_examples(workdir: str, folder: str) -> list[str]:
@@ -96,7 +96,7 @@ def write_examples(workdir: str, folder: str) -> list[str]:
     paths = []
     for example in examples:
         image, path = example["image"], os.path.join(folder, os.path.basename(example["name"]))
-        if image.shape[2] in (1, 3):
+        if image.dtype == np.uint8 and image.shape[2] in (1, 3):
             paths.append(f"{path}.png")
             Image.fromarray(image.squeeze()).save(paths[-1])
         else:
@@ -128,7 +128,8 @@ def table(labels: UInt8[np.ndarray, "h w"], colors: dict[str, Any]) -> str:
 
 def thumbnail(path: str, predictor: Predictor) -> class_colors.Picture:
     """Returns a small picture of an example."""
-    image = read(path, predictor.num_channels, predictor.value_range, np.inf)
+    image = read(path, predictor.num_channels, predictor.value_range, np.inf, predictor.dtype)
+    image = levels.picture(image, value_range=predictor.value_range)
     return drawing.shrink(drawing.to_rgb(image), THUMBNAIL)
 
 
@@ -144,13 +145,15 @@ def make_page(
         if path is None:  # the user removed the image
             return None, None, "", gr.DownloadButton(interactive=False)
         try:
-            image = read(path, predictor.num_channels, predictor.value_range, max_megapixels)
+            values = predictor.num_channels, predictor.value_range
+            image = read(path, *values, max_megapixels, predictor.dtype)
         except ValueError as error:
             message = html.escape(str(error))  # Gradio renders the message as HTML
             raise gr.Error(message, duration=None, print_exception=False) from error
         labels = predictor(image)
         result = Path(path).with_name(f"{Path(path).stem}_classes.png")
         class_colors.indexed(labels, predictor.palette).save(result)
+        image = levels.picture(image, value_range=predictor.value_range)
         shown = drawing.shrink(drawing.to_rgb(image), SHOWN), drawing.shrink(labels, SHOWN)
         download = gr.DownloadButton(value=result, interactive=True)
         return shown, draw(shown, opacity), table(labels, colors), download

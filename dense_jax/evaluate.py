@@ -47,12 +47,12 @@ from etils import epath
 from PIL import Image
 
 from dense_jax import class_colors, data, metrics, storage
-from dense_jax.data import tiles
+from dense_jax.data import levels, tiles
 from dense_jax.devices import runtime
 from dense_jax.evaluation import baselines, class_maps, per_image, scoring, tables
 from dense_jax.evaluation.worst import NUM_DRAWN
 from dense_jax.metrics import aggregation
-from dense_jax.program import jit_eval_step
+from dense_jax.program import jit_eval_step, normalization
 from dense_jax.trained import Trained, load
 from dense_jax.workdir import files
 
@@ -101,7 +101,7 @@ def evaluate(
     split = split or config.data.eval_split
     path = epath.Path(output or directory) / f"evaluation_{split}.json"
     _check_writable(path.parent)
-    root, source = _open(run, root, split)
+    root, source, levels_of = _open(run, root, split)
     _warn_of_other_data(path, source)
     if unknown := sorted(set(foreground) - set(source.class_names)):
         raise ValueError(
@@ -109,7 +109,7 @@ def evaluate(
         )
     foreground = list(dict.fromkeys(foreground))  # a class named twice is counted once
     tilings = tiles.tilings(
-        source,
+        levels.with_levels(source, levels_of),
         run.dataset["ladder"],
         tile_size or config.eval.tile_size,
         config.eval.margin if margin is None else margin,
@@ -117,7 +117,9 @@ def evaluate(
     )
     classes = [source.class_names.index(name) for name in foreground]
     batch_size = batch_size or config.eval.batch_size
-    measured = _measure(run, tilings, path, classes, boundaries=boundaries, batch_size=batch_size)
+    measured = _measure(
+        *(run, source, tilings, path, classes), boundaries=boundaries, batch_size=batch_size
+    )
     matrices = measured["confusion_matrices"]
     evaluation = {
         "dataset": config.data.name,
@@ -158,23 +160,29 @@ def _check_writable(folder: epath.Path) -> None:
         ) from error
 
 
-def _open(run: Trained, root: str | None, split: str) -> tuple[str, Any]:
-    """Returns the data's folder and source. Raises ValueError if the data does not fit the run."""
-    config = run.config.data
+def _open(
+    run: Trained, root: str | None, split: str
+) -> tuple[str, data.Source, levels.Rule | None]:
+    """Returns the data's folder, its source, and how the levels of its images are found.
+
+    Raises ValueError if the data does not fit the run.
+    """
+    config, name = run.config.data, normalization(run.config.model)
+    facts = ("class_names", "num_channels")
+    if root is None or name == "dataset":  # else data in another folder may hold other values
+        facts += ("dtype", "values", "value_range")
     if root is None and not epath.Path(config.root).is_dir():
         raise ValueError(f"{config.root} is gone: pass --root=FOLDER, where the data is now")
     folder = files.absolute(config.root if root is None else root)
     source = data.open_dataset(config.name, folder, split)
-    facts = {"class_names": source.class_names, "num_channels": source.num_channels}
-    if root is None:  # data in another folder may use another value type or range
-        facts |= {"values": source.values, "value_range": source.value_range}
-    for field, value in storage.to_json(facts).items():
-        if value != run.dataset[field]:
+    for field in facts:
+        if (value := storage.to_json(getattr(source, field))) != run.dataset[field]:
             raise ValueError(
                 f"{folder or config.name} has {field} {value}, but the run was trained with "
                 f"{run.dataset[field]}"
             )
-    return folder, source
+    values = {field: getattr(source, field) for field in ("num_channels", "dtype", "value_range")}
+    return folder, source, levels.rule(name, {**run.dataset, **values})
 
 
 def _warn_of_other_data(path: epath.Path, source: Any) -> None:
@@ -187,6 +195,7 @@ def _warn_of_other_data(path: epath.Path, source: Any) -> None:
 
 def _measure(
     run: Trained,
+    source: data.Source,
     tilings: Sequence[tiles.Tiles],
     path: epath.Path,
     foreground: Sequence[int],
@@ -198,7 +207,6 @@ def _measure(
 
     Returns confusion_matrices [n, c, c] and, if `boundaries`, the results of `per_image.Pool`.
     """
-    source = tilings[0].source
     receivers: list[Callable[..., object]] = []
     with contextlib.ExitStack() as stack:
         pool = per_image.Pool(source.num_classes, foreground) if boundaries else None

@@ -30,6 +30,7 @@ from flax import traverse_util
 from safetensors import numpy as safetensors
 
 from dense_jax import storage, trained
+from dense_jax.data import levels
 from dense_jax.devices import runtime
 from dense_jax.inference import exported
 from dense_jax.program import Program, normalization
@@ -62,7 +63,12 @@ def export(
     weights: Any = traverse_util.flatten_dict(loaded.variables, sep="/")
     about = describe(loaded, directory, license)
     with storage.atomic(path) as file, zipfile.ZipFile(file, "w") as archive:
-        program = trace(loaded.program, weights, loaded.dataset["num_channels"]).serialize()
+        dtype, name = loaded.dataset["dtype"], normalization(loaded.config.model)
+        program = trace(
+            *(loaded.program, weights, loaded.dataset["num_channels"]),
+            dtype=dtype,
+            has_levels=levels.are_needed(name, dtype),
+        ).serialize()
         about["program_sha256"] = hashlib.sha256(program).hexdigest()
         arrays = {name: np.asarray(array) for name, array in weights.items()}
         for name, content in (
@@ -74,23 +80,32 @@ def export(
     return about
 
 
-def trace(network: Program, weights: Mapping[str, Any], num_channels: int) -> jax.export.Exported:
+def trace(
+    network: Program,
+    weights: Mapping[str, Any],
+    num_channels: int,
+    *,
+    dtype: str = "uint8",
+    has_levels: bool = False,
+) -> jax.export.Exported:
     """Returns a program (weights, images) -> logits that accepts any number and size of images.
 
-    The program processes images one by one, so that logits do not depend on the number of images.
+    If `has_levels`, the program is (weights, images, levels) -> logits; see `data.levels`. The program processes images one by one, so that logits do not depend on the number of images.
     """
 
-    def program(weights, images):
+    def program(weights, *images):
         variables = traverse_util.unflatten_dict(weights, sep="/")
-        return jax.lax.map(lambda image: network.logits_step(variables, image), images)
+        return jax.lax.map(lambda image: network.logits_step(variables, *image), images)
 
     smallest = 2 * network.context + 1
     sizes = jax.export.symbolic_shape(
         "b, h, w", constraints=[f"h >= {smallest}", f"w >= {smallest}"]
     )
-    images = jax.ShapeDtypeStruct((*sizes, num_channels), "uint8")
+    images = [jax.ShapeDtypeStruct((*sizes, num_channels), dtype)]
+    if has_levels:
+        images.append(jax.ShapeDtypeStruct((sizes[0], 2, num_channels), "float32"))
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()}
-    return jax.export.export(jax.jit(program), platforms=PLATFORMS)(shapes, images)
+    return jax.export.export(jax.jit(program), platforms=PLATFORMS)(shapes, *images)
 
 
 def describe(loaded: trained.Trained, directory: str, license: str | None) -> dict[str, Any]:
@@ -100,7 +115,7 @@ def describe(loaded: trained.Trained, directory: str, license: str | None) -> di
     dataset: The content of the run's dataset.json.
     context: The number of pixels without logits on each side of an image; 0 for padded networks.
     tile_size, margin, batch_size: The values in config.eval.
-    resolution, normalization: How the program preprocesses the image.
+    resolution, normalization: How the program preprocesses the image; see `data.levels`.
     """
     config, environment = loaded.config, files.read(directory, "environment.json")
     if license is None:

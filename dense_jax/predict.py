@@ -181,7 +181,9 @@ def _segment(
     written: Written,
 ) -> None:
     """Segments images, writes their results, and adds what is known of them to `written`."""
-    source = image_files.ImageFiles(images, predictor.num_channels, predictor.value_range)
+    source = image_files.ImageFiles(
+        images, predictor.num_channels, predictor.value_range, predictor.dtype
+    )
     unfinished: set[writers.Together] = set()
 
     def end(

@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Num, UInt8
 from ml_collections import ConfigDict
 
 from dense_jax import metrics, models
 from dense_jax.devices import cpu, mesh
 from dense_jax.models.encoders import ENCODERS
 from dense_jax.models.layers import resize
-from dense_jax.models.normalization import NORMALIZATIONS
+from dense_jax.models.normalization import NORMALIZATIONS, to_gray_levels
 
 Variables = Mapping[str, Any]
 
@@ -32,9 +32,9 @@ class Program(NamedTuple):
     model: The model for whole images. Pads an image by mirroring its border.
     inner_model: The same model for images that already include context. If convolutions are
       unpadded, returns no logits for the outer `model.context` pixels.
-    normalize: Maps an image's values to the network's input.
-    logits_step: (variables, image [h, w, c]) -> float32 logits [h, w, num_classes].
-    predict_step: (variables, image [h, w, c]) -> the class of each pixel, uint8 [h, w].
+    normalize: Maps an image's gray levels to the network's input.
+    logits_step: (variables, image [h, w, c], levels=None) -> float32 logits [h, w, num_classes].
+    predict_step: (variables, image, levels=None) -> the class of each pixel, uint8 [h, w].
     eval_step: (variables, example) -> (counts, maps); see the function `eval_step`.
     context: The number of context pixels that the steps need on each side of a tile.
     """
@@ -42,8 +42,8 @@ class Program(NamedTuple):
     model: nn.Module
     inner_model: nn.Module
     normalize: Callable[[Array], Array]
-    logits_step: Callable[[Variables, Array], Array]
-    predict_step: Callable[[Variables, Array], Array]
+    logits_step: Callable[..., Array]
+    predict_step: Callable[..., Array]
     eval_step: Callable[[Variables, Mapping[str, Array]], tuple[dict[str, Array], Array]]
     context: int
 
@@ -101,7 +101,8 @@ def normalization(model: ConfigDict) -> str:
 
 def logits_step(
     variables: Variables,
-    image: UInt8[Array, "h w c"],
+    image: Num[Array, "h w c"],
+    levels: Float[Array, "2 c"] | None = None,
     *,
     model: nn.Module,
     normalize: Callable[[Array], Array],
@@ -109,6 +110,7 @@ def logits_step(
 ) -> Float[Array, "h w num_classes"]:
     """Returns the logits of one image, at the image's resolution.
 
+    levels: The values that become gray levels 0 and 255; see `to_gray_levels`.
     resolution: The factor by which the image is resized before it enters the network. The new
       height and width are rounded to integers (halves round up). The logits are resized back.
 
@@ -119,7 +121,8 @@ def logits_step(
         p, q = fractions.Fraction(resolution).limit_denominator(1000).as_integer_ratio()
         size = [jax.core.max_dim(1, (2 * n * p + q) // (2 * q)) for n in (h, w)]
         image = resize(image.astype(jnp.float32), size)
-    logits = jnp.asarray(model.apply(variables, normalize(image)[None], train=False))[0]
+    image = normalize(to_gray_levels(image, levels))
+    logits = jnp.asarray(model.apply(variables, image[None], train=False))[0]
     if resolution != 1.0:
         logits = resize(logits, (h, w))
     border = [((n - m) // 2,) * 2 for n, m in zip((h, w), logits.shape[:2], strict=True)]
@@ -127,10 +130,14 @@ def logits_step(
 
 
 def predict_step(
-    variables: Variables, image: UInt8[Array, "h w c"], *, logits_step: Callable
+    variables: Variables,
+    image: Num[Array, "h w c"],
+    levels: Float[Array, "2 c"] | None = None,
+    *,
+    logits_step: Callable,
 ) -> UInt8[Array, "h w"]:
     """Returns the most probable class of each pixel of one image."""
-    return jnp.argmax(logits_step(variables, image), axis=-1).astype(jnp.uint8)
+    return jnp.argmax(logits_step(variables, image, levels), axis=-1).astype(jnp.uint8)
 
 
 def eval_step(
@@ -141,7 +148,7 @@ def eval_step(
     The first result is {"index": the example's index, "counts": the confusion matrix}. The second
     result stacks the predicted classes and the label.
     """
-    classes = predict_step(variables, example["image"])
+    classes = predict_step(variables, example["image"], example.get("levels"))
     counts = metrics.confusion_matrix(classes, example["label"], num_classes)
     maps = jnp.stack([classes, example["label"].astype(jnp.uint8)], axis=-1)
     return {"index": example["index"], "counts": counts}, maps

@@ -24,6 +24,7 @@ COLORS = {
     "augment.saturation": 0.3,
     "augment.hue": 10.0,
     "augment.gamma": 0.3,
+    "augment.offset": 20.0,
 }
 QUALITY = {"augment.blur": 1.0, "augment.noise": 10.0}
 

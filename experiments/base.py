@@ -63,7 +63,8 @@ def get_config() -> ConfigDict:
         "widths": (16, 32, 64, 128),  # channels at strides 1, 2, 4, ... (plain, unet)
         "norm": "batch",  # "batch" | "group" | "none": normalization layers
         "dtype": "float32",  # "float32" | "bfloat16": data type of the computation
-        # unset: the weights' own; see models.normalization.NORMALIZATIONS
+        # input of the network; unset: the weights' own, or unit; see
+        # models.normalization.NORMALIZATIONS
         "normalization": placeholder(str),
         # "imagenet" (published weights of the encoder), their file, or hf://OWNER/NAME/FILE
         "pretrained": placeholder(str),
@@ -123,6 +124,7 @@ def get_config() -> ConfigDict:
         "gamma": 0.0,  # exponent, log-uniform between 1 / (1 + gamma) and 1 + gamma
         "blur": 0.0,  # largest standard deviation of a Gaussian, input pixels
         "noise": 0.0,  # largest standard deviation, in gray levels (0 to 255)
+        "offset": 0.0,  # gray levels added to all values
     }
 
     # Extra weight of a pixel between objects, at the distances d1 and d2 from the nearest two:

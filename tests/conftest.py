@@ -6,6 +6,7 @@ import pathlib
 import shutil
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 from absl import flags
@@ -64,6 +65,14 @@ def shared_programs():
     with pytest.MonkeyPatch.context() as patch:
         share_programs(patch.setattr)
         yield
+
+
+@pytest.fixture(scope="module")
+def unchecked_shapes():
+    """Annotations like "h/2" are compared with numbers; in an export they would meet symbols."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,6 @@ import sys
 import zipfile
 
 import jax
-import jaxtyping
 import numpy as np
 import pytest
 from flax import traverse_util
@@ -30,16 +29,9 @@ from experiments import base
 from tests.conftest import AS_USUAL, REPOSITORY
 from tests.models import FAMILIES
 
+pytestmark = pytest.mark.usefixtures("unchecked_shapes")
 NUM_CLASSES = 3
 RNG = np.random.default_rng(0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _unchecked_shapes():
-    """Annotations like "h/2" are compared with numbers; here they would meet symbols."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +151,7 @@ def test_a_file_predicts_what_its_workdir_does(run, file, size):
     np.testing.assert_array_equal(from_file(image), from_run(image))
     np.testing.assert_array_equal(from_file.palette, from_run.palette)
     for field in (
-        *("class_names", "num_channels", "value_range", "ladder"),
+        *("class_names", "num_channels", "dtype", "value_range", "ladder"),
         *("tile_size", "margin", "context", "batch_size"),
     ):
         assert getattr(from_file, field) == getattr(from_run, field)
@@ -263,7 +255,7 @@ def test_a_run_begins_with_the_network_of_a_file(run, file, source, monkeypatch)
 
 def test_nothing_is_overwritten_unless_told(run, file, tmp_path, monkeypatch):
     program = jax.export.deserialize(bytearray(members_of(file)["program.bin"]))
-    monkeypatch.setattr(export, "trace", lambda *_: program)
+    monkeypatch.setattr(export, "trace", lambda *_, **__: program)
     path = tmp_path / "new" / "model.zip"
     about = export.export(str(run), path, license="CC0")
     assert about["license"] == "CC0"
@@ -357,6 +349,8 @@ def test_every_damaged_member_is_refused(file, tmp_path, member, content):
             [None, [], [[0, 0, 0]], [[0, 0]] * 2, [[0, 0, -1]] * 2, [[0.5] * 3] * 2],
         ),
         ("dataset.num_channels", [0, 2, None, "1", 1.0]),
+        ("dataset.dtype", [None, "int8", "uint16"]),
+        ("dataset.levels", [5, [], [[1]], [[1, 2, 3], [4, 5, math.nan]], [["a"], ["b"]]]),
         ("dataset.ladder", [None, [], [8, 8], [[8]], [[0, 8]], "ab"]),
         ("dataset.value_range", [5, [1, 1], ["a", "b"], [0, math.nan], [0, math.inf]]),
         ("context", [-1, None, 0.5]),

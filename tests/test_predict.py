@@ -33,10 +33,11 @@ def network(monkeypatch):
         "palette": PALETTE,
         "num_channels": 3,
         "ladder": [(20, 30)],
+        "dtype": "uint8",
         "value_range": None,
     }
     predictor = Predictor(
-        logits_step, {}, dataset, tile_size=(16, 16), margin=2, context=0, batch_size=4
+        logits_step, {}, dataset, "unit", tile_size=(16, 16), margin=2, context=0, batch_size=4
     )
     monkeypatch.setattr(predict, "load", lambda *_: predictor)
     return predictor

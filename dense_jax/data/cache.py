@@ -22,7 +22,8 @@ class Cached(Examples):
     def __init__(self, source: Examples):
         extra = sum(np.dtype(field.dtype).itemsize for field in source.fields)
         num_pixels = source.sizes.prod(axis=1, dtype=np.int64).sum()
-        needed = int(num_pixels * (source.num_channels + 1 + extra))
+        channel = np.dtype(source.dtype).itemsize
+        needed = int(num_pixels * (source.num_channels * channel + 1 + extra))
         check_memory(needed, free_memory(), f"{len(source)} examples")
         # An anonymous file (memfd) has no size limit, whereas many containers limit /dev/shm to
         # 64 MB. Unlike a temporary file, a memfd is freed even if all processes that use it are
@@ -41,13 +42,19 @@ class Cached(Examples):
         verify.refuse(errors, len(source))
         file.flush()
         path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
-        self.__setstate__((path, entries, source.sizes, source.num_channels, source.fields))
+        self.num_channels, self.dtype = source.num_channels, source.dtype
+        self.fields, self.has_levels = source.fields, source.has_levels
+        self._path, self._entries, self._sizes = path, entries, source.sizes
+        self._map()
 
     def __getstate__(self):
-        return self._path, self._entries, self._sizes, self.num_channels, self.fields
+        return {name: value for name, value in vars(self).items() if name != "_memory"}
 
     def __setstate__(self, state):
-        self._path, self._entries, self._sizes, self.num_channels, self.fields = state
+        vars(self).update(state)
+        self._map()
+
+    def _map(self):
         self._memory = np.memmap(self._path, np.uint8, "r")
 
     @property

@@ -3,7 +3,7 @@
 import hashlib
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Int32, Shaped
 from PIL import Image
 
 # Two images look the same if their `difference_hash` values differ in at most this many of 64 bits.
@@ -21,12 +21,12 @@ _MAX_BETWEEN = 0.1
 _MIN_TRIPLES = 20  # with fewer such triples, the result is False
 
 
-def digest(image: UInt8[np.ndarray, "h w c"]) -> bytes:
+def digest(image: Shaped[np.ndarray, "h w c"]) -> bytes:
     """Returns a digest of an image's pixels that does not depend on the file format."""
     return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
 
 
-def difference_hash(image: UInt8[np.ndarray, "h w c"]) -> np.uint64:
+def difference_hash(image: Shaped[np.ndarray, "h w c"]) -> np.uint64:
     """Returns a 64-bit perceptual hash. The hashes of images that look the same differ in few bits.
 
     The image is shrunk to 8 x 9 pixels. Each bit says whether a pixel is brighter than its left

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Int32, Shaped, UInt8
+from jaxtyping import Int32, Shaped
 from PIL import ExifTags, Image, ImageFile, ImageMode, PngImagePlugin, UnidentifiedImageError
 
 from dense_jax.labels import IGNORE_LABEL
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 BinaryFile = io.BytesIO | io.BufferedReader
 InMemory = Image.Image | np.ndarray  # an image [h, w] or [h, w, c] that is in no file
-Range = Sequence[int | float]  # (low, high): the values that map to 0 and 255
+Range = Sequence[int | float]  # (low, high): the values that stand for gray levels 0 and 255
 MAX_BYTES = 2**33  # the largest image that can be decoded
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # first bytes of TIFF and BigTIFF
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")  # formats that Pillow may open
@@ -33,11 +34,20 @@ _UNDECLARED = -1
 Image.MAX_IMAGE_PIXELS = None  # MAX_BYTES replaces Pillow's limit
 
 
+class Header(NamedTuple):
+    """The size of an image in pixels, its number of channels, and the type of its values."""
+
+    height: int
+    width: int
+    channels: int
+    dtype: np.dtype
+
+
 class _Opened(NamedTuple):
     """An open image. The header has been read, but the pixels have not been decoded."""
 
     stored: tuple[int, int, int]  # height, width and channels in the file
-    itemsize: int  # bytes per value
+    dtype: np.dtype  # of the values in the file
     decode: Callable[[], np.ndarray]  # returns the pixels as stored, in the stored dtype
     orientation: int = 1  # EXIF orientation, 1 to 8
 
@@ -59,16 +69,17 @@ class _Opened(NamedTuple):
 
 def image_header(
     file: BinaryFile, where: str, page: int | None = None, max_pixels: float = math.inf
-) -> tuple[int, int, int]:
-    """Returns the height, width and number of channels of an image. Reads only the header."""
+) -> Header:
+    """Returns the header of an image, without decoding the image."""
     with reading(where):
-        h, w, c = _open(file, page).shape
+        opened = _open(file, page)
+        h, w, c = opened.shape
     if h * w > max_pixels:
         raise ValueError(
             f"{where}: has {h} x {w} pixels (height x width), more than {max_pixels / 1e6:g} "
             "megapixels; if that is right, raise --max_megapixels"
         )
-    return h, w, c
+    return Header(h, w, c, opened.dtype.newbyteorder("="))
 
 
 def pages(file: BinaryFile, where: str) -> Sequence[int | None]:
@@ -87,28 +98,34 @@ def read_image(
     num_channels: int,
     *,
     page: int | None = None,
+    dtype: str = "uint8",
     value_range: Range | None = None,
-) -> UInt8[np.ndarray, "h w c"]:
+) -> Shaped[np.ndarray, "h w c"]:
     """Decodes an image and applies its orientation. Drops alpha channels, except in TIFF files.
 
     If `num_channels` is 3, gray images become RGB. If `num_channels` is 1, RGB images become gray.
 
     file: An image file, or an image in memory. An array is read like a .npy file, and a Pillow
       image like the PNG, JPEG or WebP file that it was opened from, or else like a PNG file.
-    value_range: The values that map to 0 and 255 if the image is not 8-bit. Values outside this
-      range are clipped.
+    dtype: The type of the result, "uint8", "uint16" or "float32". Values stay as they are in the
+      file, unless only one of file and result is 8-bit.
+    value_range: The values that stand for 0 and 255 of 8-bit images. If only the file is 8-bit, 0
+      and 255 become these values (without a range, values stay as they are). If only the result is
+      8-bit, these values become 0 and 255, and values outside the range are clipped.
+
+    Raises ValueError if values cannot be converted to `dtype`, or are NaN or infinite.
     """
     with reading(where):
         opened = _open(file, page)
     check_channels(opened.shape[2], where, num_channels)
     with reading(where):
-        _check_bytes(math.prod(opened.shape) * opened.itemsize)
+        _check_bytes(math.prod(opened.shape) * opened.dtype.itemsize)
         pixels = opened.pixels()
-    return to_channels(pixels, where, num_channels, value_range)
+    return convert(pixels, where, num_channels, dtype, value_range)
 
 
 def check_channels(c: int, where: str, num_channels: int) -> None:
-    """Raises ValueError if `to_channels` cannot convert c channels to `num_channels` channels."""
+    """Raises ValueError if `convert` cannot convert c channels to `num_channels` channels."""
     if c != num_channels and {c, num_channels} != {1, 3}:
         raise ValueError(f"{where}: has {c} channels, but {num_channels} are needed")
 
@@ -121,21 +138,24 @@ def _check_bytes(num_bytes: int) -> None:
         )
 
 
-def to_channels(
+def convert(
     pixels: Shaped[np.ndarray, "h w _"],
     where: str,
     num_channels: int,
+    dtype: str = "uint8",
     value_range: Range | None = None,
-) -> UInt8[np.ndarray, "h w c"]:
-    """Converts decoded rows of an image to uint8 with `num_channels` channels."""
+) -> Shaped[np.ndarray, "h w c"]:
+    """Converts decoded rows of an image to a dtype and a number of channels; see `read_image`."""
     c = pixels.shape[2]
-    if pixels.dtype != np.uint8:
-        pixels = _to_bytes(pixels, where, value_range)
+    pixels = _to_dtype(pixels, where, dtype, value_range)
     if (c, num_channels) == (1, 3):
         return np.repeat(pixels, 3, axis=2)
-    if (c, num_channels) == (3, 1):
+    if (c, num_channels) != (3, 1):
+        return pixels
+    if dtype == "uint8":
         return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
-    return pixels
+    luma = pixels @ np.array([[0.299], [0.587], [0.114]])  # ITU-R BT.601, as Pillow has it
+    return (luma.round() if dtype == "uint16" else luma).astype(dtype)
 
 
 @contextlib.contextmanager
@@ -201,7 +221,7 @@ def _open_array(
     h, w, c = shape if len(shape) == 3 else (*shape, 1) if len(shape) == 2 else (0, 0, 0)
     if 0 in (h, w, c) or dtype.kind not in "buif":
         raise ValueError(f"an array must hold numbers [h, w] or [h, w, c], not {dtype} {shape}")
-    return _Opened((h, w, c), dtype.itemsize, decode)
+    return _Opened((h, w, c), dtype, decode)
 
 
 def _open_tiff(file: BinaryFile) -> "tifffile.TiffFile":
@@ -243,7 +263,7 @@ def _open_tiff_page(tags: "tifffile.TiffPage") -> _Opened:
 
     stored = tags.imagelength, tags.imagewidth, c
     orientation = _orientation(tags.tags.valueof("Orientation"))
-    return _Opened(stored, dtype.itemsize, decode, orientation)
+    return _Opened(stored, dtype, decode, orientation)
 
 
 def _orientation(value: Any) -> int:
@@ -271,8 +291,7 @@ def _open_picture(image: Image.Image) -> _Opened:
         return np.asarray(opaque if opaque.mode == mode else opaque.convert(mode))
 
     stored = image.height, image.width, 3 if mode == "RGB" else 1
-    itemsize = np.dtype(ImageMode.getmode(mode).typestr).itemsize
-    return _Opened(stored, itemsize, decode, orientation)
+    return _Opened(stored, np.dtype(ImageMode.getmode(mode).typestr), decode, orientation)
 
 
 def _open_pillow(file: BinaryFile, page: int | None) -> ImageFile.ImageFile:
@@ -284,24 +303,45 @@ def _open_pillow(file: BinaryFile, page: int | None) -> ImageFile.ImageFile:
     return image
 
 
-def _to_bytes(
-    pixels: Shaped[np.ndarray, "h w c"], where: str, value_range: Range | None
-) -> UInt8[np.ndarray, "h w c"]:
-    """Maps `value_range` linearly to 0..255. Raises ValueError for NaN or infinite values."""
+def _to_dtype(
+    pixels: Shaped[np.ndarray, "h w c"], where: str, dtype: str, value_range: Range | None
+) -> Shaped[np.ndarray, "h w c"]:
+    """Converts the values of an image to `dtype`; see `read_image`."""
+    stored = pixels.dtype
+    if stored == np.uint8 and dtype == "uint8":
+        return pixels
     low, high = pixels.min(), pixels.max()
-    if not np.isfinite([low, high]).all():
+    if not all(abs(float(value)) <= FLOAT32_MAX for value in (low, high)):
         raise ValueError(
             f"{where}: holds NaN or infinite values; save it with numbers in their place "
             "(numpy.nan_to_num), and give their pixels one of the labels' ignored_values"
         )
-    if value_range is None:
+    if dtype == "uint8":
+        if value_range is None:
+            raise ValueError(f"{where}: holds {values_without_range(stored, low, high)}")
+        low, high = value_range
+        scaled = (pixels.astype(np.float64) - low) * (255 / (high - low))
+        return scaled.round().clip(0, 255).astype(np.uint8)
+    if stored == np.uint8 and value_range is not None:
+        low, high = value_range
+        pixels = low + pixels * ((high - low) / 255)
+        pixels = pixels.round().clip(0, 2**16 - 1) if dtype == "uint16" else pixels
+    with np.errstate(invalid="ignore"):  # the comparison below finds values outside uint16
+        converted = pixels.astype(dtype)
+    if dtype == "uint16" and not np.array_equal(converted, pixels):
         raise ValueError(
-            f"{where}: holds {pixels.dtype} values from {low} to {high}, not 8 bits; write into "
-            'dataset.json which values become 0 and 255 in all images: "range": [LOW, HIGH]'
+            f"{where}: holds {stored} values, but the training images hold uint16 values; convert it "
+            "to whole numbers from 0 to 65535"
         )
-    low, high = value_range
-    scaled = (pixels.astype(np.float64) - low) * (255 / (high - low))
-    return scaled.round().clip(0, 255).astype(np.uint8)
+    return converted
+
+
+def values_without_range(dtype: np.dtype | str, low: Any, high: Any) -> str:
+    """Returns what to do about images with values from `low` to `high` that lack a range."""
+    return (
+        f"{dtype} values from {low} to {high}, not 8 bits; write into dataset.json which "
+        'values become 0 and 255 in all images: "range": [LOW, HIGH]'
+    )
 
 
 def label_table(

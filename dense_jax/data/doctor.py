@@ -22,7 +22,7 @@ from jaxtyping import Int64
 from PIL import Image
 
 from dense_jax import class_colors, command, data, drawing
-from dense_jax.data import balance, checks, verify
+from dense_jax.data import balance, checks, decode, levels, verify
 from dense_jax.data.folder import Folder
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.spelling import some
@@ -35,6 +35,7 @@ class _Facts(NamedTuple):
 
     name: str
     size: tuple[int, int]  # height and width in pixels
+    extremes: tuple[float, float]  # the lowest and the highest value of the image
     counts: Int64[np.ndarray, "256"]  # number of pixels of each label value
     digest: bytes
     difference_hash: np.uint64
@@ -78,6 +79,8 @@ def _examine_split(name: str, root: str, split: str) -> tuple[Report, list[_Fact
     counts = np.array([example.counts for example in facts], np.int64).reshape(-1, IGNORE_LABEL + 1)
     class_counts = counts[:, : source.num_classes]
     sizes = np.array([example.size for example in facts])
+    extremes = [value for example in facts for value in example.extremes]
+    low, high = (f"{choose(extremes, default=0):g}" for choose in (min, max))
 
     def by_class(numbers: np.ndarray) -> dict[str, int]:
         return dict(zip(source.class_names, numbers.tolist(), strict=True))
@@ -87,6 +90,9 @@ def _examine_split(name: str, root: str, split: str) -> tuple[Report, list[_Fact
     interpolated = [example.name for example in facts if example.looks_interpolated]
     not_read = source.not_read if isinstance(source, Folder) else ""
     warnings = {
+        f"the images hold {decode.values_without_range(source.dtype, low, high)}, or train with "
+        "--config.model.normalization=percentiles": source.dtype != "uint8"
+        and source.value_range is None,
         f"images are read from a single folder{not_read}": not_read,
         f"never seen: {', '.join(missing)}": missing,
         f"{len(interpolated)} labels have borders that run through other classes, as if they had been "
@@ -96,6 +102,7 @@ def _examine_split(name: str, root: str, split: str) -> tuple[Report, list[_Fact
     report = {
         "num_examples": len(source),
         "num_channels": num_channels,
+        "dtype": source.dtype,
         "min_size": sizes.min(axis=0).tolist() if facts else None,  # height, width
         "max_size": sizes.max(axis=0).tolist() if facts else None,
         "pixels": pixels,
@@ -121,6 +128,7 @@ def _facts(example: dict[str, Any]) -> _Facts:
     return _Facts(
         name=example["name"],
         size=label.shape,
+        extremes=(float(image.min()), float(image.max())),
         counts=np.bincount(label.ravel(), minlength=IGNORE_LABEL + 1),
         digest=checks.digest(image),
         difference_hash=checks.difference_hash(image),
@@ -200,6 +208,8 @@ def _table(split: str, report: Report) -> list[str]:
     width = max(map(len, pixels))
     weights = report["class_weights"]
     head = f"{split}: {report['num_examples']} examples, channels: {report['num_channels']}"
+    if report["dtype"] != "uint8":
+        head += f" of {report['dtype']}"
     columns = f"  {'class':{width}} {'pixels':>13} {'':9} {'images':>8}"
     lines = [
         f"{head}, height x width: {sizes or 'unknown'}",
@@ -231,7 +241,8 @@ def draw(name: str, root: str, splits: Iterable[str], path: str) -> None:
             for i in np.linspace(0, len(source) - 1, num_pictures).round().astype(int).tolist():
                 with contextlib.suppress(ValueError, OSError):
                     example = source[i]
-                    image = drawing.shrink(drawing.to_rgb(example["image"]))
+                    image = levels.picture(example["image"], value_range=source.value_range)
+                    image = drawing.shrink(drawing.to_rgb(image))
                     label = drawing.shrink(example["label"].astype(np.uint8))
                     pictures[example["name"]] = drawing.overlay(image, label, palette)
     if rows:

@@ -154,7 +154,7 @@ class FilesDataset:
 class Files(Source):
     """One split of a dataset that consists of image and label files.
 
-    value_range: See `decode.read_image`.
+    value_range, dtype: See `decode.read_image`.
     """
 
     def __init__(
@@ -164,6 +164,7 @@ class Files(Source):
         classes: Classes,
         num_channels: int,
         value_range: decode.Range | None = None,
+        dtype: str = "uint8",
     ):
         self._root = root
         self._items = items
@@ -173,6 +174,7 @@ class Files(Source):
         self.num_channels = num_channels
         self.values = classes.values
         self.value_range = value_range
+        self.dtype = dtype
         self.palette = classes.colors()
 
     def __len__(self) -> int:
@@ -184,7 +186,10 @@ class Files(Source):
         where = f"{image_path}{of_page}"
         with image_path.open("rb") as file:
             image = decode.read_image(
-                file, where, self.num_channels, page=page, value_range=self.value_range
+                *(file, where, self.num_channels),
+                page=page,
+                dtype=self.dtype,
+                value_range=self.value_range,
             )
         with label_path.open("rb") as file:
             label = decode.read_label(file, f"{label_path}{of_page}", self._table, page)
@@ -227,8 +232,8 @@ def fingerprint(about: str, files: Mapping[str, pathlib.Path]) -> str:
     return digest.hexdigest()
 
 
-def header(path: pathlib.Path, page: int | None = None) -> tuple[int, int, int]:
-    """Returns the height and width in pixels and the number of channels of an image file."""
+def header(path: pathlib.Path, page: int | None = None) -> decode.Header:
+    """Returns the header of an image file."""
     with path.open("rb") as file:
         return decode.image_header(file, str(path), page)
 

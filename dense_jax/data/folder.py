@@ -17,12 +17,18 @@ Alternatively, a text file lists the NAMEs of each split, one per line:
      "values": [0, 255],                           values[i] is the raw value of class i
      "ignored_values": [128],                      raw values of ignored pixels
      "palette": [[0, 0, 0], [255, 128, 0]],        RGB color of each class in pictures
-     "range": [0, 4095]}                           values mapped to 0 and 255, if not 8-bit
+     "range": [0, 4095]}                           black and white of images that are not 8-bit
 
 A raw label value that is not listed in `dataset.json` is an error, even 255. Images may differ in
 size and format but not in the number of channels. If gray and RGB images are mixed, all become RGB.
 A .npy array is [h, w] or [h, w, c]. Instance files have 8 or 16 bits. If one image of a split has
 an instance file, every image of the split must have one.
+
+Images reach the network with all their values: as uint8 or uint16 if all images have this type, and
+otherwise as float32. "range" says which values are black and white, that is, gray levels 0 and 255.
+Values outside the range are kept. Images that are not 8-bit need a range, unless the network
+normalizes by their own values (config.model.normalization is "image", "percentiles" or "dataset").
+If 8-bit images are mixed with others, their 0 and 255 are the two values of the range.
 """
 
 import collections
@@ -65,6 +71,9 @@ class Folder(files.Files):
         self.has_instances = bool(self._instances)
         palette = options.get("palette")
         value_range = options.get("range")
+        num_channels, dtype = _pixels(
+            p for s in splits for p in layout.files(root, layout.images, s).values()
+        )
         super().__init__(
             root,
             items,
@@ -74,8 +83,9 @@ class Folder(files.Files):
                 ignored_values=tuple(options["ignored_values"]),
                 palette=palette and tuple(map(tuple, palette)),
             ),
-            _num_channels(p for s in splits for p in layout.files(root, layout.images, s).values()),
+            num_channels,
             value_range and tuple(value_range),
+            dtype,
         )
 
     @staticmethod
@@ -89,7 +99,7 @@ class Folder(files.Files):
         path = self._instances[item.name]
         with path.open("rb") as file:
             objects = decode.read_label(file, str(path), np.arange(2**16, dtype=np.int32))
-        height, width, _ = files.header(item.image)
+        height, width, *_ = files.header(item.image)
         if objects.shape != (height, width):
             raise ValueError(
                 f"{path}: {objects.shape[0]} x {objects.shape[1]} pixels (height x width), but its "
@@ -131,16 +141,24 @@ def _check_disjoint(lists: Iterable[pathlib.Path]) -> None:
             seen[name] = f"{path}, line {line}"
 
 
-def _num_channels(images: Iterable[pathlib.Path]) -> int:
-    """Returns the number of channels that all images share, or 3 if gray and RGB are mixed."""
+def _pixels(images: Iterable[pathlib.Path]) -> tuple[int, str]:
+    """Returns the number of channels and the dtype of all images.
+
+    If gray and RGB images are mixed, the number of channels is 3. The dtype is uint8 or uint16 if
+    all images have it, and otherwise float32.
+    """
     examples: dict[int, pathlib.Path] = {}
+    dtypes: set[str] = set()
     for path in images:
         with contextlib.suppress(ValueError, OSError):  # reported when the example is read
-            examples.setdefault(files.header(path)[2], path)
+            header = files.header(path)
+            examples.setdefault(header.channels, path)
+            dtypes.add(header.dtype.name)
     if len(examples) > 1 and examples.keys() != {1, 3}:
         differing = ", ".join(f"{path} has {c}" for c, path in sorted(examples.items()))
         raise ValueError(f"images differ in their number of channels: {differing}")
-    return max(examples, default=3)
+    alike = any(dtypes <= {dtype} for dtype in ("uint8", "uint16"))
+    return max(examples, default=3), max(dtypes, default="uint8") if alike else "float32"
 
 
 def _read_options(root: pathlib.Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Shaped
 
 from dense_jax.data import decode
 
@@ -40,8 +40,9 @@ def strips(
     num_channels: int,
     *,
     page: int | None = None,
+    dtype: str = "uint8",
     value_range: decode.Range | None = None,
-) -> Iterator[UInt8[np.ndarray, "_ w c"]]:
+) -> Iterator[Shaped[np.ndarray, "_ w c"]]:
     """Yields an image as strips of rows, from top to bottom.
 
     See `decode.read_image` for the arguments. Raises ValueError if the file is corrupt, possibly
@@ -49,7 +50,7 @@ def strips(
     """
     where = describe(path, page)
     with path.open("rb") as file:
-        shape = decode.image_header(file, where, page)
+        shape = decode.image_header(file, where, page)[:3]
         decode.check_channels(shape[2], where, num_channels)
         file.seek(0)
         rows = None
@@ -57,13 +58,15 @@ def strips(
             with decode.reading(where):
                 rows = _numpy_rows(path, shape) or _vips_rows(path, page, shape)
         if rows is None:
-            yield decode.read_image(file, where, num_channels, page=page, value_range=value_range)
+            yield decode.read_image(
+                file, where, num_channels, page=page, dtype=dtype, value_range=value_range
+            )
             return
     height = max(1, STRIP // shape[1])
     for start in range(0, shape[0], height):
         with decode.reading(where):
             pixels = rows(start, min(start + height, shape[0]))
-        yield decode.to_channels(pixels, where, num_channels, value_range)
+        yield decode.convert(pixels, where, num_channels, dtype, value_range)
 
 
 def describe(path: pathlib.Path, page: int | None) -> str:

@@ -36,12 +36,13 @@ def train_batches(
     """Yields training batches without end, starting with batch `step`. Reshuffles each epoch.
 
     Each batch holds this host's b = batch_size / num_hosts examples:
-        image  uint8 [b, height, width, c]
+        image  [b, height, width, c], of the source's dtype
         label  uint8 [b, height, width]; IGNORE_LABEL outside the example
         size   int32 [b, 2], the height and width of the example on the canvas, in pixels
         index  uint32 [b], the position of the example in the run; seeds the augmentation
         name   str [b]
-    and an array [b, height, width] for each of the source's fields.
+    and an array [b, height, width] for each of the source's fields. If the source has levels, the
+    batch also holds `levels` float32 [b, 2, c].
 
     canvas: The height and width, in pixels, to which examples are cropped or padded. If None, a
       batch holds the examples as the source returns them, plus `index`.

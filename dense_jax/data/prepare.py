@@ -85,6 +85,7 @@ def _description(
         "classes": list(source.class_names),
         "palette": None if source.palette is None else source.palette.tolist(),
         "num_channels": source.num_channels,
+        "dtype": source.dtype,
         "value_range": source.value_range and list(source.value_range),
         "prepared_from": {"name": name, "max_side": max_side},
         "splits": {
@@ -152,14 +153,14 @@ def shrink(example: dict[str, Any], max_side: int) -> dict[str, Any]:
     shrunk = dict(example)
     for key in {"label", "instances"} & example.keys():
         shrunk[key] = example[key][rows[:, None], columns]
-    channels = np.moveaxis(example["image"], -1, 0)
-    shrunk["image"] = np.stack(
-        [
-            np.asarray(Image.fromarray(channel).resize(size[::-1], Image.Resampling.BILINEAR))
-            for channel in channels
-        ],
-        axis=-1,
-    )
+    image = example["image"]
+    values = image if image.dtype == np.uint8 else image.astype(np.float32)  # what Pillow resizes
+    channels = [
+        np.asarray(Image.fromarray(channel).resize(size[::-1], Image.Resampling.BILINEAR))
+        for channel in np.moveaxis(values, -1, 0)
+    ]
+    resized = np.stack(channels, axis=-1)
+    shrunk["image"] = (resized.round() if image.dtype == np.uint16 else resized).astype(image.dtype)
     return shrunk
 
 

@@ -5,7 +5,8 @@
 
 A record is a msgpack map of `name`, `size` (height and width in pixels), `image`, `label` and, if
 the split has instances, `instances`. The arrays are PNG-encoded. Labels hold class indices, or 255
-for ignored pixels. If an image has neither 1 nor 3 channels, it is stored as gray [h, w * c].
+for ignored pixels. An 8-bit image with neither 1 nor 3 channels is stored as gray [h, w * c], and an
+image that is not 8-bit as its bytes, gray [h, w * bytes per pixel].
 """
 
 import functools
@@ -28,10 +29,12 @@ def pack(example: dict[str, Any]) -> bytes:
     """Encodes an example as a record, losslessly."""
     image, label = example["image"], example["label"]
     height, width = label.shape
+    is_rgb = image.dtype == np.uint8 and image.shape[2] == 3
+    flat = np.ascontiguousarray(image).reshape(height, -1)
     record = {
         "name": example["name"],
         "size": (height, width),
-        "image": _to_png(image if image.shape[2] == 3 else image.reshape(height, -1)),
+        "image": _to_png(image if is_rgb else flat.view(np.uint8)),
         "label": _to_png(label.astype(np.uint8)),
     }
     if "instances" in example:
@@ -72,7 +75,8 @@ class Records(Source):
             raise ValueError(f"{self._path}: cannot be read ({error}); {self._way_out}") from error
         self.class_names = tuple(description["classes"])
         self.num_channels = description["num_channels"]
-        self.value_range = description["value_range"]  # already applied to these images
+        self.dtype = description["dtype"]
+        self.value_range = description["value_range"]
         if description["palette"]:
             self.palette = np.array(description["palette"], np.uint8)
         self.has_instances = splits[split]["has_instances"]
@@ -86,7 +90,8 @@ class Records(Source):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         record = self._record(i)
-        image = _from_png(record["image"]).reshape(*record["size"], self.num_channels)
+        image = _from_png(record["image"]).view(self.dtype)
+        image = image.reshape(*record["size"], self.num_channels)
         label = _from_png(record["label"]).astype(np.int32)
         return {"image": image, "label": label, "name": record["name"]}
 

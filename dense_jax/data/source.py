@@ -26,11 +26,14 @@ class Field(NamedTuple):
 class Examples(abc.ABC):
     """The part of the `Source` interface that batching needs.
 
-    examples[i] is {"image": uint8 [h, w, num_channels], "label": int32/uint8 [h, w], "name": str}
-    plus an array [h, w] for each of `fields`. Labels are in [0, num_classes) or IGNORE_LABEL.
+    examples[i] is {"image": `dtype` [h, w, num_channels], "label": int32/uint8 [h, w], "name": str}
+    plus an array [h, w] for each of `fields`. Labels are in [0, num_classes) or IGNORE_LABEL. If
+    `has_levels`, each example also has `levels`, float32 [2, num_channels]; see `data.levels`.
     """
 
     num_channels: int  # 1 (gray), 3 (RGB) or any other number
+    dtype: str = "uint8"  # of the images: "uint8", "uint16" or "float32"
+    has_levels: bool = False
     fields: tuple[Field, ...] = ()
 
     @property
@@ -51,7 +54,7 @@ class Source(Examples):
     class_names: tuple[str, ...]
     # The raw value or values of each class in label files. If None, the files hold class indices.
     values: tuple[int | tuple[int, ...], ...] | None = None
-    # The values that were mapped to 0 and 255 in images that are not 8-bit.
+    # The values that stand for black and white (gray levels 0 and 255) in images that are not 8-bit.
     value_range: Sequence[float] | None = None
     # The RGB color of each class in pictures. If None, `class_colors` chooses the colors.
     palette: UInt8[np.ndarray, "c 3"] | None = None

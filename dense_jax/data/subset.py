@@ -17,7 +17,8 @@ class Subset(Source):
     def __init__(self, source: Source, num_examples: int):
         self._source = source
         self._numbers = np.arange(num_examples) * len(source) // num_examples
-        self.num_channels, self.class_names = source.num_channels, source.class_names
+        self.num_channels, self.dtype = source.num_channels, source.dtype
+        self.class_names = source.class_names
         self.value_range, self.palette = source.value_range, source.palette
 
     @property

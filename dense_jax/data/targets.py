@@ -57,7 +57,8 @@ class WithTarget(Examples):
     """
 
     def __init__(self, source: Examples, field: Field, function: Callable[..., np.ndarray]):
-        self.num_channels = source.num_channels
+        self.num_channels, self.dtype = source.num_channels, source.dtype
+        self.has_levels = source.has_levels
         self.fields = (*source.fields, field)
         self._source = source
         self._name = field.name

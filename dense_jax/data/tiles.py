@@ -47,8 +47,8 @@ class Place(NamedTuple):
 class Tiles:
     """A source cut into tiles of one size, with random access to the tiles.
 
-    tiles[k] is {"image": uint8 [th, tw, c], "label": uint8 [th, tw], "index": k}. The label is
-    IGNORE_LABEL outside the core.
+    tiles[k] is {"image": [th, tw, c], "label": uint8 [th, tw], "index": k}, and the `levels` of the
+    whole image if the source has levels. The label is IGNORE_LABEL outside the core.
 
     source: An object with `sizes`, int [n, 2]. source[i] is a dict with `image` and `label`.
     tile_size: The height and width of a tile, in pixels.
@@ -117,6 +117,7 @@ class Tiles:
             "image": example["image"][rows[:, None], columns],
             "label": label,
             "index": np.int64(index),
+            **{name: example[name] for name in ("levels",) if name in example},
         }
 
     def _example(self, i: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int64, Shaped, UInt8
 
 from dense_jax import metrics
-from dense_jax.data import Source, verify
+from dense_jax.data import Source, levels, verify
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.spelling import percent, some
 
@@ -29,16 +29,8 @@ NUM_LEVELS = 256
 def gray_levels(
     image: Shaped[np.ndarray, "h w c"], value_range: Sequence[Any] | None = None
 ) -> UInt8[np.ndarray, "h w"]:
-    """Returns the mean over the channels, rounded down.
-
-    value_range: The values of levels 0 and 255 in images that are not 8-bit. If None, the lowest
-      and the highest value of the image.
-    """
-    gray = image.mean(axis=-1, dtype=np.float64)
-    if image.dtype != np.uint8:
-        low, high = (gray.min(), gray.max()) if value_range is None else value_range
-        gray = (gray - low) * ((NUM_LEVELS - 1) / ((high - low) or 1.0))
-    return gray.clip(0, NUM_LEVELS - 1).astype(np.uint8)
+    """Returns the mean over the channels of the picture of an image; see `levels.picture`."""
+    return levels.picture(image, value_range=value_range).mean(axis=-1).astype(np.uint8)
 
 
 def gray_histogram(source: Source) -> Int64[np.ndarray, "2 256"] | None:

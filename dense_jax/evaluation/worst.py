@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dense_jax import class_colors, drawing, metrics
+from dense_jax.data import levels
 from dense_jax.spelling import percent
 
 NUM_DRAWN = 6  # the number of images to draw
@@ -52,7 +53,8 @@ def draw(
     rows = []
     for i, classes in predictions.items():
         example = source[i]
-        pictures = drawing.comparison(example["image"], example["label"], classes, palette)
+        image = levels.picture(example["image"], value_range=source.value_range)
+        pictures = drawing.comparison(image, example["label"], classes, palette)
         rows.append((f"{example['name']}: mean IoU {percent(float(scores[i]))}", pictures))
     return drawing.contact_sheet(
         rows, class_colors.colors_of(source.class_names, palette) | class_colors.MARKS

@@ -2,8 +2,9 @@
 
 An exported model is an uncompressed zip archive of
   model.json           the description of the model; see `export.describe`
-  program.bin          StableHLO serialized by jax.export: (weights, image uint8 [b, h, w, c]) ->
-                       logits float32 [b, h, w, num_classes], for any b, h and w
+  program.bin          StableHLO serialized by jax.export: (weights, image [b, h, w, c]) ->
+                       logits float32 [b, h, w, num_classes], for any b, h and w. If images have
+                       levels (see `data.levels`), a third argument is float32 [b, 2, c].
   weights.safetensors  the weights, named by their paths: "params/encoder/..."
 """
 
@@ -23,6 +24,7 @@ from etils import epath
 from jax import export
 from safetensors import numpy as safetensors
 
+from dense_jax.data import levels
 from dense_jax.inference.tta import LogitsStep
 
 FORMAT = "dense_jax model"
@@ -50,9 +52,13 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
 def _is_range(value: Any) -> bool:
-    are_two_numbers = _list(lambda x: type(x) in (int, float), 2)(value)
-    return value is None or (are_two_numbers and -math.inf < value[0] < value[1] < math.inf)
+    are_two_numbers = _list(_is_number, 2)(value)
+    return value is None or (are_two_numbers and value[0] < value[1])
 
 
 # The dotted paths of the fields of model.json that code relies on, with a predicate for each value.
@@ -64,6 +70,8 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "trained_with": lambda value: isinstance(value, dict),
     "dataset.palette": _list(_list(_integer(0, 255), 3)),
     "dataset.num_channels": _integer(1),
+    "dataset.dtype": lambda value: value in ("uint8", "uint16", "float32"),
+    "dataset.levels": lambda value: value is None or _list(_list(_is_number), 2)(value),
     "dataset.value_range": _is_range,
     "dataset.ladder": _list(_list(_integer(1), 2)),
     "context": _integer(0),
@@ -97,9 +105,11 @@ def read(path: epath.PathLike) -> Exported:
         program = export.deserialize(bytearray(serialized))
     with _explaining(DAMAGED.format(path)):
         _check_program(program, about, weights)
-    return Exported(
-        about, lambda variables, image: program.call(variables, image[None])[0], weights
-    )
+
+    def logits_step(variables, /, *image):
+        return program.call(variables, *(array[None] for array in image))[0]
+
+    return Exported(about, logits_step, weights)
 
 
 def read_weights(path: epath.PathLike) -> tuple[Mapping[str, Any], dict[str, np.ndarray]]:
@@ -178,7 +188,7 @@ def _check_program(
     program: export.Exported, about: Mapping[str, Any], weights: Mapping[str, np.ndarray]
 ) -> None:
     """Raises ValueError if program, weights and model.json disagree or a weight is not finite."""
-    (needed, _), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
+    (needed, *_), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
     shapes, needed_shapes = (
         {name: (array.shape, array.dtype) for name, array in arrays.items()}
         for arrays in (weights, needed)
@@ -189,7 +199,11 @@ def _check_program(
     if wrong := [name for name in names if not np.isfinite(weights[name]).all()]:
         raise ValueError(f"its weights are not finite: {', '.join(wrong[:3])}")
     length, dataset = 2 * about["context"] + 1, about["dataset"]
-    image = jax.ShapeDtypeStruct((1, length, length, dataset["num_channels"]), np.uint8)
+    c, dtype = dataset["num_channels"], dataset["dtype"]
+    arguments = [jax.ShapeDtypeStruct((1, length, length, c), dtype)]
+    if levels.are_needed(about["normalization"], dtype):
+        levels.rule(about["normalization"], dataset)  # raises if the levels are missing
+        arguments.append(jax.ShapeDtypeStruct((1, 2, c), np.float32))
     shape = (1, length, length, len(dataset["class_names"]))
-    if (logits := jax.eval_shape(program.call, weights, image)).shape != shape:
+    if (logits := jax.eval_shape(program.call, weights, *arguments)).shape != shape:
         raise ValueError(f"its program returns logits {logits.shape}, not {shape}")

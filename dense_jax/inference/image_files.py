@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 
 from dense_jax.data import decode, files
 from dense_jax.data.image_strips import describe, strips
@@ -105,12 +105,17 @@ class ImageFiles:
     """Image files that implement the protocol `stitching.Images`."""
 
     def __init__(
-        self, images: Sequence[Image], num_channels: int, value_range: decode.Range | None
+        self,
+        images: Sequence[Image],
+        num_channels: int,
+        value_range: decode.Range | None,
+        dtype: str = "uint8",
     ):
-        self._images, self._num_channels, self._value_range = images, num_channels, value_range
+        self._images, self._num_channels = images, num_channels
+        self._options = {"value_range": value_range, "dtype": dtype}
         self.sizes = np.array([image.size for image in images], np.int32)
 
-    def strips(self, i: int) -> Iterator[UInt8[np.ndarray, "_ w c"]]:
+    def strips(self, i: int) -> Iterator[Shaped[np.ndarray, "_ w c"]]:
         """Yields the rows of image i from top to bottom, in strips."""
         path, page, *_ = self._images[i]
-        return strips(path, self._num_channels, page=page, value_range=self._value_range)
+        return strips(path, self._num_channels, page=page, **self._options)

@@ -19,7 +19,7 @@ from etils import epath
 from jaxtyping import Float32, UInt8
 from tqdm import tqdm
 
-from dense_jax.data import decode
+from dense_jax.data import decode, levels
 from dense_jax.data.tiles import Tiles, tilings
 from dense_jax.devices import mesh
 from dense_jax.devices.one_step_late import OneStepLate
@@ -38,7 +38,8 @@ class Predictor:
 
     class_names, num_channels: As in the training data.
     palette: The RGB color of each class, uint8 [num_classes, 3].
-    value_range: The two values that map to 0 and 255 in images of more than 8 bits, or None.
+    dtype: The type of images: "uint8", "uint16" or "float32".
+    value_range: The values that stand for black and white in images that are not 8-bit, or None.
     ladder: The heights and widths to which images are padded, in pixels; see `tilings`.
     about: The model, its step and the path that it was loaded from, as a line of text.
     """
@@ -48,6 +49,7 @@ class Predictor:
         logits_step: tta.LogitsStep,
         variables: Any,
         dataset: Mapping[str, Any],
+        normalization: str,
         *,
         tile_size: Sequence[int],
         margin: int,
@@ -60,17 +62,20 @@ class Predictor:
         """Creates a predictor from a network and the options described in `using`.
 
         dataset: The content of the run's dataset.json.
+        normalization: The name of the input normalization, which decides the levels of images.
         context: The number of pixels that unpadded convolutions trim on each side; see `tilings`.
         """
         self.class_names: tuple[str, ...] = tuple(dataset["class_names"])
         self.palette = np.array(dataset["palette"], np.uint8)
         self.num_channels: int = dataset["num_channels"]
+        self.dtype: str = dataset["dtype"]
         self.value_range = dataset["value_range"]
         self.ladder = [list(rung) for rung in dataset["ladder"]]
         self.tile_size, self.margin, self.context = tuple(tile_size), margin, context
         self.batch_size, self.blend, self.augment = batch_size, blend, tuple(augment)
         self.about = about
-        self._network = logits_step, variables, dataset
+        self._network = logits_step, variables, dataset, normalization
+        self._levels_of = levels.rule(normalization, dataset)
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
         if margin < 0:
@@ -107,7 +112,8 @@ class Predictor:
             scores_step = tta.make_probabilities_step(scores_step, self.augment)
 
         def step(variables: Any, example: Mapping[str, Any]) -> dict[str, Any]:
-            scores = scores_step(variables, example["image"])
+            image = (example[name] for name in ("image", "levels") if name in example)
+            scores = scores_step(variables, *image)
             outputs = {"classes": jnp.argmax(scores, axis=-1).astype(jnp.uint8)}
             if "probabilities" in names:
                 outputs["probabilities"] = scores if self.augment else jax.nn.softmax(scores)
@@ -145,16 +151,19 @@ class Predictor:
 
     def _images(self, image: AnyImage) -> Images:
         """Returns a single image as an `Images`."""
-        how = self.num_channels, self.value_range
+        how = {"value_range": self.value_range, "dtype": self.dtype}
         if isinstance(image, str | os.PathLike):
-            return image_files.ImageFiles([image_files.single(Path(image))], *how)
-        pixels = decode.read_image(image, "the image", how[0], value_range=how[1])
+            file = image_files.single(Path(image))
+            return image_files.ImageFiles([file], self.num_channels, **how)
+        pixels = decode.read_image(image, "the image", self.num_channels, **how)
         return _Array(pixels)
 
     def segment(
         self, images: Images, maps: Mapping[str, MakeMap] | None = None
     ) -> Iterator[Strip | Failure]:
         """Yields strips of each image, with the maps "image", "classes" and any maps in `maps`.
+
+        The map "image" is uint8; see `levels.picture`.
 
         All strips of an image are consecutive. Images with equal tile sizes are grouped, which may
         change the order of the images; see `tilings`. If an image cannot be read completely, a
@@ -175,7 +184,9 @@ class Predictor:
         stitcher = Stitcher(tiles, tiles.margin - self.context if self.blend else (0, 0))
         step = self._step_with_probabilities if maps else self._step
         with tqdm(total=len(tiles), unit="tile", leave=False, disable=None) as bar:
-            for tile, outputs in self._outputs(step, cut(images, tiles), len(tiles)):
+            for tile, outputs in self._outputs(
+                step, cut(images, tiles, self._levels_of), len(tiles)
+            ):
                 if isinstance(tile, Failure):
                     bar.update(tiles.of_image(tile.index).stop - bar.n)
                     stitcher.forget(tile.index)
@@ -184,7 +195,7 @@ class Predictor:
                 bar.update()
                 number = tile.number
                 blocks = {
-                    "image": stitcher.crop(number, tile.image),
+                    "image": levels.picture(stitcher.crop(number, tile.image), levels=tile.levels),
                     "classes": stitcher.crop(number, outputs["classes"]),
                 }
                 if maps:
@@ -209,10 +220,11 @@ class Predictor:
                 ready.append((tile, {name: array[k] for name, array in arrays.items()}))
 
         def dispatch(batch: list[Tile]) -> None:
-            images = [tile.image for tile in batch]
-            images += images[-1:] * (batch_size - len(batch))
-            example = mesh.to_global({"image": np.stack(images)}, self._mesh)
-            late.put(batch, step(self._network[1], example))
+            padded = batch + batch[-1:] * (batch_size - len(batch))
+            arrays = {"image": np.stack([tile.image for tile in padded])}
+            if self._levels_of is not None:
+                arrays["levels"] = np.array([tile.levels for tile in padded])
+            late.put(batch, step(self._network[1], mesh.to_global(arrays, self._mesh)))
 
         late = OneStepLate(handle)
         batch: list[Tile] = []
@@ -256,11 +268,12 @@ def load(path: epath.PathLike, checkpoint: str = "best") -> Predictor:
     Raises ValueError if the checkpoint does not exist.
     """
     if epath.Path(path).is_dir():
-        from dense_jax import trained  # imports Flax, which exported files do not need
+        from dense_jax import program, trained  # import Flax, which exported files do not need
 
         loaded = trained.load(str(path), checkpoint)
         dataset, context, options = loaded.dataset, loaded.program.context, loaded.config.eval
         logits_step, variables = loaded.program.logits_step, loaded.variables
+        normalization = program.normalization(loaded.config.model)
         model, step = loaded.config.model, loaded.step
     else:
         about, logits_step, variables = exported.read(path)
@@ -269,12 +282,14 @@ def load(path: epath.PathLike, checkpoint: str = "best") -> Predictor:
                 f"no checkpoint {checkpoint!r} in {path}: it was exported at step {about['step']}"
             )
         dataset, context, options = about["dataset"], about["context"], about
+        normalization = about["normalization"]
         variables = jax.device_put(variables, mesh.replicated(mesh.make_mesh()))
         model, step = about["config"]["model"], about["step"]
     return Predictor(
         logits_step,
         variables,
         dataset,
+        normalization,
         context=context,
         about=f"{model['name']} with encoder {model['encoder']}, step {step} of {path}",
         **{name: options[name] for name in ("tile_size", "margin", "batch_size")},

@@ -5,12 +5,14 @@ partition each image. If `overlap` > 0, each tile also contributes `overlap` pix
 Overlapping predictions are blended, so that no seams are visible. Uses NumPy only.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Shaped
 
+from dense_jax.data.levels import Rule
 from dense_jax.data.tiles import Place, Tiles
 
 
@@ -21,7 +23,7 @@ class Images(Protocol):
     sizes: np.ndarray
 
     def strips(self, i: int) -> Iterator[np.ndarray]:
-        """Yields the rows of image i from top to bottom, as arrays uint8 [_, w, c].
+        """Yields the rows of image i from top to bottom, as arrays [_, w, c].
 
         Raises ValueError or OSError at a broken part of the file.
         """
@@ -29,10 +31,11 @@ class Images(Protocol):
 
 
 class Tile(NamedTuple):
-    """The index of a tile in a `Tiles` object, and the pixels of the tile."""
+    """The index of a tile in a `Tiles` object, its pixels, and the levels of its image if any."""
 
     number: int
-    image: UInt8[np.ndarray, "th tw c"]
+    image: Shaped[np.ndarray, "th tw c"]
+    levels: Float32[np.ndarray, "2 c"] | None = None
 
 
 class Failure(NamedTuple):
@@ -170,18 +173,25 @@ def _move(new: np.ndarray, earlier: np.ndarray, share: np.ndarray) -> None:
     new += earlier
 
 
-def cut(images: Images, tiles: Tiles) -> Iterator[Tile | Failure]:
+def cut(images: Images, tiles: Tiles, levels_of: Rule | None = None) -> Iterator[Tile | Failure]:
     """Yields the tiles of `images` in order. Holds about one row of tiles in memory.
+
+    levels_of: How the levels of an image are found, or None.
 
     If an image cannot be read completely, a `Failure` replaces its remaining tiles.
     """
     for i in np.flatnonzero(tiles.num_tiles.all(axis=1)).tolist():
         try:
-            reader = _Reader(images.strips(i), int(images.sizes[i][0]))
+            levels, strips = None, images.strips(i)
+            if levels_of is not None:
+                levels, strips = levels_of.read(
+                    functools.partial(images.strips, i), images.sizes[i]
+                )
+            reader = _Reader(strips, int(images.sizes[i][0]))
             for number in tiles.of_image(i):
                 rows, columns = tiles.shown(number)
                 first, pixels = reader.read(int(rows.min()), int(rows.max()) + 1)
-                yield Tile(number, pixels[(rows - first)[:, None], columns])
+                yield Tile(number, pixels[(rows - first)[:, None], columns], levels)
         except (OSError, ValueError) as problem:
             yield Failure(i, problem)
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Num
 
 AUGMENTATIONS = ("flip", "flips", "turns", "scales")
 SCALES = (0.75, 1.0, 1.25)
@@ -20,10 +20,13 @@ SCALES = (0.75, 1.0, 1.25)
 
 @runtime_checkable
 class LogitsStep(Protocol):
-    """A function that returns logits (or, with augmentation, probabilities) for one image."""
+    """A function that returns logits (or, with augmentation, probabilities) for one image.
+
+    levels: The image's levels, if images have them; see `data.levels`.
+    """
 
     def __call__(
-        self, variables: Any, image: UInt8[Array, "h w c"], /
+        self, variables: Any, image: Num[Array, "h w c"], /, *levels: Float[Array, "2 c"]
     ) -> Float[Array, "h w num_classes"]: ...
 
 
@@ -41,7 +44,7 @@ QUARTER, HALF = _turn(1), _turn(2)
 
 
 def make_probabilities_step(logits_step: LogitsStep, augmentations: Sequence[str]) -> LogitsStep:
-    """Returns probabilities_step(variables, image), which averages over augmented copies.
+    """Returns probabilities_step(variables, image, *levels), which averages over augmented copies.
 
     The result is bitwise equivariant under the flips and rotations in `augmentations`: transforming
     the image transforms the result in the same way. Raises ValueError for an unknown augmentation.
@@ -51,9 +54,12 @@ def make_probabilities_step(logits_step: LogitsStep, augmentations: Sequence[str
     scales = SCALES if "scales" in augmentations else (1.0,)
     symmetries = _symmetries(augmentations)
 
-    def probabilities_step(variables: Any, image: Array) -> Array:
+    def probabilities_step(variables: Any, image: Array, /, *levels: Array) -> Array:
+        def logits_of(image: Array) -> Array:
+            return logits_step(variables, image, *levels)
+
         def mean_over_scales(image: Array) -> Array:
-            terms = [_at_scale(logits_step, variables, image, scale) for scale in scales]
+            terms = [_at_scale(logits_of, image, scale) for scale in scales]
             return functools.reduce(jnp.add, terms) / len(scales)
 
         return _mean(mean_over_scales, image, symmetries)
@@ -70,14 +76,15 @@ def _symmetries(augmentations: Sequence[str]) -> list[Symmetry]:
     return [HALF, QUARTER] if turned else [LEFT_RIGHT] if "flip" in augmentations else []
 
 
-def _at_scale(logits_step: LogitsStep, variables: Any, image: Array, scale: float) -> Array:
+def _at_scale(logits_of: Callable[[Array], Array], image: Array, scale: float) -> Array:
     """Returns probabilities [h, w, num_classes], computed from the image resized by `scale`."""
     h, w, c = image.shape
     if scale != 1.0:
         size = (max(1, round(h * scale)), max(1, round(w * scale)), c)
         resized = jax.image.resize(image.astype(jnp.float32), size, "bilinear", antialias=False)
-        image = jnp.round(resized).astype(jnp.uint8)
-    logits = logits_step(variables, image)
+        is_whole = jnp.issubdtype(image.dtype, jnp.integer)
+        image = jnp.round(resized).astype(image.dtype) if is_whole else resized
+    logits = logits_of(image)
     if scale != 1.0:
         logits = jax.image.resize(logits, (h, w, logits.shape[-1]), "bilinear")
     return jax.nn.softmax(logits)

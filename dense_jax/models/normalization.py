@@ -1,6 +1,10 @@
 """Methods to normalize an image for the network, selected by `model.normalization`.
 
-Each function in NORMALIZATIONS maps an image [..., c] with values in 0..255 to float32 [..., d].
+`to_gray_levels` maps the values of an image to gray levels, of which 0 is black and 255 is white.
+Each function in NORMALIZATIONS then maps gray levels [..., c] to float32 [..., d]. For "image",
+"percentiles" and "dataset", gray levels are measured (see `data.levels`), and `unit` maps them. With
+"image" and "dataset", the network's input is (x - mean) / sd.
+
 The functions for published weights convert a gray image to three equal channels. The network then
 computes the same as if its first kernels were summed over R, G and B.
 """
@@ -10,6 +14,17 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+
+def to_gray_levels(image: Array, levels: Array | None = None) -> Array:
+    """Returns (image - low) * 255 / (high - low), not clipped, with low and high = levels.
+
+    image: [h, w, c], of any dtype. levels: [2, c]. If None, the image holds gray levels already.
+    """
+    if levels is None:
+        return image
+    low, high = levels[:, None, None]
+    return (image - low) * (255 / (high - low))
 
 
 def unit(image: Array) -> Float[Array, "*shape"]:
@@ -49,4 +64,7 @@ NORMALIZATIONS: dict[str, Callable[[Array], Array]] = {
     "imagenet": standardize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
     "inception": standardize(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
     "local_response": local_response,
+    "image": unit,
+    "percentiles": unit,
+    "dataset": unit,
 }

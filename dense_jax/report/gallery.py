@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from dense_jax import class_colors, data, drawing, metrics
-from dense_jax.data import decode
+from dense_jax.data import decode, levels
 from dense_jax.evaluation import class_maps
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.report.reading import RunFolder
@@ -134,6 +134,8 @@ def _examples(
     try:
         source = data.open_dataset(*(evaluation[key] for key in ("dataset", "root", "split")))
         examples = [source[i] for i in numbers if source.names == evaluated.names]
+        for example in examples:
+            example["image"] = levels.picture(example["image"], value_range=source.value_range)
         counts = [
             np.bincount(example["label"].ravel(), minlength=IGNORE_LABEL + 1)[: source.num_classes]
             for example in examples

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num, UInt8
 from dense_jax.data import Field
 from dense_jax.geometry import reflect
 from dense_jax.labels import IGNORE_LABEL
+from dense_jax.models.normalization import to_gray_levels
 from dense_jax.training.color_jitter import change_colors
 
 ELASTIC_POINTS = 3  # points of the displacement grid along each axis, as in the U-Net paper
@@ -40,6 +41,7 @@ def augment(
     scale: float = 0.0,
     max_class_fraction: float = 1.0,
     fields: Sequence[Field] = (),
+    clip: bool = True,
     **strengths: float,
 ) -> dict[str, Array]:
     """Returns a random crop of the image, the label and the additional fields of an example.
@@ -47,8 +49,10 @@ def augment(
     With (h, w) = crop_size, the result holds `image` float [h + 2 * context, w + 2 * context, c],
     `label` int32 [h, w], and the fields [h, w].
 
-    example: The padded arrays `image` uint8 [H, W, c], `label` uint8 [H, W] and fields [H, W], and
-      `size` int32 [2], the height and width without the padding.
+    The image holds gray levels, 0 to 255; see `to_gray_levels`.
+
+    example: The padded arrays `image` [H, W, c], `label` uint8 [H, W] and fields [H, W]; `size`
+      int32 [2], the height and width without the padding; and, if images have them, `levels`.
     context: The number of pixels by which the cropped image extends beyond its label on every side.
     resolution: The factor by which the example is resized before cropping.
     scale: The strength of the zoom. The zoom factor is drawn log-uniformly from
@@ -57,6 +61,7 @@ def augment(
       class covers less than this fraction of the valid pixels. If there is none, crops the last.
     fields: The additional per-pixel targets. Where the cropped label is IGNORE_LABEL, a cropped
       field has the value `Field.fill`.
+    clip: Whether gray levels below 0 and above 255 are impossible; see `change_colors`.
     strengths: The strengths of entries of GEOMETRY and COLORS, by name. The default is 0 (off).
     """
     keys = dict(zip(KEYS, jax.random.split(key, len(KEYS)), strict=True))
@@ -90,7 +95,8 @@ def augment(
     inner = tuple(slice(context, context + n) for n in crop_size)
     label_at = y[inner], x[inner]
     label = sample_nearest(example["label"], label_at, size, IGNORE_LABEL)
-    image = change_colors(keys["color"], sample_bilinear(example["image"], mirrored), strengths)
+    image = to_gray_levels(sample_bilinear(example["image"], mirrored), example.get("levels"))
+    image = change_colors(keys["color"], image, strengths, clip)
     crop = {"image": image, "label": label.astype(jnp.int32)}
     for field in fields:
         values = example[field.name]

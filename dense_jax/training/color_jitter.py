@@ -1,7 +1,8 @@
 """Random color augmentation on the device. It changes the image but not the label.
 
 Each entry of COLORS is a function (key, strength, planes) that returns randomly changed planes. The
-planes are the image's channels, float [c, h, w] with values from 0 to 255.
+planes are the image's channels, float [c, h, w] in gray levels. These are 0 to 255 if they come from
+the range of the sensor, and may lie outside if they come from the image's statistics.
 """
 
 import math
@@ -16,9 +17,14 @@ Planes = Float[Array, "c h w"]
 
 
 def change_colors(
-    key: Key[Array, ""], image: Float[Array, "h w c"], strengths: Mapping[str, float]
+    key: Key[Array, ""],
+    image: Float[Array, "h w c"],
+    strengths: Mapping[str, float],
+    clip: bool = True,
 ) -> Float[Array, "h w c"]:
-    """Applies the entries of COLORS with nonzero strength, clipping to [0, 255] after each one.
+    """Applies the entries of COLORS with nonzero strength.
+
+    clip: Whether to clip to [0, 255] after each entry, because no sensor gives other gray levels.
 
     Raises ValueError if hue or saturation has a nonzero strength and the image is not RGB.
     """
@@ -34,7 +40,8 @@ def change_colors(
                     f"augment.{name}={strength} needs images of 3 channels, and these have "
                     f"{len(planes)}: set it to 0"
                 )
-            planes = change(jax.random.fold_in(key, i), strength, planes).clip(0, 255)
+            planes = change(jax.random.fold_in(key, i), strength, planes)
+            planes = planes.clip(0, 255) if clip else planes
     return jnp.moveaxis(planes, 0, -1)
 
 
@@ -78,13 +85,13 @@ def hue(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
 
 
 def gamma(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
-    """Maps each value v to 255 * (v / 255)^g.
+    """Maps each value v to 255 * (v / 255)^g. Values below 0 become 0.
 
     The exponent g is drawn log-uniformly from [1 / (1 + strength), 1 + strength].
     """
     limit = math.log1p(strength)
     exponent = jnp.exp(_uniform(key, -limit, limit))
-    return 255 * jnp.exp(exponent * jnp.log(planes / 255))  # far faster than ** on a CPU
+    return 255 * jnp.exp(exponent * jnp.log(planes.clip(0) / 255))  # far faster than ** on a CPU
 
 
 def blur(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
@@ -115,6 +122,11 @@ def noise(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
     return planes + _uniform(key_amount, 0.0, strength) * jax.random.normal(key_noise, planes.shape)
 
 
+def offset(key: Key[Array, ""], strength: float, planes: Planes) -> Planes:
+    """Adds a number drawn uniformly from [-strength, strength] gray levels to the image."""
+    return planes + _uniform(key, -strength, strength)
+
+
 def _uniform(key: Key[Array, ""], low: float, high: float) -> Float[Array, ""]:
     return jax.random.uniform(key, (), minval=low, maxval=high)
 
@@ -137,5 +149,5 @@ def _gray(planes: Planes) -> Float[Array, "1 h w"]:
 
 COLORS = {
     change.__name__: change
-    for change in (brightness, contrast, saturation, hue, gamma, blur, noise)
+    for change in (brightness, contrast, saturation, hue, gamma, blur, noise, offset)
 }

@@ -22,7 +22,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dense_jax import class_colors, data, drawing, metrics
-from dense_jax.data import pipeline
+from dense_jax.data import levels, pipeline
 from dense_jax.data.cache import Cached
 from dense_jax.data.tiles import tilings
 from dense_jax.devices import cost, mesh, runtime
@@ -126,7 +126,8 @@ class Ensemble:
     def _load_data(self) -> tuple[Any, data.Examples]:
         """Returns the training source and the evaluation source, cached according to data.cache."""
         config, task = self._config, self._task
-        source, evaluated = task.source, task.eval_source
+        source = task.source
+        evaluated = levels.with_levels(task.eval_source, task.levels_of)
         self._resident: Mapping[str, jax.Array] = {}
         self._stream: dict[str, Any] = {"canvas": task.canvas, "workers": config.data.workers}
         if config.data.cache == "host":
@@ -254,7 +255,8 @@ class Ensemble:
             if i >= num_pictures:
                 return
             example = source[i]
-            pictures = drawing.comparison(example["image"], label, classes, palette)
+            image = levels.picture(example["image"], value_range=source.value_range)
+            pictures = drawing.comparison(image, label, classes, palette)
             rows[i] = example["name"], pictures
 
         counts = scoring.score(

@@ -133,7 +133,7 @@ def eval_step(
     variables: Variables,
     example: Mapping[str, Array],
     *,
-    logits_step: Callable[[Variables, Array], Array],
+    logits_step: Callable[..., Array],
     num_classes: int,
     loss_fn: Callable[[Array, Array], Array],
 ) -> tuple[dict[str, Array], Array]:
@@ -141,7 +141,7 @@ def eval_step(
 
     loss_fn: (logits, label) -> loss. The loss is that of the example's valid pixels, `num_pixels`.
     """
-    logits = logits_step(variables, example["image"])
+    logits = logits_step(variables, example["image"], example.get("levels"))
     predict_step = functools.partial(program.predict_step, logits_step=lambda *_: logits)
     counted, maps = program.eval_step(
         variables, example, predict_step=predict_step, num_classes=num_classes

@@ -17,9 +17,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dense_jax import class_colors, data, losses, storage
-from dense_jax.data import balance, ladder, subset, targets, verify
+from dense_jax.data import balance, ladder, levels, subset, targets, verify
 from dense_jax.devices import cpu, distributed, mesh
-from dense_jax.program import Program, assemble
+from dense_jax.program import Program, assemble, normalization
 from dense_jax.training import optim, replicas, steps
 from dense_jax.training.augment import augment
 from dense_jax.training.initial import Initial, initial_weights
@@ -89,6 +89,7 @@ def bind(
         context=program.model.context,
         resolution=config.data.resolution,
         fields=tuple(fields),
+        clip=normalization(config.model) not in levels.MEASURED,
         **config.augment.to_dict(),
     )
     train_step = functools.partial(
@@ -159,23 +160,30 @@ def batch_shapes(
     canvas: Sequence[int],
     num_channels: int,
     fields: Sequence[data.Field] = (),
+    dtype: str = "uint8",
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of one seed's training batch, for all hosts together."""
     b = config.batch_size
+    has_levels = levels.are_needed(normalization(config.model), dtype)
+    level_shapes = {"levels": jax.ShapeDtypeStruct((b, 2, num_channels), "float32")}
     return {
-        "image": jax.ShapeDtypeStruct((b, *canvas, num_channels), "uint8"),
+        "image": jax.ShapeDtypeStruct((b, *canvas, num_channels), dtype),
         "label": jax.ShapeDtypeStruct((b, *canvas), "uint8"),
         "size": jax.ShapeDtypeStruct((b, 2), "int32"),
         "index": jax.ShapeDtypeStruct((b,), "uint32"),
         **{field.name: jax.ShapeDtypeStruct((b, *canvas), field.dtype) for field in fields},
+        **(level_shapes if has_levels else {}),
     }
 
 
 class Task(NamedTuple):
     """The opened data of a config, with the functions that train and evaluate its network.
 
-    source: The training split, with the additional per-pixel targets that the loss needs.
-    eval_source: The evaluation split, or the images of it that eval.num_images leaves.
+    source: The training split, with the additional per-pixel targets that the loss needs, and with
+      the levels of images that have them.
+    eval_source: The evaluation split, or the images of it that eval.num_images leaves, without
+      levels.
+    levels_of: How the levels of images are found, or None.
     dataset: The content of dataset.json.
     canvas: The height and width, in pixels, to which every training image is padded or cropped.
     initial: The weights to start from, or None if a run was already started in the workdir.
@@ -183,6 +191,7 @@ class Task(NamedTuple):
 
     source: data.Examples
     eval_source: data.Source
+    levels_of: levels.Rule | None
     dataset: dict[str, Any]
     canvas: tuple[int, ...]
     batch_shapes: dict[str, jax.ShapeDtypeStruct]
@@ -204,12 +213,15 @@ def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
         data.open_dataset(config.data.name, config.data.root, split)
         for split in (config.data.train_split, config.data.eval_split)
     )
-    dataset = describe(source, eval_source)
+    dataset, name = describe(source, eval_source), normalization(config.model)
+    dataset["levels"] = levels.of_split(source).tolist() if name == "dataset" else None
+    levels_of = levels.rule(name, dataset)
     for folder in folders:
         files.compare_dataset(folder.path, dataset, config.data.root)
     train_source: data.Examples = source
     if config.border.weight > 0:
         train_source = targets.with_border_weights(source, **config.border.to_dict())
+    train_source = levels.with_levels(train_source, levels_of)
     class_weights = config.loss_options.class_weights
     if isinstance(class_weights, str):
         class_weights = balance.class_weights(class_weights, source)
@@ -220,7 +232,7 @@ def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
     fields = train_source.fields
     training = bind(config, program, source.num_channels, class_weights, fields)
     canvas = config.data.canvas_size or tuple(source.sizes.max(axis=0).tolist())
-    shapes = batch_shapes(config, canvas, source.num_channels, fields)
+    shapes = batch_shapes(config, canvas, source.num_channels, fields, source.dtype)
     placed = place(config, training, shapes)
     # Detects errors by tracing. With the final shardings, no second trace is needed later.
     placed.train_step.eval_shape(*placed.arguments, {})
@@ -239,7 +251,8 @@ def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
     if config.eval.num_images is not None and config.eval.num_images < len(eval_source):
         eval_source = subset.Subset(eval_source, config.eval.num_images)
     return Task(
-        train_source, eval_source, dataset, canvas, shapes, program, training, placed, initial
+        *(train_source, eval_source, levels_of, dataset, canvas, shapes),
+        *(program, training, placed, initial),
     )
 
 
@@ -260,10 +273,14 @@ def _verify(config: ConfigDict, source: data.Source, eval_source: data.Source) -
 
 
 def describe(source: Any, eval_source: Any) -> dict[str, Any]:
-    """Returns the content of dataset.json: everything needed to use the model without the data."""
+    """Returns the content of dataset.json: everything needed to use the model without the data.
+
+    `open_task` adds the levels of the training split.
+    """
     return {
         "class_names": source.class_names,
         "num_channels": source.num_channels,
+        "dtype": source.dtype,
         "values": source.values,
         "value_range": source.value_range,
         "palette": class_colors.palette_of(source),

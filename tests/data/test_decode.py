@@ -37,10 +37,10 @@ def array(pixels) -> io.BytesIO:
 
 def read(file, num_channels, **options):
     """Reads an image and checks that its header agrees."""
-    h, w, _ = decode.image_header(file, "the file")
+    h, w, *_ = decode.image_header(file, "the file")
     file.seek(0)
     image = decode.read_image(file, "the file", num_channels, **options)
-    assert image.dtype == np.uint8 and image.shape == (h, w, num_channels)
+    assert image.dtype == options.get("dtype", "uint8") and image.shape == (h, w, num_channels)
     return image
 
 
@@ -57,7 +57,7 @@ def test_any_number_of_channels(num_channels, kind, dtype):
         file = tiff(pixels, photometric="minisblack", planarconfig="contig")
     else:
         file = tiff(np.moveaxis(pixels, -1, 0), photometric="minisblack", planarconfig="separate")
-    assert decode.image_header(file, "the file") == (6, 7, num_channels)
+    assert decode.image_header(file, "the file") == (6, 7, num_channels, dtype)
     file.seek(0)
     np.testing.assert_array_equal(read(file, num_channels, value_range=(0, 255)), pixels)
 
@@ -148,6 +148,51 @@ def test_floats_are_scaled_by_the_range(make):
         pixels[0, 2] = wrong
         with pytest.raises(ValueError, match=r"the file: holds NaN or infinite .*nan_to_num"):
             read(make(pixels), 1, value_range=(-1.0, 1.0))
+
+
+@pytest.mark.parametrize("make", [tiff, array, lambda x: picture(x, "PNG")])
+def test_values_of_16_bits_stay_as_they_are(make):
+    pixels = RNG.integers(0, 2**16, (3, 4)).astype(np.uint16)
+    for dtype in ("uint16", "float32"):
+        for limits in (None, (5, 4095)):
+            image = read(make(pixels), 1, dtype=dtype, value_range=limits)
+            np.testing.assert_array_equal(image[..., 0], pixels)
+
+
+@pytest.mark.parametrize("stored", [np.float64, np.int32, bool, ">u2", ">f4"])
+def test_any_numbers_become_floats(stored):
+    pixels = RNG.integers(0, 2, (3, 4)).astype(stored)
+    assert decode.image_header(array(pixels), "").dtype == pixels.dtype.newbyteorder("=")
+    np.testing.assert_array_equal(read(array(pixels), 1, dtype="float32")[..., 0], pixels)
+
+
+def test_an_8_bit_image_among_others_has_the_range_of_the_others():
+    pixels = np.array([[0, 51, 255]], np.uint8)
+    for dtype, limits, expected in (
+        ("float32", (-1, 4), [-1, 0, 4]),
+        ("uint16", (1000, 1099), [1000, 1020, 1099]),
+        ("uint16", None, [0, 51, 255]),
+    ):
+        image = read(array(pixels), 1, dtype=dtype, value_range=limits)
+        np.testing.assert_array_equal(image[..., 0], [expected])
+
+
+@pytest.mark.parametrize("value", [0.5, -1.0, 65536.0])
+def test_values_that_uint16_does_not_have_are_refused(value):
+    with pytest.raises(ValueError, match=r"the file: holds float64 values, .*uint16"):
+        read(array(np.full((2, 3), value)), 1, dtype="uint16")
+
+
+def test_numbers_too_large_for_float32_are_refused():
+    with pytest.raises(ValueError, match="the file: holds NaN or infinite"):
+        read(array(np.full((2, 3), 1e39)), 1, dtype="float32")
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_the_luma_of_16_bits_is_that_of_8(dtype):
+    pixels = RNG.integers(0, 256, (8, 9, 3)).astype(np.uint8)
+    gray = read(array(pixels * np.uint16(100)), 1, dtype=dtype) / 100
+    np.testing.assert_allclose(gray, read(array(pixels), 1), atol=0.52)
 
 
 def test_8_bits_are_not_scaled():
@@ -309,7 +354,7 @@ def test_more_than_fits_into_memory_is_refused_before_decoding(monkeypatch):
 # DeepForest#1324, MONAILabel#1230
 def test_200_megapixels_are_read_without_a_warning():
     file = picture(np.zeros((10_000, 20_000), bool), "PNG", compress_level=1)
-    assert decode.image_header(file, "the file") == (10_000, 20_000, 1)
+    assert decode.image_header(file, "the file") == (10_000, 20_000, 1, np.uint8)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PPM", "BMP", "EPS"])

@@ -44,6 +44,7 @@ def test_counts(root):
         "train": {
             "num_examples": 1,
             "num_channels": 1,
+            "dtype": "uint8",
             "min_size": [2, 3],
             "max_size": [2, 3],
             "pixels": {"sky": 2, "road": 2},
@@ -57,6 +58,7 @@ def test_counts(root):
         "val": {
             "num_examples": 1,
             "num_channels": 1,
+            "dtype": "uint8",
             "min_size": [1, 1],
             "max_size": [1, 1],
             "pixels": {"sky": 0, "road": 1},
@@ -68,6 +70,18 @@ def test_counts(root):
             "warnings": ["never seen: sky"],
         },
     }
+
+
+def test_images_without_a_range_are_warned_of_with_their_values(root):
+    pixels = np.array([[7, 80, 900], [7, 7, 60000]], np.uint16)
+    (path,) = (root / "images" / "train").iterdir()
+    path.unlink()
+    Image.fromarray(pixels).save(path.with_suffix(".png"))
+    report = examine("folder", str(root))["train"]
+    assert report["dtype"] == "float32" and not report["errors"]  # val has 8 bits
+    (warning,) = report["warnings"]
+    assert "float32 values from 7 to 60000" in warning and "normalization=percentiles" in warning
+    assert "channels: 1 of float32" in as_text({"train": report})
 
 
 def test_text(root):

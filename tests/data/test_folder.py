@@ -15,7 +15,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from dense_jax.data import files, open_dataset, verify
+from dense_jax.data import decode, files, open_dataset, verify
 from dense_jax.data.folder import Folder
 from dense_jax.labels import IGNORE_LABEL
 
@@ -155,21 +155,41 @@ def test_other_numbers_of_channels(root, suffix):
     assert source.num_channels == 5 and source[0]["image"].shape == (5, 3, 5)
 
 
-def test_the_range_of_16_bits_is_stated_once(root):
-    channels(root / "images" / "train" / "a.tif", 3, np.uint16)
-    with pytest.raises(ValueError, match=r'a\.tif: .*uint16 values from 0 to 0.*"range"'):
-        open_dataset("folder", str(root), "train")[0]
-    fingerprints = [open_dataset("folder", str(root), "train").fingerprint]
-    for limits in ([0, 4095], [-10.0, 10.0]):
-        write_options(root, range=limits)
+def test_images_keep_the_values_of_their_files(root):
+    """All of 16 bits are uint16; the range in dataset.json changes no value of theirs."""
+    fingerprints = []
+    for split in Folder.splits(root):
+        for path in (root / "images" / split).glob("*.png"):
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert("L")).astype(np.uint16) * 257
+            save(path, pixels)
+    for limits in (None, [0, 4095], [-10.0, 10.0]):
+        if limits:
+            write_options(root, range=limits)
         source = open_dataset("folder", str(root), "train")
         fingerprints.append(source.fingerprint)
-        assert source.value_range == tuple(limits)
-        expected = 0 if limits[0] == 0 else 128
-        assert (source[0]["image"] == expected).all()
+        assert source.dtype == "uint16" and source.value_range == (limits and tuple(limits))
+        with Image.open(root / "images" / "train" / "b.png") as image:
+            np.testing.assert_array_equal(source[1]["image"][..., 0], np.asarray(image))
+        assert source[1]["image"].dtype == np.uint16
     assert len(set(fingerprints)) == 3
-    with Image.open(root / "images" / "train" / "b.png") as image:  # 8 bits stay as they are
-        np.testing.assert_array_equal(source[1]["image"], np.asarray(image))
+
+
+def test_8_bits_among_others_are_between_the_two_values_of_the_range(root):
+    np.save(root / "images" / "train" / "a.npy", np.full((5, 3), -0.5))
+    (root / "images" / "train" / "a.png").unlink()
+    with Image.open(root / "images" / "train" / "b.png") as image:
+        stored = np.asarray(image)
+    for limits in (None, [-1, 3]):
+        if limits:
+            write_options(root, range=limits)
+        for split in ("train", "val"):
+            assert open_dataset("folder", str(root), split).dtype == "float32"
+        source = open_dataset("folder", str(root), "train")
+        assert (source[0]["image"] == -0.5).all() and source[0]["image"].dtype == np.float32
+        expected = stored if limits is None else -1 + 4 * (stored / 255)
+        found = source[1]["image"]
+        np.testing.assert_allclose(found, expected.reshape(found.shape), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "P", "LA", "1", "CMYK"])
@@ -411,9 +431,12 @@ ERRORS = {  # how to break the dataset, and what the message must contain
         lambda r: (number(r), truncate(r / "instances/train/b.png")),
         ["instances/train/b.png"],
     ),
-    "16 bits": (
-        lambda r: save(r / "images/train/a.png", np.zeros((5, 3), np.uint16)),
-        ["images/train/a.png", "8 bits"],
+    "not a number": (
+        lambda r: (
+            (r / "images/train/a.png").unlink(),
+            np.save(r / "images/train/a.npy", np.full((5, 3), np.nan)),
+        ),
+        ["images/train/a.npy", "NaN"],
     ),
     "float label": (
         lambda r: save(r / "labels/train/a.png", np.zeros((5, 3), np.float32), format="TIFF"),
@@ -510,7 +533,7 @@ def test_many_files_open_in_a_moment(root, monkeypatch):
 
     def header(path):
         read.append(path)
-        return 1, 1, 3
+        return decode.Header(1, 1, 3, np.dtype(np.uint8))
 
     monkeypatch.setattr(files, "header", header)
     for kind in ("images", "labels"):

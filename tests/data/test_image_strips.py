@@ -119,11 +119,14 @@ WHOLE = (  # what libvips would decode otherwise, or does not decode by rows
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("num_channels", [1, 3, 4, 5])
-def test_strips_are_what_the_decoder_of_training_reads(small, tmp_path, name, num_channels):
+@pytest.mark.parametrize(
+    "num_channels, dtype",
+    [(1, "uint8"), (3, "uint8"), (4, "uint8"), (5, "uint8"), (1, "uint16"), (5, "float32")],
+)
+def test_strips_are_what_the_decoder_of_training_reads(small, tmp_path, name, num_channels, dtype):
     path = tmp_path / name
     FILES[name](path)
-    options = {"value_range": (0, 60000)}
+    options = {"value_range": (0, 60000), "dtype": dtype}
     with path.open("rb") as file:
         try:
             expected = decode.read_image(file, str(path), num_channels, **options)

@@ -51,7 +51,7 @@ def prepared(tiny_folder, tmp_path):
 
 def assert_equal(found, expected):
     assert len(found) == len(expected)
-    for key in ("class_names", "num_classes", "num_channels"):
+    for key in ("class_names", "num_classes", "num_channels", "dtype"):
         assert getattr(found, key) == getattr(expected, key)
     np.testing.assert_array_equal(found.palette, expected.palette)
     np.testing.assert_array_equal(found.sizes, expected.sizes)
@@ -238,6 +238,28 @@ def test_what_is_missing_is_named(prepared, tmp_path):
     (prepared / "dataset.json").write_text("{")
     with pytest.raises(ValueError, match=r"dataset.json: not valid JSON"):
         Records(prepared, "train")
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_images_that_are_not_8_bit_come_back_with_all_their_values(
+    color_folder, tmp_path, dtype, channels
+):
+    rng = np.random.default_rng(0)
+    for path in (color_folder / "images").glob("*/*"):
+        with Image.open(path) as image:
+            size = image.height, image.width, channels
+        np.save(path.with_suffix(".npy"), rng.normal(3e4, 9e3, size).clip(0, 6e4).astype(dtype))
+        path.unlink()
+    prepare.copy("folder", str(color_folder), str(tmp_path / "records"))
+    found = Records(tmp_path / "records", "train")
+    assert_equal(found, Folder(color_folder, "train"))
+    assert found.dtype == np.dtype(dtype).name and found.num_channels == channels
+    example = found[0]
+    shrunk = prepare.shrink(example, 7)["image"]
+    assert shrunk.dtype == dtype and shrunk.shape[2] == channels
+    low, high = (function(example["image"], axis=(0, 1)) for function in (np.min, np.max))
+    assert (shrunk >= low).all() and (shrunk <= high).all() and len(np.unique(shrunk)) > 5
 
 
 def test_shrinking_keeps_labels_and_brightness_in_place():

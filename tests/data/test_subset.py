@@ -18,6 +18,7 @@ def test_a_subset_is_evenly_spaced(num, expected):
     assert len(source) == 256 and len(subset) == num
     np.testing.assert_array_equal(subset.sizes, source.sizes[list(expected)])
     assert subset.names == tuple(source.names[i] for i in expected)
-    assert (subset.class_names, subset.num_channels) == (source.class_names, source.num_channels)
+    for name in ("class_names", "num_channels", "dtype", "value_range", "palette"):
+        np.testing.assert_array_equal(getattr(subset, name), getattr(source, name))
     for name, value in subset[num - 1].items():
         np.testing.assert_array_equal(value, source[int(expected[-1])][name])

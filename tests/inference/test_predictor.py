@@ -33,10 +33,11 @@ def make(step=logits_step, variables=VARIABLES, ladder=(IMAGE_SIZE,), **options)
         "palette": [[0, 0, 0], [9, 9, 9], [200, 0, 0]],
         "num_channels": 1,
         "ladder": ladder,
+        "dtype": "uint8",
         "value_range": None,
     }
     options = {"tile_size": (16, 16), "margin": 2, "context": 0, "batch_size": 3} | options
-    return Predictor(step, variables, dataset, **options)
+    return Predictor(step, variables, dataset, "unit", **options)
 
 
 def image_of(h, w):

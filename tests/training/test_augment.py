@@ -312,3 +312,18 @@ def test_class_aware_crops_of_one_class_are_crops(value):
     label = jnp.full((H, W), value, jnp.uint8)
     _, new_label = run(partial(augment, crop_size=(5, 4), max_class_fraction=0.5), 0, image, label)
     assert np.all(new_label == value)
+
+
+def test_levels_are_applied_before_the_color_changes():
+    """A deep image with levels becomes what its gray levels become."""
+    image, label = example()
+    strengths = {"rotation": 20.0, "contrast": 0.3, "noise": 5.0, "offset": 9.0}
+    crop = jax.jit(partial(augment, crop_size=(H, W), **strengths))
+    there = {"image": image, "label": label, "size": jnp.array([H, W])}
+    low, factor = np.array([100, 2000, 7]), np.array([1, 20, 200])
+    deep = jnp.asarray(np.asarray(image) * factor + low, jnp.uint16)
+    levels = jnp.asarray([low, low + 255 * factor], jnp.float32)
+    expected = crop(jax.random.key(0), there)
+    found = crop(jax.random.key(0), there | {"image": deep, "levels": levels})
+    np.testing.assert_allclose(found["image"], expected["image"], atol=1e-2)
+    np.testing.assert_array_equal(found["label"], expected["label"])

@@ -61,6 +61,7 @@ AMOUNTS = {
     ),
     "blur": (1.5, where(W // 2 == X, 255, 0), blur_of_a_column, (0, 1.5)),
     "noise": (20.0, constant(128), np.std, (0, 20)),
+    "offset": (50.0, constant(128), lambda x: x.mean() - 128, (-50, 50)),
 }
 
 
@@ -112,6 +113,7 @@ REFERENCES = {
         ),
         1e-1,
     ),
+    "offset": (lambda image, d: (image + d).clip(0, 255), 1e-3),
 }
 
 
@@ -138,6 +140,20 @@ def test_any_number_of_channels_stays_in_range_and_gray_stays_gray(channels):
     assert images.shape == (50, H, W, channels)
     assert images.min() >= 0 and images.max() <= 255 and np.ptp(images) > 200
     np.testing.assert_allclose(images, images[..., :1].repeat(channels, -1), atol=1e-2)
+
+
+def test_gray_levels_that_no_sensor_limits_are_not_clipped():
+    """Only gamma, which has no meaning for negative values, takes them as 0."""
+    image = jnp.array([[[-300.0], [-20.0], [100.0], [700.0]]])
+    strengths = {"brightness": 0.3, "contrast": 0.3, "offset": 10.0}
+    key = jax.random.key(0)
+    found = np.asarray(jax.jit(lambda x: change_colors(key, x, strengths, clip=False))(image))
+    differences = np.diff(found[0, :, 0]) / np.diff(image[0, :, 0])
+    np.testing.assert_allclose(differences, differences[0], rtol=1e-4)  # a linear map
+    assert found.min() < -100 and found.max() > 400
+    found = np.asarray(jax.jit(lambda x: change_colors(key, x, {"gamma": 1.0}, clip=False))(image))
+    np.testing.assert_array_equal(found[0, :2, 0], 0)
+    assert found[0, 3, 0] > 255
 
 
 @pytest.mark.parametrize("name", ["saturation", "hue"])
