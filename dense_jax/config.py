@@ -226,6 +226,10 @@ OPTIONS: dict[str, Any] = {
         "tile_size": ((1024, 1024), "", "largest height and width of a tile, with margins, pixels"),
         "margin": (64, "[0, inf)", "margin around a tile's core, pixels; small images have none"),
         "batch_size": (8, "[1, inf)", "tiles per step, over all hosts"),
+        "num_images": (
+            *(int, "[1, inf)"),
+            "images per evaluation in training, evenly spaced in the split; unset: all",
+        ),
         "num_pictures": (4, "[0, inf)", "pictures of predictions and errors per evaluation"),
     },
 }

@@ -49,7 +49,7 @@ from PIL import Image
 from dense_jax import class_colors, data, metrics, storage
 from dense_jax.data import levels, tiles
 from dense_jax.devices import runtime
-from dense_jax.evaluation import class_maps, per_image, scoring, tables
+from dense_jax.evaluation import baselines, class_maps, per_image, scoring, tables
 from dense_jax.evaluation.worst import NUM_DRAWN
 from dense_jax.metrics import aggregation
 from dense_jax.program import jit_eval_step, normalization
@@ -110,7 +110,7 @@ def evaluate(
     foreground = list(dict.fromkeys(foreground))  # a class named twice is counted once
     tilings = tiles.tilings(
         levels.with_levels(source, levels_of),
-        run.dataset["image_size"],
+        run.dataset["ladder"],
         tile_size or config.eval.tile_size,
         config.eval.margin if margin is None else margin,
         run.program.context,
@@ -136,6 +136,11 @@ def evaluate(
         "class_names": source.class_names,
         "foreground": foreground,
         **_scores(measured, source.class_names, classes),
+        **baselines.compare(
+            matrices.sum(axis=0, dtype=np.int64),
+            source.class_names,
+            baselines.gray_histogram(source),
+        ),
         "confusion_matrix": matrices.sum(axis=0, dtype=np.int64),
     }
     if jax.process_index() == 0:

@@ -152,6 +152,8 @@ def get_config() -> ConfigDict:
         "tile_size": (1024, 1024),  # largest height and width of a tile, with margins, pixels
         "margin": 64,  # margin around a tile's core, pixels; small images have none
         "batch_size": 8,  # tiles per step, over all hosts
+        # images per evaluation in training, evenly spaced in the split; unset: all
+        "num_images": placeholder(int),
         "num_pictures": 4,  # pictures of predictions and errors per evaluation
     }
     return config

@@ -26,7 +26,7 @@ SMALL = {"tile_size": (8, 10), "margin": 2}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_folder):
-    """A workdir trained for one step."""
+    """A workdir trained for one step, whose images are padded to several sizes."""
     path = tmp_path_factory.mktemp("run")
     config = base.get_config()
     config.num_steps = 1
@@ -36,6 +36,9 @@ def run(tmp_path_factory, tiny_folder):
     config.data.root = str(tiny_folder)
     config.data.crop_size = (8, 8)
     train.train(config, str(path))
+    dataset = json.loads((path / "dataset.json").read_text())
+    dataset["ladder"] = [[12, 16], [14, 15], *dataset["ladder"]]
+    (path / "dataset.json").write_text(json.dumps(dataset))
     return path
 
 
@@ -177,6 +180,18 @@ def test_the_files_hold_the_same_numbers(evaluated):
         assert low <= score <= high
 
 
+def test_the_baselines_are_stated_and_the_classes_below_them_named(evaluated):
+    """One gray level tells these classes apart, which the network cannot after one step."""
+    evaluation, path = evaluated()
+    written = json.loads(path.read_text())
+    assert written["baselines"]["threshold"]["mean_iou"] == 1.0
+    assert list(written["below_baseline"]) == ["dark", "bright"]
+    text = path.with_suffix(".md").read_text()
+    assert "Mean IoU without a network: " in text and "100.0 % (bright from gray level " in text
+    score = 100 * evaluation["eval/iou/dark"]
+    assert f"lower than without a network: dark ({score:.1f} %, but 100.0 % with " in text
+
+
 # 18. MMSegmentation#2594, #3464: is a score per image, or of the whole split?
 @pytest.mark.parametrize("tiles", [{}, SMALL], ids=["whole", "small"])
 def test_the_matrix_of_each_image_is_kept(evaluated, source, tiles):
@@ -262,7 +277,7 @@ def test_training_holds_the_sum_of_the_matrices_alone(source):
         return {"index": batch["index"], "counts": counts}, None
 
     options = {"num_classes": 2, "mesh": mesh.make_mesh(), "batch_size": 4, "workers": 0}
-    tiles = tilings(source, (14, 16), (32, 32), 0)
+    tiles = tilings(source, [(14, 16)], (32, 32), 0)
     matrices = scoring.score(eval_step, None, tiles, **options)
     total = scoring.score(eval_step, None, tiles, per_image=False, **options)
     assert len(tiles) == 2 and matrices.shape == (5, 2, 2)
@@ -297,6 +312,8 @@ def test_a_class_without_score_is_null_and_named():
             "intervals": {name: (score, score) for name, score in scores.items()},
             "num_images_missed": [0, 0],
             "num_images_invented": [0, 0],
+            "baselines": {},
+            "below_baseline": {},
         }
     )
     assert "| a | 100.00 (100.00 to 100.00) |" in text
@@ -317,6 +334,7 @@ def test_many_classes_are_sorted_by_pixels_and_absent_ones_take_one_line(num_sho
     matrix = matrices.sum(axis=0)
     about = {"dataset": "x", "root": "", "split": "test", "step": 1, "num_images": 3}
     about |= {"num_pixels": matrix.sum(), "class_names": names, "foreground": []}
+    about |= {"baselines": {}, "below_baseline": {}}
     text = tables.to_markdown({**about, **scores, "confusion_matrix": matrix})
     order = list(range(num_shown))
     if num_shown > tables.MANY:

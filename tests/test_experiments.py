@@ -127,7 +127,11 @@ def test_sizes_are_reduced_and_full():
 def test_every_option_is_used():
     """An experiment sets it, or a page or benchmark says what it is good for."""
     default = workdir.flatten(base.get_config().to_dict())
-    used = {"eval.margin", "eval.num_pictures"}  # of the evaluation, not of an experiment
+    used = {
+        "eval.margin",
+        "eval.num_images",
+        "eval.num_pictures",
+    }  # of the evaluation, not of an experiment
     for name, module in MODULES.items():
         configs = [workdir.flatten(module.get_config().to_dict()), *SWEEPS.get(name, [])]
         used |= {path for fields in configs for path in fields if fields[path] != default[path]}

@@ -151,7 +151,7 @@ def test_a_file_predicts_what_its_workdir_does(run, file, size):
     np.testing.assert_array_equal(from_file(image), from_run(image))
     np.testing.assert_array_equal(from_file.palette, from_run.palette)
     for field in (
-        *("class_names", "num_channels", "dtype", "value_range", "image_size"),
+        *("class_names", "num_channels", "dtype", "value_range", "ladder"),
         *("tile_size", "margin", "context", "batch_size"),
     ):
         assert getattr(from_file, field) == getattr(from_run, field)
@@ -351,7 +351,7 @@ def test_every_damaged_member_is_refused(file, tmp_path, member, content):
         ("dataset.num_channels", [0, 2, None, "1", 1.0]),
         ("dataset.dtype", [None, "int8", "uint16"]),
         ("dataset.levels", [5, [], [[1]], [[1, 2, 3], [4, 5, math.nan]], [["a"], ["b"]]]),
-        ("dataset.image_size", [None, [8], [0, 8], "ab"]),
+        ("dataset.ladder", [None, [], [8, 8], [[8]], [[0, 8]], "ab"]),
         ("dataset.value_range", [5, [1, 1], ["a", "b"], [0, math.nan], [0, math.inf]]),
         ("context", [-1, None, 0.5]),
         ("tile_size", [None, 8, [8], [0, 8], [8, 8, 8], "ab"]),

@@ -45,7 +45,7 @@ NEVER_JAX_FILES = (
     *("metrics/boundary", "metrics/instances", "evaluation/per_image", "evaluation/class_maps"),
     *("inference/image_files", "inference/object_maps", "inference/stitching"),
     *("inference/threads", "inference/writers"),
-    *("evaluation/worst", "workdir/curve"),
+    *("evaluation/baselines", "evaluation/worst", "workdir/curve"),
 )
 
 

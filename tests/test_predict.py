@@ -32,7 +32,7 @@ def network(monkeypatch):
         "class_names": ["a", "b", "c"],
         "palette": PALETTE,
         "num_channels": 3,
-        "image_size": (20, 30),
+        "ladder": [(20, 30)],
         "dtype": "uint8",
         "value_range": None,
     }

@@ -17,8 +17,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from etils import epath
+from PIL import Image
 
-from dense_jax import data, evaluate, export, train
+from dense_jax import data, evaluate, export, metrics, train
 from dense_jax.command import PREEMPTED
 from dense_jax.data import balance, pipeline
 from dense_jax.devices import mesh
@@ -122,8 +123,10 @@ def test_a_run_writes_what_it_promises(finished):
         *("cost.json", "tensorboard", "pictures", "checkpoints", "learning_curve.png", "worst.png"),
     }
     cost = json.loads((finished / "cost.json").read_text())
-    assert cost.keys() == {"flops_per_image", "images_per_second", "peak_bytes"}
-    assert min(cost.values()) > 0
+    assert cost.keys() == {
+        *("flops_per_image", "images_per_second", "peak_bytes", "evaluation_share"),
+    }
+    assert min(cost.values()) > 0 and cost["evaluation_share"] < 1
     records = files.read_records(finished / "metrics.jsonl")
     trained = [record["step"] for record in records if "train/loss" in record]
     evaluated = {record["step"]: record for record in records if "eval/mean_iou" in record}
@@ -134,6 +137,12 @@ def test_a_run_writes_what_it_promises(finished):
     assert result["final"] == evaluated[NUM_STEPS]
     best = max(evaluated.values(), key=lambda record: (record["eval/mean_iou"], -record["step"]))
     assert result["best"] == best
+    assert result["num_eval_images"] == 3
+    for name, baseline in result["baselines"].items():
+        lower = {
+            c for c in ("dark", "bright") if result["final"][f"eval/iou/{c}"] < baseline["iou"][c]
+        }
+        assert lower <= result["below_baseline"].keys(), name
     assert checkpoint.Checkpoints(finished / "checkpoints" / "best").steps == [best["step"]]
     assert {"eval/iou/dark", "eval/dice/bright", "eval/pixel_accuracy"} <= set(result["final"])
     environment = json.loads((finished / "environment.json").read_text())
@@ -190,6 +199,34 @@ def test_a_finished_run_says_so_and_changes_nothing(config, finished, capsys):
     train.train(config, str(finished))
     assert "is finished" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_a_class_that_cannot_be_learned_is_warned_of(config, tiny_folder, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "dense_jax")
+    root = shutil.copytree(tiny_folder, tmp_path / "data")
+    for path in (root / "labels" / "train").iterdir():
+        Image.fromarray(np.asarray(Image.open(path)) // 9 * 9).save(path)  # bright becomes dark
+    config.data.root = str(root)
+    for _ in range(2):  # the second time, without reading the files
+        caplog.clear()
+        task.open_task(config, [])
+        assert "class 'bright' is in val, but not in train, so it cannot be learned" in caplog.text
+        assert "python -m dense_jax.data.doctor checks more" in caplog.text
+
+
+def test_evaluations_in_training_score_evenly_spaced_images_if_asked(config, tmp_path, capsys):
+    config.num_steps = 1
+    config.eval.num_images = 2  # of 3: the first and the second
+    train.train(config, str(tmp_path))
+    assert "Mean IoU without a network: " in capsys.readouterr().out
+    result = files.read_json(tmp_path / "result.json")
+    assert result["num_eval_images"] == 2
+    assert evaluate.evaluate(str(tmp_path), "val", boundaries=False)["num_images"] == 3
+    with np.load(tmp_path / "evaluation_val.npz") as kept:
+        counts = kept["confusion_matrices"][:2].sum(axis=0)
+    assert metrics.summarize(counts)["mean_iou"] == result["final"]["eval/mean_iou"]
+    config.eval.num_images = 4
+    assert task.open_task(config, []).eval_source.names == ("0", "1", "2")
 
 
 @pytest.mark.parametrize("after", [0, 3, 4])

@@ -43,12 +43,12 @@ class _Facts(NamedTuple):
 
 
 def examine(name: str, root: str) -> dict[str, Report]:
-    """Returns {split: report} with `train` first. Each report has lists of `errors` and `warnings`.
+    """Returns {split: report}: train, val, test, then others. Each report has `errors`, `warnings`.
 
     An image that is in two splits is listed only in the report on the second split.
     """
     try:
-        splits = sorted(data.DATASETS[name].splits(root), key=lambda split: split != "train")
+        splits = sorted(data.DATASETS[name].splits(root), key=_place)
         if not splits:
             raise ValueError(f"{root}: no splits")
     except (ValueError, OSError) as error:
@@ -61,6 +61,12 @@ def examine(name: str, root: str) -> dict[str, Report]:
     if "train" in reports:
         _compare_classes(reports)
     return reports
+
+
+def _place(split: str) -> tuple[int, str]:
+    """Returns a key that sorts splits in the order in which they are used."""
+    usual = ("train", "val", "validation", "test")
+    return usual.index(split) if split in usual else len(usual), split
 
 
 def _examine_split(name: str, root: str, split: str) -> tuple[Report, list[_Facts]]:
@@ -185,7 +191,12 @@ def as_text(reports: dict[str, Report]) -> str:
     num_errors, num_warnings = (
         sum(len(report[kind]) for report in reports.values()) for kind in ("errors", "warnings")
     )
-    return "\n".join([*lines, f"{num_errors} errors, {num_warnings} warnings"])
+    verdict = "the data can be trained on"
+    if num_errors:
+        verdict = "repair the errors before training"
+    elif num_warnings:
+        verdict += ", if the warnings are no mistakes"
+    return "\n".join([*lines, f"{num_errors} errors, {num_warnings} warnings: {verdict}"])
 
 
 def _table(split: str, report: Report) -> list[str]:

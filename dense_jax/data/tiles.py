@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dense_jax.data.ladder import take
 from dense_jax.geometry import reflect
 from dense_jax.labels import IGNORE_LABEL
 
@@ -136,29 +137,29 @@ def _window(start: np.ndarray, stop: np.ndarray) -> Window:
 
 def tilings(
     source: Any,
-    image_size: Sequence[int],
+    ladder: Sequence[Sequence[int]],
     tile_size: Sequence[int],
     margin: int,
     context: int = 0,
 ) -> list[Tiles]:
     """Cuts all images into tiles. Returns a `Tiles` for each combination of tile size and margin.
 
-    Each axis is handled on its own. If image_size + 2 * context <= tile_size, images of at most
-    `image_size` pixels get a single tile. This tile has length image_size + 2 * context, and its
-    margin is the context.
+    Each image gets a rung of the ladder; see `ladder.take`. Each axis is handled on its own. If
+    rung + 2 * context <= tile_size and the image is no longer than the rung, the image gets a single
+    tile. This tile has length rung + 2 * context, and its margin is the context. So the tiles of an
+    image do not depend on other images.
 
     source, tile_size, margin: See `Tiles`.
-    image_size: The largest height and width of the run's images, in pixels.
+    ladder: The heights and widths to which images are padded, in pixels; see `ladder.choose`.
     context: The width of the context in pixels, which is the minimum margin.
     """
-    longest = np.asarray(image_size) + 2 * context
-    fits = (longest <= np.asarray(tile_size)) & (np.asarray(source.sizes) <= image_size)
+    sizes = np.asarray(source.sizes)
+    rungs = take(sizes, np.asarray(ladder))
+    fits = (rungs + 2 * context <= np.asarray(tile_size)) & (sizes <= rungs)
+    lengths = np.where(fits, rungs + 2 * context, tile_size)
+    margins = np.where(fits, context, max(margin, context))
+    shapes = np.concatenate([lengths, margins], axis=1)
     return [
-        Tiles(
-            source,
-            np.where(axes, longest, tile_size),
-            np.where(axes, context, max(margin, context)),
-            np.all(fits == axes, axis=1),
-        )
-        for axes in np.unique(fits, axis=0)[::-1]
+        Tiles(source, shape[:2], shape[2:], (shapes == shape).all(axis=1))
+        for shape in np.unique(shapes, axis=0)
     ]

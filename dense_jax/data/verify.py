@@ -1,11 +1,13 @@
 """Opens every example of a source once, to find bad examples before a long run."""
 
 import contextlib
+import json
 import logging
 from collections.abc import Callable
 from concurrent import futures
 from typing import Any, TypeVar
 
+import numpy as np
 import tqdm
 
 from dense_jax import storage
@@ -17,27 +19,31 @@ _LOG = logging.getLogger("dense_jax")
 T = TypeVar("T")
 
 
-def verify(source: Source) -> None:
-    """Raises ValueError if any example is invalid or if every pixel of every example is ignored.
+def verify(source: Source) -> list[str]:
+    """Opens every example of a source. Returns the names of the classes that the labels contain.
 
-    A source that passed is remembered in the user's cache folder and not read again. Sources that
-    are not read from files are not verified.
+    The result is kept in the user's cache folder, so that the source is not read again. Sources
+    that are not read from files are not verified, and are taken to have all classes.
+
+    Raises ValueError if any example is invalid or if every pixel of every example is ignored.
     """
     if source.fingerprint is None:
-        return
-    mark = storage.cache_folder() / "verified" / source.fingerprint
-    if mark.exists():
-        return
-    is_labeled, errors = scan(source, lambda example: (example["label"] != IGNORE_LABEL).any())
+        return list(source.class_names)
+    path = storage.cache_folder() / "verified" / f"{source.fingerprint}.json"
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(path.read_text())
+    values, errors = scan(source, lambda example: set(np.unique(example["label"]).tolist()))
     refuse(errors, len(source))
-    if not any(is_labeled):
+    present = set().union(*values) - {IGNORE_LABEL}
+    if not present:
         raise ValueError(
             f"every pixel of all {len(source)} labels ({some(source.names)}) is ignored: nothing can "
             "be learned from them or scored; check which values the dataset ignores"
         )
+    names = [source.class_names[k] for k in sorted(present)]
     with contextlib.suppress(OSError):  # without a cache, the next run verifies again
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
+        storage.write_json(path, names)
+    return names
 
 
 def scan(source: Source, function: Callable[[dict[str, Any]], T]) -> tuple[list[T], list[str]]:

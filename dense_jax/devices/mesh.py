@@ -93,6 +93,20 @@ def map_examples(function: Callable, mesh: Mesh) -> Callable:
     )
 
 
+def even_batch_size(num_examples: int, most: int, mesh: Mesh) -> int:
+    """Returns the size of the batches that hold `num_examples` with the least padding.
+
+    There are as few batches as if each held `most` examples, rounded up to a multiple of the number
+    of devices. Their size is such a multiple, too.
+    """
+
+    def rounded(number: int) -> int:
+        return -(-number // mesh.size) * mesh.size
+
+    num_batches = -(-num_examples // rounded(most))
+    return rounded(-(-num_examples // num_batches))
+
+
 def share(mesh: Mesh) -> tuple[list[int], int, int]:
     """Returns this host's part of the mesh, as (replicas, index, num_hosts).
 

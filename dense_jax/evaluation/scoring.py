@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from dense_jax.data import pipeline
 from dense_jax.data.tiles import Tiles
-from dense_jax.devices.mesh import to_global
+from dense_jax.devices.mesh import even_batch_size, to_global
 from dense_jax.devices.one_step_late import OneStepLate
 from dense_jax.inference.stitching import Stitcher
 
@@ -39,8 +39,7 @@ def score(
 
     eval_step: The result of `program.jit_eval_step`.
     tilings: The tiles of one source; see `tiles.tilings`.
-    batch_size: The number of tiles per step on all hosts together. This number is rounded up to a
-      multiple of the number of devices.
+    batch_size: The largest number of tiles per step on all hosts together; see `even_batch_size`.
     per_image: Whether to return one matrix per image. If False, returns their sum, int64
       [num_classes, num_classes], which needs less memory.
     receive: A function to call with each image's complete class map and label map.
@@ -54,7 +53,7 @@ def score(
     for tiles in tilings:
         batches = pipeline.eval_batches(
             tiles,
-            batch_size=-(-batch_size // mesh.size) * mesh.size,
+            batch_size=even_batch_size(len(tiles), batch_size, mesh),
             host=jax.process_index(),
             num_hosts=jax.process_count(),
             workers=workers,

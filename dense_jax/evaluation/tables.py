@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dense_jax import metrics
+from dense_jax.evaluation import baselines
 from dense_jax.metrics import Metric, boundary
 
 BOUNDARY_NOTE = (
@@ -71,6 +72,7 @@ def to_markdown(evaluation: Mapping[str, Any]) -> str:
     parts = [f"# {name}, {evaluation['split']}, step {evaluation['step']}", about]
     if without := evaluation["classes_without_score"]:
         parts.append(f"In no label and never predicted, so in no mean: {', '.join(without)}.")
+    parts += map(escape, baselines.sentences(evaluation))
     if len(_shown(evaluation)) > MANY:
         parts.append("Classes are sorted by their share of the labels' pixels, largest first.")
     parts += _region_tables(evaluation)

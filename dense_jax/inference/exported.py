@@ -73,7 +73,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "dataset.dtype": lambda value: value in ("uint8", "uint16", "float32"),
     "dataset.levels": lambda value: value is None or _list(_list(_is_number), 2)(value),
     "dataset.value_range": _is_range,
-    "dataset.image_size": _list(_integer(1), 2),
+    "dataset.ladder": _list(_list(_integer(1), 2)),
     "context": _integer(0),
     "tile_size": _list(_integer(1), 2),
     "margin": _integer(0),

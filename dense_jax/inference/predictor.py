@@ -40,7 +40,7 @@ class Predictor:
     palette: The RGB color of each class, uint8 [num_classes, 3].
     dtype: The type of images: "uint8", "uint16" or "float32".
     value_range: The values that stand for black and white in images that are not 8-bit, or None.
-    image_size: The largest height and width of the training images, in pixels; see `tilings`.
+    ladder: The heights and widths to which images are padded, in pixels; see `tilings`.
     about: The model, its step and the path that it was loaded from, as a line of text.
     """
 
@@ -70,7 +70,7 @@ class Predictor:
         self.num_channels: int = dataset["num_channels"]
         self.dtype: str = dataset["dtype"]
         self.value_range = dataset["value_range"]
-        self.image_size = tuple(dataset["image_size"])
+        self.ladder = [list(rung) for rung in dataset["ladder"]]
         self.tile_size, self.margin, self.context = tuple(tile_size), margin, context
         self.batch_size, self.blend, self.augment = batch_size, blend, tuple(augment)
         self.about = about
@@ -94,7 +94,7 @@ class Predictor:
         """Returns a predictor with the same network but different options.
 
         tile_size, margin: Sizes in pixels; see `tilings`.
-        batch_size: The number of tiles per step.
+        batch_size: The largest number of tiles per step; see `even_batch_size`.
         blend: Whether neighboring tiles overlap and their predictions are blended; see `Stitcher`.
         augment: The names of test-time augmentations from `tta.AUGMENTATIONS`.
 
@@ -122,7 +122,7 @@ class Predictor:
         return jax.jit(mesh.map_examples(step, self._mesh))
 
     def __repr__(self) -> str:
-        size = " x ".join(map(str, self.image_size))
+        size = " x ".join(map(str, np.max(self.ladder, axis=0)))
         return (
             f"<Predictor: {self.about}; {len(self.class_names)} classes: "
             f"{some(self.class_names, 12)}; trained on images of up to {size} pixels "
@@ -174,7 +174,7 @@ class Predictor:
         maps = dict(maps or {})
         if self.blend:
             maps["classes"] = lambda block: block.argmax(axis=-1).astype(np.uint8)
-        for tiles in tilings(images, self.image_size, self.tile_size, self.margin, self.context):
+        for tiles in tilings(images, self.ladder, self.tile_size, self.margin, self.context):
             yield from self._segment(images, tiles, maps)
 
     def _segment(
@@ -184,7 +184,9 @@ class Predictor:
         stitcher = Stitcher(tiles, tiles.margin - self.context if self.blend else (0, 0))
         step = self._step_with_probabilities if maps else self._step
         with tqdm(total=len(tiles), unit="tile", leave=False, disable=None) as bar:
-            for tile, outputs in self._outputs(step, cut(images, tiles, self._levels_of)):
+            for tile, outputs in self._outputs(
+                step, cut(images, tiles, self._levels_of), len(tiles)
+            ):
                 if isinstance(tile, Failure):
                     bar.update(tiles.of_image(tile.index).stop - bar.n)
                     stitcher.forget(tile.index)
@@ -203,13 +205,13 @@ class Predictor:
                     yield strip
 
     def _outputs(
-        self, step: Callable, tiles: Iterator[Tile | Failure]
+        self, step: Callable, tiles: Iterator[Tile | Failure], num_tiles: int
     ) -> Iterator[tuple[Tile | Failure, dict[str, np.ndarray]]]:
         """Yields (tile, {name: map}) in the order of `tiles`, and (failure, {}) for a `Failure`.
 
         The devices compute the next batch while the caller handles the current batch.
         """
-        batch_size = -(-self.batch_size // self._mesh.size) * self._mesh.size
+        batch_size = mesh.even_batch_size(num_tiles, self.batch_size, self._mesh)
         ready: deque[tuple[Tile | Failure, dict[str, np.ndarray]]] = deque()
 
         def handle(batch: list[Tile], outputs: Mapping[str, jax.Array]) -> None:

@@ -28,6 +28,7 @@ def _training_facts(run: RunFolder) -> dict[str, Any]:
     return {
         "evaluation split": run.fields.get("data.eval_split"),
         "resolution": "the labels' own",
+        "images": run.result.get("num_eval_images"),
         "classes": run.dataset.get("class_names"),
         "metric convention": run.result.get("metric_convention"),
         "dataset": run.fields.get("data.name"),

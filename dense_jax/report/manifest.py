@@ -1,13 +1,15 @@
 """Describes how the numbers in a report were produced."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 from dense_jax.report import comparable
-from dense_jax.report.reading import RunFolder, mapping
-from dense_jax.report.rows import ABSENT, Report, Row, spelled
+from dense_jax.report.reading import RunFolder, mapping, number
+from dense_jax.report.rows import ABSENT, Report, Row, spelled, text
 from dense_jax.spelling import some
 
+BELOW = "†"  # marks scores of classes that are below a baseline
 VOID_POLICY = (
     "Ignored pixels count nowhere; means exclude classes absent from labels and predictions."
 )
@@ -87,6 +89,7 @@ def remarks(report: Report) -> list[str]:
                 "image's classes, then over images; boundary IoU, in rims 2 % of the diagonal "
                 "wide, is computed over all images at once."
             )
+    sentences += _without_network(report)
     if len(report.rows) > 1:
         (baseline,) = (spelled(report.fields, row) for row in report.rows if row.is_baseline)
         sentences.append(
@@ -100,6 +103,29 @@ def remarks(report: Report) -> list[str]:
         sentences.append(
             f"{len(changed)} of {len(runs)} runs were made with changed files (+), so that their "
             f"commit alone does not reproduce them: {some(changed)}."
+        )
+    return sentences
+
+
+def _without_network(report: Report) -> list[str]:
+    """Returns the scores of `evaluation.baselines`, and the classes of lower IoU in each row."""
+    stated = dict.fromkeys(
+        f"{number(baseline, 'mean_iou'):.3f} ({text(baseline.get('is'))})"
+        for row in report.rows
+        for run in row.runs
+        for baseline in map(mapping, run.baselines.values())
+        if not math.isnan(number(baseline, "mean_iou"))
+    )
+    below = [
+        f"{spelled(report.fields, row)}: {text(row.below_baseline)}"
+        for row in report.rows
+        if row.below_baseline
+    ]
+    sentences = [f"Mean IoU without a network: {', '.join(stated)}."] if stated else []
+    if below:
+        sentences.append(
+            f"{BELOW} marks classes whose IoU is lower than without a network, for any seed: "
+            f"{some(below, 10)}."
         )
     return sentences
 

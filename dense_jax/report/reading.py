@@ -47,6 +47,11 @@ class RunFolder:
         is_finished = bool(self.fields) and self.result.get("status") == "finished"
         self.final = mapping(self.result.get("final")) if is_finished else {}
         self.scores = (self.evaluation if split and self.final else self.final) or {}
+        # What `evaluation.baselines.compare` found.
+        comparison = self.evaluation if split else self.result
+        self.baselines, self.below_baseline = (
+            mapping(comparison.get(name)) for name in ("baselines", "below_baseline")
+        )
         # If `scores` is empty, says why.
         self.status = failed or str(
             self.result.get(

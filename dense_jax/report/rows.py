@@ -63,6 +63,11 @@ class Row:
         return {seed: value for seed, value in values.items() if not math.isnan(value)}
 
     @property
+    def below_baseline(self) -> list[str]:
+        """Returns the classes whose IoU is below a baseline's in the run of any seed."""
+        return list(dict.fromkeys(name for run in self.runs for name in run.below_baseline))
+
+    @property
     def parameters(self) -> int | None:
         """Returns the number of model parameters, or None if unknown or different between runs."""
         counts = {number(run.result, "num_parameters") for run in self.runs}

@@ -61,6 +61,11 @@ def _score_cell(report: Report, row: Row, column: Column) -> Cell:
     shown = ABSENT if math.isnan(mean) else f"{mean:.3f}"
     shown += "" if math.isnan(half) else f" ± {half:.3f}"
     shown += "*" if p_value < 0.05 else ""
+    below = row.below_baseline
+    if column.path in [f"eval/iou/{name}" for name in below] or (
+        below and column.path == "eval/mean_iou"
+    ):
+        shown += manifest.BELOW
     return Cell(shown, len(rivals) > 1 and bool(mean == best), (mean, half, p_value))
 
 
@@ -124,7 +129,12 @@ def to_markdown(report: Report) -> str:
 
 
 LATEX = {c: "\\" + c for c in "#$%&_{}"} | {"±": r"$\pm$", "–": "--"}
-LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+LATEX |= {
+    "†": r"\textdagger{}",
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
 LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 
 

@@ -12,6 +12,7 @@ import contextlib
 import copy
 import functools
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,8 +27,9 @@ from dense_jax.data.cache import Cached
 from dense_jax.data.tiles import tilings
 from dense_jax.devices import cost, mesh, runtime
 from dense_jax.devices.one_step_late import OneStepLate
-from dense_jax.evaluation import scoring
+from dense_jax.evaluation import baselines, scoring
 from dense_jax.evaluation.worst import Worst
+from dense_jax.spelling import percent
 from dense_jax.training import device_cache, replicas
 from dense_jax.training.evaluator import Evaluator
 from dense_jax.training.initial import initial_weights
@@ -91,12 +93,18 @@ class Ensemble:
         self._late = OneStepLate(self._record)
         self._program: Any = None  # the compiled training step
         self._pace = Pace(config)
+        self._counts: list[np.ndarray] = []  # each seed's confusion matrix in the last evaluation
         source, evaluated = self._load_data()
         self._tiles = tilings(
-            *(evaluated, task.dataset["image_size"], config.eval.tile_size, config.eval.margin),
+            *(evaluated, task.dataset["ladder"], config.eval.tile_size, config.eval.margin),
             task.program.context,
         )
         self._evaluator = Evaluator(task, self._all_devices)
+        computed = sum(len(tiles) * int(tiles.tile_size.prod()) for tiles in self._tiles)
+        _LOG.info(
+            "an evaluation computes %.2f times the pixels of its images, by %d programs",
+            *(computed / evaluated.sizes.prod(axis=1, dtype=np.int64).sum(), len(self._tiles)),
+        )
         origin = task.initial.origin if task.initial else None
         with contextlib.ExitStack() as stack:
             self._records: list[RunRecord] = []
@@ -225,15 +233,19 @@ class Ensemble:
 
     def evaluate(self) -> None:
         """Scores all seeds on the evaluation split."""
-        start = self._evaluator.clock()
-        for k, record in enumerate(self._records):
+        start, began = self._evaluator.clock(), time.perf_counter()
+        self._counts = [
             self._evaluate(self._state_of(self._states, k), record)
-        self._pace.add_evaluation(self._evaluator.clock() - start)
+            for k, record in enumerate(self._records)
+        ]
+        self._pace.add_evaluation(self._evaluator.clock() - start, time.perf_counter() - began)
+        _LOG.info("evaluations took %s of the time so far", percent(self._pace.evaluation_share))
 
-    def _evaluate(self, state: TrainState, record: RunRecord) -> None:
+    def _evaluate(self, state: TrainState, record: RunRecord) -> np.ndarray:
+        """Scores one seed, and returns its confusion matrix."""
         config, source = self._config, self._task.eval_source
         palette = class_colors.palette_of(source)
-        rows, num_pictures = [], config.eval.num_pictures
+        rows, num_pictures = {}, config.eval.num_pictures
         worst = Worst(source) if self.step == config.num_steps else None
         start = self._evaluator.clock()
 
@@ -245,7 +257,7 @@ class Ensemble:
             example = source[i]
             image = levels.picture(example["image"], value_range=source.value_range)
             pictures = drawing.comparison(image, label, classes, palette)
-            rows.append((example["name"], pictures))
+            rows[i] = example["name"], pictures
 
         counts = scoring.score(
             self._evaluator,
@@ -262,10 +274,11 @@ class Ensemble:
         scores = metrics.named_scores(metrics.summarize(counts), source.class_names)
         scores["eval/loss"] = self._evaluator.pop_loss()
         colors = class_colors.colors_of(source.class_names, palette) | class_colors.MARKS
-        picture = drawing.contact_sheet(rows, colors) if rows else None
+        picture = drawing.contact_sheet([rows[i] for i in sorted(rows)], colors) if rows else None
         record.score(self.step, state, scores, picture, self._evaluator.clock() - start)
         if worst and (sheet := worst.draw()) is not None:
             record.keep_worst(sheet)
+        return counts
 
     def finish(self) -> None:
         """Closes the records, then writes the results of all seeds and the cost of training."""
@@ -289,9 +302,15 @@ class Ensemble:
             "process_bytes": runtime.process_bytes(),
             # The peak memory of each device in training.
             "peak_bytes": cost.memory(self._program)["peak"] if self._program else None,
+            "evaluation_share": self._pace.evaluation_share,
         }
-        for record in self._records:
-            record.finish(self._num_parameters, costs)
+        histogram = baselines.gray_histogram(task.eval_source)
+        for record, counts in zip(self._records, self._counts, strict=True):
+            comparison = baselines.compare(counts, task.eval_source.class_names, histogram)
+            about = {"num_eval_images": len(task.eval_source), **comparison}
+            record.finish(self._num_parameters, costs, about)
+            for sentence in baselines.sentences(comparison):
+                print(sentence)
 
 
 def restore(records: Sequence[RunRecord], like: Any) -> list[Any] | None:

@@ -23,6 +23,8 @@ class Pace:
         self._steps: list[float] = []  # seconds
         self._evaluations: list[float] = []  # seconds, without compilation
         self._step_ended: float | None = None
+        self._started = time.perf_counter()
+        self._evaluating = 0.0  # seconds, with compilation
 
     def end_step(self) -> None:
         """Measures the time since the last call. After `pause`, only notes the time."""
@@ -35,9 +37,15 @@ class Pace:
         """Excludes the time until the next step ends from the measurements."""
         self._step_ended = None
 
-    def add_evaluation(self, seconds: float) -> None:
-        """Adds the duration of an evaluation of all seeds."""
+    def add_evaluation(self, seconds: float, with_compilation: float) -> None:
+        """Adds the duration of an evaluation of all seeds, without and with compilation."""
         self._evaluations.append(seconds)
+        self._evaluating += with_compilation
+
+    @property
+    def evaluation_share(self) -> float:
+        """Returns the share of evaluations in the time since the start of this process's training."""
+        return self._evaluating / (time.perf_counter() - self._started)
 
     @property
     def seconds_per_step(self) -> float | None:

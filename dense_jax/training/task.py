@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dense_jax import class_colors, data, losses, storage
-from dense_jax.data import balance, levels, targets, verify
+from dense_jax.data import balance, ladder, levels, subset, targets, verify
 from dense_jax.devices import cpu, distributed, mesh
 from dense_jax.program import Program, assemble, normalization
 from dense_jax.training import optim, replicas, steps
@@ -181,7 +181,8 @@ class Task(NamedTuple):
 
     source: The training split, with the additional per-pixel targets that the loss needs, and with
       the levels of images that have them.
-    eval_source: The evaluation split, without levels.
+    eval_source: The evaluation split, or the images of it that eval.num_images leaves, without
+      levels.
     levels_of: How the levels of images are found, or None.
     dataset: The content of dataset.json.
     canvas: The height and width, in pixels, to which every training image is padded or cropped.
@@ -246,12 +247,29 @@ def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
         )
     )
     if config.data.verify:
-        verify.verify(source)
-        verify.verify(eval_source)
+        _verify(config, source, eval_source)
+    if config.eval.num_images is not None and config.eval.num_images < len(eval_source):
+        eval_source = subset.Subset(eval_source, config.eval.num_images)
     return Task(
         *(train_source, eval_source, levels_of, dataset, canvas, shapes),
         *(program, training, placed, initial),
     )
+
+
+def _verify(config: ConfigDict, source: data.Source, eval_source: data.Source) -> None:
+    """Verifies both splits. Warns of classes of the evaluation split that cannot be learned."""
+    learned = verify.verify(source)
+    train_split, eval_split = config.data.train_split, config.data.eval_split
+    for name in verify.verify(eval_source):
+        if name not in learned:
+            _LOG.warning(
+                f"class {name!r} is in {eval_split}, but not in {train_split}, so it cannot be learned"
+            )
+    if source.fingerprint is not None:
+        _LOG.info(
+            "every image of %s and %s can be read; python -m dense_jax.data.doctor checks more",
+            *(train_split, eval_split),
+        )
 
 
 def describe(source: Any, eval_source: Any) -> dict[str, Any]:
@@ -267,7 +285,7 @@ def describe(source: Any, eval_source: Any) -> dict[str, Any]:
         "value_range": source.value_range,
         "palette": class_colors.palette_of(source),
         "num_examples": len(source),
-        "image_size": np.concatenate([source.sizes, eval_source.sizes]).max(axis=0).tolist(),
+        "ladder": ladder.choose(np.concatenate([source.sizes, eval_source.sizes])),
         "fingerprint": source.fingerprint,
         "eval_fingerprint": eval_source.fingerprint,
     }

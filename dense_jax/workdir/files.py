@@ -1,13 +1,14 @@
 """The small files of a run: its config, dataset, environment and results.
 
 config.json       the whole config, as nested objects
-dataset.json      class names, palette and number of channels, enough to predict without the data;
-                  fingerprints, which detect changed data
+dataset.json      class names, palette, number of channels and ladder of tile sizes, enough to
+                  predict without the data; fingerprints, which detect changed data
 environment.json  versions, git commit and devices of the run's latest start; the origin and the
                   license of the weights that the run began with
 metrics.jsonl     one object per line: the step, and values by metric name
-cost.json         FLOPs, memory and speed, written when the run finishes
-result.json       final and best scores, written when the run finishes
+cost.json         FLOPs, memory, speed and the share of evaluations in the time of the training,
+                  written when the run finishes
+result.json       final and best scores, and those of baselines, written when the run finishes
 
 learning_curve.png and worst.png are drawn when the run finishes: losses and mean IoU by step, and the
 worst images of the last evaluation. The workdir also holds checkpoints, TensorBoard event files and

@@ -182,8 +182,12 @@ class RunRecord:
             with storage.atomic(self.path / "worst.png") as file:
                 Image.fromarray(picture).save(file, format="PNG")
 
-    def finish(self, num_parameters: int, cost: Mapping[str, Any]) -> None:
+    def finish(
+        self, num_parameters: int, cost: Mapping[str, Any], about: Mapping[str, Any]
+    ) -> None:
         """Writes the learning curve and cost.json, then result.json with the final and best scores.
+
+        about: What result.json says about the final scores.
 
         If this process trained no steps, an existing cost.json is kept.
         """
@@ -193,6 +197,7 @@ class RunRecord:
             "metric_convention": metrics.CONVENTION,
             "final": self._last_scores,
             "best": self._best_scores,
+            **about,
         }
         if jax.process_index() == 0:
             if cost["peak_bytes"] or not (self.path / "cost.json").exists():  # measured this time

@@ -94,7 +94,16 @@ def test_text(root):
         "road": ["2", "33.333", "%", "1", "1.0000", "1.0000"],
         "(ignored)": ["2", "33.333", "%"],
     }
-    assert "  warning: never seen: sky" in lines and lines[-1] == "0 errors, 1 warnings"
+    assert "  warning: never seen: sky" in lines and lines[-1] == (
+        "0 errors, 1 warnings: the data can be trained on, if the warnings are no mistakes"
+    )
+
+
+def test_splits_come_in_the_order_of_their_use(root):
+    for split in ("extra", "test", "a"):
+        save(root / "images" / split / "a.png", [[1]])
+        save(root / "labels" / split / "a.png", [[1]])
+    assert list(examine("folder", str(root))) == ["train", "val", "test", "a", "extra"]
 
 
 def test_a_class_that_only_other_splits_show_is_an_error(root):
@@ -119,6 +128,7 @@ def test_reports_every_error(root):
     (train_error,), (val_error,) = report["train"]["errors"], report["val"]["errors"]
     assert "[7]" in train_error and "labels/val/a.png" in val_error
     text = as_text(report)
+    assert text.endswith("\n2 errors, 2 warnings: repair the errors before training")
     assert f"  error: {train_error}" in text and f"  error: {val_error}" in text
 
 

@@ -1,11 +1,15 @@
 """Tests which axis of an array is sharded. test_steps and test_train test the consequences."""
 
+import itertools
+import math
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from dense_jax.devices import mesh
+from tests.conftest import mesh_of
 
 
 @pytest.mark.parametrize(
@@ -37,3 +41,15 @@ def test_the_devices_must_share_seeds_and_batch_evenly(numbers, message):
     mesh.check_shares(2, 8, 2)
     with pytest.raises(ValueError, match=message):
         mesh.check_shares(*numbers)
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 4])
+def test_batches_are_as_few_as_the_largest_allow_and_even(num_devices):
+    devices = mesh_of(num_devices)
+    for num_examples, most in itertools.product(range(1, 40), (1, 3, 8)):
+        size = mesh.even_batch_size(num_examples, most, devices)
+        largest = math.ceil(most / num_devices) * num_devices
+        assert size % num_devices == 0 and size <= largest
+        num_batches = math.ceil(num_examples / size)
+        assert num_batches == math.ceil(num_examples / largest)
+        assert num_batches * size - num_examples < num_batches * num_devices

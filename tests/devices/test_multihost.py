@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from PIL import Image
 
 from dense_jax import train
 from dense_jax.command import PREEMPTED
@@ -160,8 +161,14 @@ def assert_close(path, expected):
 
 
 @pytest.fixture(scope="module")
-def config(tiny_folder):
-    config = make_config(tiny_folder)
+def config(tiny_folder, tmp_path_factory):
+    """The config of a small network, on images that evaluation pads to two sizes."""
+    root = shutil.copytree(tiny_folder, tmp_path_factory.mktemp("enlarged") / "data")
+    for path in root.glob("*/*/*.png"):
+        scale = 3 if path.stem == "0" else 4
+        pixels = np.kron(np.asarray(Image.open(path)), np.ones((scale, scale), np.uint8))
+        Image.fromarray(pixels).save(path)
+    config = make_config(root)
     config.model.dropout = 0.0  # its masks belong to places in the batch, which hosts share out
     config.model.widths = (3,)
     config.num_steps = 4
@@ -197,6 +204,7 @@ def with_fields(config, **fields):
 
 
 def test_four_processes_are_the_same_run_as_one(one_process, four_processes):
+    assert len(files.read(one_process / "run", "dataset.json")["ladder"]) == 2
     assert_close(four_processes / "run", one_process / "run")
 
 

@@ -27,12 +27,12 @@ def logits_step(variables, image):
     )[0]
 
 
-def make(step=logits_step, variables=VARIABLES, **options):
+def make(step=logits_step, variables=VARIABLES, ladder=(IMAGE_SIZE,), **options):
     dataset = {
         "class_names": ["a", "b", "c"],
         "palette": [[0, 0, 0], [9, 9, 9], [200, 0, 0]],
         "num_channels": 1,
-        "image_size": IMAGE_SIZE,
+        "ladder": ladder,
         "dtype": "uint8",
         "value_range": None,
     }
@@ -135,10 +135,11 @@ def test_a_changed_image_has_the_changed_prediction_where_one_tile_holds_it(augm
 
 @pytest.mark.parametrize("blend", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 5, 8])
-def test_images_of_any_sizes_come_as_they_do_alone_whatever_the_batches(blend, batch_size):
+@pytest.mark.parametrize("ladder", [[IMAGE_SIZE], [(2, 9), (12, 3), IMAGE_SIZE]], ids=len)
+def test_images_of_any_sizes_come_as_they_do_alone_whatever_the_batches(blend, batch_size, ladder):
     arrays = [image_of(*size) for size in ((40, 33), (1, 1), (7, 30), (16, 5))]
     images = Images([*arrays[:2], None, *arrays[2:], None])
-    predictor = make(batch_size=batch_size).using(blend=blend)
+    predictor = make(batch_size=batch_size, ladder=ladder).using(blend=blend)
     makers = {"probabilities": np.copy, "uncertainty": entropy}
     names = {"image", "classes", *makers}
     parts: dict = {}

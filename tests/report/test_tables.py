@@ -467,3 +467,27 @@ def test_a_damaged_file_ends_no_report_of_other_runs(tmp_path, file, content):
     report = build(tmp_path, mixed=True)
     assert "b" in {row.runs[0].name for row in report.rows}
     assert page.to_html("title", report) and cost_csv(report)
+
+
+def test_classes_below_a_baseline_are_marked_and_named(tmp_path):
+    final = {"step": 20, "eval/mean_iou": 0.5, "eval/iou/sky": 0.9, "eval/iou/road": 0.1}
+    baselines = {"commonest_class": {"is": "always sky", "mean_iou": 0.31, "iou": {"sky": 0.62}}}
+    for loss, below in (("a", {}), ("b", {"road": {"iou": 0.1, "baseline": "threshold"}})):
+        result = {"status": "finished", "final": final, "baselines": baselines}
+        add(tmp_path, loss, loss=loss, files={"result": result | {"below_baseline": below}})
+    report = build(tmp_path, per_class=True)
+    head, *body = tables.score_table(report)
+    marked = {
+        (line[0].text, cell.text)
+        for line in body
+        for cell, title in zip(line, head, strict=True)
+        if "†" in cell.text and title.text in ("mean IoU", "IoU sky", "IoU road")
+    }
+    assert marked == {("b", "0.500†"), ("b", "0.100†")}
+    text = tables.to_markdown(report)
+    assert "Mean IoU without a network: 0.310 (always sky)." in text
+    assert (
+        "† marks classes whose IoU is lower than without a network, for any seed: loss=b: road."
+        in text
+    )
+    assert r"0.100\textdagger{}" in tables.to_latex(report)

@@ -34,11 +34,12 @@ def test_the_time_left_has_all_steps_and_evaluations_to_come(num_steps, eval_eve
             timer.pause()
             clock(7)
             elapsed += 7
-            timer.add_evaluation(7.0)
+            timer.add_evaluation(7.0, 7.0)
             timer.end_step()  # the next step is dispatched, so that only its own time counts
     assert told[1] == ""  # the first step also waits for its data
     due = [step for step in range(1, num_steps + 1) if pace.is_due(step, config)]
     assert timer.images_per_second == 2.0
+    assert timer.evaluation_share == pytest.approx(7 * len(due) / elapsed)
     for step in range(2, num_steps + 1):
         left = elapsed - ended[step]
         if step > due[0]:

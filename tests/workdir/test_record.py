@@ -53,10 +53,11 @@ def test_without_its_records_a_run_goes_on_from_its_best_state(tiny_folder, tmp_
     worse = scores | {"eval/mean_iou": 0.25}
     record.score(NUM_STEPS, state, worse, None, 1.0)
     record.close()
-    record.finish(3, {"peak_bytes": 1})
+    record.finish(3, {"peak_bytes": 1}, {"num_eval_images": 7})
     result = files.read_json(tmp_path / "result.json")
     assert result["best"] == storage.to_json({"step": 4, **scores})
     assert result["final"] == storage.to_json({"step": NUM_STEPS, **worse})
+    assert result["num_eval_images"] == 7
 
 
 def test_records_are_on_disk_before_a_state_that_follows_them(tiny_folder, tmp_path, monkeypatch):
