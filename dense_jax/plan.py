@@ -43,24 +43,25 @@ from dense_jax.spelling import duration
 from dense_jax.workdir import files
 
 TRIAL_STEPS = 6
-EPOCHS = 10  # the passes over the training pixels for which the resolution is lowered
-WIDER_EPOCHS = 4 * EPOCHS  # the passes at full resolution from which on a slower network is tried
-LEAST_CEILING = 0.9  # the least mean IoU that labels must keep at a resolution
 EVALUATED = 0.1  # the share of the time that evaluations may take
-RESERVED = 0.05  # the share of the time that is left for what no trial shows
-STEPS = 1500  # the optimizer steps that set the size of a batch
-PIXELS = (8 * 96**2, 16 * 512**2)  # the fewest and the most pixels of a batch
+RESERVED = 0.05  # the share of the time that is left for what a trial does not show
+EPOCHS = 10  # the passes over the training images that the resolution should allow
+WIDER_EPOCHS = 40  # the passes at full resolution from which on a slower network is tried
+LEAST_CEILING = 0.9  # the mean IoU that labels must keep at a resolution
+NUM_STEPS = 1500  # the number of steps that the size of a batch should allow
+BATCH_PIXELS = (8 * 96**2, 16 * 512**2)  # the least and the largest size of a batch
 MOST_STEPS = 40_000
-SPREAD = 0.3  # the exposure spread above which each image is normalized on its own
-UPRIGHT = 0.1  # the difference between upper and lower halves above which images have an upper side
-COMMON = 0.9  # crops with a larger share of one class are redrawn
-WIDTHS = (16, 32, 64)  # the channels at stride 1 of networks without pretrained weights
+DIFFERING_EXPOSURE = 0.3  # the exposure spread above which each image is normalized on its own
+UPRIGHT = 0.1  # the difference between halves above which images have an upper side
+COMMONEST = 0.9  # crops in which one class has a larger share are redrawn
+# The channels at strides 1, 2, 4, ... of U-Nets without pretrained weights, from fast to slow.
+WIDTHS = tuple(tuple(first * 2**level for level in range(5)) for first in (16, 32, 64))
 # Pretrained encoders, from fast to slow. Those for non-commercial use only are left out.
 PRETRAINED = ("efficientnet_lite0", "resnet18", "resnet34", "resnet50", "convnext_tiny")
 
 
 class Choice(NamedTuple):
-    """A value of an option, and the reason for it."""
+    """A value of an option, and the reason for it, or "" if it needs none."""
 
     option: str
     value: Any
@@ -72,22 +73,25 @@ class Trial(NamedTuple):
 
     step: The time of a training step.
     evaluation: The time of an evaluation, without compilation.
-    rest: The time of everything else: the start, the compilation and the end.
+    rest: The time of everything else: start, compilation and end.
     memory: The largest memory of the process.
+    device_memory: The memory of each device during training. If the device is the CPU, it is a part
+      of `memory`.
     """
 
     step: float
     evaluation: float
     rest: float
     memory: int
+    device_memory: int
 
 
 class Plan(NamedTuple):
-    """The chosen options, and the expected time in seconds and memory in bytes."""
+    """The chosen options, the trial that they are based on, and the expected time in seconds."""
 
     choices: list[Choice]
+    trial: Trial
     seconds: float
-    memory: int
 
 
 def plan(name: str, root: str, seconds: float, *, use_pretrained: bool = True) -> Plan:
@@ -102,28 +106,30 @@ def plan(name: str, root: str, seconds: float, *, use_pretrained: bool = True) -
     by_data = [
         Choice("data.name", name),
         Choice("data.root", os.path.abspath(root) if root else ""),
-        normalization(found),
-        *augmentation(found, source.num_channels),
-        *loss(found),
-        memory(found, source),
+        _normalization(found),
+        *_augmentation(found, source.num_channels),
+        *_loss(),
+        _cache(found, source),
     ]
     choices: list[Choice] = []
-    for network in networks(use_pretrained):
-        candidate = [*by_data, *network, *sizes(found, None)]
+    for network in _networks(use_pretrained and source.num_channels in (1, 3)):
+        candidate = [*by_data, *network, *_sizes(found, 0.0)]
         measured = trial(candidate)
         left = seconds * (1 - EVALUATED - RESERVED) - measured.rest
-        if left <= 0:
+        if left < measured.step and not choices:
             raise ValueError(
-                f"{duration(seconds)} are too short: starting and compiling takes "
-                f"{duration(measured.rest)}"
+                f"{duration(seconds)} are too short: the start takes {duration(measured.rest)}, and "
+                f"a step {duration(measured.step)}"
             )
-        pixels = pixels_per_step(candidate) * left / measured.step
-        epochs = pixels / found.sizes.prod(axis=1).sum()
+        num_pixels = left / measured.step * _batch_pixels(candidate)
+        epochs = num_pixels / int(found.sizes.prod(axis=1).sum())
         if not choices or epochs >= EPOCHS:
-            choices = [*by_data, *network, *sizes(found, pixels)]
+            choices = [*by_data, *network, *_sizes(found, num_pixels)]
         if epochs < WIDER_EPOCHS:
             break
-    return with_schedule(choices, trial(choices), seconds)
+    measured = trial(choices)
+    schedule, expected = _schedule(measured, seconds)
+    return Plan([*choices, *schedule], measured, expected)
 
 
 def trial(choices: Iterable[Choice]) -> Trial:
@@ -134,176 +140,163 @@ def trial(choices: Iterable[Choice]) -> Trial:
     with tempfile.TemporaryDirectory(prefix="dense_jax_plan_") as folder:
         experiment, workdir = Path(folder, "trial.py"), Path(folder, "run")
         experiment.write_text(experiment_text(choices, "A trial."))
-        arguments = {
+        flag_values = {
             "config": experiment,
             "workdir": workdir,
             "config.num_steps": TRIAL_STEPS,
             "config.eval_every": TRIAL_STEPS,
             "config.optimizer.warmup_steps": 1,
         }
-        words = [f"--{name}={value}" for name, value in arguments.items()]
+        words = [f"--{name}={value}" for name, value in flag_values.items()]
         start = time.perf_counter()
         run = subprocess.run(
-            [sys.executable, "-m", "dense_jax.main", *words], capture_output=True, text=True
+            [sys.executable, "-m", "dense_jax.main", *words],
+            check=False,
+            capture_output=True,
+            text=True,
         )
-        wall = time.perf_counter() - start
+        whole = time.perf_counter() - start
         if run.returncode:
             lines = run.stderr.strip().splitlines() or [f"exit status {run.returncode}"]
             raise ValueError(f"a trial of {TRIAL_STEPS} steps failed: {lines[-1]}")
         cost = files.read_json(workdir / "cost.json")
     step, evaluation = cost["seconds_per_step"], cost["seconds_per_evaluation"]
-    rest = wall - TRIAL_STEPS * step - evaluation
-    return Trial(step, evaluation, rest, cost["process_bytes"])
+    rest = max(0.0, whole - TRIAL_STEPS * step - evaluation)
+    return Trial(step, evaluation, rest, cost["process_bytes"], cost["peak_bytes"])
 
 
-def normalization(found: Fingerprint) -> Choice:
-    """Chooses how the network's input is normalized."""
-    spread = f"the brightness of images varies by {found.exposure_spread:.2f} of their contrast"
-    if found.exposure_spread > SPREAD:
-        return Choice("model.normalization", "image", f"{spread}: each image is scaled on its own")
-    return Choice("model.normalization", "dataset", f"{spread}: all images are scaled alike")
+def _normalization(found: Fingerprint) -> Choice:
+    spread = f"The brightness of images varies by {found.exposure_spread:.2f} of their contrast"
+    if found.exposure_spread > DIFFERING_EXPOSURE:
+        return Choice("model.normalization", "image", f"{spread}, so each is scaled on its own.")
+    return Choice("model.normalization", "dataset", f"{spread}, so all are scaled alike.")
 
 
-def augmentation(found: Fingerprint, num_channels: int) -> list[Choice]:
-    """Chooses the augmentation, with the strengths of nnU-Net."""
-    halves = f"the classes above and below differ by {100 * found.upright:.0f} %"
-    choices = [Choice("augment.scale", 0.4, "objects come in other sizes, as in nnU-Net")]
+def _augmentation(found: Fingerprint, num_channels: int) -> list[Choice]:
+    """Chooses the augmentation, with strengths like those of nnU-Net."""
+    choices = [Choice("augment.scale", 0.4, "Objects may be larger or smaller in other images.")]
+    differ = f"The classes in the upper and the lower half differ by {100 * found.upright:.0f} %"
     if found.upright < UPRIGHT:
         choices += [
-            Choice("augment.flip_vertical", 0.5, f"{halves}: images have no upper side"),
-            Choice("augment.rotation", 180.0, "the same"),
+            Choice("augment.flip_vertical", 0.5, f"{differ}, so images have no upper side."),
+            Choice("augment.rotation", 180.0),
         ]
     else:
-        choices.append(Choice("augment.rotation", 10.0, f"{halves}: images have an upper side"))
+        choices.append(Choice("augment.rotation", 10.0, f"{differ}, so images have an upper side."))
     choices += [
-        Choice("augment.brightness", 0.25, "images come in other exposures, as in nnU-Net"),
-        Choice("augment.contrast", 0.25, "the same"),
-        Choice("augment.gamma", 0.4, "the same"),
+        Choice("augment.brightness", 0.25, "Other images may have other exposures and colors."),
+        Choice("augment.contrast", 0.25),
+        Choice("augment.gamma", 0.4),
     ]
     if num_channels == 3:
-        choices.append(Choice("augment.saturation", 0.25, "the same for colors"))
-    if found.shares.max() > COMMON:
-        choices.append(
-            Choice(
-                *("augment.max_class_fraction", COMMON),
-                f"one class has {100 * found.shares.max():.0f} % of the pixels: crops show others too",
-            )
-        )
+        choices.append(Choice("augment.saturation", 0.25))
+    if (largest := found.shares.max()) > COMMONEST:
+        reason = f"One class has {100 * largest:.0f} % of the pixels, so crops prefer the others."
+        choices.append(Choice("augment.max_class_fraction", COMMONEST, reason))
     return choices
 
 
-def loss(found: Fingerprint) -> list[Choice]:
-    """Chooses the loss and the optimizer."""
+def _loss() -> list[Choice]:
     return [
-        Choice("loss", "dice_ce", "cross-entropy learns fast, and Dice counts rare classes alike"),
-        Choice("optimizer.learning_rate", 3e-3, "usual for AdamW and networks of this size"),
-        Choice("optimizer.weight_decay", 0.01, "AdamW's own default"),
-    ]
-
-
-def memory(found: Fingerprint, source: data.Source) -> Choice:
-    """Chooses where decoded images are kept."""
-    size = int(found.sizes.prod(axis=1).sum()) * source.num_channels
-    size *= np.dtype(source.dtype).itemsize
-    kept = f"the decoded images take {size / 1e9:.2f} GB"
-    if size < cache.free_memory() / 4:
-        return Choice("data.cache", "host", f"{kept}, and are decoded once")
-    return Choice("data.workers", os.cpu_count() or 1, f"{kept}, so they are decoded in each epoch")
-
-
-def networks(use_pretrained: bool) -> list[list[Choice]]:
-    """Returns the networks to choose from, from fast to slow."""
-    at_hand = [
-        name
-        for name in PRETRAINED
-        if use_pretrained and weight_files.is_at_hand(ENCODERS[name].weights.source)
-    ]
-    if at_hand:
-        return [
-            [
-                Choice("model.encoder", name, "its pretrained weights are on this computer"),
-                Choice("model.pretrained", "imagenet"),
-                Choice("model.name", "fpn", "a light decoder"),
-                Choice("model.decoder_channels", 64),
-                Choice("model.upsampling", "bilinear", "FPN's own"),
-            ]
-            for name in at_hand
-        ]
-    return [
-        [
-            Choice(
-                *("model.widths", tuple(width * 2**k for k in range(5))),
-                "a U-Net from scratch, as no pretrained weights are on this computer",
-            )
-        ]
-        for width in WIDTHS
-    ]
-
-
-def sizes(found: Fingerprint, pixels: float | None) -> list[Choice]:
-    """Chooses the resolution, the crop and the batch.
-
-    pixels: The number of pixels that the network can see in training, or None if not known yet.
-    """
-    total = found.sizes.prod(axis=1).sum()
-    ceilings = {
-        r: float(metrics.summarize(counts)["mean_iou"])
-        for r, counts in zip(RESOLUTIONS, found.confusions, strict=True)
-    }
-    possible = [r for r in RESOLUTIONS if ceilings[r] >= LEAST_CEILING] or [1.0]
-    affordable = [r for r in possible if pixels and pixels / (total * r**2) >= EPOCHS]
-    resolution = affordable[0] if affordable else possible[-1]
-    epochs = (pixels or 0) / (total * resolution**2)
-    reason = (
-        f"the time is enough for {epochs:.0f} passes over the images; labels keep a mean IoU of "
-        f"{ceilings[resolution]:.2f}"
-    )
-    longest = np.maximum(1, np.round(np.median(found.sizes, axis=0) * resolution)).astype(int)
-    area = np.clip((pixels or 0) / STEPS, *PIXELS)
-    side = min(np.sqrt(area / 8), np.sqrt(longest.prod()))
-    crop = [int(min(-(-side // 16) * 16, n)) for n in longest]
-    batch = int(np.clip(round(area / np.prod(crop)), 4, 64))
-    return [
-        Choice("data.resolution", resolution, reason),
-        Choice("data.crop_size", tuple(crop), f"the median image has {longest[0]} x {longest[1]}"),
-        Choice("batch_size", batch, f"{batch * np.prod(crop) / 1e3:.0f} thousand pixels per step"),
+        Choice("loss", "dice_ce", "Dice counts rare classes like others, as mean IoU does."),
         Choice(
-            "eval.batch_size",
-            max(1, round(2 * area / found.sizes.prod(axis=1).max() / resolution**2)),
-            "as many pixels",
+            "optimizer.learning_rate", 3e-3, "Usual for AdamW, networks and batches like these."
         ),
+        Choice("optimizer.weight_decay", 0.01),
     ]
 
 
-def pixels_per_step(choices: Iterable[Choice]) -> int:
-    """Returns the number of pixels in a batch of crops."""
+def _cache(found: Fingerprint, source: data.Source) -> Choice:
+    itemsize = np.dtype(source.dtype).itemsize
+    size = int(found.sizes.prod(axis=1).sum()) * source.num_channels * itemsize
+    decoded = f"The decoded images take {size / 1e9:.2g} GB"
+    if size < cache.free_memory() / 4:
+        return Choice("data.cache", "host", f"{decoded}, so they are decoded once.")
+    return Choice("data.workers", os.cpu_count() or 1, f"{decoded}, so they are decoded each time.")
+
+
+def _networks(use_pretrained: bool) -> list[list[Choice]]:
+    """Returns the networks to choose from, from fast to slow."""
+    pretrained = []
+    for name in PRETRAINED if use_pretrained else ():
+        weights = ENCODERS[name].weights
+        if weights and weight_files.is_at_hand(weights.source):
+            reason = "Its pretrained weights are on this computer."
+            pretrained.append(
+                [
+                    Choice("model.encoder", name, reason),
+                    Choice("model.pretrained", "imagenet"),
+                    Choice("model.name", "fpn", "A fast decoder for pretrained encoders."),
+                    Choice("model.decoder_channels", 64),
+                    Choice("model.upsampling", "bilinear"),
+                ]
+            )
+    reason = "A U-Net from scratch, because no pretrained weights are used."
+    return pretrained or [[Choice("model.widths", widths, reason)] for widths in WIDTHS]
+
+
+def _sizes(found: Fingerprint, num_pixels: float) -> list[Choice]:
+    """Chooses the resolution, the crops and the batches.
+
+    num_pixels: The number of pixels that can be trained on in the time, or 0 if not known yet.
+    """
+    total = int(found.sizes.prod(axis=1).sum())
+    ceilings = {
+        resolution: float(metrics.summarize(counts)["mean_iou"])
+        for resolution, counts in zip(RESOLUTIONS, found.confusions, strict=True)
+    }
+    useful = [r for r in RESOLUTIONS if ceilings[r] >= LEAST_CEILING]  # 1.0 is always useful
+    resolution = next((r for r in useful if num_pixels >= EPOCHS * total * r**2), useful[-1])
+    epochs = num_pixels / (total * resolution**2)
+    median = np.median(found.sizes, axis=0) * resolution
+    batch_pixels = np.clip(num_pixels / NUM_STEPS, *BATCH_PIXELS)
+    side = np.sqrt(batch_pixels / 8)
+    crop = tuple(int(min(-(-side // 32) * 32, -(-n // 16) * 16)) for n in median)
+    batch_size = int(np.clip(batch_pixels / np.prod(crop), 4, 64))
+    largest = found.sizes.prod(axis=1).max() * resolution**2
+    return [
+        Choice(
+            "data.resolution",
+            resolution,
+            f"The time is enough for {epochs:.0f} passes over the images at this resolution. Labels "
+            f"keep a mean IoU of {ceilings[resolution]:.2f} at it.",
+        ),
+        Choice(
+            "data.crop_size",
+            crop,
+            f"At this resolution, the median image has {median[0]:.0f} x {median[1]:.0f} pixels.",
+        ),
+        Choice("batch_size", batch_size),
+        Choice("eval.batch_size", int(np.clip(2 * batch_pixels / largest, 1, 64))),
+    ]
+
+
+def _batch_pixels(choices: Iterable[Choice]) -> int:
     values = {choice.option: choice.value for choice in choices}
     return int(values["batch_size"] * np.prod(values["data.crop_size"]))
 
 
-def with_schedule(choices: list[Choice], measured: Trial, seconds: float) -> Plan:
-    """Adds the number of steps and evaluations that fit into the time."""
-    usable = seconds * (1 - RESERVED) - measured.rest
-    num_evaluations = int(np.clip(EVALUATED * seconds // measured.evaluation, 1, 10))
-    num_steps = int((usable - num_evaluations * measured.evaluation) / measured.step)
+def _schedule(measured: Trial, seconds: float) -> tuple[list[Choice], float]:
+    """Chooses the numbers of steps and evaluations. Returns them with the expected time."""
+    num_evaluations = int(np.clip(EVALUATED * seconds / measured.evaluation, 1, 10))
+    usable = seconds * (1 - RESERVED) - measured.rest - num_evaluations * measured.evaluation
+    num_steps = min(int(usable / measured.step), MOST_STEPS)
     if num_steps < 1:
         raise ValueError(
-            f"{duration(seconds)} are too short: starting takes {duration(measured.rest)}, a step "
+            f"{duration(seconds)} are too short: the start takes {duration(measured.rest)}, a step "
             f"{duration(measured.step)} and an evaluation {duration(measured.evaluation)}"
         )
-    num_steps = min(num_steps, MOST_STEPS)
     every = -(-num_steps // num_evaluations)
-    step = f"a step takes {measured.step:.3g} s, and starting {duration(measured.rest)}"
-    evaluation = f"an evaluation takes {duration(measured.evaluation)}"
-    schedule = [
+    step = f"A step takes {measured.step:.3f} s, and the start {duration(measured.rest)}."
+    evaluation = f"An evaluation takes {duration(measured.evaluation)}."
+    choices = [
         Choice("num_steps", num_steps, step),
         Choice("eval_every", every, evaluation),
-        Choice("checkpoint_every", every, "with each evaluation"),
-        Choice("log_every", max(1, num_steps // 100), ""),
-        Choice("optimizer.warmup_steps", max(1, num_steps // 20), "5 % of the steps"),
+        Choice("checkpoint_every", every),
+        Choice("log_every", max(1, num_steps // 100)),
+        Choice("optimizer.warmup_steps", max(1, num_steps // 20)),
     ]
-    expected = measured.rest + num_steps * measured.step + num_evaluations * measured.evaluation
-    return Plan([*choices, *schedule], expected, measured.memory)
+    return choices, seconds * (1 - RESERVED) - usable + num_steps * measured.step
 
 
 def experiment_text(choices: Iterable[Choice], about: str) -> str:
@@ -313,7 +306,7 @@ def experiment_text(choices: Iterable[Choice], about: str) -> str:
     """
     lines = []
     for option, value, reason in choices:
-        lines += [f"    # {line}" for line in textwrap.wrap(reason, 92)]
+        lines += [f"    # {line}" for line in textwrap.wrap(reason, 94)]
         lines.append(f"    config.{option} = {value!r}")
     body = "\n".join(lines)
     return f'''"""{about}"""
@@ -322,7 +315,7 @@ from dense_jax.experiments import base
 
 
 def get_config():
-    """Returns the base config with what was chosen for this dataset."""
+    """Returns the base config with the options that were planned for this dataset."""
     config = base.get_config()
 {body}
     return config
@@ -334,22 +327,23 @@ def main(argv: list[str]) -> None:
     args = flags.FLAGS
     output = Path(args.output)
     if output.exists() and not args.overwrite:
-        raise ValueError(f"--output={output} exists: pass another name, or --overwrite")
+        raise ValueError(f"--output={output} exists: pass another path, or --overwrite")
     command.show_log_lines()
-    found = plan(args.name, args.root or "", 60 * args.minutes, use_pretrained=args.pretrained)
-    expected = f"{duration(found.seconds)} and {found.memory / 1e9:.1f} GB of memory"
+    planned = plan(args.name, args.root or "", 60 * args.minutes, use_pretrained=args.pretrained)
+    expected = (
+        f"about {duration(planned.seconds)} and {planned.trial.memory / 1e9:.1f} GB of memory "
+        f"({planned.trial.device_memory / 1e9:.1f} GB of them for a training step)"
+    )
     train = f"python -m dense_jax.main --config={output} --workdir=runs/{output.stem}"
-    about = f"""A plan for {args.minutes:g} minutes on this dataset, written by `dense_jax.plan`.
+    about = f"""Trains as `dense_jax.plan` planned for {args.minutes:g} minutes on this device.
 
 {train}
-
-It takes about {expected}.
+Expect: {expected}.
 """
-    text = experiment_text(found.choices, about)
+    text = experiment_text(planned.choices, about)
     with storage.atomic(output) as file:
         file.write(text.encode())
-    print(text)
-    print(f"wrote {output}. The training takes about {expected}:\n\n    {train}")
+    print(f"{text}\nwrote {output}. It takes {expected}:\n\n    {train}")
 
 
 if __name__ == "__main__":

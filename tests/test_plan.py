@@ -1,0 +1,123 @@
+"""Tests that a plan follows from the dataset and the time, and that its experiment file trains."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from dense_jax import command, config, plan, train
+from dense_jax.models import weight_files
+from dense_jax.plan import Trial
+
+SPEED = 400_000  # pixels per second of a device that needs no trials
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """Replaces trials by the measurements of a device with a constant speed. Returns the trials."""
+    trials = []
+
+    def trial(choices):
+        values = {choice.option: choice.value for choice in choices}
+        trials.append(values)
+        width = values.get("model.widths", (16,))[0]
+        pixels = values["batch_size"] * np.prod(values["data.crop_size"])
+        return Trial(float(pixels / SPEED * width / 16), 2.0, 20.0, 10**9, 10**8)
+
+    monkeypatch.setattr(plan, "trial", trial)
+    return trials
+
+
+def planned(root, seconds, **options):
+    """Plans for the tiny folder. Returns the values of the options, and the expected seconds."""
+    found = plan.plan("folder", str(root), seconds, use_pretrained=False, **options)
+    return {choice.option: choice.value for choice in found.choices}, found.seconds
+
+
+def test_the_experiment_file_is_valid_and_trains(device, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "WIDTHS", ((2, 4),))
+    monkeypatch.setattr(plan, "BATCH_PIXELS", (4 * 16**2, 4 * 16**2))
+    found = plan.plan("folder", str(tiny_folder), 25.0, use_pretrained=False)
+    file = tmp_path / "planned.py"
+    file.write_text(plan.experiment_text(found.choices, "A plan."))
+    planned_config = command.load_config(str(file))
+    config.check(planned_config)
+    for option, value, _ in found.choices:
+        node = planned_config
+        for name in option.split("."):
+            node = node[name]
+        assert node == value
+    planned_config.update(num_steps=2, eval_every=2)
+    planned_config.optimizer.warmup_steps = 1
+    train.train(planned_config, str(tmp_path / "run"))
+    assert (tmp_path / "run" / "result.json").exists()
+
+
+def test_more_time_never_lowers_the_resolution_or_the_network(device, tiny_folder, monkeypatch):
+    monkeypatch.setattr(plan, "EPOCHS", 500)
+    monkeypatch.setattr(plan, "WIDER_EPOCHS", 50_000)
+    sizes = []
+    for seconds in (25.0, 30.0, 60.0, 300.0, 3000.0):
+        values, expected = planned(tiny_folder, seconds)
+        sizes.append((values["model.widths"][0], values["data.resolution"], values["num_steps"]))
+        assert expected <= seconds
+        steps = values["num_steps"]
+        assert 0.8 * seconds < expected or steps == plan.MOST_STEPS
+        assert values["optimizer.warmup_steps"] <= steps
+    for shorter, longer in itertools.pairwise(sizes):
+        assert longer[0] > shorter[0] or longer[1] >= shorter[1]
+    assert sizes[0][:2] < sizes[-1][:2]
+
+
+def test_a_plan_is_made_of_what_the_last_trial_ran(device, tiny_folder):
+    values, _ = planned(tiny_folder, 60.0)
+    assert device[-1].items() <= values.items()
+
+
+def test_too_short_a_time_is_refused(device, tiny_folder):
+    with pytest.raises(ValueError, match="20 s are too short: the start takes 20 s"):
+        planned(tiny_folder, 20.0)
+
+
+def test_normalization_and_augmentation_follow_from_the_images(device, tiny_folder, monkeypatch):
+    values, _ = planned(tiny_folder, 60.0)
+    assert values["model.normalization"] == "dataset"
+    assert values["augment.rotation"] == 10.0
+    assert "augment.flip_vertical" not in values
+    measure = plan.fingerprint.measure
+    monkeypatch.setattr(
+        plan.fingerprint,
+        "measure",
+        lambda source: measure(source)._replace(exposure_spread=2.0, upright=0.0),
+    )
+    values, _ = planned(tiny_folder, 60.0)
+    assert values["model.normalization"] == "image"
+    assert (values["augment.rotation"], values["augment.flip_vertical"]) == (180.0, 0.5)
+
+
+def test_pretrained_weights_are_used_if_they_are_on_this_computer(device, tiny_folder, monkeypatch):
+    monkeypatch.setattr(weight_files, "is_at_hand", lambda source: "resnet18" in source)
+    found = plan.plan("folder", str(tiny_folder), 60.0)
+    values = {choice.option: choice.value for choice in found.choices}
+    assert (values["model.encoder"], values["model.pretrained"]) == ("resnet18", "imagenet")
+
+
+def test_a_failing_trial_says_why(tmp_path):
+    with pytest.raises(ValueError, match=r"a trial of 6 steps failed: error: .*no such folder"):
+        plan.trial(
+            [plan.Choice("data.name", "folder"), plan.Choice("data.root", str(tmp_path / "x"))]
+        )
+
+
+def test_a_trial_measures_times_and_memory(tiny_folder):
+    options = {
+        "data.name": "folder",
+        "data.root": str(tiny_folder),
+        "data.crop_size": (8, 8),
+        "model.widths": (2,),
+        "batch_size": 2,
+    }
+    measured = plan.trial([plan.Choice(*item) for item in options.items()])
+    assert min(measured) > 0
+    assert measured.step < measured.rest
+    assert measured.memory > measured.device_memory
