@@ -16,7 +16,7 @@ COMPUTING = {"main", "evaluate", "predict", "export", "demo", "summary"}
 
 
 def test_every_command_is_run_alike():
-    names = COMPUTING | {"__main__", "doctor", "prepare"}
+    names = COMPUTING | {"__main__", "doctor", "plan", "prepare"}
     assert {path.stem for path in PATHS} == names
     for path in PACKAGE.rglob("*.py"):
         assert "app.run(" not in path.read_text() or path.stem == "command", path

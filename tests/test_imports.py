@@ -14,7 +14,7 @@ from tests.conftest import REPOSITORY
 # only those with a star see the whole config.
 FLOORS = (
     ("__main__",),
-    ("main *", "evaluate *", "predict", "export *", "demo", "summary *", "sweep", "report"),
+    ("main *", "plan", "evaluate *", "predict", "export *", "demo", "summary *", "sweep", "report"),
     ("train *",),
     ("training *",),
     ("evaluation",),

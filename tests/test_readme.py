@@ -8,6 +8,7 @@ import sys
 import pytest
 from PIL import Image
 
+from dense_jax import plan
 from tests import forked
 from tests.conftest import REPOSITORY
 
@@ -28,17 +29,19 @@ def commands() -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, tiny_folder):
     folder = tmp_path_factory.mktemp("readme")
     (folder / "photos").mkdir()
     Image.new("RGB", (40, 30)).save(folder / "photos" / "a.jpg")
+    choices = plan.Choice("data.name", "folder"), plan.Choice("data.root", str(tiny_folder))
+    (folder / "planned.py").write_text(plan.experiment_text(choices, "What `plan` would write."))
     return folder
 
 
 def test_the_readme_has_every_command():
     modules = {command[0] for command in commands()}
     names = ("main", "evaluate", "predict", "demo", "export", "sweep", "report", "summary")
-    names += ("data.doctor", "data.prepare")
+    names += ("data.doctor", "data.prepare", "plan")
     assert modules == {f"dense_jax.{name}" for name in names}
 
 
@@ -72,12 +75,15 @@ def adapted(command, folder, tiny_folder):
         .replace("=masks", f"={folder}/masks")
         .replace("=unet_dice.zip", f"={folder}/unet_dice.zip")
         .replace("=RECORDS", f"={folder}/records")
+        .replace("=planned.py", f"={folder}/planned.py")
         for argument in command
     ]
     if module == "dense_jax.main" or "--num_classes=6" in arguments:
         arguments += SMALL
     if module == "dense_jax.sweep":
         arguments.append("--list")  # 36 runs
+    if module == "dense_jax.plan":
+        arguments.append("--help")  # trials take minutes; test_plan has them
     if module == "dense_jax.demo":
         arguments.append("--only_check_args")  # it would go on until it is stopped
     if module == "dense_jax.report":
