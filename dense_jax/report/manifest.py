@@ -74,6 +74,8 @@ def remarks(report: Report) -> list[str]:
         )
     if runs[0].scores is runs[0].final:
         sentences.append("Scores are those of the end of training, on each run's evaluation split.")
+        if len(report.rows) > 1:
+            sentences.append("Differences are also tested over images with --split=SPLIT.")
     else:
         checkpoints = _distinct(run.measured["checkpoint"] for run in runs)
         sentences.append(
