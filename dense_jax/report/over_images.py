@@ -72,7 +72,7 @@ def _compare(ours: dict[str, _Images], theirs: dict[str, _Images]) -> ImageTest:
     if not seeds:
         return ImageTest(refusal="no seed is also one of the baseline")
     sides = [[side[seed] for seed in seeds] for side in (ours, theirs)]
-    if refusal := _refusal([*sides[0], *sides[1]]):
+    if refusal := _refusal([*sides[1], *sides[0]]):
         return ImageTest(refusal=refusal)
     counts, others = (np.stack([images.counts for images in side], axis=2) for side in sides)
     difference = float(mean_iou(counts.sum(axis=0)) - mean_iou(others.sum(axis=0)))
@@ -88,9 +88,9 @@ def _refusal(evaluated: Sequence[_Images]) -> str:
             file = f"evaluation_{run.evaluation['split']}"
             return f"{file}.npz of {run.name} is missing or does not match {file}.json"
         if names != first.names:
-            return f"{run.name} and {first.run.name} were evaluated on images of other names"
+            return f"{run.name} was evaluated on images of other names than {first.run.name}"
         if not np.array_equal(counts[:, 2], first.counts[:, 2]):
-            return f"{run.name} and {first.run.name} were evaluated with other labels"
+            return f"{run.name} was evaluated with other labels than {first.run.name}"
     if len(first.names) < 2:
         return "a single image cannot be tested"
     return "" if first.counts.any() else "no image has a valid pixel"
