@@ -17,9 +17,9 @@ baseline row. Unfinished runs are listed below the table.
 
 Without --split, the scores are from the end of training. With --split, the scores are from
 `dense_jax.evaluate`, so each run must be evaluated first. A second table then tests whether each
-row's difference from the baseline would hold on other images, which one seed suffices for; the
-asterisks of the first table say whether it would hold for other seeds. The command fails if the runs were not
-all scored in the same way, unless --mixed is set.
+row's difference from the baseline would hold on other images, for which one seed is enough. The
+asterisks in the first table say whether it would hold for other seeds. The command fails if the
+runs were not all scored in the same way, unless --mixed is set.
 """
 
 from absl import flags

@@ -93,7 +93,7 @@ def remarks(report: Report) -> list[str]:
         (baseline,) = (spelled(report.fields, row) for row in report.rows if row.is_baseline)
         sentences.append(
             f"The baseline is {baseline}. Rows that share fewer than two seeds "
-            "with it are not tested. There is no correction for the number of columns."
+            "with it are not tested over seeds. There is no correction for the number of columns."
         )
     commits = _distinct(map(_short_commit, runs))
     if len(commits) > 1:

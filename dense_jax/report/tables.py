@@ -29,11 +29,11 @@ IMAGE_NOTE = (
     f"two rows' predictions of random images, {NUM_DRAWS:,} times (in every possible way for few "
     "images), after Holm's correction over the rows; * marks p < 0.05. The 95 % interval is that of "
     f"{NUM_DRAWS:,} bootstrap resamples of the images, the same for both rows, without correction. "
-    "This test says whether the difference would hold on other images, given these trained "
-    "networks; it does not say whether it would hold for networks trained with other seeds, which "
-    "the test over seeds in the table of scores says, given these images. Images count as "
-    "independent: frames of one video or slices of one volume are not, and differences between "
-    "them look more certain than they are."
+    "The test says whether the difference would hold on other images, given these trained networks. "
+    "It does not say whether it would hold for networks trained with other seeds: the test over "
+    "seeds in the table of scores does, given these images. Images are treated as independent. "
+    "Frames of one video or slices of one volume are not, so that their p is too small and their "
+    "interval too narrow."
 )
 
 MINUS = "\N{MINUS SIGN}"

@@ -87,6 +87,15 @@ def image_tests(root, **options):
 # The statistics
 
 
+def test_the_score_is_that_of_metrics_without_absent_classes():
+    matrices = np.random.default_rng(0).integers(0, 9, (4, 2, 3, 3))
+    matrices[:, 0, 2] = matrices[:, 0, :, 2] = 0  # with the first seed, the last class is nowhere
+    sums = to_counts(matrices).sum(axis=0)
+    np.testing.assert_allclose(over_images.mean_iou(sums), split_score(matrices), rtol=1e-12)
+    stacked = over_images.mean_iou(np.stack([sums, 0 * sums]))
+    np.testing.assert_array_equal(stacked, [over_images.mean_iou(sums), np.nan])
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_the_p_value_counts_all_swaps_of_images(seed):
     ours, theirs = two_rows(seed, n=6, num_seeds=2)
