@@ -5,6 +5,7 @@ Writes these files to DIR:
   report.html              learning curves, class scores, confusion matrices and predictions
   report.md, .csv, .tex    the table of scores
   report.json              how each row was configured, trained and scored
+  report_images.csv, .tex  with --split, tests of the differences in mean IoU over the images
   report_cost.csv, .tex    the costs of the runs
   figures/                 figures for a paper
 
@@ -15,8 +16,10 @@ in the seed and in fields that cannot affect scores. Each score is the mean over
 baseline row. Unfinished runs are listed below the table.
 
 Without --split, the scores are from the end of training. With --split, the scores are from
-`dense_jax.evaluate`, so each run must be evaluated first. The command fails if the runs were not
-all scored in the same way, unless --mixed is set.
+`dense_jax.evaluate`, so each run must be evaluated first. A second table then tests whether each
+row's difference from the baseline would hold on other images, for which one seed is enough. The
+asterisks in the first table say whether it would hold for other seeds. The command fails if the
+runs were not all scored in the same way, unless --mixed is set.
 """
 
 from absl import flags
@@ -61,6 +64,8 @@ def write(root: pathlib.Path, num_pictures: int = 12, **options: Any) -> list[pa
         "report.csv": tables.to_csv(tables.score_table(report)),
         "report.tex": tables.to_latex(report),
         "report.json": json.dumps(about, indent=2) + "\n",
+        "report_images.csv": tables.to_csv(tables.image_table(report)),
+        "report_images.tex": tables.image_to_latex(report),
         "report_cost.csv": tables.to_csv(tables.cost_table(report)),
         "report_cost.tex": tables.cost_to_latex(report),
     }

@@ -105,14 +105,10 @@ def build(rows: Sequence[Row], limit: int) -> dict[str, Any] | None:
 def _evaluated(i: int, row: Row) -> Evaluated | None:
     """Returns the first run of row i that has confusion matrices and class maps, or None."""
     for run in row.runs:
-        if run.evaluation:
-            c = len(run.evaluation["class_names"])
-            names, matrices = run.array("names", (), "U"), run.array("confusion_matrices", (c, c))
+        if run.evaluation and (images := run.images()):
             path = run.folder / f"evaluation_{run.evaluation['split']}.zip"
-            if names is None or matrices is None or len(names) != len(matrices):
-                continue
             if zipfile.is_zipfile(path):
-                return Evaluated(i, run, tuple(names.tolist()), matrices, path)
+                return Evaluated(i, run, *images, path)
     return None
 
 

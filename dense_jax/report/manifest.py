@@ -76,6 +76,8 @@ def remarks(report: Report) -> list[str]:
         )
     if runs[0].scores is runs[0].final:
         sentences.append("Scores are those of the end of training, on each run's evaluation split.")
+        if len(report.rows) > 1:
+            sentences.append("Differences are also tested over images with --split=SPLIT.")
     else:
         checkpoints = _distinct(run.measured["checkpoint"] for run in runs)
         sentences.append(
@@ -94,7 +96,7 @@ def remarks(report: Report) -> list[str]:
         (baseline,) = (spelled(report.fields, row) for row in report.rows if row.is_baseline)
         sentences.append(
             f"The baseline is {baseline}. Rows that share fewer than two seeds "
-            "with it are not tested. There is no correction for the number of columns."
+            "with it are not tested over seeds. There is no correction for the number of columns."
         )
     commits = _distinct(map(_short_commit, runs))
     if len(commits) > 1:

@@ -96,6 +96,19 @@ class RunFolder:
                 return array
         return None
 
+    def images(self) -> tuple[tuple[str, ...], np.ndarray] | None:
+        """Returns the names of the evaluation's images and their confusion matrices [n, c, c].
+
+        The run must have an evaluation. Returns None if the .npz file cannot be read or does not match evaluation_SPLIT.json.
+        """
+        c = len(self.evaluation["class_names"])
+        names, matrices = self.array("names", (), "U"), self.array("confusion_matrices", (c, c))
+        if names is None or matrices is None or len(names) != len(matrices):
+            return None
+        total = matrices.sum(axis=0, dtype=np.int64)
+        is_same = np.array_equal(total, self.evaluation["confusion_matrix"])
+        return (tuple(names.tolist()), matrices) if is_same else None
+
 
 def find_runs(root: pathlib.Path, split: str | None) -> list[RunFolder]:
     """Returns the runs at or below `root`. Raises ValueError if there are none."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dense_jax.metrics import METRICS
-from dense_jax.report import comparable, statistics
+from dense_jax.report import comparable, over_images, statistics
 from dense_jax.report.reading import OPERATIONAL, RunFolder, find_runs, number
 from dense_jax.workdir import files
 
@@ -44,6 +44,8 @@ class Row:
     is_baseline: bool = False
     # Corrected p-values against the baseline, by Column.path. NaN or absent if not tested.
     p_values: dict[str, float] = dataclasses.field(default_factory=dict)
+    # The comparison with the baseline over images. None for rows that are not compared with it.
+    image_test: over_images.ImageTest | None = None
 
     @property
     def name(self) -> str:
@@ -140,7 +142,8 @@ def build(
     fields = visible(fields or ["run"])
     columns = _columns(scored, per_class)
     if rows:
-        _test(rows, find_row(fields, rows, baseline) if baseline else rows[0], columns)
+        reference = find_row(fields, rows, baseline) if baseline else rows[0]
+        _test(rows, reference, columns, with_images=split is not None)
     return Report(fields, rows, notes, columns)
 
 
@@ -251,10 +254,14 @@ def _columns(runs: Sequence[RunFolder], per_class: bool) -> list[Column]:
     return columns
 
 
-def _test(rows: Sequence[Row], baseline: Row, columns: Sequence[Column]) -> None:
+def _test(
+    rows: Sequence[Row], baseline: Row, columns: Sequence[Column], *, with_images: bool
+) -> None:
     """Tests the other rows of the baseline's group against the baseline. Sets `Row.p_values`.
 
     In each column, Holm's method corrects the p-values for the number of tested rows.
+
+    with_images: Whether to test over images, too, which sets `Row.image_test`.
     """
     baseline.is_baseline = True
     others = [row for row in rows if row is not baseline and row.group == baseline.group]
@@ -267,3 +274,7 @@ def _test(rows: Sequence[Row], baseline: Row, columns: Sequence[Column]) -> None
             p_values.append(statistics.paired_p_value(*pairs))
         for row, p_value in zip(others, statistics.holm(p_values), strict=True):
             row.p_values[path] = p_value
+    if with_images:
+        tests = over_images.compare(baseline.runs, [row.runs for row in others])
+        for row, test in zip(others, tests, strict=True):
+            row.image_test = test

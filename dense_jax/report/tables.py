@@ -11,6 +11,7 @@ import numpy as np
 
 from dense_jax.evaluation.tables import escape, markdown_table
 from dense_jax.report import manifest
+from dense_jax.report.over_images import NUM_DRAWS, ImageTest
 from dense_jax.report.rows import ABSENT, NOTE, Column, Report, Row, text
 
 COSTS = {  # {key in cost.json: (column heading, divisor, number format)}
@@ -22,6 +23,20 @@ COST_NOTE = (
     "Costs are means over the seeds. FLOPs are for the forward pass on one image of the size "
     "of the training crops; memory is per device in training."
 )
+IMAGE_NOTE = (
+    "How the mean IoU differs from the baseline's, over all pixels of the split, averaged over the "
+    "seeds that both rows have. p is the two-sided p-value of a permutation test that swaps the "
+    f"two rows' predictions of random images, {NUM_DRAWS:,} times (in every possible way for few "
+    "images), after Holm's correction over the rows; * marks p < 0.05. The 95 % interval is that of "
+    f"{NUM_DRAWS:,} bootstrap resamples of the images, the same for both rows, without correction. "
+    "The test says whether the difference would hold on other images, given these trained networks. "
+    "It does not say whether it would hold for networks trained with other seeds: the test over "
+    "seeds in the table of scores does, given these images. Images are treated as independent. "
+    "Frames of one video or slices of one volume are not, so that their p is too small and their "
+    "interval too narrow."
+)
+
+MINUS = "\N{MINUS SIGN}"
 
 
 class Cell(NamedTuple):
@@ -97,6 +112,41 @@ def _devices(row: Row) -> list[str]:
     return sorted({f"{n} x {text(kind)}" if n else text(kind) for n, kind in used if kind})
 
 
+def image_table(report: Report) -> Table:
+    """Returns the table of the tests over images: one row per row compared with the baseline."""
+    heads = [
+        Cell("difference", plain=("difference",)),
+        Cell("95 % interval", plain=("low", "high")),
+        Cell("p", plain=("p_value",)),
+        Cell("images", plain=("num_images",)),
+        Cell("seeds", plain=("num_seeds",)),
+    ]
+    table = [[*map(Cell, report.fields), *heads]]
+    for row in report.rows:
+        if (test := row.image_test) is not None:
+            table.append([*map(Cell, row.label), *_image_cells(test)])
+    return table
+
+
+def _image_cells(test: ImageTest) -> list[Cell]:
+    difference, low, high, p_value, num_images, num_seeds, refusal = test
+    ends = " to ".join(f"{end:+.3f}".replace("-", MINUS) for end in (low, high))
+    cells = [
+        Cell(f"{difference:+.3f}".replace("-", MINUS), plain=(difference,)),
+        Cell(ends, plain=(low, high)),
+        Cell(f"{p_value:.4f}" + ("*" if p_value < 0.05 else ""), plain=(p_value,)),
+        Cell(str(num_images), plain=(num_images,)),
+        Cell(str(num_seeds), plain=(num_seeds,)),
+    ]
+    return [cell._replace(text=ABSENT) for cell in cells] if refusal else cells
+
+
+def image_refusals(report: Report) -> list[str]:
+    """Returns a note for each row that could not be compared with the baseline over images."""
+    tests = [(row.name, row.image_test) for row in report.rows]
+    return [f"{name}: {test.refusal}" for name, test in tests if test and test.refusal]
+
+
 def manifest_table(report: Report) -> tuple[list[str], Table]:
     """Returns the facts that all rows share, and a table of the facts that differ between rows."""
     shared, differing = manifest.columns(report)
@@ -117,9 +167,10 @@ def to_markdown(report: Report) -> str:
         return markdown_table(shown, num_names)
 
     parts = [table(score_table(report)), NOTE, *map(escape, manifest.remarks(report))]
-    if report.notes:  # bold keeps a name from starting a heading or a list
-        listed = "\n".join(f"- **{escape(note)}**" for note in report.notes)
-        parts += ["Not in the table:", listed]
+    parts += _listed(report.notes)
+    if len(image_lines := image_table(report)) > 1:
+        parts += ["## Tests over images", table(image_lines), IMAGE_NOTE]
+        parts += _listed(image_refusals(report))
     if report.rows:
         shared, differing = manifest_table(report)
         parts += ["## Cost", table(cost_table(report)), COST_NOTE, "## Manifest"]
@@ -128,7 +179,14 @@ def to_markdown(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-LATEX = {c: "\\" + c for c in "#$%&_{}"} | {"±": r"$\pm$", "–": "--"}
+def _listed(notes: Sequence[str]) -> list[str]:
+    """Returns the part of report.md that lists notes on what is missing in the table above it."""
+    # Bold keeps a name from starting a heading or a list.
+    listed = "\n".join(f"- **{escape(note)}**" for note in notes)
+    return ["Not in the table:", listed] if notes else []
+
+
+LATEX = {c: "\\" + c for c in "#$%&_{}"} | {"±": r"$\pm$", "–": "--", MINUS: "$-$"}
 LATEX |= {
     "†": r"\textdagger{}",
     "\\": r"\textbackslash{}",
@@ -171,6 +229,12 @@ def to_latex(report: Report) -> str:
 def cost_to_latex(report: Report) -> str:
     """Returns the contents of report_cost.tex: the cost table."""
     return latex_table(cost_table(report), len(report.fields), [COST_NOTE])
+
+
+def image_to_latex(report: Report) -> str:
+    """Returns the contents of report_images.tex: the tests over images."""
+    comments = [IMAGE_NOTE, *image_refusals(report)]
+    return latex_table(image_table(report), len(report.fields), comments)
 
 
 _FORMULA = re.compile(r"[=@\t\r]|[+-](?![0-9.]+(e[+-]?[0-9]+)?$)", re.IGNORECASE)

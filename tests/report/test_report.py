@@ -251,7 +251,7 @@ def test_a_report_without_a_finished_run_is_an_empty_table_and_a_note(tmp_path):
     add_run(tmp_path, "a", 0.5, status=None)
     assert {path.name for path in write(tmp_path)} == {
         *(f"report.{ending}" for ending in ("html", "md", "csv", "tex", "json")),
-        *("report_cost.csv", "report_cost.tex"),
+        *(f"report_{table}.{ending}" for table in ("cost", "images") for ending in ("csv", "tex")),
     }
     assert "no finished run yet" in (tmp_path / "report.html").read_text()
     assert "a: unfinished, at step 20 of 20" in (tmp_path / "report.md").read_text()
