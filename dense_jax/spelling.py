@@ -41,6 +41,8 @@ def speed(images_per_second: float) -> str:
     return f"{images_per_second:,.1f} images/s"
 
 
-def percent(score: float) -> str:
-    """Writes a score between 0 and 1 in percent, as in "41.2 %", or "no score" if it is NaN."""
-    return "no score" if math.isnan(score) else f"{100 * score:.1f} %"
+def decimal(value: float) -> str:
+    """Writes a score between 0 and 1, as in "0.412" or "0.0003", or "no score" if it is NaN."""
+    if math.isnan(value):
+        return "no score"
+    return f"{value:.1g}" if 0 < value < 0.001 else f"{value:.3f}"

@@ -172,11 +172,11 @@ def test_the_files_hold_the_same_numbers(evaluated):
     assert written["eval/mean_iou"] == evaluation["eval/mean_iou"]
     assert written["step"] == 1
     text = path.with_suffix(".md").read_text()
-    assert f"{100 * evaluation['eval/mean_iou']:.2f}" in text
+    assert f"{evaluation['eval/mean_iou']:.3f}" in text
     assert "| dark |" in text and "| bright |" in text
     for name in ("iou/dark", "dice/dark", "accuracy/dark", "boundary_f1/dark", "mean_boundary_f1"):
         score, (low, high) = written[f"eval/{name}"], written["intervals"][f"eval/{name}"]
-        assert f" {100 * score:.2f} ({100 * low:.2f} to {100 * high:.2f}) " in text, name
+        assert f" {score:.3f} ({low:.3f} to {high:.3f}) " in text, name
         assert low <= score <= high
 
 
@@ -187,9 +187,9 @@ def test_the_baselines_are_stated_and_the_classes_below_them_named(evaluated):
     assert written["baselines"]["threshold"]["mean_iou"] == 1.0
     assert list(written["below_baseline"]) == ["dark", "bright"]
     text = path.with_suffix(".md").read_text()
-    assert "Mean IoU without a network: " in text and "100.0 % (bright from gray level " in text
-    score = 100 * evaluation["eval/iou/dark"]
-    assert f"lower than without a network: dark ({score:.1f} %, but 100.0 % with " in text
+    assert "Mean IoU without a network: " in text and "1.000 (bright from gray level " in text
+    score = evaluation["eval/iou/dark"]
+    assert f"lower than without a network: dark ({score:.3f}, but 1.000 with " in text
 
 
 # 18. MMSegmentation#2594, #3464: is a score per image, or of the whole split?
@@ -253,7 +253,7 @@ def test_a_metric_that_is_declared_is_computed_and_shown_everywhere(run, monkeyp
         assert low <= written[f"eval/{name}"] <= high
     text = path.with_suffix(".md").read_text()
     assert "| Cohen's kappa |" in text and "| surface error |" in text
-    assert f" {100 * written['eval/kappa']:.2f} (" in text
+    assert f" {written['eval/kappa']:.3f} (" in text
 
     for loss, score in (("a", 0.25), ("b", 0.5)):
         folder = shutil.copytree(run, tmp_path / "runs" / loss)
@@ -316,7 +316,7 @@ def test_a_class_without_score_is_null_and_named():
             "below_baseline": {},
         }
     )
-    assert "| a | 100.00 (100.00 to 100.00) |" in text
+    assert "| a | 1.000 (1.000 to 1.000) |" in text
     assert "b\\|c" not in text  # it has no row
     assert "In no label and never predicted, so in no mean: b|c." in text
     assert "nan" not in text
@@ -344,7 +344,7 @@ def test_many_classes_are_sorted_by_pixels_and_absent_ones_take_one_line(num_sho
     assert ("Classes are sorted" in text) == (num_shown > tables.MANY)
     assert f"in no mean: {', '.join(names[num_shown:])}." in text
     first = re.search(rf"^\| class{order[0]} \| ([\d.]+)", text, re.MULTILINE)
-    assert float(first[1]) == round(100 * scores[f"eval/iou/class{order[0]}"], 2)
+    assert float(first[1]) == round(scores[f"eval/iou/class{order[0]}"], 3)
 
 
 def test_what_no_image_shows_and_what_one_side_alone_shows(run, monkeypatch):

@@ -24,7 +24,8 @@ def test_a_duration_has_its_two_largest_units(seconds):
     assert spelling.duration(float(seconds)) == DURATIONS[seconds]
 
 
-def test_scores_are_in_percent_and_speeds_in_images():
-    assert spelling.percent(0.4125) == "41.2 %" and spelling.percent(1.0) == "100.0 %"
-    assert spelling.percent(math.nan) == "no score"
+def test_scores_have_three_digits_and_speeds_images():
+    assert spelling.decimal(0.41251) == "0.413" and spelling.decimal(1.0) == "1.000"
+    assert spelling.decimal(0.0) == "0.000" and spelling.decimal(0.00034) == "0.0003"
+    assert spelling.decimal(math.nan) == "no score"
     assert spelling.speed(1234.56) == "1,234.6 images/s"

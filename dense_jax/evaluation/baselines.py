@@ -21,7 +21,7 @@ from jaxtyping import Int64, Shaped, UInt8
 from dense_jax import metrics
 from dense_jax.data import Source, levels, verify
 from dense_jax.labels import IGNORE_LABEL
-from dense_jax.spelling import percent, some
+from dense_jax.spelling import decimal, some
 
 NUM_LEVELS = 256
 
@@ -110,19 +110,14 @@ def compare(
 def sentences(comparison: Mapping[str, Any]) -> list[str]:
     """Returns what `compare` found, for a reader."""
     baselines = comparison["baselines"]
-    listed = [f"{percent(b['mean_iou'])} ({b['is']})" for b in baselines.values()]
+    listed = [f"{decimal(b['mean_iou'])} ({b['is']})" for b in baselines.values()]
     lines = [f"Mean IoU without a network: {', '.join(listed)}."] if listed else []
     classes = [
-        f"{name} ({_text(found['iou'])}, but "
-        f"{_text(baselines[found['baseline']]['iou'][name])} with "
+        f"{name} ({decimal(found['iou'])}, but "
+        f"{decimal(baselines[found['baseline']]['iou'][name])} with "
         f"{baselines[found['baseline']]['is']})"
         for name, found in comparison["below_baseline"].items()
     ]
     if classes:
         lines.append(f"Classes whose IoU is lower than without a network: {some(classes)}.")
     return lines
-
-
-def _text(score: float) -> str:
-    """Writes a score in percent, with enough digits to tell a small one from 0."""
-    return f"{100 * score:.1g} %" if 0 < score < 0.001 else percent(score)

@@ -66,7 +66,7 @@ def to_markdown(evaluation: Mapping[str, Any]) -> str:
     name = f"{evaluation['dataset']} {evaluation['root']}".rstrip()
     about = (
         f"{evaluation['num_images']} images, {evaluation['num_pixels']:,} valid pixels, at the "
-        "labels' own resolution, in percent, with 95 % intervals over images (bootstrap). Ignored "
+        "labels' own resolution, with 95 % intervals over images (bootstrap). Ignored "
         "pixels count nowhere. The mean over images is the average of each image's own score."
     )
     parts = [f"# {name}, {evaluation['split']}, step {evaluation['step']}", about]
@@ -177,7 +177,7 @@ def _cell(evaluation: Mapping[str, Any], metric: Metric, path: str) -> str:
         return ""
     if np.isnan(score):
         return "no score"
-    factor = 100 if metric.unit == "%" else 1
-    low, high = np.multiply(factor, evaluation["intervals"][f"eval/{path}"])
-    interval = "" if np.isnan(low + high) else f" ({low:.2f} to {high:.2f})"
-    return f"{factor * score:.2f}{interval}"
+    digits = 2 if metric.unit == "pixels" else 3
+    low, high = evaluation["intervals"][f"eval/{path}"]
+    interval = "" if np.isnan(low + high) else f" ({low:.{digits}f} to {high:.{digits}f})"
+    return f"{score:.{digits}f}{interval}"

@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 
 from dense_jax import class_colors, drawing, metrics
 from dense_jax.data import levels
-from dense_jax.spelling import percent
+from dense_jax.spelling import decimal
 
 NUM_DRAWN = 6  # the number of images to draw
 
@@ -55,7 +55,7 @@ def draw(
         example = source[i]
         image = levels.picture(example["image"], value_range=source.value_range)
         pictures = drawing.comparison(image, example["label"], classes, palette)
-        rows.append((f"{example['name']}: mean IoU {percent(float(scores[i]))}", pictures))
+        rows.append((f"{example['name']}: mean IoU {decimal(float(scores[i]))}", pictures))
     return drawing.contact_sheet(
         rows, class_colors.colors_of(source.class_names, palette) | class_colors.MARKS
     )

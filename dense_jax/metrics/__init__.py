@@ -60,7 +60,7 @@ class Metric(NamedTuple):
     pooled: bool = False
     # Whether the mean over the classes in an image's label is also averaged over the images.
     image_mean: bool = False
-    unit: str = "%"  # or "pixels"; files store percentages as fractions
+    unit: str = ""  # or "pixels"; scores without a unit are at most 1
     higher_is_better: bool = True
     reported: bool = True  # whether the report's table has a column for the metric
 

@@ -29,7 +29,6 @@ from dense_jax.devices import cost, mesh, runtime
 from dense_jax.devices.one_step_late import OneStepLate
 from dense_jax.evaluation import baselines, scoring
 from dense_jax.evaluation.worst import Worst
-from dense_jax.spelling import percent
 from dense_jax.training import device_cache, replicas
 from dense_jax.training.evaluator import Evaluator
 from dense_jax.training.initial import initial_weights
@@ -239,7 +238,7 @@ class Ensemble:
             for k, record in enumerate(self._records)
         ]
         self._pace.add_evaluation(self._evaluator.clock() - start, time.perf_counter() - began)
-        _LOG.info("evaluations took %s of the time so far", percent(self._pace.evaluation_share))
+        _LOG.info("evaluations took %.0f %% of the time so far", 100 * self._pace.evaluation_share)
 
     def _evaluate(self, state: TrainState, record: RunRecord) -> np.ndarray:
         """Scores one seed, and returns its confusion matrix."""

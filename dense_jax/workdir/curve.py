@@ -37,10 +37,10 @@ def figure(records: list[dict[str, Any]]) -> "Figure":
     losses, scores = drawn.subplots(2, 1, sharex=True)
     _plot(losses, records, "train/loss", "training, single batches", LINE_COLORS[0])
     _plot(losses, records, "eval/loss", "evaluation", LINE_COLORS[1], marker="o")
-    _plot(scores, records, "eval/mean_iou", "evaluation", LINE_COLORS[1], 100.0, marker="o")
+    _plot(scores, records, "eval/mean_iou", "evaluation", LINE_COLORS[1], marker="o")
     losses.set(ylabel="loss")
     losses.legend()
-    scores.set(xlabel="step", ylabel="mean IoU (%)", xlim=(0, None), ylim=(0, None))
+    scores.set(xlabel="step", ylabel="mean IoU", xlim=(0, None), ylim=(0, None))
     return drawn
 
 
@@ -50,11 +50,10 @@ def _plot(
     name: str,
     label: str,
     color: str,
-    factor: float = 1.0,
     **style: Any,
 ) -> None:
-    """Plots a metric times `factor` by step. A null value leaves a gap."""
+    """Plots a metric by step. A null value leaves a gap."""
     points = [(record["step"], record[name]) for record in records if name in record]
-    values = [math.nan if value is None else factor * value for _, value in points]
+    values = [math.nan if value is None else value for _, value in points]
     steps = [step for step, _ in points]
     axes.plot(steps, values, color=color, label=label, clip_on=False, **style)

@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dense_jax import storage
-from dense_jax.spelling import duration, percent
+from dense_jax.spelling import decimal, duration
 from dense_jax.workdir import files as workdirs
 
 _LOG = logging.getLogger("dense_jax")
@@ -116,7 +116,7 @@ class Logger:
     def evaluated(self, step: int, scores: Mapping[str, float], seconds: float) -> None:
         """Shows an evaluation in a line: its loss, mean IoU, IoU of classes, and its duration."""
         if self._active:
-            mean = self._shown["mean_iou"] = f"mean IoU {percent(scores['eval/mean_iou'])}"
+            mean = self._shown["mean_iou"] = f"mean IoU {decimal(scores['eval/mean_iou'])}"
             text = f"evaluation: {mean} ({_classes(scores)}), loss {scores['eval/loss']:.4f}"
             self._say(step, f"{text}, took {duration(seconds)}")
             if step == self._num_steps:
@@ -141,7 +141,7 @@ def _classes(scores: Mapping[str, float]) -> str:
         (iou, name.removeprefix("eval/iou/")) for name, iou in ious.items() if not math.isnan(iou)
     )
     shown = scored if len(scored) <= NUM_CLASSES else scored[:NUM_WORST]
-    text = ", ".join(f"{name} {percent(iou)}" for iou, name in shown)
+    text = ", ".join(f"{name} {decimal(iou)}" for iou, name in shown)
     return text if shown == scored else f"worst of {len(scored)} classes: {text}"
 
 

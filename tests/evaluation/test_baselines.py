@@ -90,11 +90,11 @@ def test_a_class_below_its_best_baseline_is_named():
     first, second = baselines.sentences(found)
     prior = (0.8 / 1.2 + 0.15 / 1.85 + 0.05 / 1.95) / 3
     assert first == (
-        "Mean IoU without a network: 26.7 % (always road), "
-        f"{100 * prior:.1f} % (a random guess by the classes' shares)."
+        "Mean IoU without a network: 0.267 (always road), "
+        f"{prior:.3f} (a random guess by the classes' shares)."
     )
     assert second == (
-        "Classes whose IoU is lower than without a network: car (0.0 %, but 8.1 % with a random "
+        "Classes whose IoU is lower than without a network: car (0.000, but 0.081 with a random "
         "guess by the classes' shares)."
     )
 

@@ -20,7 +20,7 @@ RECORDS = [
 def test_each_line_has_the_values_of_its_metric():
     losses, scores = curve.figure(RECORDS).axes
     drawn = [np.array(line.get_data()) for axes in (losses, scores) for line in axes.lines]
-    expected = ([10, 20, 30], [2.0, 1.5, 1.25]), ([20, 30], [1.75, 1.5]), ([20, 30], [25, np.nan])
+    expected = ([10, 20, 30], [2.0, 1.5, 1.25]), ([20, 30], [1.75, 1.5]), ([20, 30], [0.25, np.nan])
     for line, values in zip(drawn, expected, strict=True):
         np.testing.assert_array_equal(line, values)
     assert [text.get_text() for text in losses.get_legend().get_texts()] == [

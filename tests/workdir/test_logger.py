@@ -70,9 +70,9 @@ def test_without_a_terminal_a_line_tells_of_steps_and_evaluations(folder, caplog
     assert shown == (
         "seed=3, step 10/20: loss 0.5000 "
         "seed=3, step 11/20: loss 0.2500, 8.0 images/s, ETA 3.0 s "
-        "seed=3, step 11/20: evaluation: mean IoU 62.5 % (c 50.0 %, a 75.0 %), loss 0.2500, took "
-        "1 min 5 s seed=3, step 20/20: evaluation: mean IoU 50.0 % (worst of 10 classes: 0 0.0 %, "
-        "3 10.0 %, 6 20.0 %, 9 30.0 %), loss 1.0000, took 0.5 s"
+        "seed=3, step 11/20: evaluation: mean IoU 0.625 (c 0.500, a 0.750), loss 0.2500, took "
+        "1 min 5 s seed=3, step 20/20: evaluation: mean IoU 0.500 (worst of 10 classes: 0 0.000, "
+        "3 0.100, 6 0.200, 9 0.300), loss 1.0000, took 0.5 s"
     )
 
 
@@ -82,10 +82,10 @@ def test_on_a_terminal_the_bar_has_the_latest_values(folder, monkeypatch, capsys
     log.trained(1, 0.5, "8.0 images/s, ETA 3.0 s", say=True)
     log.evaluated(1, {"eval/mean_iou": 0.5, "eval/loss": 1.0}, 1.0)
     assert capsys.readouterr().err.endswith(
-        "step 1/2, loss 0.5000, 8.0 images/s, ETA 3.0 s, mean IoU 50.0 %"
+        "step 1/2, loss 0.5000, 8.0 images/s, ETA 3.0 s, mean IoU 0.500"
     )
     log.trained(2, 0.25, "8.0 images/s, ETA 0.5 s", say=True)
     log.evaluated(2, {"eval/mean_iou": 0.75, "eval/loss": 1.0}, 1.0)
     log.close()
     end = capsys.readouterr().err.rstrip()
-    assert end.endswith("step 2/2, loss 0.2500, mean IoU 75.0 %")
+    assert end.endswith("step 2/2, loss 0.2500, mean IoU 0.750")
