@@ -46,16 +46,17 @@ TRIAL_STEPS = 6
 EVALUATED = 0.1  # the share of the time that evaluations may take
 RESERVED = 0.05  # the share of the time that is left for what a trial does not show
 EPOCHS = 10  # the passes over the training images that the resolution should allow
-WIDER_EPOCHS = 40  # the passes at full resolution from which on a slower network is tried
+SLOWER_EPOCHS = 25  # the passes at full resolution from which on a slower network is tried
 LEAST_CEILING = 0.9  # the mean IoU that labels must keep at a resolution
 NUM_STEPS = 1500  # the number of steps that the size of a batch should allow
 BATCH_PIXELS = (8 * 96**2, 16 * 512**2)  # the least and the largest size of a batch
 MOST_STEPS = 40_000
 DIFFERING_EXPOSURE = 0.3  # the exposure spread above which each image is normalized on its own
 UPRIGHT = 0.1  # the difference between halves above which images have an upper side
+RARE = 0.002  # the share of the pixels below which a class needs a weight to be learned
 COMMONEST = 0.9  # crops in which one class has a larger share are redrawn
-# The channels at strides 1, 2, 4, ... of U-Nets without pretrained weights, from fast to slow.
-WIDTHS = tuple(tuple(first * 2**level for level in range(5)) for first in (16, 32, 64))
+# The decoder, and the channels at stride 1, of networks from scratch, from fast to slow.
+FROM_SCRATCH = (("fpn", 16), ("unet", 16), ("unet", 32), ("unet", 64))
 # Pretrained encoders, from fast to slow. Those for non-commercial use only are left out.
 PRETRAINED = ("efficientnet_lite0", "resnet18", "resnet34", "resnet50", "convnext_tiny")
 
@@ -108,7 +109,7 @@ def plan(name: str, root: str, seconds: float, *, use_pretrained: bool = True) -
         Choice("data.root", os.path.abspath(root) if root else ""),
         _normalization(found),
         *_augmentation(found, source.num_channels),
-        *_loss(),
+        *_loss(found),
         _cache(found, source),
     ]
     choices: list[Choice] = []
@@ -125,7 +126,7 @@ def plan(name: str, root: str, seconds: float, *, use_pretrained: bool = True) -
         epochs = num_pixels / int(found.sizes.prod(axis=1).sum())
         if not choices or epochs >= EPOCHS:
             choices = [*by_data, *network, *_sizes(found, num_pixels)]
-        if epochs < WIDER_EPOCHS:
+        if epochs < SLOWER_EPOCHS:
             break
     measured = trial(choices)
     schedule, expected = _schedule(measured, seconds)
@@ -196,9 +197,14 @@ def _augmentation(found: Fingerprint, num_channels: int) -> list[Choice]:
     return choices
 
 
-def _loss() -> list[Choice]:
+def _loss(found: Fingerprint) -> list[Choice]:
+    weights = []
+    if (rarest := found.shares[found.shares > 0].min()) < RARE:
+        reason = f"The rarest class has {100 * rarest:.1g} % of the pixels."
+        weights = [Choice("loss_options.class_weights", "median_frequency", reason)]
     return [
         Choice("loss", "dice_ce", "Dice counts rare classes like others, as mean IoU does."),
+        *weights,
         Choice(
             "optimizer.learning_rate", 3e-3, "Usual for AdamW, networks and batches like these."
         ),
@@ -226,13 +232,27 @@ def _networks(use_pretrained: bool) -> list[list[Choice]]:
                 [
                     Choice("model.encoder", name, reason),
                     Choice("model.pretrained", "imagenet"),
-                    Choice("model.name", "fpn", "A fast decoder for pretrained encoders."),
-                    Choice("model.decoder_channels", 64),
-                    Choice("model.upsampling", "bilinear"),
+                    *_decoder("fpn"),
                 ]
             )
-    reason = "A U-Net from scratch, because no pretrained weights are used."
-    return pretrained or [[Choice("model.widths", widths, reason)] for widths in WIDTHS]
+    reason = "No pretrained weights are used, and the time is enough for this network."
+    return pretrained or [
+        [
+            Choice("model.widths", tuple(width * 2**level for level in range(5)), reason),
+            *_decoder(name),
+        ]
+        for name, width in FROM_SCRATCH
+    ]
+
+
+def _decoder(name: str) -> list[Choice]:
+    if name == "unet":
+        return [Choice("model.name", "unet", "It is slower than an FPN, but sees finer details.")]
+    return [
+        Choice("model.name", name, "It takes half the time of a U-Net, so it learns from more."),
+        Choice("model.decoder_channels", 64),
+        Choice("model.upsampling", "bilinear"),
+    ]
 
 
 def _sizes(found: Fingerprint, num_pixels: float) -> list[Choice]:

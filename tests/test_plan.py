@@ -20,7 +20,7 @@ def device(monkeypatch):
     def trial(choices):
         values = {choice.option: choice.value for choice in choices}
         trials.append(values)
-        width = values.get("model.widths", (16,))[0]
+        width = values.get("model.widths", (16,))[0] * (2 if values["model.name"] == "unet" else 1)
         pixels = values["batch_size"] * np.prod(values["data.crop_size"])
         return Trial(float(pixels / SPEED * width / 16), 2.0, 20.0, 10**9, 10**8)
 
@@ -35,7 +35,7 @@ def planned(root, seconds, **options):
 
 
 def test_the_experiment_file_is_valid_and_trains(device, tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "WIDTHS", ((2, 4),))
+    monkeypatch.setattr(plan, "FROM_SCRATCH", (("fpn", 2),))
     monkeypatch.setattr(plan, "BATCH_PIXELS", (4 * 16**2, 4 * 16**2))
     found = plan.plan("folder", str(tiny_folder), 25.0, use_pretrained=False)
     file = tmp_path / "planned.py"
@@ -55,7 +55,7 @@ def test_the_experiment_file_is_valid_and_trains(device, tiny_folder, tmp_path, 
 
 def test_more_time_never_lowers_the_resolution_or_the_network(device, tiny_folder, monkeypatch):
     monkeypatch.setattr(plan, "EPOCHS", 500)
-    monkeypatch.setattr(plan, "WIDER_EPOCHS", 50_000)
+    monkeypatch.setattr(plan, "SLOWER_EPOCHS", 50_000)
     sizes = []
     for seconds in (25.0, 30.0, 60.0, 300.0, 3000.0):
         values, expected = planned(tiny_folder, seconds)
