@@ -53,7 +53,7 @@ BATCH_PIXELS = (8 * 96**2, 16 * 512**2)  # the least and the largest size of a b
 MOST_STEPS = 40_000
 DIFFERING_EXPOSURE = 0.3  # the exposure spread above which each image is normalized on its own
 UPRIGHT = 0.1  # the difference between halves above which images have an upper side
-RARE = 0.002  # the share of the pixels below which a class needs a weight to be learned
+RARE = 0.002  # classes are weighted if one has a smaller share of the pixels
 COMMONEST = 0.9  # crops in which one class has a larger share are redrawn
 # The decoder, and the channels at stride 1, of networks from scratch, from fast to slow.
 FROM_SCRATCH = (("fpn", 16), ("unet", 16), ("unet", 32), ("unet", 64))
@@ -198,18 +198,24 @@ def _augmentation(found: Fingerprint, num_channels: int) -> list[Choice]:
 
 
 def _loss(found: Fingerprint) -> list[Choice]:
-    weights = []
-    if (rarest := found.shares[found.shares > 0].min()) < RARE:
-        reason = f"The rarest class has {100 * rarest:.1g} % of the pixels."
-        weights = [Choice("loss_options.class_weights", "median_frequency", reason)]
-    return [
+    choices = [
         Choice("loss", "dice_ce", "Dice counts rare classes like others, as mean IoU does."),
-        *weights,
         Choice(
             "optimizer.learning_rate", 3e-3, "Usual for AdamW, networks and batches like these."
         ),
         Choice("optimizer.weight_decay", 0.01),
     ]
+    present = found.shares[found.shares > 0]
+    if present.min() < RARE:
+        # The mean weight of a pixel is 1. A class that was not seen counts like the rarest.
+        weights = 1 / np.sqrt(np.maximum(found.shares, present.min())) / np.sqrt(present).sum()
+        reason = (
+            f"The rarest class has {100 * present.min():.1g} % of the pixels, so pixels of a class "
+            "count by 1 / sqrt(its share)."
+        )
+        rounded = tuple(float(f"{weight:.3g}") for weight in weights)
+        choices.append(Choice("loss_options.class_weights", rounded, reason))
+    return choices
 
 
 def _cache(found: Fingerprint, source: data.Source) -> Choice:

@@ -95,6 +95,20 @@ def test_normalization_and_augmentation_follow_from_the_images(device, tiny_fold
     assert (values["augment.rotation"], values["augment.flip_vertical"]) == (180.0, 0.5)
 
 
+def test_rare_classes_are_weighted_so_that_a_mean_pixel_counts_once(
+    device, tiny_folder, monkeypatch
+):
+    values, _ = planned(tiny_folder, 60.0)
+    assert "loss_options.class_weights" not in values
+    measure, shares = plan.fingerprint.measure, np.array([0.9996, 0.0004])
+    monkeypatch.setattr(
+        plan.fingerprint, "measure", lambda source: measure(source)._replace(shares=shares)
+    )
+    weights = np.array(planned(tiny_folder, 60.0)[0]["loss_options.class_weights"])
+    assert weights[1] / weights[0] == pytest.approx(np.sqrt(shares[0] / shares[1]), rel=0.01)
+    assert np.sum(weights * shares) == pytest.approx(1, rel=0.01)
+
+
 def test_pretrained_weights_are_used_if_they_are_on_this_computer(device, tiny_folder, monkeypatch):
     monkeypatch.setattr(weight_files, "is_at_hand", lambda source: "resnet18" in source)
     found = plan.plan("folder", str(tiny_folder), 60.0)
