@@ -24,12 +24,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32, Shaped, UInt8
+from jaxtyping import Float32, Float64, Shaped, UInt8
 
 from dense_jax import storage
 from dense_jax.data import verify
 from dense_jax.data.decode import Range
-from dense_jax.data.source import Examples, Source
+from dense_jax.data.source import Examples, Source, Wrapper
 
 Image = Shaped[np.ndarray, "h w c"]
 Samples = Shaped[np.ndarray, "c n"]
@@ -158,20 +158,12 @@ def of_split(source: Source) -> Levels:
     return levels
 
 
-class WithLevels(Examples):
+class WithLevels(Wrapper):
     """A source with the levels of each image added to its example."""
 
     def __init__(self, source: Examples, levels_of: Rule):
-        self.num_channels, self.dtype = source.num_channels, source.dtype
-        self.fields, self.has_levels = source.fields, True
-        self._source, self._rule = source, levels_of
-
-    @property
-    def sizes(self) -> Int32[np.ndarray, "n 2"]:
-        return self._source.sizes
-
-    def __len__(self) -> int:
-        return len(self._source)
+        super().__init__(source)
+        self.has_levels, self._rule = True, levels_of
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         example = self._source[i]

@@ -48,6 +48,22 @@ class Examples(abc.ABC):
     def __getitem__(self, i: int) -> dict[str, Any]: ...
 
 
+class Wrapper(Examples):
+    """The examples of another source, to which a subclass adds something."""
+
+    def __init__(self, source: Examples):
+        self.num_channels, self.dtype = source.num_channels, source.dtype
+        self.fields, self.has_levels = source.fields, source.has_levels
+        self._source = source
+
+    @property
+    def sizes(self) -> Int32[np.ndarray, "n 2"]:
+        return self._source.sizes
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+
 class Source(Examples):
     """One split of a dataset, with the names of its classes and other metadata."""
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32
 from scipy import ndimage
 
-from dense_jax.data.source import Examples, Field, Source
+from dense_jax.data.source import Examples, Field, Source, Wrapper
 from dense_jax.labels import IGNORE_LABEL, Objects, components
 
 BORDER = Field("border")
@@ -49,7 +49,7 @@ def border_weights(objects: Objects, weight: float, sigma: float) -> Float32[np.
     return np.where(counts, weight * np.exp(-(total**2) / (2 * sigma**2)), 0).astype(np.float32)
 
 
-class WithTarget(Examples):
+class WithTarget(Wrapper):
     """A source with an additional per-pixel array in each example.
 
     function(i, example) returns the array [h, w] for example i. Worker processes need a picklable
@@ -57,19 +57,10 @@ class WithTarget(Examples):
     """
 
     def __init__(self, source: Examples, field: Field, function: Callable[..., np.ndarray]):
-        self.num_channels, self.dtype = source.num_channels, source.dtype
-        self.has_levels = source.has_levels
+        super().__init__(source)
         self.fields = (*source.fields, field)
-        self._source = source
         self._name = field.name
         self._function = function
-
-    @property
-    def sizes(self) -> Int32[np.ndarray, "n 2"]:
-        return self._source.sizes
-
-    def __len__(self) -> int:
-        return len(self._source)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         example = self._source[i]
