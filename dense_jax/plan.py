@@ -28,7 +28,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,7 +133,7 @@ def plan(name: str, root: str, seconds: float, *, use_pretrained: bool = True) -
     return Plan([*choices, *schedule], measured, expected)
 
 
-def trial(choices: Iterable[Choice]) -> Trial:
+def trial(choices: Sequence[Choice]) -> Trial:
     """Measures `dense_jax.main` with a few steps and one evaluation.
 
     Raises ValueError, with the error message of the run, if the run fails.
@@ -161,7 +161,8 @@ def trial(choices: Iterable[Choice]) -> Trial:
             lines = run.stderr.strip().splitlines() or [f"exit status {run.returncode}"]
             raise ValueError(f"a trial of {TRIAL_STEPS} steps failed: {lines[-1]}")
         cost = files.read_json(workdir / "cost.json")
-    step, evaluation = cost["seconds_per_step"], cost["seconds_per_evaluation"]
+    batch_size = next(choice.value for choice in choices if choice.option == "batch_size")
+    step, evaluation = batch_size / cost["images_per_second"], cost["seconds_per_evaluation"]
     rest = max(0.0, whole - TRIAL_STEPS * step - evaluation)
     return Trial(step, evaluation, rest, cost["process_bytes"], cost["peak_bytes"])
 

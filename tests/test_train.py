@@ -124,7 +124,8 @@ def test_a_run_writes_what_it_promises(finished):
     }
     cost = json.loads((finished / "cost.json").read_text())
     assert cost.keys() == {
-        *("flops_per_image", "images_per_second", "peak_bytes", "evaluation_share"),
+        *("flops_per_image", "images_per_second", "peak_bytes", "process_bytes"),
+        *("seconds_per_evaluation", "evaluation_share"),
     }
     assert min(cost.values()) > 0 and cost["evaluation_share"] < 1
     records = files.read_records(finished / "metrics.jsonl")

@@ -295,7 +295,6 @@ class Ensemble:
             # The forward pass on one image of the crop size.
             "flops_per_image": cost.flops(task.program.predict_step, variables, image),
             "images_per_second": self._pace.images_per_second,
-            "seconds_per_step": self._pace.seconds_per_step,
             "seconds_per_evaluation": self._pace.seconds_per_evaluation,
             # The largest memory that this process has held on the host.
             "process_bytes": runtime.process_bytes(),

@@ -48,11 +48,6 @@ class Pace:
         return self._evaluating / (time.perf_counter() - self._started)
 
     @property
-    def seconds_per_step(self) -> float | None:
-        """Returns the median duration of a step. None if no step was measured."""
-        return float(np.median(self._steps)) if self._steps else None
-
-    @property
     def seconds_per_evaluation(self) -> float | None:
         """Returns the median duration of an evaluation of all seeds. None without evaluations."""
         return float(np.median(self._evaluations)) if self._evaluations else None
