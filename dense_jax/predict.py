@@ -92,7 +92,7 @@ LEGEND_KEY = "dense_jax classes"  # the text in legend.png with its {class name:
 
 
 class Written(NamedTuple):
-    """What is known of the results once they are written."""
+    """The facts about the results, once they are written."""
 
     problems: list[str]  # the errors for images that were skipped
     classes: set[int]  # the classes in the results

@@ -31,7 +31,7 @@ ENDINGS = {
 
 
 class Wanted(NamedTuple):
-    """What is written for each image."""
+    """The options for the results of each image."""
 
     endings: Mapping[str, str]  # how the names of the files end, by kind
     opacity: float  # of the overlay's colors

@@ -37,7 +37,7 @@ class ImageTest(NamedTuple):
 
 
 class _Images(NamedTuple):
-    """What an evaluation found in each image of its split, sorted by the images' names."""
+    """The counts of an evaluation in each image of its split, sorted by the names of the images."""
 
     run: RunFolder
     names: list[str]

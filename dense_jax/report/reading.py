@@ -47,7 +47,7 @@ class RunFolder:
         is_finished = bool(self.fields) and self.result.get("status") == "finished"
         self.final = mapping(self.result.get("final")) if is_finished else {}
         self.scores = (self.evaluation if split and self.final else self.final) or {}
-        # What `evaluation.baselines.compare` found.
+        # The result of `evaluation.baselines.compare`.
         comparison = self.evaluation if split else self.result
         self.baselines, self.below_baseline = (
             mapping(comparison.get(name)) for name in ("baselines", "below_baseline")
