@@ -90,7 +90,8 @@ def trace(
 ) -> jax.export.Exported:
     """Returns a program (weights, images) -> logits that accepts any number and size of images.
 
-    If `has_levels`, the program is (weights, images, levels) -> logits; see `data.levels`. The program processes images one by one, so that logits do not depend on the number of images.
+    If `has_levels`, the program is (weights, images, levels) -> logits; see `data.levels`. The
+    program processes images one by one, so that logits do not depend on the number of images.
     """
 
     def program(weights, *images):

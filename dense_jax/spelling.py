@@ -25,7 +25,7 @@ def some(names: Sequence[str], limit: int = 5) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Writes a duration in its two largest units, as in "4.2 s", "35 s", "3 min 5 s" or "2 h 10 min"."""
+    """Writes a duration in its two largest units, as in "4.2 s", "3 min 5 s" or "2 h 10 min"."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)

@@ -1,7 +1,8 @@
 """Finds which values of an image become the gray levels 0 and 255 on the device, and stores them.
 
-The *levels* of an image are float32 [2, c]: for each channel, the value that becomes 0 and the value
-that becomes 255. `models.normalization.to_gray_levels` applies them. Values outside are not clipped.
+The *levels* of an image are float32 [2, c]: for each channel, the value that becomes 0 and the
+value that becomes 255. `models.normalization.to_gray_levels` applies them. Values outside are not
+clipped.
 How levels are found depends on `config.model.normalization`:
 
     image         mean - 2 sd and mean + 2 sd of the image, so that the network sees (x - mean) / sd

@@ -40,7 +40,10 @@ def writing(
 
 
 def read(path: epath.PathLike, numbers: Sequence[int]) -> list[UInt8[np.ndarray, "_ _"]]:
-    """Returns the class maps of the images with indices `numbers`. Raises KeyError if one is missing."""
+    """Returns the class maps of the images with indices `numbers`.
+
+    Raises KeyError if one is missing.
+    """
     with epath.Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
         members = {int(name.partition("_")[0]): name for name in archive.namelist()}
         return [np.array(Image.open(io.BytesIO(archive.read(members[i])))) for i in numbers]

@@ -1,8 +1,9 @@
 """Segments images of any size with a trained network: predictor = load(PATH); predictor(image).
 
 An image is the name of a file, a Pillow image, or an array [h, w] or [h, w, c]. It is read as
-`dense_jax.predict` reads image files, so the classes are the same. The network comes from the workdir of a run or from a file that `dense_jax.export` wrote. Images are
-cut into tiles in the same way as in evaluation.
+`dense_jax.predict` reads image files, so the classes are the same. The network comes from the
+workdir of a run or from a file that `dense_jax.export` wrote. Images are cut into tiles in the same
+way as in evaluation.
 """
 
 import itertools

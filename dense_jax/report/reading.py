@@ -99,7 +99,8 @@ class RunFolder:
     def images(self) -> tuple[tuple[str, ...], np.ndarray] | None:
         """Returns the names of the evaluation's images and their confusion matrices [n, c, c].
 
-        The run must have an evaluation. Returns None if the .npz file cannot be read or does not match evaluation_SPLIT.json.
+        The run must have an evaluation. Returns None if the .npz file cannot be read or does not
+        match evaluation_SPLIT.json.
         """
         c = len(self.evaluation["class_names"])
         names, matrices = self.array("names", (), "U"), self.array("confusion_matrices", (c, c))

@@ -20,7 +20,7 @@ DPI = 150
 
 
 def draw(workdir: epath.Path) -> epath.Path:
-    """Draws learning_curve.png from metrics.jsonl, also of the part before a resume. Returns its path."""
+    """Draws learning_curve.png from all of metrics.jsonl. Returns the path of the picture."""
     from matplotlib import rc_context  # slow to import, so not at the start of a training
 
     path = workdir / "learning_curve.png"

@@ -18,8 +18,8 @@ class DeepLabV3Plus(Decoder):
     ASPP and a separable 3x3 convolution process the deepest features. Then, for each stride in
     `skips`, from deep to fine: The result is upsampled. A 1x1 convolution reduces the channels of
     the encoder's features. Both are concatenated, and another separable 3x3 convolution fuses them.
-    Finally, the scores are upsampled to stride 1. All upsampling uses `upsample`. With skips=(), nothing is
-    concatenated, as in DeepLabv3.
+    Finally, the scores are upsampled to stride 1. All upsampling uses `upsample`. With skips=(),
+    nothing is concatenated, as in DeepLabv3.
 
     decoder_channels: The number of channels. The 1x1 convolutions of `skips` output 3/16 of this
       number, such as 48 for 256 (section 4.1).
