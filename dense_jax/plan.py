@@ -46,17 +46,18 @@ TRIAL_STEPS = 6
 EVALUATED = 0.1  # the share of the time that evaluations may take
 RESERVED = 0.05  # the share of the time that is left for what a trial does not show
 EPOCHS = 10  # the passes over the training images that the resolution should allow
-SLOWER_EPOCHS = 25  # the passes at full resolution from which on a slower network is tried
+MANY_EPOCHS = 30  # the passes from which on images are augmented
+SLOWER_EPOCHS = 50  # the passes at full resolution from which on a slower network is tried
 LEAST_CEILING = 0.9  # the mean IoU that labels must keep at a resolution
-NUM_STEPS = 1500  # the number of steps that the size of a batch should allow
-BATCH_PIXELS = (8 * 96**2, 16 * 512**2)  # the least and the largest size of a batch
+NUM_STEPS = 4000  # the number of steps that the size of a batch should allow
+BATCH_PIXELS = (4 * 96**2, 16 * 512**2)  # the least and the largest size of a batch
 MOST_STEPS = 40_000
 DIFFERING_EXPOSURE = 0.3  # the exposure spread above which each image is normalized on its own
+MANY_EXPOSURES = 1.0  # the exposure spread above which colors change also in few passes
 UPRIGHT = 0.1  # the difference between halves above which images have an upper side
 RARE = 0.002  # classes are weighted if one has a smaller share of the pixels
 COMMONEST = 0.9  # crops in which one class has a larger share are redrawn
-# The decoder, and the channels at stride 1, of networks from scratch, from fast to slow.
-FROM_SCRATCH = (("fpn", 16), ("unet", 16), ("unet", 32), ("unet", 64))
+FROM_SCRATCH = (16, 32, 64)  # the channels at stride 1 of networks from scratch
 # Pretrained encoders, from fast to slow. Those for non-commercial use only are left out.
 PRETRAINED = ("efficientnet_lite0", "resnet18", "resnet34", "resnet50", "convnext_tiny")
 
@@ -104,17 +105,14 @@ def plan(name: str, root: str, seconds: float, *, use_pretrained: bool = True) -
     """
     source = data.open_dataset(name, root, "train")
     found = fingerprint.measure(source)
-    by_data = [
+    dataset = [
         Choice("data.name", name),
         Choice("data.root", os.path.abspath(root) if root else ""),
-        _normalization(found),
-        *_augmentation(found, source.num_channels),
-        *_loss(found),
         _cache(found, source),
     ]
     choices: list[Choice] = []
     for network in _networks(use_pretrained and source.num_channels in (1, 3)):
-        candidate = [*by_data, *network, *_sizes(found, 0.0)]
+        candidate = [*dataset, *network, *_recipe(found, source.num_channels, 0.0)]
         measured = trial(candidate)
         left = seconds * (1 - EVALUATED - RESERVED) - measured.rest
         if left < measured.step and not choices:
@@ -125,12 +123,12 @@ def plan(name: str, root: str, seconds: float, *, use_pretrained: bool = True) -
         num_pixels = left / measured.step * _batch_pixels(candidate)
         epochs = num_pixels / int(found.sizes.prod(axis=1).sum())
         if not choices or epochs >= EPOCHS:
-            choices = [*by_data, *network, *_sizes(found, num_pixels)]
+            choices = [*dataset, *network, *_recipe(found, source.num_channels, num_pixels)]
         if epochs < SLOWER_EPOCHS:
             break
     measured = trial(choices)
-    schedule, expected = _schedule(measured, seconds)
-    return Plan([*choices, *schedule], measured, expected)
+    numbers, expected = schedule(measured, seconds)
+    return Plan([*choices, *numbers], measured, expected)
 
 
 def trial(choices: Sequence[Choice]) -> Trial:
@@ -174,24 +172,62 @@ def _normalization(found: Fingerprint) -> Choice:
     return Choice("model.normalization", "dataset", f"{spread}, so all are scaled alike.")
 
 
-def _augmentation(found: Fingerprint, num_channels: int) -> list[Choice]:
-    """Chooses the augmentation, with strengths like those of nnU-Net."""
-    choices = [Choice("augment.scale", 0.4, "Objects may be larger or smaller in other images.")]
-    differ = f"The classes in the upper and the lower half differ by {100 * found.upright:.0f} %"
-    if found.upright < UPRIGHT:
-        choices += [
-            Choice("augment.flip_vertical", 0.5, f"{differ}, so images have no upper side."),
-            Choice("augment.rotation", 180.0),
-        ]
-    else:
-        choices.append(Choice("augment.rotation", 10.0, f"{differ}, so images have an upper side."))
-    choices += [
-        Choice("augment.brightness", 0.25, "Other images may have other exposures and colors."),
-        Choice("augment.contrast", 0.25),
-        Choice("augment.gamma", 0.4),
+def _recipe(found: Fingerprint, num_channels: int, num_pixels: float) -> list[Choice]:
+    """Chooses everything but the dataset, the network and the schedule.
+
+    num_pixels: The number of pixels that can be trained on in the time, or 0 if not known yet.
+    """
+    total = int(found.sizes.prod(axis=1).sum())
+    ceilings = {
+        resolution: float(metrics.summarize(counts)["mean_iou"])
+        for resolution, counts in zip(RESOLUTIONS, found.confusions, strict=True)
+    }
+    useful = [r for r in RESOLUTIONS if ceilings[r] >= LEAST_CEILING]  # 1.0 is always useful
+    resolution = next((r for r in useful if num_pixels >= EPOCHS * total * r**2), useful[-1])
+    epochs = num_pixels / (total * resolution**2)
+    reason = (
+        f"The time is enough for {epochs:.0f} passes over the images at this resolution. Labels "
+        f"keep a mean IoU of {ceilings[resolution]:.2f} at it."
+    )
+    return [
+        _normalization(found),
+        Choice("data.resolution", resolution, reason),
+        *_sizes(found, resolution, num_pixels),
+        *_augmentation(found, num_channels, epochs),
+        *_loss(found),
     ]
-    if num_channels == 3:
-        choices.append(Choice("augment.saturation", 0.25))
+
+
+def _augmentation(found: Fingerprint, num_channels: int, epochs: float) -> list[Choice]:
+    """Chooses the augmentation, with strengths like those of nnU-Net.
+
+    epochs: The number of passes over the training images.
+    """
+    choices = []
+    if epochs < MANY_EPOCHS:
+        reason = (
+            f"In less than {MANY_EPOCHS} passes, a network learns more from the images as they are."
+        )
+        choices.append(Choice("augment.flip", 0.0, reason))
+    else:
+        reason = f"After {MANY_EPOCHS} passes, a network should see images that differ."
+        choices.append(Choice("augment.scale", 0.4, reason))
+        differ = f"Classes in the upper and the lower half differ by {100 * found.upright:.0f} %"
+        if found.upright >= UPRIGHT:
+            reason = f"{differ}, so images have an upper side."
+            choices.append(Choice("augment.rotation", 10.0, reason))
+        else:
+            reason = f"{differ}, so images have no upper side."
+            choices.append(Choice("augment.rotation", 180.0, reason))
+            choices.append(Choice("augment.flip_vertical", 0.5))
+    if epochs >= MANY_EPOCHS or found.exposure_spread > MANY_EXPOSURES:
+        choices += [
+            Choice("augment.brightness", 0.25, "Other images may have other exposures and colors."),
+            Choice("augment.contrast", 0.25),
+            Choice("augment.gamma", 0.4),
+        ]
+        if num_channels == 3:
+            choices.append(Choice("augment.saturation", 0.25))
     if (largest := found.shares.max()) > COMMONEST:
         reason = f"One class has {100 * largest:.0f} % of the pixels, so crops prefer the others."
         choices.append(Choice("augment.max_class_fraction", COMMONEST, reason))
@@ -239,60 +275,36 @@ def _networks(use_pretrained: bool) -> list[list[Choice]]:
                 [
                     Choice("model.encoder", name, reason),
                     Choice("model.pretrained", "imagenet"),
-                    *_decoder("fpn"),
+                    Choice("model.name", "fpn", "It takes half the time of a U-Net."),
+                    Choice("model.decoder_channels", 64),
+                    Choice("model.upsampling", "bilinear"),
                 ]
             )
     reason = "No pretrained weights are used, and the time is enough for this network."
     return pretrained or [
         [
             Choice("model.widths", tuple(width * 2**level for level in range(5)), reason),
-            *_decoder(name),
+            Choice("model.name", "fcn", "It takes half the time of a U-Net, so it learns more."),
+            Choice("model.upsampling", "bilinear"),
         ]
-        for name, width in FROM_SCRATCH
+        for width in FROM_SCRATCH
     ]
 
 
-def _decoder(name: str) -> list[Choice]:
-    if name == "unet":
-        return [Choice("model.name", "unet", "It is slower than an FPN, but sees finer details.")]
-    return [
-        Choice("model.name", name, "It takes half the time of a U-Net, so it learns from more."),
-        Choice("model.decoder_channels", 64),
-        Choice("model.upsampling", "bilinear"),
-    ]
-
-
-def _sizes(found: Fingerprint, num_pixels: float) -> list[Choice]:
-    """Chooses the resolution, the crops and the batches.
+def _sizes(found: Fingerprint, resolution: float, num_pixels: float) -> list[Choice]:
+    """Chooses the crops and the batches.
 
     num_pixels: The number of pixels that can be trained on in the time, or 0 if not known yet.
     """
-    total = int(found.sizes.prod(axis=1).sum())
-    ceilings = {
-        resolution: float(metrics.summarize(counts)["mean_iou"])
-        for resolution, counts in zip(RESOLUTIONS, found.confusions, strict=True)
-    }
-    useful = [r for r in RESOLUTIONS if ceilings[r] >= LEAST_CEILING]  # 1.0 is always useful
-    resolution = next((r for r in useful if num_pixels >= EPOCHS * total * r**2), useful[-1])
-    epochs = num_pixels / (total * resolution**2)
     median = np.median(found.sizes, axis=0) * resolution
     batch_pixels = np.clip(num_pixels / NUM_STEPS, *BATCH_PIXELS)
     side = np.sqrt(batch_pixels / 8)
     crop = tuple(int(min(-(-side // 32) * 32, -(-n // 16) * 16)) for n in median)
     batch_size = int(np.clip(batch_pixels / np.prod(crop), 4, 64))
     largest = found.sizes.prod(axis=1).max() * resolution**2
+    reason = f"At this resolution, the median image has {median[0]:.0f} x {median[1]:.0f} pixels."
     return [
-        Choice(
-            "data.resolution",
-            resolution,
-            f"The time is enough for {epochs:.0f} passes over the images at this resolution. Labels "
-            f"keep a mean IoU of {ceilings[resolution]:.2f} at it.",
-        ),
-        Choice(
-            "data.crop_size",
-            crop,
-            f"At this resolution, the median image has {median[0]:.0f} x {median[1]:.0f} pixels.",
-        ),
+        Choice("data.crop_size", crop, reason),
         Choice("batch_size", batch_size),
         Choice("eval.batch_size", int(np.clip(2 * batch_pixels / largest, 1, 64))),
     ]
@@ -303,7 +315,7 @@ def _batch_pixels(choices: Iterable[Choice]) -> int:
     return int(values["batch_size"] * np.prod(values["data.crop_size"]))
 
 
-def _schedule(measured: Trial, seconds: float) -> tuple[list[Choice], float]:
+def schedule(measured: Trial, seconds: float) -> tuple[list[Choice], float]:
     """Chooses the numbers of steps and evaluations. Returns them with the expected time."""
     num_evaluations = int(np.clip(EVALUATED * seconds / measured.evaluation, 1, 10))
     usable = seconds * (1 - RESERVED) - measured.rest - num_evaluations * measured.evaluation
