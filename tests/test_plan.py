@@ -20,7 +20,7 @@ def device(monkeypatch):
     def trial(choices):
         values = {choice.option: choice.value for choice in choices}
         trials.append(values)
-        width = values.get("model.widths", (16,))[0] * (2 if values["model.name"] == "unet" else 1)
+        width = values.get("model.widths", (16,))[0]
         pixels = values["batch_size"] * np.prod(values["data.crop_size"])
         return Trial(float(pixels / SPEED * width / 16), 2.0, 20.0, 10**9, 10**8)
 
@@ -35,8 +35,8 @@ def planned(root, seconds, **options):
 
 
 def test_the_experiment_file_is_valid_and_trains(device, tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "FROM_SCRATCH", (("fpn", 2),))
-    monkeypatch.setattr(plan, "BATCH_PIXELS", (4 * 16**2, 4 * 16**2))
+    monkeypatch.setattr(plan, "FROM_SCRATCH", (2,))
+    monkeypatch.setattr(plan, "BATCH_PIXELS", (2 * 16**2, 2 * 16**2))
     found = plan.plan("folder", str(tiny_folder), 25.0, use_pretrained=False)
     file = tmp_path / "planned.py"
     file.write_text(plan.experiment_text(found.choices, "A plan."))
@@ -80,6 +80,7 @@ def test_too_short_a_time_is_refused(device, tiny_folder):
 
 
 def test_normalization_and_augmentation_follow_from_the_images(device, tiny_folder, monkeypatch):
+    monkeypatch.setattr(plan, "MANY_EPOCHS", 0)
     values, _ = planned(tiny_folder, 60.0)
     assert values["model.normalization"] == "dataset"
     assert values["augment.rotation"] == 10.0
@@ -93,6 +94,10 @@ def test_normalization_and_augmentation_follow_from_the_images(device, tiny_fold
     values, _ = planned(tiny_folder, 60.0)
     assert values["model.normalization"] == "image"
     assert (values["augment.rotation"], values["augment.flip_vertical"]) == (180.0, 0.5)
+    monkeypatch.setattr(plan, "MANY_EPOCHS", 10**9)
+    values, _ = planned(tiny_folder, 60.0)
+    assert (values["augment.flip"], values["augment.gamma"]) == (0.0, 0.4)
+    assert "augment.rotation" not in values
 
 
 def test_rare_classes_are_weighted_so_that_a_mean_pixel_counts_once(
