@@ -19,6 +19,8 @@ if __name__ == "__main__":  # above the slow imports, so that --help answers at 
     flags.DEFINE_integer("num_classes", 21, "Number of classes.", lower_bound=1)
     flags.DEFINE_integer("channels", 3, "Number of image channels.", lower_bound=1)
     command.define_size("size", "224,224", "HEIGHT,WIDTH of the image in pixels.")
+    flags.DEFINE_string("topology", "cpu", "TPUs to compile for, such as v5e-16 or v5e:4x4.")
+    flags.DEFINE_integer("slices", 1, "Number of such TPU slices.", lower_bound=1)
     flags.DEFINE_bool("crossings", False, "Print only which parts of a network are compatible.")
     flags.DEFINE_bool("encoders", False, "Print only a table of all encoders.")
     flags.DEFINE_bool("upsampling", False, "Print only a table of all upsampling methods.")
@@ -27,8 +29,8 @@ if __name__ == "__main__":  # above the slow imports, so that --help answers at 
 import copy
 import functools
 import itertools
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -37,14 +39,16 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from dense_jax import models
-from dense_jax.devices import cost, mesh, runtime
+from dense_jax.devices import cost, mesh, runtime, tpu_compiler
 from dense_jax.evaluation.tables import markdown_table
 from dense_jax.models.decoders import DECODERS
 from dense_jax.models.encoders import ENCODERS
 from dense_jax.models.segmenter import Encoder
 from dense_jax.models.upsampling import UPSAMPLERS, Upsampler, measures
-from dense_jax.program import assemble
+from dense_jax.program import assemble, jit_eval_step
 from dense_jax.training import task
+
+NUM_DEAREST = 10  # layers in the table of a TPU's program
 
 # Options of upsampling methods that have their own rows in `upsampling_table`.
 VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -167,6 +171,114 @@ def training_table(config: ConfigDict, num_classes: int, num_channels: int) -> s
     about += ": a GPU's or TPU's program is another." if device.platform == "cpu" else "."
     rows = [(name, f"{size / 1e6:,.1f} MB") for name, size in needed.items()]
     return f"{about}\n\n{markdown_table([('per device', ''), *rows, ('work', work)], padded=True)}"
+
+
+def tpu_tables(
+    config: ConfigDict, num_classes: int, num_channels: int, topology: str, num_slices: int = 1
+) -> Iterator[str]:
+    """Yields Markdown tables of the compiled steps for TPUs, by the TPU compiler's estimates.
+
+    The first table has the training step and the evaluation step. The second has the layers that
+    take the most time of the training step. See `tpu_compiler.describe` for the topology.
+
+    Raises ValueError if the seeds and the batch cannot be split evenly over the devices.
+    """
+    devices, chip = tpu_compiler.describe(topology, num_slices)
+    mesh.check_shares(config.num_seeds, config.batch_size, config.num_microbatches, devices)
+    jax.config.update("jax_enable_compilation_cache", False)  # it cannot be read without a TPU
+    n = len(devices)
+    batches = config.batch_size * config.num_seeds, -(-config.eval.batch_size // n) * n
+    (step, work), (evaluation, work_of_evaluation) = _steps(
+        config, num_classes, num_channels, devices, batches[1]
+    )
+    rows = [
+        _tpu_rows(compiled, flops / n, number, chip)
+        for compiled, flops, number in (
+            (step, work, batches[0]),
+            (evaluation, work_of_evaluation, batches[1]),
+        )
+    ]
+    names = ("per device", "training step", "evaluation step")
+    table = [names, *((name, rows[0][name], rows[1][name]) for name in rows[0])]
+    yield (
+        f"On {n} devices of {topology} ({devices[0].device_kind}, {num_slices} slices), by the "
+        f"TPU compiler's estimates, without the time of collectives"
+    )
+    yield markdown_table(table, padded=True)
+    cycles: dict[str, Counter[str]] = defaultdict(Counter)
+    for instruction in tpu_compiler.instructions(step):
+        cycles[tpu_compiler.layer(instruction.path)][instruction.kind] += instruction.cycles
+    total = sum(kinds.total() for kinds in cycles.values())
+    dearest = sorted(cycles.items(), key=lambda item: -item[1].total())[:NUM_DEAREST]
+    lines = [
+        (
+            name,
+            f"{1e3 * kinds.total() / chip.clock:.2f} ms",
+            f"{100 * kinds.total() / total:.1f} %",
+            ", ".join(f"{100 * c / kinds.total():.0f} % {kind}" for kind, c in kinds.most_common()),
+        )
+        for name, kinds in dearest
+    ]
+    yield markdown_table([("layer", "time", "share", "spent on"), *lines], 1, padded=True)
+
+
+def _steps(
+    config: ConfigDict,
+    num_classes: int,
+    num_channels: int,
+    devices: Sequence[jax.Device],
+    eval_batch_size: int,
+) -> Iterator[tuple[Any, int]]:
+    """Yields the compiled training step and evaluation step, and the FLOPs of each as written."""
+    fields = task.target_fields(config)
+    program = assemble(config, num_classes)
+    training = task.bind(config, program, num_channels, fields=fields)
+    canvas = config.data.canvas_size or config.data.crop_size
+    batch = task.batch_shapes(config, canvas, num_channels, fields)
+    placed = task.place(config, training, batch, devices)
+    key = jax.eval_shape(jax.random.key, 0)
+    flops = cost.flops(training.train_step, training.shapes(), batch, key, {}) or 0
+    yield placed.train_step.lower(*placed.arguments, {}).compile(), flops * config.num_seeds
+
+    all_devices = mesh.make_mesh(devices=devices)
+    variables = program.variables(num_channels)
+    examples = {
+        name: jax.ShapeDtypeStruct((eval_batch_size, *batch[name].shape[1:]), batch[name].dtype)
+        for name in ("image", "label", "index")
+    }
+    image = jax.ShapeDtypeStruct(batch["image"].shape[1:], batch["image"].dtype)
+    flops = cost.flops(program.logits_step, variables, image) or 0
+    arguments = (
+        mesh.placed(variables, mesh.replicated(all_devices)),
+        mesh.placed(examples, mesh.sharded(all_devices)),
+    )
+    compiled = jit_eval_step(program, all_devices).lower(*arguments).compile()
+    yield compiled, flops * eval_batch_size
+
+
+def _tpu_rows(compiled: Any, flops: float, batch: int, chip: tpu_compiler.Chip) -> dict[str, str]:
+    """Returns the numbers of a compiled step. flops: Those of one device, as the step is written.
+
+    batch: The number of images of a step on all devices.
+    """
+    memory = cost.memory(compiled)
+    cycles = sum(instruction.cycles for instruction in tpu_compiler.instructions(compiled))
+    seconds = cycles / chip.clock
+    fits = "fits" if memory["peak"] <= chip.memory else "does NOT fit"
+    found = tpu_compiler.collectives(compiled)
+    return {
+        **{name: f"{size / 1e6:,.1f} MB" for name, size in memory.items()},
+        "memory": f"{fits} in {chip.memory / 1e9:.1f} GB",
+        "work": f"{flops / 1e9:,.1f} GFLOP",
+        "cycles": f"{cycles / 1e6:,.2f} M",
+        "time": f"{1e3 * seconds:,.2f} ms",
+        "images": f"{batch / seconds:,.0f} / s on all devices",
+        "of the peak": f"{100 * flops / seconds / chip.peak:.1f} %",
+        "collectives": ", ".join(
+            f"{n} {kind} ({size / 1e6:,.2f} MB)" for kind, (n, size) in found.items()
+        )
+        or "none",
+    }
 
 
 def crossings(config: Any) -> str:
@@ -311,6 +423,10 @@ def main(argv: list[str]) -> None:
             f"Published weights: {weights.source} (license: {weights.license}); "
             f"normalization={weights.normalization!r}, images of {weights.input_size} pixels."
         )
+    if args.topology != "cpu":
+        for table in tpu_tables(config, num_classes, channels, args.topology, args.slices):
+            print(f"\n{table}")
+        return
     print(f"\n{training_table(config, num_classes, channels)}")
 
 

@@ -6,7 +6,7 @@ parameters are replicated, batches are split, and the optimizer state is either 
 Training a single seed uses one replica.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,9 +15,16 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 
-def make_mesh(num_replicas: int = 1) -> Mesh:
-    """Returns a mesh of all devices, with axes "replica" and "data". Orders devices by host."""
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+def make_mesh(num_replicas: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns a mesh with axes "replica" and "data". The devices of a slice and of a host adjoin.
+
+    devices: The devices of the mesh; by default, all devices.
+    """
+
+    def place(device: jax.Device) -> tuple[int, int, int]:
+        return getattr(device, "slice_index", None) or 0, device.process_index, device.id
+
+    devices = sorted(jax.devices() if devices is None else devices, key=place)
     return Mesh(
         np.reshape(devices, (num_replicas, -1)),
         ("replica", "data"),
@@ -25,9 +32,19 @@ def make_mesh(num_replicas: int = 1) -> Mesh:
     )
 
 
-def check_shares(num_seeds: int, batch_size: int, num_microbatches: int) -> None:
-    """Raises ValueError if the seeds and the batch cannot be split evenly over the devices."""
-    num_devices, num_hosts = jax.device_count(), jax.process_count()
+def check_shares(
+    num_seeds: int,
+    batch_size: int,
+    num_microbatches: int,
+    devices: Sequence[jax.Device] | None = None,
+) -> None:
+    """Raises ValueError if the seeds and the batch cannot be split evenly over the devices.
+
+    devices: The devices to split over; by default, all devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    hosts = [device.process_index for device in devices]
+    num_devices, num_hosts = len(hosts), len(set(hosts))
     if num_devices % num_seeds or (num_seeds % num_hosts and num_hosts % num_seeds):
         raise ValueError(
             f"num_seeds={num_seeds} cannot share {num_devices} devices of {num_hosts} hosts evenly: "
