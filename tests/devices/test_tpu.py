@@ -1,0 +1,105 @@
+"""Tests convolutions for TPUs, and the steps as the TPU's compiler sees them, if it is installed.
+
+libtpu compiles for TPUs on any machine: `pip install "jax[tpu]"`.
+"""
+
+import importlib.util
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dense_jax.devices import cost, tpu, tpu_compiler
+from dense_jax.program import assemble
+from dense_jax.training import task
+from experiments import base
+
+SAME3 = ((1, 1), (1, 1))
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "taps", "pads", "combined"),
+    [
+        ((6, 16), (3, 5), 3, SAME3, 8),
+        ((6, 12), (64, 64), 3, SAME3, 2),
+        ((5, 20), (16, 48), 3, SAME3, 4),
+        ((8, 8), (30, 34), 7, ((3, 3), (3, 3)), 4),
+        ((6, 16), (4, 4), 4, ((1, 2), (1, 2)), 8),
+        ((6, 9), (4, 4), 3, SAME3, 1),  # an odd width
+        ((6, 16), (4, 4), 3, ((0, 0), (0, 0)), 1),  # unpadded
+        ((4, 8), (200, 100), 3, SAME3, 1),  # many channels
+    ],
+)
+def test_combined_pixels_give_the_same_convolution(size, channels, taps, pads, combined):
+    rng = np.random.default_rng(0)
+    x, kernel = (
+        jnp.array(rng.normal(size=shape), jnp.float32)
+        for shape in ((2, *size, channels[0]), (taps, taps, *channels))
+    )
+    assert tpu.group_size(x.shape, kernel.shape, pads) == combined
+
+    def reference(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=tpu.NHWC)
+
+    expected, pullback = jax.vjp(reference, x, kernel)
+    y, own_pullback = jax.vjp(lambda x, kernel: tpu.conv(x, kernel, pads=pads), x, kernel)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-3)
+    for own, other in zip(own_pullback(y), pullback(y), strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-2)
+
+
+needs_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason='needs libtpu: pip install "jax[tpu]"'
+)
+
+
+def small(**fields):
+    """A config of a small U-Net whose steps compile fast."""
+    config = base.get_config()
+    config.batch_size = 16
+    config.model.widths = (8, 16)
+    with config.ignore_type():
+        config.update_from_flattened_dict(fields)
+    return config
+
+
+def compiled_step(config, topology="v5e-4", num_slices=1):
+    """The compiled training step, and its jitted function with the shapes of the arguments."""
+    devices, _ = tpu_compiler.describe(topology, num_slices)
+    training = task.bind(config, assemble(config, 3), 3)
+    batch = task.batch_shapes(config, config.data.crop_size, 3)
+    placed = task.place(config, training, batch, devices)
+    return placed.train_step.lower(*placed.arguments, {}).compile(), training
+
+
+VARIANTS = {
+    "U-Net, bfloat16": {"model.dtype": "bfloat16"},
+    "U-Net, float32": {},
+    "FCN": {"model.name": "fcn", "model.upsampling": "bilinear"},
+    "two seeds": {"num_seeds": 2},
+    "sharded optimizer": {"optimizer.sharded": True},
+    "microbatches": {"num_microbatches": 2},
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", VARIANTS)
+def test_steps_for_tpus_reduce_each_gradient_once_and_reuse_the_state(name):
+    config = small(**VARIANTS[name])
+    compiled, training = compiled_step(config)
+    params = training.shapes().params
+    size = 4 * sum(x.size for x in jax.tree.leaves(params))
+    # The gradients of kernels for combined pixels are summed before their zeros are dropped.
+    largest = size + sum(4 * 9 * 128**2 for x in jax.tree.leaves(params) if x.ndim == 4)
+    found = tpu_compiler.collectives(compiled)
+    reduced = found["all-reduce"][1] + found.get("reduce-scatter", (0, 0))[1] * 4
+    assert size <= reduced < largest
+    assert (
+        set(found) <= {"all-reduce", "all-gather"} if config.optimizer.sharded else {"all-reduce"}
+    )
+    text = compiled.as_text()
+    assert not re.search(r" (infeed|outfeed|send|recv)\(", text)
+    memory = cost.memory(compiled)
+    assert memory["aliased"] > 0.9 * memory["outputs"]  # the old state's memory holds the new one
