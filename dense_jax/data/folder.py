@@ -61,7 +61,7 @@ class Folder(files.Files):
                 f"there are: {', '.join(splits) or 'none'}"
             )
         if layout.lists:
-            _check_disjoint(layout.path(root, layout.lists, split) for split in splits)
+            check_disjoint(layout.path(root, layout.lists, split) for split in splits)
         items = layout.items(root, split)
         self._instances: files.Paths = {}
         instances = layout.labels.replace("labels", "instances")
@@ -132,7 +132,7 @@ def _layout(root: pathlib.Path) -> Layout:
     )
 
 
-def _check_disjoint(lists: Iterable[pathlib.Path]) -> None:
+def check_disjoint(lists: Iterable[pathlib.Path]) -> None:
     """Raises ValueError if an image is in two of the lists, that is, in two splits."""
     seen: dict[str, str] = {}
     for path in lists:
@@ -169,9 +169,14 @@ def _read_options(root: pathlib.Path) -> dict[str, Any]:
     path = root / "dataset.json"
     hint = 'write at least {"classes": ["NAME", ...]}'
     options = files.read_json(path, hint, object_pairs_hook=_unique)
+    check(options, path)
+    return options
+
+
+def check(options: Any, path: pathlib.Path) -> None:
+    """Fills in the defaults of dataset.json. Raises ValueError if it has a mistake."""
     for mistake in _mistakes(options):
         raise ValueError(f"{path}: {mistake}")
-    return options
 
 
 def _mistakes(options: Any) -> Iterator[str]:
