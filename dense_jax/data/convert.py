@@ -44,7 +44,7 @@ from dense_jax.data.formats.export import BACKGROUND, IGNORED, Export, Item, Lay
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.spelling import some
 
-SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}  # of the groups, if a hash makes the splits
+HASHED = {"train": 0.7, "val": 0.85, "test": 1.0}  # the hashes below which groups are in a split
 SOURCES = ("annotations", "images", "masks", "colors", "crowd")  # flags that formats take
 KINDS = ("images", "instances", "labels", "splits")
 _CHUNK = "conversion"  # of a label's PNG file: from what it was made, and how
@@ -84,7 +84,7 @@ def convert(
     images = ", ".join(f"{len(items)} {split}" for split, items in splits.items())
     classes = ", ".join(f"{i} {name}" for i, name in enumerate(export.class_names))
     report = {
-        "images": f"{images}; {counts['kept']} were complete before, {counts['again']} have changed",
+        "images": f"{images}; {counts['kept']} were complete before, {counts['again']} are made again",
         "splits": rule,
         "classes": f"{classes}; {IGNORE_LABEL} is ignored",
         "empty": f"{counts['empty']} images hold nothing but {export.rest}",
@@ -119,14 +119,13 @@ def assign(
         rule = f"as the lists in {lists} have it; {left_out} images are in no list and left out"
     else:
         names = {item.name: _hashed(item.name, group) for item in items}
-        shares = ", ".join(f"{share:.0%} {split}" for split, share in SHARES.items())
-        rule = f"by a hash of {f'what {group} matches in NAME' if group else 'NAME'}: {shares}"
-        if empty := SHARES.keys() - set(names.values()):
+        hashed = f"what {group} matches in NAME" if group else "NAME"
+        rule = f"by a hash of {hashed}: 70 % train, 15 % val, 15 % test"
+        if empty := HASHED.keys() - set(names.values()):
             raise ValueError(
                 f"too few images for splits by a hash: {', '.join(sorted(empty))} would be empty; "
                 "write train.txt, val.txt and test.txt, a NAME on each line, and pass --lists=FOLDER"
             )
-        splits |= {split: [] for split in SHARES}
     for item in items:
         if split := item.split or names.get(item.name):
             splits[split].append(item)
@@ -157,8 +156,7 @@ def _hashed(name: str, group: str | None) -> str:
         raise ValueError(f"--group={group} matches nothing in {name!r}")
     key = match[1 if match.re.groups else 0] or ""
     number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
-    bounds = np.cumsum(list(SHARES.values()))
-    return list(SHARES)[int(np.searchsorted(bounds[:-1], number, side="right"))]
+    return next(split for split, end in HASHED.items() if number < end)
 
 
 def _files(root: pathlib.Path, split: str, item: Item, has_objects: bool) -> _Files:
@@ -214,18 +212,17 @@ def _convert(export: Export, item: Item, written: _Files) -> dict[str, int]:
             raise ValueError(f"{written.label} is not of a conversion; choose another output")
         if made["digest"] == digest and all(path is None or path.exists() for path in written):
             return made["counts"] | {"kept": 1}
+    data = item.embedded() if item.embedded else item.image.read_bytes()
+    height, width, *_ = decode.image_header(io.BytesIO(data), str(item.image))
     try:
-        data = item.embedded() if item.embedded else item.image.read_bytes()
-        height, width, *_ = decode.image_header(io.BytesIO(data), str(item.image))
         label, objects, overlap = paint(export, item.layers((height, width)), (height, width))
     except OSError:
         raise
     except Exception as error:  # corrupt annotations can cause any exception
-        names = ", ".join(map(str, sources))
-        raise ValueError(f"{names}: {error or type(error).__name__}") from error
-    rest = _ids(export)[export.rest]
+        where = [item.image, *item.sources][-1]
+        raise ValueError(f"{where}: {error or type(error).__name__}") from error
     counts = {"overlap": overlap, "overlapping": int(overlap > 0)}
-    counts["empty"] = int((label == rest).all())
+    counts["empty"] = int((label == export.ids[export.rest]).all())
     text = PngImagePlugin.PngInfo()
     text.add_text(_CHUNK, json.dumps({"digest": digest, "counts": counts}))
     with storage.atomic(written.image) as file:
@@ -237,10 +234,6 @@ def _convert(export: Export, item: Item, written: _Files) -> dict[str, int]:
     return counts | {"again": int(is_there)}
 
 
-def _ids(export: Export) -> dict[str, int]:
-    return {name: i for i, name in enumerate(export.class_names)} | {IGNORED: IGNORE_LABEL}
-
-
 def paint(
     export: Export, layers: Iterable[Layer], shape: Shape
 ) -> tuple[UInt8[np.ndarray, "h w"], UInt16[np.ndarray, "h w"], int]:
@@ -250,7 +243,7 @@ def paint(
 
     Raises ValueError if a mask is not of the image's size, or if there are more than 65535 objects.
     """
-    ids = _ids(export)
+    ids = export.ids
     label = np.full(shape, ids[export.rest], np.uint8)
     objects = np.zeros(shape, np.int32)
     shared = np.zeros(shape, bool)

@@ -330,7 +330,7 @@ def test_a_restart_goes_on_where_it_stopped(tmp_path, photos, monkeypatch):
     half.write_bytes(b"\x89PNG")
     times = {path: path.stat().st_mtime_ns for path in done}
     report = convert.convert(FORMATS[form](**given), str(root), lists)
-    assert f"{len(done)} were complete before, 0 have changed" in report["images"]
+    assert f"{len(done)} were complete before, 0 are made again" in report["images"]
     assert {path: path.stat().st_mtime_ns for path in done} == times
     whole = convert.convert(FORMATS[form](**given), str(tmp_path / "whole"), lists)
     assert {k: report[k] for k in whole if k != "images"} == {
@@ -346,7 +346,7 @@ def test_a_restart_goes_on_where_it_stopped(tmp_path, photos, monkeypatch):
     save(tmp_path / "objects" / "a" / "9_cell.png", box((0, 1), (0, 1)))
     (root / "images" / "val" / "e.png").unlink()
     report = convert.convert(FORMATS[form](**given), str(root), lists)
-    assert "4 were complete before, 2 have changed" in report["images"]
+    assert "4 were complete before, 2 are made again" in report["images"]
     assert read(root / "labels" / "train" / "a.png")[0, 0] == 1
     assert (root / "images" / "val" / "e.png").exists()
 
@@ -357,7 +357,7 @@ def test_splits_are_a_function_of_the_group_alone():
         for i in range(300)
     ]
     splits, rule = convert.assign(items, group="(p[0-9]+)_")
-    assert "70% train, 15% val, 15% test" in rule and "(p[0-9]+)_" in rule
+    assert "70 % train, 15 % val, 15 % test" in rule and "(p[0-9]+)_" in rule
     groups = {split: {item.name.split("_")[0] for item in part} for split, part in splits.items()}
     assert sum(map(len, groups.values())) == 100
     assert len(groups["train"]) == pytest.approx(70, abs=15)
@@ -424,7 +424,7 @@ MISTAKES = {  # export, how to break it, and what the message must contain
     "no such segment": (
         panoptic,
         change("panoptic.json", annotations__0__segments_info__0__id=6),
-        ["a_p.png", "segments [5]"],
+        ["a_p.png: has segments [5]"],
     ),
     "unknown shape": (
         labelme_,
@@ -522,6 +522,30 @@ def test_a_mistake_gives_one_clear_line(case, tmp_path, photos):
     assert "\n" not in message and all(word in message for word in words), message
 
 
+def test_a_mask_that_moves_to_another_class_is_read_again(tmp_path, photos):
+    form, given, *_ = mask_of_each_class(tmp_path, photos)
+    lists, root, classes = str(tmp_path / "lists"), tmp_path / "root", tmp_path / "classes"
+    convert.convert(FORMATS[form](**given), str(root), lists)
+    before = read(root / "labels" / "train" / "a.png")
+    for new, old in (("x", "cell"), ("cell", "fiber"), ("fiber", "x")):
+        (classes / new).mkdir(exist_ok=True)
+        (classes / old / "a.png").rename(classes / new / "a.png")
+    (classes / "x").rmdir()
+    report = convert.convert(FORMATS[form](**given), str(root), lists)
+    assert "5 were complete before, 1 are made again" in report["images"]
+    after = read(root / "labels" / "train" / "a.png")
+    assert (after[RING & ~MASKS["fiber"]] == 2).all() and (
+        before[RING & ~MASKS["fiber"]] == 1
+    ).all()
+
+
+def test_several_masks_with_all_classes_are_refused(tmp_path, photos):
+    _, given, *_ = colors(tmp_path, photos)
+    save(tmp_path / "painted" / "a_mask2.png", RING)
+    with pytest.raises(ValueError, match=r"finds 2 masks of .*a.png, but one has all classes"):
+        FORMATS["colors"](**given | {"masks": f"{tmp_path}/painted/NAME_mask*.png"})
+
+
 def test_sources_are_never_written_to(tmp_path, photos):
     for split, names in SPLITS.items():
         for name in names:
@@ -580,7 +604,7 @@ def test_the_page_goes_from_coco_to_a_first_score(tmp_path, photos):
     )
     for name, end in ends.items():
         assert end.code == 0, (name, end.err[-2000:])
-    assert "splits: by a hash of NAME: 70% train" in ends["dense_jax.data.convert"].out
+    assert "splits: by a hash of NAME: 70 % train" in ends["dense_jax.data.convert"].out
     assert "mean IoU" in ends["dense_jax.evaluate"].out
 
 

@@ -131,7 +131,7 @@ def _panoptic(
 ) -> Iterator[Layer]:
     ids = export.read_rgb(path) @ np.array([1, 256, 65536])
     if unknown := set(np.unique(ids)) - {0} - {segment["id"] for segment in segments}:
-        raise ValueError(f"{path}: segments {sorted(map(int, unknown))} are not in the JSON file")
+        raise ValueError(f"has segments {sorted(map(int, unknown))}, which the JSON file lacks")
     for segment in segments:
         is_thing = segment["category_id"] in things
         yield Layer(ids == segment["id"], segment["class"], segment["id"] if is_thing else None)

@@ -15,6 +15,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from dense_jax.data import decode, files
+from dense_jax.labels import IGNORE_LABEL
 
 BACKGROUND = "background"  # pixels of this class belong to no object
 IGNORED = "__ignore__"  # labelme's name for pixels that count nowhere, used for all formats
@@ -60,6 +61,11 @@ class Export(NamedTuple):
     has_objects: bool = True
     palette: list[list[int]] | None = None
     note: str = ""
+
+    @property
+    def ids(self) -> dict[str, int]:
+        """Returns the value of each class in the labels."""
+        return {name: i for i, name in enumerate(self.class_names)} | {IGNORED: IGNORE_LABEL}
 
 
 def with_background(names: Iterable[str]) -> list[str]:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 import numpy as np
+from jaxtyping import Int
 
 from dense_jax.data.formats import export
 from dense_jax.data.formats.export import IGNORED, Export, Item, Layer, Shape
@@ -26,10 +27,15 @@ def read_colors(images: str, masks: str, colors: str) -> Export:
     names = _read_colors(pathlib.Path(colors))
     class_names = [name for name in dict.fromkeys(names.values()) if name != IGNORED]
     first = {name: code for code, name in reversed(names.items())}
-    items = [
-        Item(split, name, image, functools.partial(_colored, path, names), (path,), repr(names))
-        for split, name, image, [(_, path), *_] in _pairs(images, masks)
-    ]
+    items: list[Item] = []
+    for split, name, image, of_image in _pairs(images, masks):
+        paths = tuple(path for _, path in of_image)
+        if len(paths) > 1:
+            raise ValueError(
+                f"{masks}: finds {len(paths)} masks of {image}, but one has all classes"
+            )
+        layers = functools.partial(_colored, paths[0], names)
+        items.append(Item(split, name, image, layers, paths, repr(names)))
     palette = [list(first[name].to_bytes(3, "big")) for name in class_names]
     return Export(items, class_names, rest=IGNORED, has_objects=False, palette=palette)
 
@@ -40,24 +46,16 @@ def read(images: str, masks: str) -> Export:
     The class is what CLASS stands for in the pattern of the masks, or "object" without CLASS. A
     pattern with * finds several masks of an image and a class: each is an object.
     """
-    pairs = _pairs(images, masks)
-    names = {_class(holes) for *_, of_image in pairs for holes, _ in of_image}
-    items = [
-        Item(
-            split, name, image, functools.partial(_binary, of_image), tuple(p for _, p in of_image)
-        )
-        for split, name, image, of_image in pairs
-    ]
-    return Export(
-        items,
-        export.with_background(sorted(names)),
-        "the later mask by file name lies on top",
-        has_objects="*" in masks,
-    )
-
-
-def _class(holes: dict[str, str]) -> str:
-    return holes.get("CLASS", "object")
+    names: set[str] = set()
+    items: list[Item] = []
+    for split, name, image, of_image in _pairs(images, masks):
+        found = [(holes.get("CLASS", "object"), path) for holes, path in of_image]
+        names |= {class_name for class_name, _ in found}
+        layers, paths = functools.partial(_binary, found), tuple(path for _, path in found)
+        items.append(Item(split, name, image, layers, paths, repr([n for n, _ in found])))
+    order = "the later mask by file name lies on top"
+    class_names = export.with_background(sorted(names))
+    return Export(items, class_names, order, has_objects="*" in masks)
 
 
 def _pairs(images: str, masks: str) -> list[tuple[str | None, str, pathlib.Path, Masks]]:
@@ -101,8 +99,13 @@ def _read_colors(path: pathlib.Path) -> dict[int, str]:
     return names
 
 
+def _codes(path: pathlib.Path) -> Int[np.ndarray, "h w"]:
+    """Reads a mask. Returns 65536 red + 256 green + blue."""
+    return export.read_rgb(path) @ np.array([65536, 256, 1])
+
+
 def _colored(path: pathlib.Path, names: dict[int, str], shape: Shape) -> Iterator[Layer]:
-    codes = export.read_rgb(path) @ np.array([65536, 256, 1])
+    codes = _codes(path)
     values, counts = np.unique(codes, return_counts=True)
     unknown = [
         f"{','.join(map(str, int(value).to_bytes(3, 'big')))} ({count} pixels)"
@@ -110,18 +113,17 @@ def _colored(path: pathlib.Path, names: dict[int, str], shape: Shape) -> Iterato
         if value not in names
     ]
     if unknown:
-        raise ValueError(f"{path}: colors that --colors does not list: {some(unknown)}")
+        raise ValueError(f"has colors that --colors does not list: {some(unknown)}")
     for value in values:
         yield Layer(codes == value, names[int(value)])
 
 
-def _binary(masks: Masks, shape: Shape) -> Iterator[Layer]:
-    for holes, path in masks:
-        rgb = export.read_rgb(path)
-        inside = rgb.max(axis=-1) > 0
-        if len(colors := np.unique(rgb[inside], axis=0)) > 1:
+def _binary(masks: list[tuple[str, pathlib.Path]], shape: Shape) -> Iterator[Layer]:
+    for class_name, path in masks:
+        codes = _codes(path)
+        if (number := np.count_nonzero(np.unique(codes))) > 1:
             raise ValueError(
-                f"{path}: has {len(colors)} colors besides black, but is the mask of one class or "
+                f"{path.name} has {number} colors besides black, but is the mask of one class or "
                 "object; if colors are classes, use --from=colors"
             )
-        yield Layer(inside, _class(holes), path)
+        yield Layer(codes > 0, class_name, path)
