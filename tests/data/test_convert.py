@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dense_jax import train
-from dense_jax.data import convert, doctor, open_dataset
+from dense_jax.data import convert, doctor, formats, open_dataset
 from dense_jax.data.formats import FORMATS, export, labelme
 from dense_jax.labels import IGNORE_LABEL
 from experiments import base
@@ -378,6 +378,28 @@ def test_splits_are_those_of_the_paths(tmp_path, photos):
     convert.convert(FORMATS["masks"](*patterns), str(tmp_path / "root"))
     for split, names in SPLITS.items():
         assert open_dataset("folder", str(tmp_path / "root"), split).names == tuple(names)
+
+
+def test_coco_has_a_file_of_each_split_and_paths_of_other_machines(tmp_path, photos):
+    coco(tmp_path, photos)
+    table = json.loads((tmp_path / "coco.json").read_text())
+    paths = "images\\a.png", "/data/upload/1/b.png"  # as Label Studio may have them
+    for split, path in zip(SPLITS, (*paths, "c.png"), strict=True):
+        about = table["images"][0] | {"file_name": path}
+        (tmp_path / f"coco_{split}.json").write_text(json.dumps(table | {"images": [about]}))
+    found = FORMATS["coco"](f"{tmp_path}/coco_SPLIT.json", str(photos))
+    report = convert.convert(found, str(tmp_path / "root"))
+    assert report["splits"] == "as SPLIT in the paths has it"
+    for split, name in (("train", "a"), ("val", "b"), ("test", "c")):
+        assert open_dataset("folder", str(tmp_path / "root"), split).names == (name,), split
+    change("coco_val.json", categories__0__name="x")(tmp_path)
+    with pytest.raises(ValueError, match="coco_val.json: its categories are not"):
+        FORMATS["coco"](f"{tmp_path}/coco_SPLIT.json", str(photos))
+
+
+def test_images_of_one_name_in_several_folders_are_told_apart():
+    assert formats.coco.names_of(["x/a.b.png", "x/c.png"]) == ["a.b", "c"]
+    assert formats.coco.names_of(["x/a.png", "y/a.png"]) == ["x_a", "y_a"]
 
 
 def change(path, **values):

@@ -54,7 +54,7 @@ def read(annotations: str, images: str, masks: str | None = None, crowd: str = "
         coco = None if masks else _index(table)
         things = {c["id"] for c in table["categories"] if c.get("isthing", 1)}
         folder = pathlib.Path(export.fill(images, holes))
-        for number, name in zip(pictures, _names(list(pictures.values())), strict=True):
+        for number, name in zip(pictures, names_of(list(pictures.values())), strict=True):
             image = folder / pictures[number]
             if not image.is_file():  # Label Studio may give the path on its server
                 image = folder / image.name
@@ -114,7 +114,7 @@ def _index(table: Any) -> Any:
     return coco
 
 
-def _names(paths: Sequence[str]) -> list[str]:
+def names_of(paths: Sequence[str]) -> list[str]:
     """Returns a NAME for each image: its file's, with those of the folders if two are alike."""
     bare = [str(pathlib.PurePosixPath(path).with_suffix("")).strip("/") for path in paths]
     names = [path.rpartition("/")[2] for path in bare]
