@@ -393,7 +393,7 @@ def test_coco_has_a_file_of_each_split_and_paths_of_other_machines(tmp_path, pho
     for split, name in (("train", "a"), ("val", "b"), ("test", "c")):
         assert open_dataset("folder", str(tmp_path / "root"), split).names == (name,), split
     change("coco_val.json", categories__0__name="x")(tmp_path)
-    with pytest.raises(ValueError, match="coco_val.json: its categories are not"):
+    with pytest.raises(ValueError, match=r"coco_val.json: its categories are not"):
         FORMATS["coco"](f"{tmp_path}/coco_SPLIT.json", str(photos))
 
 
