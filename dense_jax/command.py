@@ -41,6 +41,10 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "data.convert": Command(
+        "converts what annotation tools export to a folder of images and labels",
+        "--from=coco --annotations=result.json --images=EXPORT --output=DATA",
+    ),
     "data.doctor": Command(
         "reports what a dataset contains and what is wrong with it", "--name=folder --root=DATA"
     ),

@@ -16,7 +16,7 @@ COMPUTING = {"main", "evaluate", "predict", "export", "demo", "summary"}
 
 
 def test_every_command_is_run_alike():
-    names = COMPUTING | {"__main__", "doctor", "plan", "prepare"}
+    names = COMPUTING | {"__main__", "convert", "doctor", "plan", "prepare"}
     assert {path.stem for path in PATHS} == names
     for path in PACKAGE.rglob("*.py"):
         assert "app.run(" not in path.read_text() or path.stem == "command", path
@@ -57,7 +57,7 @@ def test_a_command_is_run_by_its_name_or_the_end_of_it():
     full = ends["data.doctor --help"]
     assert full == ends["doctor --help"] and full.out.startswith("Example:")
     assert ends["docter"].err == "error: no command 'docter'; did you mean 'doctor'?\n"
-    assert "; there are: data.doctor, data.prepare, " in ends["xyz"].err
+    assert "; there are: data.convert, data.doctor, " in ends["xyz"].err
     assert ends["doctor --name=x"].code == 1 and "flag --name=x: " in ends["doctor --name=x"].err
 
 

@@ -208,7 +208,7 @@ class Files(Source):
     @functools.cached_property
     def fingerprint(self) -> str:
         paths = (path for item in self._items for path in self._paths(item))
-        files = {_composed(path.relative_to(self._root).as_posix()): path for path in paths}
+        files = {composed(path.relative_to(self._root).as_posix()): path for path in paths}
         meaning = dataclasses.replace(self._classes, palette=None)  # colors do not affect results
         return fingerprint(repr((meaning, self.value_range)), files)
 
@@ -256,7 +256,7 @@ def read_list(path: pathlib.Path) -> dict[str, int]:
     lines: dict[str, int] = {}
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     for number, line in enumerate(text.splitlines(), start=1):
-        if (name := _composed(line.strip())) in lines:
+        if (name := composed(line.strip())) in lines:
             raise ValueError(f"{path}, line {number}: {name!r} again, as on line {lines[name]}")
         if name:
             lines[name] = number
@@ -311,7 +311,7 @@ def _ending(entry: os.DirEntry[str], endings: Sequence[str]) -> str | None:
     return next((e for e in endings if entry.name.lower().endswith(e.lower())), None)
 
 
-def _composed(name: str) -> str:
+def composed(name: str) -> str:
     """Normalizes a name to Unicode NFC, because macOS may store umlauts in decomposed form."""
     return unicodedata.normalize("NFC", name)
 
@@ -325,7 +325,7 @@ def _by_name(folders: Iterable[pathlib.Path], endings: tuple[str, ...]) -> Paths
         for entry in _entries(folder):
             if (ending := _ending(entry, endings)) is None:
                 continue
-            name = _composed(entry.name[: -len(ending)])
+            name = composed(entry.name[: -len(ending)])
             if name in files:
                 raise ValueError(
                     f"{folder}: {files[name].name} and {entry.name} have the same name; "

@@ -19,7 +19,8 @@ Alternatively, a text file lists the NAMEs of each split, one per line:
      "palette": [[0, 0, 0], [255, 128, 0]],        RGB color of each class in pictures
      "range": [0, 4095]}                           black and white of images that are not 8-bit
 
-A raw label value that is not listed in `dataset.json` is an error, even 255. Images may differ in
+A class may have several raw values, "values": [0, [100, 255]]: so classes are merged without new
+label files. A raw label value that is not listed in `dataset.json` is an error, even 255. Images may differ in
 size and format but not in the number of channels. If gray and RGB images are mixed, all become RGB.
 A .npy array is [h, w] or [h, w, c]. Instance files have 8 or 16 bits. If one image of a split has
 an instance file, every image of the split must have one.
@@ -60,7 +61,7 @@ class Folder(files.Files):
                 f"there are: {', '.join(splits) or 'none'}"
             )
         if layout.lists:
-            _check_disjoint(layout.path(root, layout.lists, split) for split in splits)
+            check_disjoint(layout.path(root, layout.lists, split) for split in splits)
         items = layout.items(root, split)
         self._instances: files.Paths = {}
         instances = layout.labels.replace("labels", "instances")
@@ -79,7 +80,7 @@ class Folder(files.Files):
             items,
             Classes(
                 names=tuple(options["classes"]),
-                values=tuple(options["values"]),
+                values=tuple(tuple(v) if isinstance(v, list) else v for v in options["values"]),
                 ignored_values=tuple(options["ignored_values"]),
                 palette=palette and tuple(map(tuple, palette)),
             ),
@@ -131,7 +132,7 @@ def _layout(root: pathlib.Path) -> Layout:
     )
 
 
-def _check_disjoint(lists: Iterable[pathlib.Path]) -> None:
+def check_disjoint(lists: Iterable[pathlib.Path]) -> None:
     """Raises ValueError if an image is in two of the lists, that is, in two splits."""
     seen: dict[str, str] = {}
     for path in lists:
@@ -168,9 +169,14 @@ def _read_options(root: pathlib.Path) -> dict[str, Any]:
     path = root / "dataset.json"
     hint = 'write at least {"classes": ["NAME", ...]}'
     options = files.read_json(path, hint, object_pairs_hook=_unique)
+    check(options, path)
+    return options
+
+
+def check(options: Any, path: pathlib.Path) -> None:
+    """Fills in the defaults of dataset.json. Raises ValueError if it has a mistake."""
     for mistake in _mistakes(options):
         raise ValueError(f"{path}: {mistake}")
-    return options
 
 
 def _mistakes(options: Any) -> Iterator[str]:
@@ -192,17 +198,22 @@ def _mistakes(options: Any) -> Iterator[str]:
         )
     values = options.setdefault("values", list(range(len(classes))))
     ignored_values = options.setdefault("ignored_values", [])
-    for key in ("values", "ignored_values"):
-        if not _is_list_of(int, options[key]) or any(not 0 <= v < 2**16 for v in options[key]):
-            yield f'"{key}" must be a list of integers in 0..65535, got {options[key]!r}'
+    if not _are_values(ignored_values):
+        yield f'"ignored_values" must be a list of integers in 0..65535, got {ignored_values!r}'
+    merged = [v if isinstance(v, list) else [v] for v in values] if type(values) is list else [[]]
+    if not all(map(_are_values, merged)) or [] in merged:
+        yield (
+            '"values" must be a list of integers in 0..65535, or of lists of them where a class has '
+            f"several values, got {values!r}"
+        )
     if len(values) != len(classes):
         yield f"{len(classes)} classes but {len(values)} values; give one per class"
-    for items, where in (
-        (classes, '"classes"'),
-        (values + ignored_values, '"values" and "ignored_values"'),
-    ):
-        if repeated := _repeated(items):
-            yield f"{repeated} more than once in {where}"
+    if repeated := _repeated(classes):
+        yield f'{repeated} more than once in "classes"'
+    owners = [*zip(classes, merged, strict=True), ("ignored_values", ignored_values)]
+    if repeated := _repeated(value for _, raw in owners for value in raw):
+        names = [name for name, raw in owners for value in raw if value in repeated]
+        yield f'{repeated} more than once in "values" and "ignored_values": {", ".join(names)}'
     if "palette" in options:
         palette = np.array(options["palette"], dtype=object)
         if palette.shape != (len(classes), 3) or any(c not in range(256) for c in palette.flat):
@@ -231,3 +242,7 @@ def _repeated(items: Iterable[Any]) -> list[Any]:
 
 def _is_list_of(kind: type, value: object) -> bool:
     return isinstance(value, list) and all(type(item) is kind for item in value)
+
+
+def _are_values(items: Any) -> bool:
+    return _is_list_of(int, items) and all(0 <= item < 2**16 for item in items)

@@ -15,7 +15,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from dense_jax.data import decode, files, open_dataset, verify
+from dense_jax.data import decode, doctor, files, open_dataset, prepare, verify
 from dense_jax.data.folder import Folder
 from dense_jax.labels import IGNORE_LABEL
 
@@ -229,6 +229,25 @@ def test_values_and_ignored_values(root):
     np.testing.assert_array_equal(source.palette, [[0, 0, 0], [9, 8, 7]])
 
 
+def test_classes_of_several_values_are_merged_for_all_who_read_them(root, tmp_path):
+    rng = np.random.default_rng(0)
+    raw = {path: rng.choice([0, 1, 40000], (5, 3)) for path in root.glob("labels/*/*.png")}
+    for path, pixels in raw.items():
+        save(path, pixels.astype(np.uint16))
+        image = rng.integers(0, 256, (5, 3, 3), "uint8")
+        save(root / "images" / path.parent.name / path.name, image)
+    write_options(root, values=[0, [1, 40000]])
+    prepare.copy("folder", str(root), str(tmp_path / "records"))
+    report = doctor.examine("folder", str(root))
+    for split in ("train", "val"):
+        labels = [np.minimum(raw[path], 1) for path in sorted(raw) if path.parent.name == split]
+        for name, where in (("folder", root), ("records", tmp_path / "records")):
+            source = open_dataset(name, str(where), split)
+            np.testing.assert_array_equal([example["label"] for example in source], labels)
+        assert not report[split]["errors"]
+        assert report[split]["pixels"]["road"] == np.sum(labels)
+
+
 def test_labels_of_16_bits(root):
     save(root / "labels" / "train" / "a.png", np.full((5, 3), 40000, np.uint16))
     write_options(root, values=[0, 40000], ignored_values=[1])
@@ -320,6 +339,21 @@ ERRORS = {  # how to break the dataset, and what the message must contain
     ),
     "same class": (lambda r: write_options(r, classes=["a", "a"]), ["'a'", "more than once"]),
     "same value": (lambda r: write_options(r, values=[3, 3]), ["[3]", "more than once"]),
+    "same value merged": (
+        lambda r: write_options(r, values=[[1, 3], [2, 3]]),
+        ["[3]", "more than once", "sky, road"],
+    ),
+    "same value in a class": (
+        lambda r: write_options(r, values=[0, [3, 3]]),
+        ["[3]", "more than once", "road"],
+    ),
+    "ignored value merged": (
+        lambda r: write_options(r, values=[0, [1, 2]], ignored_values=[2]),
+        ["[2]", "road, ignored_values"],
+    ),
+    "no value of a class": (lambda r: write_options(r, values=[0, []]), ['"values"', "[0, []]"]),
+    "values not a list": (lambda r: write_options(r, values=3), ['"values"', "got 3"]),
+    "text among values": (lambda r: write_options(r, values=[0, [1, "2"]]), ["0..65535", "'2'"]),
     "ignored class": (lambda r: write_options(r, ignored_values=[1]), ["[1]", "more than once"]),
     "range of one": (lambda r: write_options(r, range=[3]), ["dataset.json", "range", "[3]"]),
     "empty range": (lambda r: write_options(r, range=[3, 3]), ["dataset.json", "range"]),
