@@ -173,79 +173,47 @@ def training_table(config: ConfigDict, num_classes: int, num_channels: int) -> s
     return f"{about}\n\n{markdown_table([('per device', ''), *rows, ('work', work)], padded=True)}"
 
 
-def tpu_tables(
-    config: ConfigDict, num_classes: int, num_channels: int, topology: str, num_slices: int = 1
-) -> Iterator[str]:
-    """Yields Markdown tables of the compiled steps for TPUs, by the TPU compiler's estimates.
+class Step(NamedTuple):
+    """A step that is compiled for TPUs.
 
-    The first table has the training step and the evaluation step. The second has the layers that
-    take the most time of the training step. See `tpu_compiler.describe` for the topology.
+    flops: The FLOPs of all devices together, as the step is written. The compiler may add some.
+    num_images: The number of images on all devices together.
+    """
+
+    name: str
+    compiled: Any
+    flops: int
+    num_images: int
+
+
+def tpu_steps(
+    config: ConfigDict, num_classes: int, num_channels: int, devices: Sequence[jax.Device]
+) -> Iterator[Step]:
+    """Compiles the training step and then the evaluation step for devices that may be absent.
 
     Raises ValueError if the seeds and the batch cannot be split evenly over the devices.
     """
-    devices, chip = tpu_compiler.describe(topology, num_slices)
     mesh.check_shares(config.num_seeds, config.batch_size, config.num_microbatches, devices)
     jax.config.update("jax_enable_compilation_cache", False)  # it cannot be read without a TPU
-    n = len(devices)
-    batches = config.batch_size * config.num_seeds, -(-config.eval.batch_size // n) * n
-    (step, work), (evaluation, work_of_evaluation) = _steps(
-        config, num_classes, num_channels, devices, batches[1]
-    )
-    rows = [
-        _tpu_rows(compiled, flops / n, number, chip)
-        for compiled, flops, number in (
-            (step, work, batches[0]),
-            (evaluation, work_of_evaluation, batches[1]),
-        )
-    ]
-    names = ("per device", "training step", "evaluation step")
-    table = [names, *((name, rows[0][name], rows[1][name]) for name in rows[0])]
-    yield (
-        f"On {n} devices of {topology} ({devices[0].device_kind}, {num_slices} slices), by the "
-        f"TPU compiler's estimates, without the time of collectives"
-    )
-    yield markdown_table(table, padded=True)
-    cycles: dict[str, Counter[str]] = defaultdict(Counter)
-    for instruction in tpu_compiler.instructions(step):
-        cycles[tpu_compiler.layer(instruction.path)][instruction.kind] += instruction.cycles
-    total = sum(kinds.total() for kinds in cycles.values())
-    dearest = sorted(cycles.items(), key=lambda item: -item[1].total())[:NUM_DEAREST]
-    lines = [
-        (
-            name,
-            f"{1e3 * kinds.total() / chip.clock:.2f} ms",
-            f"{100 * kinds.total() / total:.1f} %",
-            ", ".join(f"{100 * c / kinds.total():.0f} % {kind}" for kind, c in kinds.most_common()),
-        )
-        for name, kinds in dearest
-    ]
-    yield markdown_table([("layer", "time", "share", "spent on"), *lines], 1, padded=True)
-
-
-def _steps(
-    config: ConfigDict,
-    num_classes: int,
-    num_channels: int,
-    devices: Sequence[jax.Device],
-    eval_batch_size: int,
-) -> Iterator[tuple[Any, int]]:
-    """Yields the compiled training step and evaluation step, and the FLOPs of each as written."""
     fields = task.target_fields(config)
     program = assemble(config, num_classes)
     training = task.bind(config, program, num_channels, fields=fields)
     canvas = config.data.canvas_size or config.data.crop_size
     batch = task.batch_shapes(config, canvas, num_channels, fields)
-    placed = task.place(config, training, batch, devices)
     key = jax.eval_shape(jax.random.key, 0)
     flops = cost.flops(training.train_step, training.shapes(), batch, key, {}) or 0
-    yield placed.train_step.lower(*placed.arguments, {}).compile(), flops * config.num_seeds
+    placed = task.place(config, training, batch, devices)
+    compiled = placed.train_step.lower(*placed.arguments, {}).compile()
+    n = config.num_seeds
+    yield Step("training step", compiled, n * flops, n * config.batch_size)
 
     all_devices = mesh.make_mesh(devices=devices)
-    variables = program.variables(num_channels)
+    n = -(-config.eval.batch_size // all_devices.size) * all_devices.size
     examples = {
-        name: jax.ShapeDtypeStruct((eval_batch_size, *batch[name].shape[1:]), batch[name].dtype)
+        name: jax.ShapeDtypeStruct((n, *batch[name].shape[1:]), batch[name].dtype)
         for name in ("image", "label", "index")
     }
+    variables = program.variables(num_channels)
     image = jax.ShapeDtypeStruct(batch["image"].shape[1:], batch["image"].dtype)
     flops = cost.flops(program.logits_step, variables, image) or 0
     arguments = (
@@ -253,32 +221,61 @@ def _steps(
         mesh.placed(examples, mesh.sharded(all_devices)),
     )
     compiled = jit_eval_step(program, all_devices).lower(*arguments).compile()
-    yield compiled, flops * eval_batch_size
+    yield Step("evaluation step", compiled, n * flops, n)
 
 
-def _tpu_rows(compiled: Any, flops: float, batch: int, chip: tpu_compiler.Chip) -> dict[str, str]:
-    """Returns the numbers of a compiled step. flops: Those of one device, as the step is written.
-
-    batch: The number of images of a step on all devices.
-    """
-    memory = cost.memory(compiled)
-    cycles = sum(instruction.cycles for instruction in tpu_compiler.instructions(compiled))
-    seconds = cycles / chip.clock
+def tpu_row(step: Step, num_devices: int, chip: tpu_compiler.Chip) -> dict[str, str]:
+    """Returns {column: text} with the TPU compiler's estimates for a step."""
+    memory = cost.memory(step.compiled)
     fits = "fits" if memory["peak"] <= chip.memory else "does NOT fit"
-    found = tpu_compiler.collectives(compiled)
+    cycles = sum(i.cycles for i in tpu_compiler.instructions(step.compiled))
+    seconds = cycles / chip.clock
+    flops = step.flops / num_devices
+    found = tpu_compiler.collectives(step.compiled)
     return {
         **{name: f"{size / 1e6:,.1f} MB" for name, size in memory.items()},
         "memory": f"{fits} in {chip.memory / 1e9:.1f} GB",
         "work": f"{flops / 1e9:,.1f} GFLOP",
         "cycles": f"{cycles / 1e6:,.2f} M",
         "time": f"{1e3 * seconds:,.2f} ms",
-        "images": f"{batch / seconds:,.0f} / s on all devices",
+        "images per second": f"{step.num_images / seconds:,.0f} on all devices",
         "of the peak": f"{100 * flops / seconds / chip.peak:.1f} %",
         "collectives": ", ".join(
-            f"{n} {kind} ({size / 1e6:,.2f} MB)" for kind, (n, size) in found.items()
-        )
-        or "none",
+            f"{number} {kind} ({size / 1e6:,.2f} MB)" for kind, (number, size) in found.items()
+        ),
     }
+
+
+def tpu_layer_table(compiled: Any, chip: tpu_compiler.Chip) -> str:
+    """Returns a Markdown table of the layers that take the most time of a program for a TPU."""
+    cycles: dict[str, Counter[str]] = defaultdict(Counter)
+    for instruction in tpu_compiler.instructions(compiled):
+        cycles[tpu_compiler.layer(instruction.path)][instruction.kind] += instruction.cycles
+    total = sum(kinds.total() for kinds in cycles.values())
+    dearest = sorted(cycles.items(), key=lambda item: -item[1].total())[:NUM_DEAREST]
+    lines = [("layer", "time", "share", "spent on")]
+    for name, kinds in dearest:
+        own = kinds.total()
+        parts = (f"{100 * part / own:.0f} % {kind}" for kind, part in kinds.most_common())
+        time, share = f"{1e3 * own / chip.clock:.2f} ms", f"{100 * own / total:.1f} %"
+        lines.append((name, time, share, ", ".join(parts)))
+    return markdown_table(lines, padded=True)
+
+
+def tpu_tables(
+    config: ConfigDict, num_classes: int, num_channels: int, topology: str, num_slices: int = 1
+) -> Iterator[str]:
+    """Yields the Markdown tables of both steps for TPUs; see `tpu_compiler.describe`."""
+    devices, chip = tpu_compiler.describe(topology, num_slices)
+    steps = list(tpu_steps(config, num_classes, num_channels, devices))
+    rows = [tpu_row(step, len(devices), chip) for step in steps]
+    yield (
+        f"For {len(devices)} devices ({devices[0].device_kind}, {num_slices} x {topology}), by the "
+        "TPU compiler's estimates. The time excludes that of collectives."
+    )
+    lines = [(name, *(row[name] for row in rows)) for name in rows[0]]
+    yield markdown_table([("per device", *(step.name for step in steps)), *lines], padded=True)
+    yield tpu_layer_table(steps[0].compiled, chip)
 
 
 def crossings(config: Any) -> str:

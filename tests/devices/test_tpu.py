@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dense_jax.devices import cost, tpu, tpu_compiler
+from dense_jax import summary
+from dense_jax.devices import cost, mesh, tpu, tpu_compiler
 from dense_jax.program import assemble
 from dense_jax.training import task
 from experiments import base
@@ -103,3 +104,23 @@ def test_steps_for_tpus_reduce_each_gradient_once_and_reuse_the_state(name):
     assert not re.search(r" (infeed|outfeed|send|recv)\(", text)
     memory = cost.memory(compiled)
     assert memory["aliased"] > 0.9 * memory["outputs"]  # the old state's memory holds the new one
+
+
+@needs_compiler
+def test_the_devices_of_a_slice_adjoin_and_steps_compile_for_two_slices():
+    devices, _ = tpu_compiler.describe("v5e-4", 2)
+    placed = mesh.make_mesh(devices=devices[::-1]).devices.flat
+    assert [device.slice_index for device in placed] == [0] * 4 + [1] * 4
+    compiled, _ = compiled_step(small(), num_slices=2)
+    assert tpu_compiler.collectives(compiled)["all-reduce"][0] > 0
+
+
+@needs_compiler
+def test_the_summary_agrees_with_the_compiler():
+    config = small()
+    about, table, layers = summary.tpu_tables(config, 3, 3, "v5e-4")
+    assert about.startswith("For 4 devices (TPU v5 lite, 1 x v5e-4)")
+    compiled, _ = compiled_step(config)
+    temporaries = compiled.memory_analysis().temp_size_in_bytes
+    assert f"| {temporaries / 1e6:,.1f} MB |" in re.sub(" +", " ", table)
+    assert "encoder/stride1/conv1/conv" in layers
