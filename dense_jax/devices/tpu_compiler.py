@@ -3,6 +3,7 @@
 The compiler is in the package libtpu, which `pip install "jax[tpu]"` installs. No TPU is needed.
 """
 
+import importlib.util
 import math
 import os
 import re
@@ -58,16 +59,16 @@ def describe(topology: str, num_slices: int = 1) -> tuple[Sequence[jax.Device], 
         )
     kind, number, shape = parts.groups()
     shape = shape or _shape(kind, int(number))
-    # The compiler warns of a missing TPU and of a missing metadata server otherwise.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError(
+            f"a program for {topology} needs the TPU's compiler: "
+            f'pip install "jax[tpu]=={jax.__version__}"'
+        )
+    # No TPU is used: neither ask the cloud for one, nor wait for another process that has one.
+    os.environ.update(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
     try:
         found = topologies.get_topology_desc(f"{kind}:{shape}", "tpu", num_slices=num_slices)
-    except Exception as error:
-        if "libtpu" in str(error) or isinstance(error, ImportError):
-            raise ValueError(
-                f"a program for {topology} needs the TPU's compiler: "
-                f'pip install "jax[tpu]=={jax.__version__}"'
-            ) from error
+    except RuntimeError as error:
         raise ValueError(f"no topology {topology!r}: {str(error).splitlines()[0]}") from error
     return found.devices, _chip(kind, found.devices[0])
 

@@ -61,7 +61,7 @@ def test_types_have_the_shapes_of_google_cloud(kind, number, shape):
     assert tpu_compiler._shape(kind, number) == shape
 
 
-@pytest.mark.parametrize("topology", ["v5e", "v9-8", "v5e-12", "v4-4", "v5e:0"])
+@pytest.mark.parametrize("topology", ["v5e", "v9-8", "v5e-12", "v4-4"])
 def test_unknown_topologies_are_refused(topology):
-    with pytest.raises(ValueError, match=r"topology|power of 2"):
+    with pytest.raises(ValueError, match=r"the topology|power of 2"):
         tpu_compiler.describe(topology)
