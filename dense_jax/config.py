@@ -87,7 +87,7 @@ OPTIONS: dict[str, Any] = {
     "log_every": (10, "[1, inf)", "steps between records of the training metrics"),
     "loss": (
         *("cross_entropy", ""),
-        'losses.LOSSES, or a sum such as "cross_entropy + 3 * tversky(alpha=0.3, beta=0.7)"',
+        'one of losses.LOSSES, or a sum: "cross_entropy + 3 * tversky(alpha=0.3, beta=0.7)"',
     ),
     "loss_options": {
         "class_weights": (

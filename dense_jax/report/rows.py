@@ -170,7 +170,9 @@ def find_row(fields: Sequence[str], rows: Sequence[Row], wanted: str) -> Row:
     Raises ValueError unless exactly one row matches.
     """
     # Values may contain commas, as in "model.skips=16, 8,loss=tversky(alpha=0.3, beta=0.7)".
-    parts = [part.partition("=") for part in re.split(r",\s*(?=[\w.]+=)(?![^(]*\))", wanted)]
+    # A comma is inside parentheses if a ")" without a "(" follows.
+    comma = r",\s*(?=[\w.]+=)(?!(?:[^()]|\([^()]*\))*\))"
+    parts = [part.partition("=") for part in re.split(comma, wanted)]
 
     def has(row: Row, name: str, value: str) -> bool:
         return any(
