@@ -130,8 +130,10 @@ TABLES = {
                 "Scores each image by itself; an absent class counts as the rarest class there.",
             ),
             "optax multiclass_generalized_dice_loss()": (
-                'np.mean([soft_dice(*image, absent="one", smooth=2, class_weights=1 / '
-                "(counts.sum(axis=1) ** 2 + 1e-7)) for image in images])",
+                (
+                    'np.mean([soft_dice(*image, absent="one", smooth=2, class_weights=1 / '
+                    "(counts.sum(axis=1) ** 2 + 1e-7)) for image in images])"
+                ),
                 "Not one fraction, but a mean of soft Dice whose weights an absent class decides.",
             ),
         },
