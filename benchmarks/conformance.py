@@ -122,6 +122,22 @@ TABLES = {
             ),
         },
     ),
+    "Generalized Dice": (
+        "generalized_dice(*x)",
+        {
+            "MONAI GeneralizedDiceLoss()": (
+                'generalized_dice(*x, per="image", absent="one", smooth=1e-5)',
+                "Scores each image by itself; an absent class counts as the rarest class there.",
+            ),
+            "optax multiclass_generalized_dice_loss()": (
+                (
+                    'np.mean([soft_dice(*image, absent="one", smooth=2, class_weights=1 / '
+                    "(counts.sum(axis=1) ** 2 + 1e-7)) for image in images])"
+                ),
+                "Not one fraction, but a mean of soft Dice whose weights an absent class decides.",
+            ),
+        },
+    ),
     "Tversky": (
         "tversky(*x)",
         {
@@ -295,10 +311,8 @@ NO_COUNTERPART = {  # reason: peers
         "MMSegmentation DiceLoss(use_sigmoid=False)",
         "MMSegmentation DiceLoss(use_sigmoid=False, naive_dice=True)",
     ),
-    "One fraction whose sums weigh each class by 1 / (true pixels)²: infinite for an absent class; "
-    "what the library puts in its place decides the value.": (
-        "MONAI GeneralizedDiceLoss()",
-        "optax multiclass_generalized_dice_loss()",
+    "One fraction whose sums weigh each class by 1 / (true pixels)²; a class that is absent from an "
+    "image gets the weight that it has in another image.": (
         "torchmetrics segmentation.GeneralizedDiceScore()",
     ),
 }

@@ -11,9 +11,8 @@ module never imports jax.
 """
 
 import importlib
-import inspect
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -66,7 +65,8 @@ class Option(NamedTuple):
 SECTIONS = {
     "model": "Published weights are for RGB. A gray image is repeated three times. For other numbers "
     "n of channels, the first kernel is repeated in turn and multiplied by 3 / n.",
-    "loss_options": "Unset: the loss's own default. Each loss has some of these.",
+    "loss_options": "Unset: the loss's own default. Each loss has some of these. They are for all "
+    "terms of a sum; a term's own, in parentheses, take precedence.",
     "model.upsampling_options": "Unset: the method's own default.",
     "model.auxiliary": "Heads on intermediate features, whose losses add to the loss in training.",
     "augment": "Drawn uniformly from [-value, value] unless stated otherwise; 0: off.",
@@ -85,7 +85,10 @@ OPTIONS: dict[str, Any] = {
     "eval_every": (100, "[1, inf)", "steps between evaluations; the last step is always evaluated"),
     "checkpoint_every": (100, "[1, inf)", "steps between checkpoints; evaluations also save one"),
     "log_every": (10, "[1, inf)", "steps between records of the training metrics"),
-    "loss": ("cross_entropy", "losses.LOSSES", "loss function"),
+    "loss": (
+        *("cross_entropy", ""),
+        'one of losses.LOSSES, or a sum: "cross_entropy + 3 * tversky(alpha=0.3, beta=0.7)"',
+    ),
     "loss_options": {
         "class_weights": (
             *(object, ""),
@@ -103,6 +106,11 @@ OPTIONS: dict[str, Any] = {
         "ce_weight": (float, "[0, inf)", "weight of the cross-entropy (dice_ce)"),
         "dice_weight": (float, "[0, inf)", "weight of the Dice loss (dice_ce)"),
         "top_k_fraction": (float, "(0, 1]", "fraction of hardest pixels to keep (cross_entropy)"),
+        "iterations": (
+            int,
+            "[1, inf)",
+            "erosions; at least the radius of structures in pixels (cldice)",
+        ),
     },
     "model": {
         "name": ("unet", "models.decoders.DECODERS", "decoder"),
@@ -254,10 +262,8 @@ def _check_fields(config: ConfigDict) -> None:
             split = [valid.rpartition(".") for valid in options]
             near = {leaf: a + dot + leaf for a, dot, leaf in split if a == section or leaf == name}
             wrong.append(f"{path}: no such option{suggestion(name, near, near)}")
-        elif value is not None or not options[path].is_unset:
-            wanted = options[path].type
-            if not isinstance(value, _ALSO.get(wanted, wanted)):
-                wrong.append(f"{path}={value!r}: must be of type {wanted.__name__}")
+        elif problem := _type_problem(path, options[path], value):
+            wrong.append(problem)
     if wrong:
         raise ValueError(
             "the config does not have the options of experiments/base.py:\n  " + "\n  ".join(wrong)
@@ -271,17 +277,30 @@ def check_values(config: ConfigDict, section: str = "") -> None:
     """
     options = declared()
     for path, value in _flatten(config):
-        option = options[path]
-        if not option.valid or value is None or not path.startswith(section):
-            continue
-        if option.interval:
-            numbers = value if isinstance(value, tuple | list) else [value]
-            if not all(_is_within(number, option.interval) for number in numbers):
-                raise ValueError(f"{path}={value} must be in {option.interval}")
-        elif value not in (names := option.names()):
-            raise ValueError(
-                f"{path}={value!r} is not one of {', '.join(names)}{suggestion(value, names)}"
-            )
+        if path.startswith(section) and (problem := _value_problem(path, options[path], value)):
+            raise ValueError(problem)
+
+
+def _type_problem(path: str, option: Option, value: Any) -> str:
+    """Returns what is wrong with the type of an option's value, or ""."""
+    if value is None and option.is_unset:
+        return ""
+    accepted = _ALSO.get(option.type, option.type)
+    wrong = f"{path}={value!r}: must be of type {option.type.__name__}"
+    return "" if isinstance(value, accepted) else wrong
+
+
+def _value_problem(path: str, option: Option, value: Any) -> str:
+    """Returns what is wrong with an option's value, which has the right type, or ""."""
+    if not option.valid or value is None:
+        return ""
+    if option.interval:
+        numbers = value if isinstance(value, tuple | list) else [value]
+        inside = all(_is_within(number, option.interval) for number in numbers)
+        return "" if inside else f"{path}={value} must be in {option.interval}"
+    if value in (names := option.names()):
+        return ""
+    return f"{path}={value!r} is not one of {', '.join(names)}{suggestion(value, names)}"
 
 
 def _is_within(number: Any, interval: str) -> bool:
@@ -294,34 +313,58 @@ def _is_within(number: Any, interval: str) -> bool:
 
 
 def _check_loss(config: ConfigDict) -> None:
-    """Raises ValueError if an option is set that the loss lacks, or if class weights are invalid."""
-    losses = importlib.import_module("dense_jax.losses").LOSSES
+    """Raises ValueError if the loss is no sum of losses, or if one of their options is invalid."""
+    losses = importlib.import_module("dense_jax.losses")
     balance = importlib.import_module("dense_jax.data.balance")
-    accepted = {name: list(inspect.signature(loss).parameters)[2:] for name, loss in losses.items()}
-    own = accepted[config.loss]
-    for option, value in config.loss_options.items():
-        if value is not None and option not in own:
-            raise ValueError(
-                f"loss_options.{option} is no option of loss={config.loss!r}, which has: "
-                f"{', '.join(own)}{suggestion(option, own)}"
-            )
-    if config.border.weight > 0 and "pixel_weights" not in own:
-        able = [name for name, options in accepted.items() if "pixel_weights" in options]
+    terms = losses.terms(config.loss)
+    shared = {name: value for name, value in config.loss_options.items() if value is not None}
+    methods = [*balance.METHODS, *balance.PUBLISHED]
+    _check_loss_options("loss_options.", shared, f"loss={config.loss!r}", terms, methods)
+    for term in terms:
+        _check_loss_options(f"{term.name}: ", term.options, term.name, [term])
+    if config.border.weight > 0 and not any("pixel_weights" in term.accepted for term in terms):
+        every = (losses.Term(1, name, {}) for name in losses.LOSSES)
+        able = [term.name for term in every if "pixel_weights" in term.accepted]
         raise ValueError(
             f"border.weight={config.border.weight} needs a loss with pixel weights: "
             f"{', '.join(able)}, not {config.loss!r}"
         )
-    weights, names = config.loss_options.class_weights, [*balance.METHODS, *balance.PUBLISHED]
+
+
+def _check_loss_options(
+    prefix: str, given: Mapping[str, Any], owner: str, terms: Sequence, methods: Sequence[str] = ()
+) -> None:
+    """Raises ValueError for the first option that no term has, or whose value is invalid.
+
+    methods: The names that stand for class weights.
+    """
+    options = {name: Option(*option) for name, option in OPTIONS["loss_options"].items()}
+    own = [name for name in options if any(name in term.accepted for term in terms)]
+    for name, value in given.items():
+        path = prefix + name
+        if name not in own:
+            raise ValueError(
+                f"{path} is no option of {owner}, which has: {', '.join(own)}"
+                f"{suggestion(name, own)}"
+            )
+        option = options[name]
+        if problem := _type_problem(path, option, value) or _value_problem(path, option, value):
+            raise ValueError(problem)
+        if name == "class_weights":
+            _check_class_weights(path, value, methods)
+
+
+def _check_class_weights(path: str, weights: Any, methods: Sequence[str]) -> None:
     if isinstance(weights, tuple | list):
         if not all(_is_within(weight, "[0, inf)") for weight in weights) or not any(weights):
             raise ValueError(
-                f"loss_options.class_weights={weights} must be in [0, inf), and not all 0: nothing "
-                "would be learned"
+                f"{path}={weights} must be in [0, inf), and not all 0: nothing would be learned"
             )
-    elif weights is not None and weights not in names:
+    elif weights is not None and weights not in methods:
+        names = f", or one of {', '.join(methods)}" if methods else ""
         raise ValueError(
-            f"loss_options.class_weights={weights!r} must be one number per class, or one of "
-            f"{', '.join(names)}{suggestion(str(weights), names)}"
+            f"{path}={weights!r} must be one number per class{names}"
+            f"{suggestion(str(weights), methods)}"
         )
 
 

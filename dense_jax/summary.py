@@ -151,7 +151,7 @@ def training_cost(config: ConfigDict, num_classes: int, num_channels: int) -> di
     Raises ValueError if the seeds and the batch cannot be split evenly over the devices.
     """
     mesh.check_shares(config.num_seeds, config.batch_size, config.num_microbatches)
-    fields = task.target_fields(config)
+    fields = task.target_fields(config, num_classes)
     training = task.bind(config, assemble(config, num_classes), num_channels, fields=fields)
     canvas = config.data.canvas_size or config.data.crop_size
     placed = task.place(config, training, task.batch_shapes(config, canvas, num_channels, fields))

@@ -21,9 +21,12 @@ def get_config() -> ConfigDict:
     config.eval_every = 100  # steps between evaluations; the last step is always evaluated
     config.checkpoint_every = 100  # steps between checkpoints; evaluations also save one
     config.log_every = 10  # steps between records of the training metrics
-    config.loss = "cross_entropy"  # loss function; see losses.LOSSES
+    # one of losses.LOSSES, or a sum: "cross_entropy + 3 * tversky(alpha=0.3, beta=0.7)"
+    config.loss = "cross_entropy"
 
-    config.loss_options = {  # Unset: the loss's own default. Each loss has some of these.
+    # Unset: the loss's own default. Each loss has some of these. They are for all terms of a sum; a
+    # term's own, in parentheses, take precedence.
+    config.loss_options = {
         # one number per class | "median_frequency" | "inverse_frequency" | "segnet_camvid"
         "class_weights": placeholder(object),
         "label_smoothing": placeholder(float),  # probability spread over all classes
@@ -39,6 +42,8 @@ def get_config() -> ConfigDict:
         "ce_weight": placeholder(float),  # weight of the cross-entropy (dice_ce)
         "dice_weight": placeholder(float),  # weight of the Dice loss (dice_ce)
         "top_k_fraction": placeholder(float),  # fraction of hardest pixels to keep (cross_entropy)
+        # erosions; at least the radius of structures in pixels (cldice)
+        "iterations": placeholder(int),
     }
 
     # Published weights are for RGB. A gray image is repeated three times. For other numbers n of

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 
 import numpy as np
 import pytest
@@ -39,29 +40,44 @@ def test_every_valid_value_can_be_looked_up():
 def test_every_loss_takes_its_options_from_the_config_and_no_others(loss):
     tried = {"per": "image", "absent": "one", "smooth": 1.0, "squared": True, "gamma": 2.0}
     tried |= {"class_weights": (1.0, 2.0), "label_smoothing": 0.1, "alpha": 0.3, "ce_weight": 2.0}
+    tried |= {"iterations": 2, "include_background": True}
     valid = inspect.signature(losses.LOSSES[loss]).parameters
     logits, labels = np.zeros((1, 2, 2, 2), np.float32), np.zeros((1, 2, 2), np.int32)
+    fields = {field: np.ones(logits.shape) for field in losses.terms(loss)[0].fields}
     for option, value in tried.items():
         config = base.get_config()
         config.loss = loss
         config.loss_options[option] = value
         if option in valid:
             options.check(config)
-            losses.LOSSES[loss](logits, labels, **{option: value})
+            losses.LOSSES[loss](logits, labels, **fields, **{option: value})
         else:
             with pytest.raises(ValueError, match=f"loss_options.{option} is no option of"):
                 options.check(config)
 
 
-@pytest.mark.parametrize("loss", losses.LOSSES)
+@pytest.mark.parametrize("loss", [*losses.LOSSES, "focal + soft_dice", "3 * soft_dice + dice_ce"])
 def test_border_weights_need_a_loss_with_pixel_weights(loss):
     config = base.get_config()
     config.loss, config.border.weight = loss, 10.0
-    if loss in ("cross_entropy", "dice_ce"):
+    if loss in ("cross_entropy", "dice_ce", "3 * soft_dice + dice_ce"):
         options.check(config)
     else:
-        with pytest.raises(ValueError, match=f"cross_entropy, dice_ce, not '{loss}'"):
+        with pytest.raises(ValueError, match=f"cross_entropy, dice_ce, not '{re.escape(loss)}'"):
             options.check(config)
+
+
+def test_the_options_of_a_sum_are_those_of_its_terms():
+    config = base.get_config()
+    config.loss = "cross_entropy(class_weights=None) + 3 * tversky(alpha=0.3, beta=0.7)"
+    config.loss_options.update({"label_smoothing": 0.1, "absent": "zero", "alpha": 0.5})
+    config.loss_options.class_weights = "median_frequency"
+    options.check(config)
+    config.loss_options.ce_weight = 0.5
+    with pytest.raises(
+        ValueError, match=r"ce_weight is no option of loss='cross_.*: class_weights"
+    ):
+        options.check(config)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +85,16 @@ def test_border_weights_need_a_loss_with_pixel_weights(loss):
     [
         ("loss", "dise", "loss='dise' is not one of cross_entropy, soft_dice"),
         ("loss", "tversy", "; did you mean 'tversky'"),
+        ("loss", "focal + tversy", "loss='tversy' is not one of .*; did you mean 'tversky'"),
+        ("loss", "focal + alpha * tversky", "a sum of losses and their options, such as"),
+        ("loss", "focal(alpha=1)", "focal: alpha is no option of focal, which has: class_weights"),
+        ("loss", "focal(gama=1)", "focal: gama is no option .*; did you mean 'gamma'"),
+        ("loss", "boundary(distances=1)", "boundary: distances is no option of boundary"),
+        ("loss", "focal(gamma='a')", "focal: gamma='a': must be of type float"),
+        ("loss", "focal(gamma=-1)", r"focal: gamma=-1 must be in \[0, inf\)"),
+        ("loss", "soft_dice(per='a')", "soft_dice: per='a' is not one of batch, image"),
+        ("loss", "focal(class_weights=(0, 0))", "focal: class_weights=.* not all 0"),
+        ("loss", "focal(class_weights='a')", "class_weights='a' must be one number per class$"),
         ("data.name", "imagenet", "data.name='imagenet' is not one of folder, records"),
         ("data.name", "camvit", "; did you mean 'camvid'"),
         ("data.cache", "disk", "data.cache='disk' is not one of none, host, device"),

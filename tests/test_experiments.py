@@ -55,7 +55,7 @@ def test_every_experiment_builds(name):
     loaded = config_of(name)
     loaded.batch_size = max(loaded.batch_size, jax.device_count())  # one image per device
     config.check(loaded)
-    fields = task.target_fields(loaded)
+    fields = task.target_fields(loaded, num_classes=4)
     program = assemble(loaded, num_classes=4)
     training = task.bind(loaded, program, num_channels=3, fields=fields)
     state = training.shapes()

@@ -12,10 +12,33 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import ndimage
 
 from benchmarks.conformance import golden_input
+from dense_jax.data.targets import signed_distances
 from dense_jax.labels import IGNORE_LABEL
-from dense_jax.losses import LOSSES, cross_entropy, with_border_weights
+from dense_jax.losses import LOSSES, cross_entropy, terms, total, with_border_weights
+from dense_jax.losses.overlap import soft_skeleton
+
+
+def distances_like(labels, num_classes=3):
+    """Distances of the right signs: 0 where an image lacks the class, NaN at ignored pixels."""
+    classes = jnp.arange(num_classes)[None, None, None]
+    target = jnp.asarray(labels)[..., None] == classes
+    distances = jnp.where(target, -0.5 - classes, 2.0 + classes)
+    distances = jnp.where(target.any(axis=(1, 2), keepdims=True), distances, 0)
+    return jnp.where(target.any(axis=-1, keepdims=True), distances, jnp.nan)
+
+
+def loss_of(text, **options):
+    """Returns the function (logits, labels) of a loss or a sum, with distances if it needs them."""
+    loss = total(terms(text), options, ["distances"])
+
+    def with_fields(logits, labels):
+        return loss(logits, labels, distances=distances_like(labels, jnp.shape(logits)[-1]))
+
+    return with_fields
+
 
 # Every loss with its defaults, also those to come, and the options that take another path.
 VARIANTS = [
@@ -29,10 +52,20 @@ VARIANTS = [
     ("tversky", {"alpha": 0.3, "beta": 0.7, "gamma": 0.75, "include_background": False}),
     ("dice_ce", {"per": "image", "ce_weight": 0.5, "dice_weight": 2.0, "label_smoothing": 0.1}),
     ("lovasz_softmax", {"per": "image", "class_weights": (1, 2, 4)}),
+    (
+        "generalized_dice",
+        {"per": "image", "absent": "one", "smooth": 1, "class_weights": (1, 2, 4)},
+    ),
+    ("generalized_dice", {"include_background": False}),
+    ("cldice", {"per": "image", "absent": "one", "iterations": 1, "include_background": True}),
+    ("cldice", {"smooth": 0, "class_weights": (1, 2, 4)}),
+    ("boundary", {"class_weights": (1, 2, 4), "include_background": False}),
+    (" + 3 * ".join(LOSSES), {}),
+    ("generalized_dice + 0.01 * (boundary + cldice(smooth=0.5))", {"class_weights": (1, 2, 4)}),
 ]
 _FUNCTIONS = [
-    pytest.param(functools.partial(LOSSES[name], **options), id=f"{name}-{','.join(options)}")
-    for name, options in VARIANTS
+    pytest.param(loss_of(text, **options), id=f"{text}-{','.join(options)}")
+    for text, options in VARIANTS
 ]
 every_variant = pytest.mark.parametrize("loss", _FUNCTIONS)
 every_loss = pytest.mark.parametrize("loss", _FUNCTIONS[: len(LOSSES)])
@@ -129,19 +162,22 @@ def test_order_and_ignored_images_change_nothing(loss):
 # 10. segmentation_models.pytorch#463, ultralytics#24554: sums of float16 overflow beyond 65504
 @every_loss
 def test_half_precision_sums_are_float32(loss):
-    """Of 512 x 512 pixels, more than float16 can count; the size of the image does not matter."""
+    """Of 512 x 512 pixels, more than float16 can count."""
     logits, labels = (x[:1, :, :4] for x in golden_input("ign"))
-    logits = jnp.asarray(logits, jnp.float16)
-    value, _ = value_and_grad(loss, logits.astype(jnp.float32), labels)
-    many = jnp.tile(logits, (1, 128, 128, 1)), jnp.tile(labels, (1, 128, 128))
-    tiled, gradient = jax.jit(jax.value_and_grad(loss))(*many)
-    assert tiled.dtype == jnp.float32 and gradient.dtype == jnp.float16
-    assert tiled == pytest.approx(value, rel=1e-5)
+    logits, labels = np.tile(np.float16(logits), (1, 128, 128, 1)), np.tile(labels, (1, 128, 128))
+    with jax.enable_x64(True):
+        expected = float(jax.jit(loss)(jnp.float64(logits), labels))
+    value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.asarray(logits), labels)
+    assert value.dtype == jnp.float32 and gradient.dtype == jnp.float16
+    assert value == pytest.approx(expected, rel=1e-5)
     assert jnp.all(jnp.isfinite(gradient)) and jnp.any(gradient)
 
 
 # 2. MMSegmentation#1088: ignored pixels are in the Dice loss's denominator
-@pytest.mark.parametrize("name", ["soft_dice", "soft_jaccard", "tversky", "lovasz_softmax"])
+@pytest.mark.parametrize(
+    "name",
+    ["soft_dice", "soft_jaccard", "tversky", "lovasz_softmax", "generalized_dice", "cldice"],
+)
 def test_perfect_prediction_costs_nothing_beside_ignored_pixels(name):
     """Ignored pixels must not be in the denominator."""
     _, labels = golden_input("ign")
@@ -210,8 +246,9 @@ def test_an_absent_class_does_not_decide_the_loss():
     with jax.numpy_rank_promotion("allow"):
         theirs = [loss(x, jax.nn.one_hot(labels, 3)) for x in (logits, exchanged)]
     assert theirs[0] == pytest.approx(float(theirs[1]), rel=1e-6)
-    ours = [float(LOSSES["soft_dice"](x, labels)) for x in (logits, exchanged)]
-    assert abs(ours[0] - ours[1]) > 0.03
+    for name in ("soft_dice", "generalized_dice"):
+        ours = [float(LOSSES[name](x, labels)) for x in (logits, exchanged)]
+        assert abs(ours[0] - ours[1]) > 0.03
 
 
 # 8. MONAI#807: Dice per image trains less stably than Dice per batch
@@ -263,11 +300,12 @@ def test_top_k_counts_valid_pixels_only():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
-def test_half_precision_logits_give_a_float32_loss(dtype):
+@every_loss
+def test_half_precision_logits_give_a_float32_loss(loss, dtype):
     logits, labels = golden_input("ign")
-    value = LOSSES["soft_dice"](jnp.asarray(logits, dtype), labels)
+    value = loss(jnp.asarray(logits, dtype), labels)
     assert value.dtype == jnp.float32
-    assert value == LOSSES["soft_dice"](jnp.asarray(logits, dtype).astype(jnp.float32), labels)
+    assert value == loss(jnp.asarray(logits, dtype).astype(jnp.float32), labels)
 
 
 def test_pixel_weights_may_be_anything_where_ignored():
@@ -288,6 +326,7 @@ def test_integer_labels_of_any_width(dtype):
 @pytest.mark.parametrize("name", LOSSES)
 def test_wrong_input_is_an_error_that_says_what_was_expected(name):
     logits, labels = golden_input("full")
+    fields = {field: np.zeros(logits.shape) for field in terms(name)[0].fields}
     for wrong, message in [
         ((logits[0], labels), r"logits must be floats \[b, h, w, c\], not float32 \(4, 5, 3\)"),
         ((labels, labels), r"logits must be floats \[b, h, w, c\], not int32 \(2, 4, 5\)"),
@@ -297,9 +336,9 @@ def test_wrong_input_is_an_error_that_says_what_was_expected(name):
         ((np.zeros((1, 1, 1, 256)), np.zeros((1, 1, 1), int)), "256 classes.* at most 255"),
     ]:
         with pytest.raises(ValueError, match=message):
-            jax.eval_shape(LOSSES[name], *wrong)
+            jax.eval_shape(functools.partial(LOSSES[name], **fields), *wrong)
     with pytest.raises(ValueError, match=r"3 numbers, one per class, not \(2,\)"):
-        LOSSES[name](logits, labels, class_weights=(1, 2))
+        loss_of(name, class_weights=(1, 2))(logits, labels)
 
 
 @pytest.mark.parametrize(
@@ -311,6 +350,9 @@ def test_wrong_input_is_an_error_that_says_what_was_expected(name):
         ("cross_entropy", {"label_smoothing": 2}, "label_smoothing must be in .*, not 2"),
         ("cross_entropy", {"top_k_fraction": 0}, "top_k_fraction must be in .*, not 0"),
         ("cross_entropy", {"pixel_weights": np.ones(3)}, r"\(2, 4, 5\), not \(3,\)"),
+        ("generalized_dice", {"absent": "zero"}, "absent must be one of skip, one, not 'zero'"),
+        ("cldice", {"per": "x"}, "per must be one of batch, image, not 'x'"),
+        ("boundary", {"distances": np.ones(3)}, r"shape \(2, 4, 5, 3\), not \(3,\)"),
     ],
 )
 def test_wrong_options_are_errors_that_list_the_right_ones(name, options, message):
@@ -337,10 +379,190 @@ def test_the_border_is_added_to_the_class_weight(class_weights):
     np.testing.assert_allclose(result, np.sum(weights * nll) / np.sum(weights), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+# The skeleton of the labels is an array of floats anyway.
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "cldice"])
 def test_no_one_hot_of_floats_is_made(name):
     """Neither in the value nor in the gradient are the labels' comparisons turned into numbers."""
     shapes = jax.ShapeDtypeStruct((2, 4, 5, 3), "float32"), jax.ShapeDtypeStruct((2, 4, 5), "int32")
-    text = jax.jit(jax.value_and_grad(LOSSES[name])).lower(*shapes).as_text()
+    text = jax.jit(jax.value_and_grad(loss_of(name))).lower(*shapes).as_text()
     assert "tensor<2x4x5x3xi1>" in text
     assert not re.search(r"stablehlo.convert .*tensor<2x4x5x3xi1>\) -> tensor<2x4x5x3xf", text)
+
+
+def test_a_sum_is_the_weighted_sum_of_its_terms():
+    x = golden_input("ign")
+    both = LOSSES["cross_entropy"](*x) + 3 * LOSSES["soft_dice"](*x)
+    for text in (
+        "cross_entropy + 3 * soft_dice",
+        "3.0*soft_dice+cross_entropy",
+        "0.5 * (2 * cross_entropy + 6 * tversky(alpha=0.5, beta=0.5)) + 0 * focal",
+        "dice_ce(dice_weight=3)",
+    ):
+        assert loss_of(text)(*x) == pytest.approx(float(both), rel=1e-6)
+    # A term alone is the loss itself, to the last bit.
+    assert loss_of("dice_ce", smooth=1.0)(*x) == LOSSES["dice_ce"](*x, smooth=1.0)
+
+
+def test_options_are_for_the_terms_that_have_them_and_a_term_has_the_last_word():
+    x, weights = golden_input("abs"), (1.0, 2.0, 4.0)
+    options = {"class_weights": weights, "absent": "one", "gamma": None, "label_smoothing": 0.1}
+    ours = loss_of(
+        "cross_entropy + soft_dice(class_weights=None) + tversky(absent='zero')", **options
+    )
+    expected = (
+        LOSSES["cross_entropy"](*x, class_weights=weights, label_smoothing=0.1)
+        + LOSSES["soft_dice"](*x, absent="one")
+        + LOSSES["tversky"](*x, class_weights=weights, absent="zero")
+    )
+    assert ours(*x) == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "cross_entropy +", "cross_entropy - focal", "-1 * focal", "focal * 2", "2", "2 * 3"),
+        *("focal(2)", "focal(gamma=x)", "focal(gamma=1, gamma=2)", "a.focal", "'focal'"),
+    ],
+)
+def test_what_is_no_sum_is_refused_with_the_list_of_losses(text):
+    with pytest.raises(ValueError, match=r"must be a loss, or a sum .*; the losses are cross_entr"):
+        terms(text)
+
+
+def test_an_unknown_term_is_refused_with_the_list_of_losses():
+    with pytest.raises(ValueError, match=r"loss='dise' is not one of cross_entropy, soft_dice, "):
+        terms("cross_entropy + 3 * dise")
+
+
+def test_a_term_without_its_field_is_left_out():
+    """In evaluation, where there are only labels."""
+    x = golden_input("ign")
+    parsed = terms("cross_entropy + 3 * boundary")
+    assert total(parsed)(*x) == LOSSES["cross_entropy"](*x)
+    assert jnp.isnan(total(parsed[1:])(*x))
+    with pytest.raises(TypeError, match="distances"):
+        LOSSES["boundary"](*x)
+
+
+def test_border_weights_are_for_the_terms_with_pixel_weights():
+    logits, labels = golden_input("ign")
+    border, weights = np.random.default_rng(0).uniform(0, 10, labels.shape), (1.0, 2.0, 4.0)
+    options = {"class_weights": weights}
+    loss = total(
+        terms("cross_entropy(class_weights=None) + soft_dice + dice_ce"), options, ["border"]
+    )
+    x = jnp.asarray(logits), jnp.asarray(labels)
+    plain, weighted = cross_entropy, functools.partial(cross_entropy, class_weights=weights)
+    expected = (
+        with_border_weights(plain, None)(*x, jnp.asarray(border))
+        + with_border_weights(weighted, weights)(*x, jnp.asarray(border))
+        + 2 * LOSSES["soft_dice"](*x, class_weights=weights)
+    )
+    assert loss(*x, border=jnp.asarray(border)) == pytest.approx(float(expected), rel=1e-6)
+
+
+def softmax(logits):
+    p = np.exp(np.float64(logits))
+    return p / p.sum(axis=-1, keepdims=True)
+
+
+def tubes(seed):
+    """Returns logits [2, 12, 14, 2] and labels with two crossing tubes in each image."""
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((2, 12, 14), np.int32)
+    labels[0, 2:5], labels[0, :, 6:8], labels[1, :, 3], labels[1, 7:12] = 1, 1, 1, 1
+    logits = rng.normal(size=(*labels.shape, 2)) + 2 * np.eye(2)[labels]
+    return np.float32(logits), labels
+
+
+def skeleton_by_scipy(x, iterations):
+    """Algorithm 1 of the clDice paper for one image [h, w]; nothing beyond its border matters."""
+    cross = ndimage.generate_binary_structure(2, 1)
+
+    def erode(x):
+        return ndimage.grey_erosion(x, footprint=cross, mode="constant", cval=np.inf)
+
+    def removed(x):
+        return np.maximum(
+            x - ndimage.grey_dilation(erode(x), size=(3, 3), mode="constant", cval=-np.inf), 0
+        )
+
+    skeleton = removed(x)
+    for _ in range(iterations):
+        x = erode(x)
+        skeleton = skeleton + np.maximum(removed(x) - skeleton * removed(x), 0)
+    return skeleton
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_cldice_equals_its_formula(iterations):
+    """Of two classes, over the batch: what MONAI's SoftclDiceLoss and the authors' code compute."""
+    logits, labels = tubes(0)
+    p, t = softmax(logits)[..., 1], np.float64(labels)
+    skeletons = [np.stack([skeleton_by_scipy(x, iterations) for x in images]) for images in (p, t)]
+    precision = ((skeletons[0] * t).sum() + 1) / (skeletons[0].sum() + 1)
+    recall = ((skeletons[1] * p).sum() + 1) / (skeletons[1].sum() + 1)
+    ours = LOSSES["cldice"](logits, labels, iterations=iterations)
+    expected = 1 - 2 * precision * recall / (precision + recall)
+    assert ours == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_skeleton_is_thin_and_ends_at_ignored_pixels_as_at_the_border():
+    image = np.zeros((1, 9, 20, 1), np.float32)
+    image[:, 3:6] = 1
+    valid = np.ones((1, 9, 20, 1), bool)
+    skeleton = soft_skeleton(jnp.asarray(image), jnp.asarray(valid), 3)
+    np.testing.assert_array_equal(skeleton[0, :, 3:-3, 0].sum(axis=0), 1)  # the middle row
+    valid[:, :, 12:] = False
+    cut = soft_skeleton(jnp.asarray(image), jnp.asarray(valid), 3)[:, :, :12]
+    alone = soft_skeleton(jnp.asarray(image[:, :, :12]), jnp.asarray(valid[:, :, :12]), 3)
+    np.testing.assert_array_equal(cut, alone)
+
+
+def test_cldice_prefers_a_connected_tube():
+    """A gap costs more than as many pixels missing at the tube's side, which Dice cannot tell."""
+    labels = np.zeros((1, 9, 24), np.int32)
+    labels[:, 3:6] = 1
+    gap, side = labels.copy(), labels.copy()
+    gap[:, 3:6, 11:13], side[:, 3, 4:10] = 0, 0
+    losses = {
+        name: [float(LOSSES[name](1e4 * np.float32(np.eye(2)[x]), labels)) for x in (gap, side)]
+        for name in ("soft_dice", "cldice")
+    }
+    assert losses["soft_dice"][0] == pytest.approx(losses["soft_dice"][1])
+    assert losses["cldice"][0] > losses["cldice"][1] + 0.01
+
+
+@pytest.mark.parametrize("case", ["full", "ign"])
+def test_boundary_loss_is_the_authors_mean_of_products(case):
+    """SurfaceLoss and one_hot2dist of LIVIAETS/boundary-loss; ignored pixels are left out."""
+    logits, labels = golden_input(case)
+    p, maps = softmax(logits), np.zeros(logits.shape)
+    for image, label in zip(maps, labels, strict=True):
+        for k in range(3):
+            inside, others = label == k, (label != k) & (label != IGNORE_LABEL)
+            outer = ndimage.distance_transform_edt(~inside)
+            image[..., k] = np.where(inside, 1 - ndimage.distance_transform_edt(~others), outer)
+    ours = np.stack([signed_distances(label, 3) for label in labels])
+    valid = labels != IGNORE_LABEL
+    expected = (p * maps)[valid].mean()
+    assert LOSSES["boundary"](logits, labels, distances=ours) == pytest.approx(expected, rel=1e-3)
+    without = LOSSES["boundary"](logits, labels, distances=ours, include_background=False)
+    assert without == pytest.approx((p * maps)[valid][:, 1:].mean(), rel=1e-3)
+
+
+def test_boundary_loss_leaves_absent_classes_out():
+    logits, labels = golden_input("abs")
+    distances = np.stack([signed_distances(label, 3) for label in labels])
+    assert not distances[..., 2].any()
+    expected = (softmax(logits) * distances)[..., :2].mean()
+    assert LOSSES["boundary"](logits, labels, distances=distances) == pytest.approx(expected)
+
+
+def test_generalized_dice_equals_its_formula():
+    """Sudre et al. 2017, section 2.1, over the classes that occur."""
+    logits, labels = golden_input("abs")
+    p, t = softmax(logits)[..., :2], np.eye(3)[labels][..., :2]
+    weights = 1 / t.sum(axis=(0, 1, 2)) ** 2
+    fraction = (weights * p * t).sum() / (weights * (p + t)).sum()
+    assert LOSSES["generalized_dice"](logits, labels) == pytest.approx(1 - 2 * fraction, rel=1e-6)

@@ -682,3 +682,16 @@ def test_border_weights_from_instance_files(config, tiny_folder, tmp_path):
     config.data.root = str(root)
     train.train(config, str(tmp_path / "run"))
     assert load(str(tmp_path / "run"), "latest").step == 1
+
+
+def test_the_distances_to_boundaries_come_from_any_cache_and_only_to_the_training(config, tmp_path):
+    config.loss = "cross_entropy + 0.1 * boundary + cldice(iterations=1)"
+    config.num_steps = config.eval_every = config.log_every = 1
+    losses = []
+    for cache in ("none", "device"):
+        config.data.cache = cache
+        train.train(config, str(tmp_path / cache))
+        records = files.read_records(tmp_path / cache / "metrics.jsonl")
+        losses += [record[name] for record in records for name in record if name.endswith("/loss")]
+    assert len(losses) == 4 and losses[:2] == pytest.approx(losses[2:], rel=1e-6)
+    assert np.all(np.isfinite(losses))

@@ -1,5 +1,6 @@
 """Keeps decoded examples in the memory of this host."""
 
+import math
 import os
 import pathlib
 import threading
@@ -20,7 +21,9 @@ class Cached(Examples):
     """
 
     def __init__(self, source: Examples):
-        extra = sum(np.dtype(field.dtype).itemsize for field in source.fields)
+        extra = sum(
+            np.dtype(field.dtype).itemsize * math.prod(field.shape) for field in source.fields
+        )
         num_pixels = source.sizes.prod(axis=1, dtype=np.int64).sum()
         channel = np.dtype(source.dtype).itemsize
         needed = int(num_pixels * (source.num_channels * channel + 1 + extra))

@@ -41,7 +41,7 @@ def train_batches(
         size   int32 [b, 2], the height and width of the example on the canvas, in pixels
         index  uint32 [b], the position of the example in the run; seeds the augmentation
         name   str [b]
-    and an array [b, height, width] for each of the source's fields. If the source has levels, the
+    and an array [b, height, width, ...] for each of the source's fields. If the source has levels, the
     batch also holds `levels` float32 [b, 2, c].
 
     canvas: The height and width, in pixels, to which examples are cropped or padded. If None, a

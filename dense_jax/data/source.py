@@ -15,19 +15,20 @@ from dense_jax.labels import Objects
 
 
 class Field(NamedTuple):
-    """Describes an additional per-pixel array [h, w] that each example holds."""
+    """Describes an additional per-pixel array [h, w, *shape] that each example holds."""
 
     name: str
     dtype: str = "float32"
     fill: float = 0.0  # the value outside the image
     interpolation: str = "bilinear"  # "bilinear" or "nearest", used by augmentation
+    shape: tuple[int, ...] = ()  # of the values of one pixel; () if "nearest"
 
 
 class Examples(abc.ABC):
     """The part of the `Source` interface that batching needs.
 
     examples[i] is {"image": `dtype` [h, w, num_channels], "label": int32/uint8 [h, w], "name": str}
-    plus an array [h, w] for each of `fields`. Labels are in [0, num_classes) or IGNORE_LABEL. If
+    plus an array [h, w, ...] for each of `fields`. Labels are in [0, num_classes) or IGNORE_LABEL. If
     `has_levels`, each example also has `levels`, float32 [2, num_channels]; see `data.levels`.
     """
 

@@ -1,4 +1,4 @@
-"""Adds per-pixel targets to examples. A target is an additional array [h, w] in each example.
+"""Adds per-pixel targets to examples. A target is an additional array [h, w, ...] in each example.
 
 To add a target, wrap a source in `WithTarget(source, Field(name), function)`. All later stages,
 from the cache to augmentation, handle every field in `source.fields`.
@@ -11,13 +11,47 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float16, Float32, Integer
 from scipy import ndimage
 
 from dense_jax.data.source import Examples, Field, Source, Wrapper
 from dense_jax.labels import IGNORE_LABEL, Objects, components
 
 BORDER = Field("border")
+
+
+def distances_field(num_classes: int) -> Field:
+    """Returns the field of `signed_distances`, which takes 2 bytes per pixel and class."""
+    return Field("distances", "float16", shape=(num_classes,))
+
+
+def distance_to(mask: Bool[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
+    """Returns the distance from each pixel to the nearest pixel of a mask that has one, in pixels."""
+    outside = (~mask).astype(np.uint8)
+    distance = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    # The last bits of `distance` vary with memory addresses, but its squares are integers.
+    return np.sqrt(np.rint(distance * distance))
+
+
+def signed_distances(
+    label: Integer[np.ndarray, "h w"], num_classes: int
+) -> Float16[np.ndarray, "h w {num_classes}"]:
+    """Returns the signed distance of each pixel to the boundary of each class, in pixels.
+
+    Outside a class, this is the distance to the nearest pixel of the class. Inside, it is 1 minus
+    the distance to the nearest pixel of another class, so that it is 0 at the class's outermost
+    pixels. This is the convention of the authors' code of Kervadec et al. 2019, "Boundary loss"
+    (arXiv 1812.07032). Ignored pixels belong to no class, so they make no boundary. The distance to
+    a class is 0 everywhere if the label lacks the class, or has no other.
+    """
+    distances = np.zeros((*label.shape, num_classes), np.float16)
+    valid = label != IGNORE_LABEL
+    for k in np.unique(label[valid]):
+        inside = label == k
+        others = valid & ~inside
+        if others.any():
+            distances[..., k] = np.where(inside, 1 - distance_to(others), distance_to(inside))
+    return distances
 
 
 def border_weights(objects: Objects, weight: float, sigma: float) -> Float32[np.ndarray, "h w"]:
@@ -37,10 +71,7 @@ def border_weights(objects: Objects, weight: float, sigma: float) -> Float32[np.
             continue
         # Beyond `reach`, an object has no influence, so distances are computed only around it.
         around = tuple(slice(max(0, side.start - margin), side.stop + margin) for side in box)
-        outside = (objects[around] != k).astype(np.uint8)
-        distance = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-        # The last bits of `distance` vary with memory addresses, but its squares are integers.
-        distance = np.sqrt(np.rint(distance * distance))
+        distance = distance_to(objects[around] == k)
         d1, d2 = nearest[around], second[around]
         np.minimum(d2, np.maximum(d1, distance), out=d2)
         np.minimum(d1, distance, out=d1)
@@ -52,7 +83,7 @@ def border_weights(objects: Objects, weight: float, sigma: float) -> Float32[np.
 class WithTarget(Wrapper):
     """A source with an additional per-pixel array in each example.
 
-    function(i, example) returns the array [h, w] for example i. Worker processes need a picklable
+    function(i, example) returns the array [h, w, ...] for example i. Worker processes need a picklable
     function, such as a module-level function or a `functools.partial` of one.
     """
 
@@ -65,6 +96,18 @@ class WithTarget(Wrapper):
     def __getitem__(self, i: int) -> dict[str, Any]:
         example = self._source[i]
         return example | {self._name: self._function(i, example)}
+
+
+def with_distances(source: Examples, num_classes: int) -> WithTarget:
+    """Returns the source with `signed_distances` added to each example as the field `distances`."""
+    function = functools.partial(_distances, num_classes)
+    return WithTarget(source, distances_field(num_classes), function)
+
+
+def _distances(
+    num_classes: int, i: int, example: dict[str, Any]
+) -> Float16[np.ndarray, "h w {num_classes}"]:
+    return signed_distances(example["label"], num_classes)
 
 
 def with_border_weights(

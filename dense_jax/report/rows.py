@@ -169,8 +169,10 @@ def find_row(fields: Sequence[str], rows: Sequence[Row], wanted: str) -> Row:
     Values are written as in the table. The first components of a field's path may be omitted.
     Raises ValueError unless exactly one row matches.
     """
-    # Values may contain commas, as in "model.skips=16, 8,loss=dice".
-    parts = [part.partition("=") for part in re.split(r",\s*(?=[\w.]+=)", wanted)]
+    # Values may contain commas, as in "model.skips=16, 8,loss=tversky(alpha=0.3, beta=0.7)".
+    # A comma is inside parentheses if a ")" without a "(" follows.
+    comma = r",\s*(?=[\w.]+=)(?!(?:[^()]|\([^()]*\))*\))"
+    parts = [part.partition("=") for part in re.split(comma, wanted)]
 
     def has(row: Row, name: str, value: str) -> bool:
         return any(

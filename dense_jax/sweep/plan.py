@@ -83,7 +83,8 @@ def _text(value: Any) -> str:
         return "-".join(f"{key}-{_text(item)}" for key, item in value.items()) or "none"
     if isinstance(value, list | tuple):
         return "-".join(map(_text, value)) or "none"
-    return re.sub(r"[^A-Za-z0-9._+-]", "_", str(value)) or "none"
+    text = re.sub(r" *([+*]) *", r"\1", str(value))  # "a + 3 * b" becomes "a+3_b"
+    return re.sub(r"[^A-Za-z0-9._+-]", "_", text) or "none"
 
 
 def status(workdir: epath.Path) -> str:

@@ -47,12 +47,12 @@ def augment(
     """Returns a random crop of the image, the label and the additional fields of an example.
 
     With (h, w) = crop_size, the result holds `image` float [h + 2 * context, w + 2 * context, c],
-    `label` int32 [h, w], and the fields [h, w].
+    `label` int32 [h, w], and the fields [h, w, ...].
 
     The image holds gray levels, 0 to 255; see `to_gray_levels`.
 
-    example: The padded arrays `image` [H, W, c], `label` uint8 [H, W] and fields [H, W]; `size`
-      int32 [2], the height and width without the padding; and, if images have them, `levels`.
+    example: The padded arrays `image` [H, W, c], `label` uint8 [H, W] and fields [H, W, ...];
+      `size` int32 [2], the height and width without the padding; and, if images have them, `levels`.
     context: The number of pixels by which the cropped image extends beyond its label on every side.
     resolution: The factor by which the example is resized before cropping.
     scale: The strength of the zoom. The zoom factor is drawn log-uniformly from
@@ -104,8 +104,10 @@ def augment(
             values = sample_nearest(values, label_at, size, field.fill)
         else:
             positions = mirrored[0][inner], mirrored[1][inner]
-            values = sample_bilinear(values[..., None], positions)[..., 0]
-        crop[field.name] = jnp.where(label == IGNORE_LABEL, field.fill, values)
+            flat = sample_bilinear(values.reshape(*values.shape[:2], -1), positions)
+            values = flat.reshape(*label.shape, *field.shape)
+        ignored = (label == IGNORE_LABEL).reshape(*label.shape, *(1 for _ in field.shape))
+        crop[field.name] = jnp.where(ignored, field.fill, values)
     return crop
 
 

@@ -5,7 +5,7 @@ A training batch has b examples, each on a canvas of H x W pixels:
     label  uint8 [b, H, W]
     size   int32 [b, 2], the height and width of the example on the canvas
     index  uint32 [b], the position of the example in the run
-and an array [b, H, W] for each additional field of the source.
+and an array [b, H, W, ...] for each additional field of the source.
 """
 
 import functools

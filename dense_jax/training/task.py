@@ -37,7 +37,7 @@ class Training(NamedTuple):
     init_state: Callable[..., steps.TrainState]  # (key, initial={})
     train_step: Callable[..., tuple[steps.TrainState, dict[str, jax.Array]]]
     schedule: optax.Schedule
-    loss_fn: Callable[..., jax.Array]  # (logits, labels) -> loss, without border weights
+    loss_fn: Callable[..., jax.Array]  # (logits, labels) -> loss, without per-pixel targets
 
     def shapes(self) -> steps.TrainState:
         """Returns the shapes of the training state, as jax.ShapeDtypeStructs."""
@@ -73,10 +73,7 @@ def bind(
         freeze_encoder=config.model.freeze_encoder,
     )
     options = config.loss_options.to_dict() | {"class_weights": class_weights}
-    options = {name: value for name, value in options.items() if value is not None}
-    loss_fn = train_loss_fn = functools.partial(losses.LOSSES[config.loss], **options)
-    if config.border.weight > 0:
-        train_loss_fn = losses.with_border_weights(loss_fn, class_weights)
+    terms = losses.terms(config.loss)
     init_state = functools.partial(
         steps.init_state,
         init=functools.partial(program.init, num_channels=num_channels),
@@ -96,14 +93,14 @@ def bind(
         cpu.fast(steps.train_step),
         model=program.inner_model,
         tx=tx,
-        loss_fn=train_loss_fn,
+        loss_fn=losses.total(terms, options, [field.name for field in fields]),
         augment=random_crop,
         normalize=program.normalize,
         ema_decay=config.ema_decay,
         auxiliary=dict(zip(heads.strides or (), heads.weights or (), strict=True)),
         num_microbatches=config.num_microbatches,
     )
-    return Training(init_state, train_step, schedule, loss_fn)
+    return Training(init_state, train_step, schedule, losses.total(terms, options))
 
 
 class Placed(NamedTuple):
@@ -154,9 +151,15 @@ def place(
     return Placed(devices, shardings, train_step, arguments)
 
 
-def target_fields(config: ConfigDict) -> tuple[data.Field, ...]:
+def needs_distances(config: ConfigDict) -> bool:
+    """Returns whether a config's loss needs the signed distances to the classes' boundaries."""
+    return any("distances" in term.fields for term in losses.terms(config.loss))
+
+
+def target_fields(config: ConfigDict, num_classes: int) -> tuple[data.Field, ...]:
     """Returns the per-pixel targets that a config's loss needs in addition to the labels."""
-    return (targets.BORDER,) if config.border.weight > 0 else ()
+    border = (targets.BORDER,) if config.border.weight > 0 else ()
+    return (*border, targets.distances_field(num_classes)) if needs_distances(config) else border
 
 
 def batch_shapes(
@@ -175,7 +178,7 @@ def batch_shapes(
         "label": jax.ShapeDtypeStruct((b, *canvas), "uint8"),
         "size": jax.ShapeDtypeStruct((b, 2), "int32"),
         "index": jax.ShapeDtypeStruct((b,), "uint32"),
-        **{field.name: jax.ShapeDtypeStruct((b, *canvas), field.dtype) for field in fields},
+        **{f.name: jax.ShapeDtypeStruct((b, *canvas, *f.shape), f.dtype) for f in fields},
         **(level_shapes if has_levels else {}),
     }
 
@@ -225,6 +228,8 @@ def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
     train_source: data.Examples = source
     if config.border.weight > 0:
         train_source = targets.with_border_weights(source, **config.border.to_dict())
+    if needs_distances(config):
+        train_source = targets.with_distances(train_source, source.num_classes)
     train_source = levels.with_levels(train_source, levels_of)
     class_weights = config.loss_options.class_weights
     if isinstance(class_weights, str):

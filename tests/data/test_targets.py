@@ -13,7 +13,13 @@ from scipy import ndimage
 from dense_jax.data import Field, Synthetic, open_dataset
 from dense_jax.data.cache import Cached
 from dense_jax.data.pipeline import train_batches
-from dense_jax.data.targets import WithTarget, border_weights, with_border_weights
+from dense_jax.data.targets import (
+    WithTarget,
+    border_weights,
+    signed_distances,
+    with_border_weights,
+    with_distances,
+)
 from dense_jax.labels import IGNORE_LABEL, components
 
 
@@ -176,6 +182,51 @@ def test_what_the_objects_are_must_be_known():
         with_borders(source, None)
     with pytest.raises(ValueError, match=r"border\.classes: no class cell; there are: backg"):
         with_borders(source, ("disk", "cell"))
+
+
+def brute_force_distances(label, num_classes):
+    """Signed distances from the distances of every pixel to every pixel."""
+    at = np.argwhere(np.ones(label.shape, bool))
+    apart = np.linalg.norm(at[:, None] - at, axis=-1)
+    valid, maps = label.ravel() != IGNORE_LABEL, []
+    for k in range(num_classes):
+        inside = label.ravel() == k
+        others = valid & ~inside
+        if inside.any() and others.any():
+            to_others = apart[:, others].min(axis=1)
+            maps.append(np.where(inside, 1 - to_others, apart[:, inside].min(axis=1)))
+        else:
+            maps.append(np.zeros(label.size))
+    return np.stack(maps, axis=-1).reshape(*label.shape, num_classes)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8])
+def test_signed_distances_equal_brute_force(dtype):
+    label = (blobs(1) % 3).astype(dtype)  # class 3 is absent
+    label[5:9, 10:30] = IGNORE_LABEL
+    distances = signed_distances(label, 4)
+    assert distances.dtype == np.float16
+    np.testing.assert_allclose(distances, brute_force_distances(label, 4), rtol=1e-3)
+    assert not signed_distances(np.where(label == 0, 0, IGNORE_LABEL), 4).any()
+
+
+def test_the_distances_are_0_at_the_boundary_and_do_not_end_at_ignored_pixels():
+    label = np.array([[0, 0, 0, 1, 1, 255, 255, 255]], np.int32)
+    inside, outside = signed_distances(label, 2)[0].T[[1, 0]]
+    np.testing.assert_array_equal(inside[:5], [3, 2, 1, 0, -1])
+    np.testing.assert_array_equal(outside[:5], [-2, -1, 0, 1, 2])
+
+
+def test_distances_go_through_cache_and_canvas_beside_the_border(cells):
+    source = open_dataset("folder", str(cells), "train")
+    cached = Cached(with_distances(with_borders(source, None), 2))
+    copy = pickle.loads(pickle.dumps(cached))
+    (batch,) = itertools.islice(train_batches(copy, canvas=(20, 20), seed=0, batch_size=2), 1)
+    assert batch["distances"].shape == (2, 20, 20, 2) and batch["distances"].dtype == np.float16
+    assert not batch["distances"][:, 16:].any() and batch["border"].any()
+    label, distances = batch["label"][:, :16], batch["distances"][:, :16]
+    np.testing.assert_array_equal(distances[..., 1] <= 0, label == 1)
+    np.testing.assert_array_equal(distances[..., 0] <= 0, label == 0)
 
 
 def distance_map(i, example):

@@ -12,11 +12,12 @@ from benchmarks.conformance import CASES, golden_input
 from dense_jax.losses import LOSSES
 from dense_jax.metrics import confusion_matrix
 from tests.conftest import REPOSITORY
+from tests.test_losses import loss_of
 
 
 def measure(logits: jax.Array, labels: jax.Array) -> tuple[dict, jax.Array]:
     """Every loss with its gradient, and the confusion matrix."""
-    losses = {name: jax.value_and_grad(loss)(logits, labels) for name, loss in LOSSES.items()}
+    losses = {name: jax.value_and_grad(loss_of(name))(logits, labels) for name in LOSSES}
     return losses, confusion_matrix(logits.argmax(axis=-1), labels, 3)
 
 

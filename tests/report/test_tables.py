@@ -124,15 +124,16 @@ def test_rows_are_tested_against_the_first_over_the_seeds_they_share(tmp_path):
 
 
 def test_the_baseline_may_be_any_row(tmp_path):
+    total = "focal + 3 * focal(gamma=1, class_weights=(1, 2))"
     for i, skips in enumerate([[16, 8], [16]]):
-        for loss in ("dice", "focal"):
+        for loss in ("dice", total):
             for seed in range(3):
-                name = f"{i}-{loss}-{seed}"
+                name = f"{i}-{len(loss)}-{seed}"
                 add(tmp_path, name, 0.5 + 0.1 * seed, loss=loss, model={"skips": skips}, seed=seed)
-    for wanted in ("loss=focal,model.skips=16, 8", "skips=16,8,loss=focal"):
+    for wanted in (f"loss={total},model.skips=16, 8", f"skips=16,8,loss={total}"):
         _, rows, *_ = build(tmp_path, baseline=wanted)
         (label,) = (row.label for row in rows if row.is_baseline)
-        assert sorted(label) == ["16, 8", "focal"]
+        assert sorted(label) == ["16, 8", total]
         assert [row.p_values.get("eval/mean_iou") == 1 for row in rows].count(True) == 3
     for wanted in ("loss=focal", "loss=none", "kips=16,loss=focal", "focal"):
         with pytest.raises(

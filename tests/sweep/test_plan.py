@@ -64,6 +64,13 @@ def test_a_run_that_changes_nothing_has_a_name():
     assert plan.run_names([{}, {"loss": "focal"}]) == ["default", "loss=focal"]
 
 
+def test_sums_of_losses_have_readable_names():
+    runs = sweep.grid(loss=["focal + 3 * soft_dice", "focal + tversky(alpha=0.3, beta=0.7)"])
+    expected = ["loss=focal+3_soft_dice", "loss=focal+tversky_alpha_0.3__beta_0.7_"]
+    assert plan.run_names(runs) == expected
+    assert plan.as_flags(runs[0]) == ["--config.loss=focal + 3 * soft_dice"]
+
+
 @pytest.mark.parametrize("value", ["../../etc", "a b", "ü\n", "$(rm)", "x=1,y=2", {"per": (1, 2)}])
 def test_names_are_safe_for_files_shells_and_buckets(value):
     (name, _) = plan.run_names([{"data.root": value}, {"data.root": "other"}])

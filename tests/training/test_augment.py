@@ -207,11 +207,13 @@ def test_image_label_and_fields_move_together(options):
     border, objects = label.astype(np.float32), label.astype(np.int32)
     label[3:5, 2:9] = IGNORE_LABEL
     there = {"image": image, "label": label, "size": (n, n - 1)}
-    there |= {"border": border, "objects": objects}
+    pair = np.stack([border, -2 * border], axis=-1).astype(np.float16)
+    there |= {"border": border, "objects": objects, "pair": pair}
     fields = (Field("border"), Field("objects", "int32", -1, "nearest"))
+    fields += (Field("pair", "float16", 0.5, shape=(2,)),)
     crops = many((12, 13), there, 8, fields=fields, **options)
-    image, label, border, objects = (
-        crops[name] for name in ("image", "label", "border", "objects")
+    image, label, border, objects, pair = (
+        crops[name] for name in ("image", "label", "border", "objects", "pair")
     )
     assert label.dtype == np.int32 and border.dtype == np.float32
     if margin := options.get("context", 0):
@@ -225,6 +227,8 @@ def test_image_label_and_fields_move_together(options):
     np.testing.assert_allclose(border[valid], (18 * y + x)[valid], atol=1e-2)
     assert not border[~valid].any()
     np.testing.assert_array_equal(objects, np.where(valid, label, -1))
+    expected = np.where(valid[..., None], np.stack([border, -2 * border], axis=-1), 0.5)
+    np.testing.assert_allclose(pair, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("quarters", [1, 2, 3])
