@@ -195,7 +195,7 @@ def tpu_steps(
     """
     mesh.check_shares(config.num_seeds, config.batch_size, config.num_microbatches, devices)
     jax.config.update("jax_enable_compilation_cache", False)  # it cannot be read without a TPU
-    fields = task.target_fields(config)
+    fields = task.target_fields(config, num_classes)
     program = assemble(config, num_classes)
     training = task.bind(config, program, num_channels, fields=fields)
     canvas = config.data.canvas_size or config.data.crop_size

@@ -123,14 +123,14 @@ def place(
     config: ConfigDict,
     training: Training,
     batch_shapes: Mapping[str, jax.ShapeDtypeStruct],
-    devices: Sequence[jax.Device] | None = None,
+    on: Sequence[jax.Device] | None = None,
 ) -> Placed:
     """Jits the training step for all seeds, with shardings for its arguments.
 
     batch_shapes: The shapes of one seed's batch.
-    devices: The devices to run on; by default, all devices.
+    on: The devices to run on; by default, all devices.
     """
-    all_devices, devices = (mesh.make_mesh(n, devices) for n in (1, config.num_seeds))
+    all_devices, devices = mesh.make_mesh(1, on), mesh.make_mesh(config.num_seeds, on)
     whole = mesh.replicated(all_devices)
     shapes = training.shapes()
     shardings = jax.tree.map(lambda _: whole, shapes)
