@@ -35,6 +35,6 @@ def flops(function: Callable, *shapes: Any) -> int | None:
     except RuntimeError:
         return None
     with jax.default_device(cpu):
-        # Lower for a GPU, because on CPUs and TPUs `cpu.fast` may compute additional products.
-        lowered: Any = jax.jit(function).trace(*shapes).lower(lowering_platforms=("cuda",))
+        # Lower for a TPU, because on a CPU `cpu.fast` may compute additional products.
+        lowered: Any = jax.jit(function).trace(*shapes).lower(lowering_platforms=("tpu",))
     return int(lowered.cost_analysis().get("flops", 0))  # absent if the function only moves data

@@ -5,9 +5,8 @@ implementations in this file. The results differ from Flax's only by rounding er
 unsupported options (such as a precision, or strides without depthwise kernels) still use Flax.
 
 Convolutions are JAX primitives. On CPUs, a primitive is lowered to an implementation in this file,
-on TPUs to that in `tpu.py`, and elsewhere to XLA's. An exported program can contain all of them.
-The primitives have forward and reverse derivatives of all orders. Under `jax.vmap`, they use XLA's
-convolutions.
+and on other platforms to XLA's convolution. An exported program can contain both. The primitives
+have forward and reverse derivatives of all orders. Under `jax.vmap`, they use XLA's convolutions.
 Batch norm is the same on all platforms.
 
 In the docstrings, "221 -> 203 ms" means that a training step takes 221 ms without the optimization
@@ -28,8 +27,6 @@ from flax.linen import dtypes
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
-
-from dense_jax.devices import tpu
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 # The values at which options of jax.lax.conv_general_dilated have no effect. For an option that is
@@ -139,18 +136,18 @@ def _conv(x: Array, kernel: Array, *, pads: Pads) -> Array:
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=NHWC)
 
 
-def _input_gradient(g: Array, kernel: Array, *, pads: Pads, conv: Callable = _conv) -> Array:
-    """Computes the input gradient of `conv`, from the gradient g of the output."""
+def _input_gradient(g: Array, kernel: Array, *, pads: Pads) -> Array:
+    """Computes a convolution's input gradient with XLA, from the gradient g of the output."""
     sizes = zip(g.shape[1:3], kernel.shape[:2], pads, strict=True)
     h, w = (n + taps - 1 - sum(ends) for n, taps, ends in sizes)
     x = jax.ShapeDtypeStruct((len(g), h, w, kernel.shape[2]), g.dtype)
-    return jax.linear_transpose(lambda x: conv(x, kernel, pads=pads), x)(g)[0]
+    return jax.linear_transpose(lambda x: _conv(x, kernel, pads=pads), x)(g)[0]
 
 
-def _kernel_gradient(x: Array, g: Array, *, pads: Pads, conv: Callable = _conv) -> Array:
-    """Computes the kernel gradient of `conv`, from the gradient g of the output."""
+def _kernel_gradient(x: Array, g: Array, *, pads: Pads) -> Array:
+    """Computes a convolution's kernel gradient with XLA, from the gradient g of the output."""
     kernel = jax.ShapeDtypeStruct(_kernel_shape(x, g, pads), g.dtype)
-    return jax.linear_transpose(lambda kernel: conv(x, kernel, pads=pads), kernel)(g)[0]
+    return jax.linear_transpose(lambda kernel: _conv(x, kernel, pads=pads), kernel)(g)[0]
 
 
 def _kernel_shape(x: Array, g: Array, pads: Pads) -> tuple[int, ...]:
@@ -354,8 +351,8 @@ def _depthwise_kernel_gradient_on_cpu(x: Array, g: Array, *, layout: Layout) -> 
     return jnp.stack(sums).reshape(*layout.window, 1, x.shape[-1]).astype(x.dtype)
 
 
-def _primitive(by_xla: Callable, on_cpu: Callable, on_tpu: Callable | None = None) -> Primitive:
-    """Makes a primitive that lowers to `by_xla` on platforms without an implementation."""
+def _primitive(by_xla: Callable, on_cpu: Callable) -> Primitive:
+    """Makes a primitive that lowers to `on_cpu` on a CPU and to `by_xla` on other platforms."""
     primitive = Primitive(by_xla.__name__.lstrip("_"))
 
     def shape(*arrays, **options):
@@ -367,9 +364,8 @@ def _primitive(by_xla: Callable, on_cpu: Callable, on_tpu: Callable | None = Non
     primitive.def_abstract_eval(shape)
     primitive.def_impl(jax.jit(primitive.bind, static_argnames=("pads", "layout")))
     batching.primitive_batchers[primitive] = mapped
-    for platform, function in ((None, by_xla), ("cpu", on_cpu), ("tpu", on_tpu or by_xla)):
-        lowered = mlir.lower_fun(function, multiple_results=False)
-        mlir.register_lowering(primitive, lowered, platform)
+    mlir.register_lowering(primitive, mlir.lower_fun(by_xla, multiple_results=False))
+    mlir.register_lowering(primitive, mlir.lower_fun(on_cpu, multiple_results=False), "cpu")
     return primitive
 
 
@@ -396,17 +392,12 @@ def _bilinear(convolve: Primitive, input_gradient: Primitive, kernel_gradient: P
     )
 
 
-CONV = _primitive(_conv, _conv_on_cpu, tpu.conv)
+CONV = _primitive(_conv, _conv_on_cpu)
 DEPTHWISE = _primitive(_depthwise, _depthwise_on_cpu)
 _bilinear(
     CONV,
-    *(
-        _primitive(by_xla, on_cpu, functools.partial(by_xla, conv=tpu.conv))
-        for by_xla, on_cpu in (
-            (_input_gradient, _input_gradient_on_cpu),
-            (_kernel_gradient, _kernel_gradient_on_cpu),
-        )
-    ),
+    _primitive(_input_gradient, _input_gradient_on_cpu),
+    _primitive(_kernel_gradient, _kernel_gradient_on_cpu),
 )
 _bilinear(
     DEPTHWISE,

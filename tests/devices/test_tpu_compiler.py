@@ -1,4 +1,4 @@
-"""Tests how programs for TPUs are read. tests/devices/test_tpu.py compiles some."""
+"""Tests how programs for TPUs are read. test_tpu_steps compiles some."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Tests convolutions for TPUs, and the steps as the TPU's compiler sees them, if it is installed.
+"""Tests the steps as the TPU's compiler sees them, if it is installed.
 
 libtpu compiles for TPUs on any machine: `pip install "jax[tpu]"`.
 """
@@ -7,49 +7,13 @@ import importlib.util
 import re
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from dense_jax import summary
-from dense_jax.devices import cost, mesh, tpu, tpu_compiler
+from dense_jax.devices import cost, mesh, tpu_compiler
 from dense_jax.program import assemble
 from dense_jax.training import task
 from experiments import base
-
-SAME3 = ((1, 1), (1, 1))
-
-
-@pytest.mark.parametrize(
-    ("size", "channels", "taps", "pads", "combined"),
-    [
-        ((6, 16), (3, 5), 3, SAME3, 8),
-        ((6, 12), (64, 64), 3, SAME3, 2),
-        ((5, 20), (16, 48), 3, SAME3, 4),
-        ((8, 8), (30, 34), 7, ((3, 3), (3, 3)), 4),
-        ((6, 16), (4, 4), 4, ((1, 2), (1, 2)), 8),
-        ((6, 9), (4, 4), 3, SAME3, 1),  # an odd width
-        ((6, 16), (4, 4), 3, ((0, 0), (0, 0)), 1),  # unpadded
-        ((4, 8), (200, 100), 3, SAME3, 1),  # many channels
-    ],
-)
-def test_combined_pixels_give_the_same_convolution(size, channels, taps, pads, combined):
-    rng = np.random.default_rng(0)
-    x, kernel = (
-        jnp.array(rng.normal(size=shape), jnp.float32)
-        for shape in ((2, *size, channels[0]), (taps, taps, *channels))
-    )
-    assert tpu.group_size(x.shape, kernel.shape, pads) == combined
-
-    def reference(x, kernel):
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=tpu.NHWC)
-
-    expected, pullback = jax.vjp(reference, x, kernel)
-    y, own_pullback = jax.vjp(lambda x, kernel: tpu.conv(x, kernel, pads=pads), x, kernel)
-    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-3)
-    for own, other in zip(own_pullback(y), pullback(y), strict=True):
-        np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-2)
-
 
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason='needs libtpu: pip install "jax[tpu]"'
@@ -92,10 +56,8 @@ def test_steps_for_tpus_reduce_each_gradient_once_and_reuse_the_state(name):
     compiled, training = compiled_step(config)
     params = training.shapes().params
     size = 4 * sum(x.size for x in jax.tree.leaves(params))
-    # The gradients of kernels for combined pixels are summed before their zeros are dropped.
-    largest = size + sum(4 * 9 * 128**2 for x in jax.tree.leaves(params) if x.ndim == 4)
     found = tpu_compiler.collectives(compiled)
-    assert size <= found["all-reduce"][1] < largest
+    assert size <= found["all-reduce"][1] < 1.2 * size  # batch norms have small ones
     moved = {"all-gather", "collective-permute"} if config.optimizer.sharded else set()
     assert set(found) == {"all-reduce"} | moved
     assert all(found[kind][1] <= size for kind in moved)
