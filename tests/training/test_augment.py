@@ -12,8 +12,11 @@ from dense_jax.data import Field
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.training.augment import (
     augment,
+    bilinear_by_gathers,
+    bilinear_by_products,
     displacements,
     mirror,
+    pick_by_products,
     rotate,
     sample_bilinear,
     sample_nearest,
@@ -331,3 +334,23 @@ def test_levels_are_applied_before_the_color_changes():
     found = crop(jax.random.key(0), there | {"image": deep, "levels": levels})
     np.testing.assert_allclose(found["image"], expected["image"], atol=1e-2)
     np.testing.assert_array_equal(found["label"], expected["label"])
+
+
+def test_products_sample_what_gathers_sample():
+    rng = np.random.default_rng(0)
+    image = jnp.array(rng.integers(0, 256, (12, 9, 3)), jnp.uint8)
+    label = jnp.array(rng.integers(0, 256, (12, 9)), jnp.uint8)
+    y, x = jnp.meshgrid(*(jnp.array(rng.uniform(0, n - 1, 7)) for n in (12, 9)), indexing="ij")
+    expected = bilinear_by_gathers(image, y, x)
+    np.testing.assert_allclose(bilinear_by_products(image, y, x), expected, atol=1e-3)
+    i, j = y.astype(int), x.astype(int)
+    np.testing.assert_array_equal(pick_by_products(label, i, j), label[i, j])
+
+
+@pytest.mark.parametrize(("strengths", "gathers"), [({"scale": 0.5}, 0), ({"rotation": 9.0}, 5)])
+def test_crops_without_rotation_need_no_gathers_on_a_tpu(strengths, gathers):
+    image, label = example()
+    there = {"image": image, "label": label, "size": jnp.array([H, W])}
+    crop = jax.jit(partial(augment, crop_size=(5, 4), flip=0.5, **strengths))
+    lowered = crop.trace(jax.random.key(0), there).lower(lowering_platforms=("tpu",))
+    assert lowered.as_text().count('"stablehlo.gather"') == gathers
