@@ -15,7 +15,7 @@ import pprint
 
 from ml_collections import ConfigDict
 
-from dense_jax import command, plan
+from dense_jax import command, data, plan
 from dense_jax.experiments import base
 from dense_jax.plan import Choice
 from dense_jax.workdir import files
@@ -37,10 +37,12 @@ def main() -> None:
     rows = {"plan": plan.plan(args.name, args.root, seconds, use_pretrained=False).choices}
     if args.pretrained:
         rows["plan, pretrained"] = plan.plan(args.name, args.root, seconds).choices
+    num_images = len(data.open_dataset(args.name, args.root, "val"))
     dataset = [Choice("data.name", args.name), Choice("data.root", args.root)]
     for file in ("experiments/unet_ce.py", *args.experiment):
         recipe = [*dataset, *_changes(command.load_config(file))]
-        rows[pathlib.Path(file).stem] = [*recipe, *plan.schedule(plan.trial(recipe), seconds)[0]]
+        numbers, _ = plan.schedule(plan.trial(recipe), seconds, num_images)
+        rows[pathlib.Path(file).stem] = [*recipe, *numbers]
     runs = [
         {"label": label, "seed": seed} | {choice.option: choice.value for choice in choices}
         for seed in range(SEEDS)

@@ -43,6 +43,7 @@ from dense_jax.spelling import duration
 from dense_jax.workdir import files
 
 TRIAL_STEPS = 6
+TRIAL_IMAGES = 32  # the number of images that a trial evaluates
 EVALUATED = 0.1  # the share of the time that evaluations may take
 RESERVED = 0.05  # the share of the time that is left for what a trial does not show
 EPOCHS = 10  # the passes over the training images that the resolution should allow
@@ -74,7 +75,7 @@ class Trial(NamedTuple):
     """The measurements of a trial: times in seconds, and memory in bytes.
 
     step: The time of a training step.
-    evaluation: The time of an evaluation, without compilation.
+    evaluation: The time to evaluate an image, without compilation.
     rest: The time of everything else: start, compilation and end.
     memory: The largest memory of the process.
     device_memory: The memory of each device during training. If the device is the CPU, it is a part
@@ -127,7 +128,7 @@ def plan(name: str, root: str, seconds: float, *, use_pretrained: bool = True) -
         if epochs < SLOWER_EPOCHS:
             break
     measured = trial(choices)
-    numbers, expected = schedule(measured, seconds)
+    numbers, expected = schedule(measured, seconds, len(data.open_dataset(name, root, "val")))
     return Plan([*choices, *numbers], measured, expected)
 
 
@@ -144,6 +145,7 @@ def trial(choices: Sequence[Choice]) -> Trial:
             "workdir": workdir,
             "config.num_steps": TRIAL_STEPS,
             "config.eval_every": TRIAL_STEPS,
+            "config.eval.num_images": TRIAL_IMAGES,
             "config.optimizer.warmup_steps": 1,
         }
         words = [f"--{name}={value}" for name, value in flag_values.items()]
@@ -159,10 +161,12 @@ def trial(choices: Sequence[Choice]) -> Trial:
             lines = run.stderr.strip().splitlines() or [f"exit status {run.returncode}"]
             raise ValueError(f"a trial of {TRIAL_STEPS} steps failed: {lines[-1]}")
         cost = files.read_json(workdir / "cost.json")
+        num_images = files.read_json(workdir / "result.json")["num_eval_images"]
     batch_size = next(choice.value for choice in choices if choice.option == "batch_size")
     step, evaluation = batch_size / cost["images_per_second"], cost["seconds_per_evaluation"]
     rest = max(0.0, whole - TRIAL_STEPS * step - evaluation)
-    return Trial(step, evaluation, rest, cost["process_bytes"], cost["peak_bytes"])
+    memory = cost["process_bytes"], cost["peak_bytes"]
+    return Trial(step, evaluation / num_images, rest, *memory)
 
 
 def _normalization(found: Fingerprint) -> Choice:
@@ -315,26 +319,33 @@ def _batch_pixels(choices: Iterable[Choice]) -> int:
     return int(values["batch_size"] * np.prod(values["data.crop_size"]))
 
 
-def schedule(measured: Trial, seconds: float) -> tuple[list[Choice], float]:
-    """Chooses the numbers of steps and evaluations. Returns them with the expected time."""
-    num_evaluations = int(np.clip(EVALUATED * seconds / measured.evaluation, 1, 10))
-    usable = seconds * (1 - RESERVED) - measured.rest - num_evaluations * measured.evaluation
+def schedule(measured: Trial, seconds: float, num_images: int) -> tuple[list[Choice], float]:
+    """Chooses the numbers of steps and evaluations. Returns them with the expected time.
+
+    num_images: The number of images of the split to evaluate on.
+    """
+    affordable = int(EVALUATED * seconds / measured.evaluation)
+    evaluation = min(num_images, max(1, affordable)) * measured.evaluation
+    num_evaluations = int(np.clip(affordable // num_images, 1, 10))
+    usable = seconds * (1 - RESERVED) - measured.rest - num_evaluations * evaluation
     num_steps = min(int(usable / measured.step), MOST_STEPS)
     if num_steps < 1:
         raise ValueError(
             f"{duration(seconds)} are too short: the start takes {duration(measured.rest)}, a step "
-            f"{duration(measured.step)} and an evaluation {duration(measured.evaluation)}"
+            f"{duration(measured.step)} and an evaluation {duration(evaluation)}"
         )
     every = -(-num_steps // num_evaluations)
     step = f"A step takes {measured.step:.3f} s, and the start {duration(measured.rest)}."
-    evaluation = f"An evaluation takes {duration(measured.evaluation)}."
     choices = [
         Choice("num_steps", num_steps, step),
-        Choice("eval_every", every, evaluation),
+        Choice("eval_every", every, f"An evaluation takes {duration(evaluation)}."),
         Choice("checkpoint_every", every),
         Choice("log_every", max(1, num_steps // 100)),
         Choice("optimizer.warmup_steps", max(1, num_steps // 20)),
     ]
+    if affordable < num_images:
+        reason = f"An evaluation of all {num_images} images would take too much of the time."
+        choices.append(Choice("eval.num_images", max(1, affordable), reason))
     return choices, seconds * (1 - RESERVED) - usable + num_steps * measured.step
 
 

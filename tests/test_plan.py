@@ -22,7 +22,7 @@ def device(monkeypatch):
         trials.append(values)
         width = values.get("model.widths", (16,))[0]
         pixels = values["batch_size"] * np.prod(values["data.crop_size"])
-        return Trial(float(pixels / SPEED * width / 16), 2.0, 20.0, 10**9, 10**8)
+        return Trial(float(pixels / SPEED * width / 16), 0.5, 20.0, 10**9, 10**8)
 
     monkeypatch.setattr(plan, "trial", trial)
     return trials
@@ -72,6 +72,17 @@ def test_more_time_never_lowers_the_resolution_or_the_network(device, tiny_folde
 def test_a_plan_is_made_of_what_the_last_trial_ran(device, tiny_folder):
     values, _ = planned(tiny_folder, 60.0)
     assert device[-1].items() <= values.items()
+
+
+def test_few_images_are_evaluated_if_all_would_take_too_long():
+    measured = Trial(step=0.1, evaluation=2.0, rest=10.0, memory=1, device_memory=1)
+    for num_images, evaluated in ((5, None), (45, None), (46, 45)):
+        choices, expected = plan.schedule(measured, 900.0, num_images)
+        values = {choice.option: choice.value for choice in choices}
+        assert values.get("eval.num_images") == evaluated
+        num_evaluations = -(-values["num_steps"] // values["eval_every"])
+        assert num_evaluations * 2.0 * (evaluated or num_images) <= 0.1 * 900
+        assert 0.9 * 900 < expected <= 900
 
 
 def test_too_short_a_time_is_refused(device, tiny_folder):
