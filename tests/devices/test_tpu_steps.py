@@ -7,6 +7,7 @@ import importlib.util
 import re
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from dense_jax import summary
@@ -55,9 +56,11 @@ def test_steps_for_tpus_reduce_each_gradient_once_and_reuse_the_state(name):
     config = small(**VARIANTS[name])
     compiled, training = compiled_step(config)
     params = training.shapes().params
-    size = 4 * sum(x.size for x in jax.tree.leaves(params))
+    # Gradients of a convolution have its type.
+    itemsize = jnp.dtype(config.model.dtype).itemsize
+    size = itemsize * sum(x.size for x in jax.tree.leaves(params))
     found = tpu_compiler.collectives(compiled)
-    assert size <= found["all-reduce"][1] < 1.2 * size  # batch norms have small ones
+    assert 0.99 * size < found["all-reduce"][1] < 1.2 * size  # batch norms have small ones
     moved = {"all-gather", "collective-permute"} if config.optimizer.sharded else set()
     assert set(found) == {"all-reduce"} | moved
     assert all(found[kind][1] <= size for kind in moved)
@@ -84,4 +87,4 @@ def test_the_summary_agrees_with_the_compiler():
     compiled, _ = compiled_step(config)
     temporaries = compiled.memory_analysis().temp_size_in_bytes
     assert f"| {temporaries / 1e6:,.1f} MB |" in re.sub(" +", " ", table)
-    assert "encoder/stride1/conv1/conv" in layers
+    assert "| decoder/stride1/conv" in layers
