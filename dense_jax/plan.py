@@ -55,6 +55,7 @@ BATCH_PIXELS = (4 * 96**2, 16 * 512**2)  # the least and the largest size of a b
 MOST_STEPS = 40_000
 DIFFERING_EXPOSURE = 0.3  # the exposure spread above which each image is normalized on its own
 MANY_EXPOSURES = 1.0  # the exposure spread above which colors change also in few passes
+MANY_SIZES = 2.0  # the ratio of sizes above which the zoom changes also in few passes
 UPRIGHT = 0.1  # the difference between halves above which images have an upper side
 RARE = 0.002  # classes are weighted if one has a smaller share of the pixels
 COMMONEST = 0.9  # crops in which one class has a larger share are redrawn
@@ -208,14 +209,18 @@ def _augmentation(found: Fingerprint, num_channels: int, epochs: float) -> list[
     epochs: The number of passes over the training images.
     """
     choices = []
+    ratio = float((found.sizes.max(axis=0) / found.sizes.min(axis=0)).max())
+    if epochs >= MANY_EPOCHS or ratio > MANY_SIZES:
+        reason = (
+            f"Sizes of images differ up to {ratio:.1f} times. Those of objects may differ, too."
+        )
+        choices.append(Choice("augment.scale", 0.4, reason))
     if epochs < MANY_EPOCHS:
         reason = (
             f"In less than {MANY_EPOCHS} passes, a network learns more from the images as they are."
         )
         choices.append(Choice("augment.flip", 0.0, reason))
     else:
-        reason = f"After {MANY_EPOCHS} passes, a network should see images that differ."
-        choices.append(Choice("augment.scale", 0.4, reason))
         differ = f"Classes in the upper and the lower half differ by {100 * found.upright:.0f} %"
         if found.upright >= UPRIGHT:
             reason = f"{differ}, so images have an upper side."
