@@ -243,7 +243,11 @@ def _geo_tags(tags: "tifffile.TiffPage") -> GeoTags:
     if tags.tags.valueof("Orientation", 1) != 1:
         return ()
     present = (tag for code in _GEO_TAGS if (tag := tags.tags.get(code)) is not None)
-    return tuple((tag.code, int(tag.dtype), tag.count, tag.value, True) for tag in present)
+    values = ((tag, tag.value) for tag in present)
+    return tuple(
+        (tag.code, int(tag.dtype), tag.count, v.encode() if isinstance(v, str) else v, True)
+        for tag, v in values
+    )
 
 
 def _check_single(num_pages: int) -> None:

@@ -190,7 +190,7 @@ def cut(images: Images, tiles: Tiles, levels_of: Rule | None = None) -> Iterator
             levels, strips = None, images.strips(i)
             if levels_of is not None:
                 levels, strips = levels_of.read(
-                    functools.partial(images.strips, i), images.sizes[i]
+                    functools.partial(images.strips, i), images.sizes[i].tolist()
                 )
             reader = _Reader(strips, int(images.sizes[i][0]))
             for number in tiles.of_image(i):

@@ -208,7 +208,7 @@ class GeoTiff(Rows):
         (rows,) = self._waiting
         last = self._tiles(rows) if len(rows) else b""
         offsets = start + np.cumsum([0, *self._lengths[:-1]])
-        with tifffile.TiffFile(self._unfinished, mode="r+b") as tiff:
+        with tifffile.TiffFile(self._unfinished, mode="r+") as tiff:
             tags = tiff.pages.first.tags
             tags["TileOffsets"].overwrite(offsets.tolist())
             tags["TileByteCounts"].overwrite(self._lengths)
