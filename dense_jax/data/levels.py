@@ -177,11 +177,9 @@ class WithLevels(Wrapper):
 def _masked(example: Mapping[str, Any]) -> Image:
     """Returns the image of an example, as a masked array if some of its pixels are nodata."""
     image, nodata = example["image"], example.get("nodata")
-    return (
-        image
-        if nodata is None
-        else np.ma.array(image, mask=np.broadcast_to(nodata[..., None], image.shape))
-    )
+    if nodata is None:
+        return image
+    return np.ma.array(image, mask=np.broadcast_to(nodata[..., None], image.shape))
 
 
 def filled(image: Image, levels: Levels | None) -> Image:
@@ -191,8 +189,10 @@ def filled(image: Image, levels: Levels | None) -> Image:
     """
     if levels is None or not isinstance(image, np.ma.MaskedArray):
         return np.ma.getdata(image)
-    middle = levels.mean(axis=0).round()
-    return np.where(np.ma.getmaskarray(image), middle, image.data).astype(image.dtype)
+    middle = levels.mean(axis=0)
+    if image.dtype.kind == "u":  # a range may reach beyond the dtype
+        middle = middle.clip(0, np.iinfo(image.dtype).max)
+    return np.where(np.ma.getmaskarray(image), middle.astype(image.dtype), image.data)
 
 
 def with_levels(source: Examples, levels_of: Rule | None) -> Examples:

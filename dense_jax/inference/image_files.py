@@ -25,12 +25,12 @@ class Image(NamedTuple):
     page: int | None
     name: str  # the start of the file names of the results
     size: tuple[int, int]  # height and width, in pixels
-    nodata: float | None = None  # the value of missing pixels
-    geo_tags: decode.GeoTags = ()  # the tags that place the image on the earth
+    nodata: float | None = None  # these two as in `decode.Header`
+    geo_tags: decode.GeoTags = ()
 
     @property
     def is_geotiff(self) -> bool:
-        """Returns whether the image lies on the earth, or has missing pixels, as GDAL's files."""
+        """Returns whether the file has geo tags or declares a nodata value."""
         return bool(self.geo_tags) or self.nodata is not None
 
 
@@ -90,8 +90,8 @@ def headers(paths: Sequence[Path], max_pixels: float = np.inf) -> tuple[list[Ima
                     try:
                         file.seek(0)
                         header = decode.image_header(file, describe(path, page), page, max_pixels)
-                        how = header.nodata, header.geo_tags
-                        images.append(Image(path, page, name, header[:2], *how))
+                        geo = header.nodata, header.geo_tags
+                        images.append(Image(path, page, name, header[:2], *geo))
                     except ValueError as problem:
                         problems.append(str(problem))
         except (OSError, ValueError) as problem:

@@ -134,7 +134,8 @@ class Predictor:
     def __call__(self, image: AnyImage) -> UInt8[np.ndarray, "h w"]:
         """Returns the class of each pixel of an image: a file, a Pillow image or an array.
 
-        Pixels without data in a GeoTIFF file are IGNORE_LABEL (255).
+        In a GeoTIFF file, pixels that are nodata in all bands get IGNORE_LABEL (255).
+
         Raises ValueError if the image cannot be read, or does not fit the network's channels.
         """
         return self._map(image, "classes", {})

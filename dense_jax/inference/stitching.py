@@ -25,7 +25,8 @@ class Images(Protocol):
     def strips(self, i: int) -> Iterator[np.ndarray]:
         """Yields the rows of image i from top to bottom, as arrays [_, w, c].
 
-        The arrays are masked where the image has no data; see `decode.convert`.
+        If the image declares a nodata value, they are masked arrays; see `decode.convert`.
+
         Raises ValueError or OSError at a broken part of the file.
         """
         ...
