@@ -68,7 +68,7 @@ def network(monkeypatch):
         "value_range": (0, 1000),
     }
     predictor = Predictor(
-        logits_step, {}, dataset, "image", tile_size=(16, 16), margin=2, context=0, batch_size=4
+        logits_step, {}, dataset, "image", tile_size=(64, 64), margin=2, context=0, batch_size=4
     )
     monkeypatch.setattr(predict, "load", lambda *_: predictor)
     return predictor
@@ -81,13 +81,14 @@ def small(monkeypatch):
     monkeypatch.setattr(image_strips, "STRIP", 500)
 
 
-@pytest.mark.parametrize("large", [False, True])
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place, large", [("utm", False), ("turned", False), ("own", False), ("utm", True)]
+)
 def test_class_maps_lie_where_their_images_do(request, network, tmp_path, place, large):
     if large:
         request.getfixturevalue("small")
     path, out = tmp_path / "scene.tif", tmp_path / "out"
-    save(path, bands(600, 300), place, nodata=0, compress="deflate", tiled=True)
+    save(path, bands(300, 280), place, nodata=0, compress="deflate", tiled=True)
     assert predict.predict("", str(path), out, probabilities="tif") == []
     names = sorted(file.name for file in out.iterdir())
     assert names == ["legend.png", "scene.tif", "scene_overlay.png", "scene_probabilities.tif"]
@@ -101,7 +102,7 @@ def test_class_maps_lie_where_their_images_do(request, network, tmp_path, place,
         assert file.crs == image.crs and file.transform == image.transform
         most = file.read().argmax(axis=0)
     nodata = missing(path)
-    assert 0 < nodata.sum() == 200 * 150
+    assert nodata.sum() == 100 * 140
     np.testing.assert_array_equal(written == IGNORE_LABEL, nodata)
     np.testing.assert_array_equal(network(path), written)
     with Image.open(out / "scene.tif") as picture:
@@ -212,13 +213,24 @@ def test_nodata_does_not_count_in_levels_and_lies_between_them(root, normalizati
         found = examples[0]
         np.testing.assert_allclose(found["levels"], expected, rtol=1e-5, atol=1e-2)
         middle = np.broadcast_to(expected.mean(axis=0), found["image"][nodata].shape)
-        np.testing.assert_allclose(found["image"][nodata], middle, atol=0.6)
+        np.testing.assert_allclose(found["image"][nodata], middle, atol=1)
         np.testing.assert_array_equal(found["image"][~nodata], valid)
     images = image_files.ImageFiles(
         [image_files.single(root / "images" / "train" / "a.tif")], 4, None, "uint16"
     )
     in_prediction, _ = rule.read(lambda: images.strips(0), images.sizes[0].tolist())
     np.testing.assert_array_equal(in_prediction, found["levels"])
+
+
+@pytest.mark.parametrize(
+    "dtype, limits, middle",
+    [("float32", (0.2, 0.6), 0.4), ("uint16", (-100, 50), 0), ("uint16", (0, 200_000), 65535)],
+)
+def test_what_fills_nodata_has_the_type_of_the_image(dtype, limits, middle):
+    image = np.ma.array(np.ones((2, 1, 1), dtype), mask=[[[True]], [[False]]])
+    found = levels.filled(image, np.array(limits, np.float32)[:, None])
+    assert found.dtype == dtype and not isinstance(found, np.ma.MaskedArray)
+    np.testing.assert_allclose(found.ravel(), [middle, 1])
 
 
 def test_an_image_without_any_data_is_read_and_predicted(network, tmp_path):
