@@ -76,7 +76,8 @@ def read(
     with Path(path).open("rb") as file:
         decode.image_header(file, name, max_pixels=1e6 * max_megapixels)
         file.seek(0)
-        return decode.read_image(file, name, num_channels, dtype=dtype, value_range=value_range)
+        image = decode.read_image(file, name, num_channels, dtype=dtype, value_range=value_range)
+        return np.ma.getdata(image)
 
 
 def write_examples(workdir: str, folder: str) -> list[str]:

@@ -3,7 +3,9 @@
 python -m dense_jax.predict --workdir=DIR --images='GLOB' --output=OUT
 
 Writes these files, where NAME is the name of an image file without its extension:
-  OUT/NAME.png: The class IDs as palette indices, at the size of the image.
+  OUT/NAME.png: The class IDs as palette indices, at the size of the image. For a TIFF file with
+    geo tags or a nodata value, OUT/NAME.tif instead: a GeoTIFF file with the same geo tags, where
+    255 is nodata.
   OUT/NAME_overlay.png: The image, overlaid with the class colors. Class 0 stays clear.
   OUT/legend.png: The colors and names of the classes that are in the results.
   OUT/NAME_probabilities.npy or .tif: The probabilities, float16 [h, w, num_classes] (optional).
@@ -138,7 +140,7 @@ def predict(
     if probabilities:
         endings["probabilities"] = f"_probabilities.{probabilities}"
     readable, problems = image_files.headers(paths, 1e6 * max_megapixels)
-    files = [output / (image.name + ending) for image in readable for ending in endings.values()]
+    files = [path for image in readable for path in results.paths(image, output, endings).values()]
     tables = [output / "objects.csv", output / "counts.csv"] if objects else []
     legend = output / "legend.png"
     _check([*files, *tables], legend, overwrite, {os.path.realpath(path) for path in paths})

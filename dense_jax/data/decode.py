@@ -25,22 +25,33 @@ InMemory = Image.Image | np.ndarray  # an image [h, w] or [h, w, c] that is in n
 Range = Sequence[int | float]  # (low, high): the values that stand for gray levels 0 and 255
 MAX_BYTES = 2**33  # the largest image that can be decoded
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+GeoTags = tuple[tuple[int, int, int, Any, bool], ...]  # as tifffile writes them as `extratags`
+GDAL_NODATA = 42113  # the tag with the value of missing pixels, as text
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # first bytes of TIFF and BigTIFF
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")  # formats that Pillow may open
 _GRAY_MODES = ("1", "L", "LA")
 _UNDECLARED = -1
+# The tags that place an image on the earth: ModelPixelScale, ModelTiepoint, ModelTransformation,
+# GeoKeyDirectory, GeoDoubleParams and GeoAsciiParams (OGC 19-008r4, GeoTIFF 1.1).
+_GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)
 
 Image.MAX_IMAGE_PIXELS = None  # MAX_BYTES replaces Pillow's limit
 
 
 class Header(NamedTuple):
-    """The size of an image in pixels, its number of channels, and the type of its values."""
+    """The size of an image in pixels, its number of channels, and the type of its values.
+
+    nodata: The value of missing pixels in a TIFF file that GDAL wrote, or None; see `convert`.
+    geo_tags: The tags of a GeoTIFF file that place the image on the earth.
+    """
 
     height: int
     width: int
     channels: int
     dtype: np.dtype
+    nodata: float | None = None
+    geo_tags: GeoTags = ()
 
 
 class _Opened(NamedTuple):
@@ -50,6 +61,8 @@ class _Opened(NamedTuple):
     dtype: np.dtype  # of the values in the file
     decode: Callable[[], np.ndarray]  # returns the pixels as stored, in the stored dtype
     orientation: int = 1  # EXIF orientation, 1 to 8
+    nodata: float | None = None
+    geo_tags: GeoTags = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -79,7 +92,7 @@ def image_header(
             f"{where}: has {h} x {w} pixels (height x width), more than {max_pixels / 1e6:g} "
             "megapixels; if that is right, raise --max_megapixels"
         )
-    return Header(h, w, c, opened.dtype.newbyteorder("="))
+    return Header(h, w, c, opened.dtype.newbyteorder("="), opened.nodata, opened.geo_tags)
 
 
 def pages(file: BinaryFile, where: str) -> Sequence[int | None]:
@@ -104,6 +117,7 @@ def read_image(
     """Decodes an image and applies its orientation. Drops alpha channels, except in TIFF files.
 
     If `num_channels` is 3, gray images become RGB. If `num_channels` is 1, RGB images become gray.
+    If the file declares a nodata value, the result is a masked array; see `convert`.
 
     file: An image file, or an image in memory. An array is read like a .npy file, and a Pillow
       image like the PNG, JPEG or WebP file that it was opened from, or else like a PNG file.
@@ -121,7 +135,7 @@ def read_image(
     with reading(where):
         _check_bytes(math.prod(opened.shape) * opened.dtype.itemsize)
         pixels = opened.pixels()
-    return convert(pixels, where, num_channels, dtype, value_range)
+    return convert(pixels, where, num_channels, dtype, value_range, opened.nodata)
 
 
 def check_channels(c: int, where: str, num_channels: int) -> None:
@@ -144,8 +158,21 @@ def convert(
     num_channels: int,
     dtype: str = "uint8",
     value_range: Range | None = None,
+    nodata: float | None = None,
 ) -> Shaped[np.ndarray, "h w c"]:
-    """Converts decoded rows of an image to a dtype and a number of channels; see `read_image`."""
+    """Converts decoded rows of an image to a dtype and a number of channels; see `read_image`.
+
+    nodata: The value of missing data in each channel, possibly NaN, or None. If it is not None, the
+      result is a NumPy masked array, in which pixels that have this value in all channels are
+      masked and 0. In float images, this value also becomes 0 where only some channels have it.
+    """
+    if nodata is not None:
+        with np.errstate(over="ignore"):  # the value may lie outside the dtype
+            missing = np.isnan(pixels) if math.isnan(nodata) else pixels == nodata
+        masked = missing.all(axis=2, keepdims=True)
+        pixels = np.where(missing if pixels.dtype.kind == "f" else masked, 0, pixels)
+        converted = convert(pixels, where, num_channels, dtype, value_range)
+        return np.ma.array(converted, mask=np.broadcast_to(masked, converted.shape))
     c = pixels.shape[2]
     pixels = _to_dtype(pixels, where, dtype, value_range)
     if (c, num_channels) == (1, 3):
@@ -195,8 +222,32 @@ def _open(file: BinaryFile | InMemory, page: int | None) -> _Opened:
     tags = tiff.pages[page].aspage()
     if tags.photometric > 2 or tags.bitspersample < 8:  # palettes, CMYK, YCbCr, masks etc.
         file.seek(0)
-        return _open_picture(_open_pillow(file, page))
-    return _open_tiff_page(tags)
+        opened = _open_picture(_open_pillow(file, page))
+    else:
+        opened = _open_tiff_page(tags)
+    return opened._replace(nodata=_nodata(tags), geo_tags=_geo_tags(tags))
+
+
+def _nodata(tags: "tifffile.TiffPage") -> float | None:
+    """Returns the value of missing pixels, or None if there is none or it is no decoded value."""
+    if tags.photometric not in (1, 2, 6) or tags.bitspersample < 8:  # palette indices etc.
+        return None
+    try:
+        return float(tags.tags.valueof(GDAL_NODATA, "").strip("\0 "))
+    except (AttributeError, ValueError):  # no text, or no number
+        return None
+
+
+def _geo_tags(tags: "tifffile.TiffPage") -> GeoTags:
+    """Returns the tags that place an image on the earth. They do not describe a rotated image."""
+    if tags.tags.valueof("Orientation", 1) != 1:
+        return ()
+    present = (tag for code in _GEO_TAGS if (tag := tags.tags.get(code)) is not None)
+    values = ((tag, tag.value) for tag in present)
+    return tuple(
+        (tag.code, int(tag.dtype), tag.count, v.encode() if isinstance(v, str) else v, True)
+        for tag, v in values
+    )
 
 
 def _check_single(num_pages: int) -> None:

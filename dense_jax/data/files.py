@@ -18,6 +18,7 @@ from jaxtyping import Int32, UInt8
 
 from dense_jax.data import decode
 from dense_jax.data.source import Source
+from dense_jax.labels import IGNORE_LABEL
 from dense_jax.spelling import some
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".npy")
@@ -194,7 +195,11 @@ class Files(Source):
         with label_path.open("rb") as file:
             label = decode.read_label(file, f"{label_path}{of_page}", self._table, page)
         decode.check_same_size(image, label, where)
-        return {"image": image, "label": label, "name": name}
+        example = {"image": np.ma.getdata(image), "label": label, "name": name}
+        if isinstance(image, np.ma.MaskedArray):
+            nodata = np.ma.getmaskarray(image)[..., 0]
+            return example | {"label": np.where(nodata, IGNORE_LABEL, label), "nodata": nodata}
+        return example
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:

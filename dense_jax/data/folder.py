@@ -30,6 +30,8 @@ otherwise as float32. "range" says which values are black and white, that is, gr
 Values outside the range are kept. Images that are not 8-bit need a range, unless the network
 normalizes by their own values (config.model.normalization is "image", "percentiles" or "dataset").
 If 8-bit images are mixed with others, their 0 and 255 are the two values of the range.
+
+Pixels of a GeoTIFF file that have GDAL's nodata value in all bands are ignored, whatever their label.
 """
 
 import collections

@@ -50,7 +50,8 @@ def strips(
     """
     where = describe(path, page)
     with path.open("rb") as file:
-        shape = decode.image_header(file, where, page)[:3]
+        header = decode.image_header(file, where, page)
+        shape = header[:3]
         decode.check_channels(shape[2], where, num_channels)
         file.seek(0)
         rows = None
@@ -66,7 +67,7 @@ def strips(
     for start in range(0, shape[0], height):
         with decode.reading(where):
             pixels = rows(start, min(start + height, shape[0]))
-        yield decode.convert(pixels, where, num_channels, dtype, value_range)
+        yield decode.convert(pixels, where, num_channels, dtype, value_range, header.nodata)
 
 
 def describe(path: pathlib.Path, page: int | None) -> str:

@@ -14,7 +14,8 @@ A floor keeps the network's input finite for an image that is constant: sd, and 
 the percentiles, are at least 1 gray level of the range in dataset.json. The range of 8-bit images is
 0 to 255. If there is no range, it is that of the image's own values.
 
-Statistics are of the whole image as it is stored, on a regular grid of at most 2^20 pixels. They
+Statistics are of the whole image as it is stored, on a regular grid of at most 2^20 pixels. Pixels
+that are masked as nodata do not count, and get the value halfway between the levels. Statistics
 never depend on padding, crops or tiles, or on how the image is read. Only NumPy is used.
 """
 
@@ -146,7 +147,7 @@ def of_split(source: Source) -> Levels:
             return np.load(cache)
 
     def moments(example: dict[str, Any]) -> _Moments:
-        image = example["image"]
+        image = _masked(example)
         return _moments(_sample([image], image.shape[:2]))
 
     parts, errors = verify.scan(source, moments)
@@ -168,8 +169,30 @@ class WithLevels(Wrapper):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         example = self._source[i]
-        image = example["image"]
-        return example | {"levels": self._rule([image], image.shape[:2])}
+        image = _masked(example)
+        levels = self._rule([image], image.shape[:2])
+        return example | {"image": filled(image, levels), "levels": levels}
+
+
+def _masked(example: Mapping[str, Any]) -> Image:
+    """Returns the image of an example, as a masked array if some of its pixels are nodata."""
+    image, nodata = example["image"], example.get("nodata")
+    if nodata is None:
+        return image
+    return np.ma.array(image, mask=np.broadcast_to(nodata[..., None], image.shape))
+
+
+def filled(image: Image, levels: Levels | None) -> Image:
+    """Returns an image with the value halfway between the levels where it is masked.
+
+    Without levels, masked pixels stay as they are.
+    """
+    if levels is None or not isinstance(image, np.ma.MaskedArray):
+        return np.ma.getdata(image)
+    middle = levels.mean(axis=0)
+    if image.dtype.kind == "u":  # a range may reach beyond the dtype
+        middle = middle.clip(0, np.iinfo(image.dtype).max)
+    return np.where(np.ma.getmaskarray(image), middle.astype(image.dtype), image.data)
 
 
 def with_levels(source: Examples, levels_of: Rule | None) -> Examples:
@@ -204,6 +227,10 @@ def _sample(strips: Iterable[Image], size: Iterable[int]) -> Samples:
     for strip in strips:
         parts.append(strip[-start % k :: k, ::k].reshape(-1, strip.shape[2]))
         start += len(strip)
+    if any(isinstance(part, np.ma.MaskedArray) for part in parts):
+        samples = np.ma.concatenate(parts)
+        valid = ~np.ma.getmaskarray(samples)[:, 0]
+        parts = [samples.data[valid] if valid.any() else samples.data]
     return np.ascontiguousarray(np.concatenate(parts).T)  # so that sums have one order
 
 

@@ -136,6 +136,7 @@ def fit(
         size.append(min(length, room))
         window.append(slice(start, start + size[-1]))
     fitted = dict(example, size=np.array(size, np.int32))
+    fitted.pop("nodata", None)  # the label ignores these pixels
     fills = {"image": 0, "label": IGNORE_LABEL} | {field.name: field.fill for field in fields}
     for name, fill in fills.items():
         array = example[name][tuple(window)]

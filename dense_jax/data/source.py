@@ -29,7 +29,8 @@ class Examples(abc.ABC):
 
     examples[i] is {"image": `dtype` [h, w, num_channels], "label": int32/uint8 [h, w], "name": str}
     plus an array [h, w, ...] for each of `fields`. Labels are in [0, num_classes) or IGNORE_LABEL. If
-    `has_levels`, each example also has `levels`, float32 [2, num_channels]; see `data.levels`.
+    `has_levels`, each example also has `levels`, float32 [2, num_channels]; see `data.levels`. An
+    example may have `nodata`, bool [h, w], which marks missing pixels. Their label is IGNORE_LABEL.
     """
 
     num_channels: int  # 1 (gray), 3 (RGB) or any other number

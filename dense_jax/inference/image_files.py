@@ -25,6 +25,13 @@ class Image(NamedTuple):
     page: int | None
     name: str  # the start of the file names of the results
     size: tuple[int, int]  # height and width, in pixels
+    nodata: float | None = None  # these two as in `decode.Header`
+    geo_tags: decode.GeoTags = ()
+
+    @property
+    def is_geotiff(self) -> bool:
+        """Returns whether the file has geo tags or declares a nodata value."""
+        return bool(self.geo_tags) or self.nodata is not None
 
 
 def find(arguments: Sequence[str], output: Path) -> list[Path]:
@@ -83,7 +90,8 @@ def headers(paths: Sequence[Path], max_pixels: float = np.inf) -> tuple[list[Ima
                     try:
                         file.seek(0)
                         header = decode.image_header(file, describe(path, page), page, max_pixels)
-                        images.append(Image(path, page, name, header[:2]))
+                        geo = header.nodata, header.geo_tags
+                        images.append(Image(path, page, name, header[:2], *geo))
                     except ValueError as problem:
                         problems.append(str(problem))
         except (OSError, ValueError) as problem:

@@ -27,6 +27,7 @@ from dense_jax.devices.one_step_late import OneStepLate
 from dense_jax.inference import exported, image_files, tta
 from dense_jax.inference.stitching import Failure, Images, Stitcher, Strip, Tile, cut
 from dense_jax.inference.threads import ahead
+from dense_jax.labels import IGNORE_LABEL
 from dense_jax.spelling import some
 
 # Converts the probabilities of an image region, float32 [n, m, num_classes], to a map [n, m, ...].
@@ -133,6 +134,8 @@ class Predictor:
     def __call__(self, image: AnyImage) -> UInt8[np.ndarray, "h w"]:
         """Returns the class of each pixel of an image: a file, a Pillow image or an array.
 
+        In a GeoTIFF file, pixels that are nodata in all bands get IGNORE_LABEL (255).
+
         Raises ValueError if the image cannot be read, or does not fit the network's channels.
         """
         return self._map(image, "classes", {})
@@ -202,6 +205,9 @@ class Predictor:
                 if maps:
                     probabilities = stitcher.blend(number, outputs["probabilities"])
                     blocks |= {name: make(probabilities) for name, make in maps.items()}
+                if tile.nodata is not None:
+                    nodata = stitcher.crop(number, tile.nodata)
+                    blocks["classes"] = np.where(nodata, IGNORE_LABEL, blocks["classes"])
                 if strip := stitcher.add(number, blocks):
                     yield strip
 

@@ -45,6 +45,12 @@ def maps(wanted: Wanted) -> dict[str, MakeMap]:
     return {name: make for name, make in MAPS.items() if name in needed}
 
 
+def paths(image: image_files.Image, output: Path, endings: Mapping[str, str]) -> dict[str, Path]:
+    """Returns the result files of an image by kind. The class map of a GeoTIFF file is one, too."""
+    own = {**endings, "classes": ".tif"} if image.is_geotiff else endings
+    return {kind: output / (image.name + ending) for kind, ending in own.items()}
+
+
 class ImageResults:
     """Makes the results of one image, whose strips are added from top to bottom.
 
@@ -59,11 +65,13 @@ class ImageResults:
         self.classes = set[int]()
         self.objects = object_maps.ObjectsOfImage(image.size[0], wanted.object_kinds)
         self.files: dict[str, writers.Rows] = {}
-        for kind, ending in wanted.endings.items():
-            path = output / (image.name + ending)
+        for kind, path in paths(image, output, wanted.endings).items():
             if kind == "probabilities":
                 shape = *image.size, len(predictor.class_names)
-                self.files[kind] = writers.Array(path, shape)
+                self.files[kind] = writers.Array(path, shape, image.geo_tags)
+            elif path.suffix == ".tif":
+                palette = predictor.palette
+                self.files[kind] = writers.GeoTiff(path, image.size, palette, image.geo_tags)
             else:
                 self.files[kind] = writers.Png(
                     path,

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, Shaped
+from jaxtyping import Bool, Float32, Shaped
 
-from dense_jax.data.levels import Rule
+from dense_jax.data.levels import Rule, filled
 from dense_jax.data.tiles import Place, Tiles
 
 
@@ -25,17 +25,23 @@ class Images(Protocol):
     def strips(self, i: int) -> Iterator[np.ndarray]:
         """Yields the rows of image i from top to bottom, as arrays [_, w, c].
 
+        If the image declares a nodata value, they are masked arrays; see `decode.convert`.
+
         Raises ValueError or OSError at a broken part of the file.
         """
         ...
 
 
 class Tile(NamedTuple):
-    """The index of a tile in a `Tiles` object, its pixels, and the levels of its image if any."""
+    """The index of a tile in a `Tiles` object, its pixels, and the levels of its image if any.
+
+    nodata: Marks the missing pixels, if the image declares a value for them.
+    """
 
     number: int
     image: Shaped[np.ndarray, "th tw c"]
     levels: Float32[np.ndarray, "2 c"] | None = None
+    nodata: Bool[np.ndarray, "th tw"] | None = None
 
 
 class Failure(NamedTuple):
@@ -185,13 +191,16 @@ def cut(images: Images, tiles: Tiles, levels_of: Rule | None = None) -> Iterator
             levels, strips = None, images.strips(i)
             if levels_of is not None:
                 levels, strips = levels_of.read(
-                    functools.partial(images.strips, i), images.sizes[i]
+                    functools.partial(images.strips, i), images.sizes[i].tolist()
                 )
             reader = _Reader(strips, int(images.sizes[i][0]))
             for number in tiles.of_image(i):
                 rows, columns = tiles.shown(number)
                 first, pixels = reader.read(int(rows.min()), int(rows.max()) + 1)
-                yield Tile(number, pixels[(rows - first)[:, None], columns], levels)
+                shown = pixels[(rows - first)[:, None], columns]
+                is_masked = isinstance(shown, np.ma.MaskedArray)
+                nodata = np.ma.getmaskarray(shown)[..., 0] if is_masked else None
+                yield Tile(number, filled(shown, levels), levels, nodata)
         except (OSError, ValueError) as problem:
             yield Failure(i, problem)
 
@@ -217,5 +226,7 @@ class _Reader:
                     raise ValueError(f"ended after {end} rows, but {self._height} were expected")
                 parts.append(strip)
                 end += len(strip)
-            self._first, self._rows = start, np.concatenate(parts)
+            is_masked = isinstance(parts[0], np.ma.MaskedArray)
+            join = np.ma.concatenate if is_masked else np.concatenate
+            self._first, self._rows = start, join(parts)
         return self._first, self._rows

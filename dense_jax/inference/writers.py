@@ -6,6 +6,7 @@ image or none. Does not import jax.
 
 import contextlib
 import errno
+import itertools
 import struct
 import zlib
 from collections.abc import Generator, Iterable, Mapping
@@ -15,6 +16,11 @@ from typing import IO
 import numpy as np
 from jaxtyping import UInt, UInt8
 
+from dense_jax.class_colors import IGNORED_COLOR
+from dense_jax.data.decode import GDAL_NODATA, GeoTags
+from dense_jax.labels import IGNORE_LABEL
+
+TILE = 256  # the height and width of the tiles of GeoTIFF files, in pixels
 # Disk errors. They affect all files, not only the current one.
 _ERRORS_OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
@@ -115,13 +121,13 @@ def _chunk(name: bytes, data: bytes) -> bytes:
 class Array(Rows):
     """A float16 array [h, w, k] in a .npy file or, for any other extension, in a TIFF file.
 
-    The rows are written with file I/O, which raises an error if the disk is full. Writing through a
+    Only a TIFF file holds the geo tags. The rows are written with file I/O, which raises an error if the disk is full. Writing through a
     memory map would kill the process instead.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int, int]):
+    def __init__(self, path: Path, shape: tuple[int, int, int], geo_tags: GeoTags = ()):
         super().__init__(path, shape[0])
-        self._shape = shape
+        self._shape, self._geo_tags = shape, geo_tags
 
     def _open(self) -> IO[bytes]:
         if self.path.suffix == ".npy":
@@ -136,10 +142,88 @@ class Array(Rows):
                 photometric="minisblack",
                 planarconfig="contig",
                 metadata=None,
+                extratags=self._geo_tags,
             )
         file = self._unfinished.open("r+b")
         file.seek(array.offset)
         return file
+
+
+class GeoTiff(Rows):
+    """A GeoTIFF file with rows of classes [n, w]: deflated tiles, the colors, and the geo tags.
+
+    Its nodata value is IGNORE_LABEL. A file that might exceed 4 GiB is a BigTIFF file.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        size: tuple[int, int],
+        palette: UInt8[np.ndarray, "classes 3"],
+        geo_tags: GeoTags,
+    ):
+        super().__init__(path, size[0])
+        self._size, self._palette, self._geo_tags = size, palette, geo_tags
+        self._waiting: list[np.ndarray] = []  # rows that do not fill a row of tiles yet
+        self._lengths: list[int] = []  # of the tiles in the file, in bytes
+
+    def _open(self) -> IO[bytes]:
+        """Writes a file whose tiles are all empty."""
+        import tifffile  # slow to import, and rarely needed
+
+        height, width = self._size
+        colors = np.full((256, 3), IGNORED_COLOR, np.uint16)
+        colors[: len(self._palette)] = self._palette
+        num_tiles = -(-height // TILE) * -(-width // TILE)
+        tifffile.imwrite(
+            self._unfinished,
+            itertools.repeat(b"", num_tiles),
+            shape=self._size,
+            dtype=np.uint8,
+            bigtiff=num_tiles * TILE**2 > 2**32 - 2**26,  # deflating may add some bytes
+            tile=(TILE, TILE),
+            compression="zlib",
+            photometric="palette",
+            colormap=257 * colors.T,
+            metadata=None,
+            software=False,
+            extratags=[*self._geo_tags, (GDAL_NODATA, "s", 0, str(IGNORE_LABEL), True)],
+        )
+        return self._unfinished.open("ab")
+
+    def _encode(self, rows: UInt8[np.ndarray, "n w"]) -> bytes:
+        """Returns the rows of tiles that the rows complete."""
+        waiting = np.concatenate([*self._waiting, rows])
+        num_ready = len(waiting) // TILE * TILE
+        self._waiting = [waiting[num_ready:].copy()]
+        return b"".join(self._tiles(waiting[top : top + TILE]) for top in range(0, num_ready, TILE))
+
+    def _end(self) -> bytes:
+        """Returns the last row of tiles, and writes into the tags where all tiles are."""
+        import tifffile
+
+        assert self._file is not None
+        start = self._file.tell() - sum(self._lengths)
+        (rows,) = self._waiting
+        last = self._tiles(rows) if len(rows) else b""
+        offsets = start + np.cumsum([0, *self._lengths[:-1]])
+        with tifffile.TiffFile(self._unfinished, mode="r+") as tiff:
+            tags = tiff.pages.first.tags
+            tags["TileOffsets"].overwrite(offsets.tolist())
+            tags["TileByteCounts"].overwrite(self._lengths)
+        return last
+
+    def _tiles(self, rows: UInt8[np.ndarray, "n w"]) -> bytes:
+        """Returns the compressed tiles of a row of tiles, filled up with IGNORE_LABEL."""
+        height, width = rows.shape
+        margins = (0, TILE - height), (0, -width % TILE)
+        padded = np.pad(rows, margins, constant_values=IGNORE_LABEL)
+        tiles = [
+            zlib.compress(np.ascontiguousarray(padded[:, left : left + TILE]).data, 1)
+            for left in range(0, padded.shape[1], TILE)
+        ]
+        self._lengths += map(len, tiles)
+        return b"".join(tiles)
 
 
 class Together:

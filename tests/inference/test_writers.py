@@ -55,6 +55,34 @@ def test_arrays(tmp_path, ending, shape):
     assert path.read_bytes() == first  # no date, and nothing random
 
 
+@pytest.mark.parametrize("size", [(1, 1), (256, 256), (257, 255), (700, 600)], ids=str)
+@pytest.mark.parametrize("height", [1, 100, 1000])
+def test_tiled_class_maps(tmp_path, size, height):
+    path = tmp_path / "a.tif"
+    classes = RNG.integers(0, 256, size).astype(np.uint8)  # noise, which deflating enlarges
+    tags = ((33550, 12, 3, (10.0, 10.0, 0.0), True), (34737, 2, 6, "Zürich|".encode(), True))
+    write(writers.GeoTiff(path, size, PALETTE, tags), classes, height)
+    np.testing.assert_array_equal(tifffile.imread(path), classes)
+    with tifffile.TiffFile(path) as tiff:
+        assert tiff.pages.first.tags[33550].value == (10.0, 10.0, 0.0)
+        assert tiff.pages.first.tags[34737].value == "Zürich|"
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(np.asarray(image), classes)
+        assert image.getpalette()[:21] == PALETTE.ravel().tolist()
+    first = path.read_bytes()
+    write(writers.GeoTiff(path, size, PALETTE, tags), classes, height)
+    assert path.read_bytes() == first  # no date, and nothing random
+
+
+def test_a_class_map_that_may_exceed_4_gib_is_a_big_tiff(tmp_path):
+    file = writers.GeoTiff(tmp_path / "a.tif", (2**16, 2**16), PALETTE, ())
+    file.write(np.ones((1, 2**16), np.uint8))
+    with tifffile.TiffFile(tmp_path / ".a.tif.tmp") as tiff:
+        assert tiff.is_bigtiff and tiff.pages.first.shape == (2**16, 2**16)
+    file.remove()
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_array_of_more_than_4_gib_is_a_big_tiff(tmp_path):
     file = writers.Array(tmp_path / "a.tif", (2**16, 2**13, 5))  # almost all of it is a hole
     file.write(np.ones((1, 2**13, 5), np.float16))
