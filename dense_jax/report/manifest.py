@@ -135,6 +135,8 @@ def caption(report: Report) -> list[str]:
             f"*: p < 0.05 against {_baseline(report)}, in a two-sided paired t-test over seeds with "
             "Holm's correction."
         )
+    if any(row.below_baseline for row in report.rows):
+        sentences.append(f"{BELOW}: a class has a lower IoU than without a network.")
     return sentences
 
 

@@ -49,9 +49,12 @@ class Style(NamedTuple):
     percent: bool = False
     names: Mapping[str, str] = {}  # {name: new name}
 
-    def heading(self, label: str, unit: str = "") -> str:
-        """Returns the heading of a column of scores, with the unit of its numbers."""
-        unit = unit or ("%" if self.percent else "")
+    def heading(self, label: str, unit: str = "", percent: str = "%") -> str:
+        """Returns the heading of a column of scores, with the unit of its numbers.
+
+        percent: The unit of percentages, "%", or "points" for their differences.
+        """
+        unit = unit or (percent if self.percent else "")
         return f"{label} ({unit})" if unit else label
 
     def score(self, value: float, unit: str = "", *, sign: str = "-") -> str:
@@ -304,9 +307,10 @@ def _columns(
                 offered[path.removeprefix("eval/")] = Column(path, label, *how)
     for name in chosen or ():
         if name not in offered:
+            means = ", ".join(other for other in offered if "/" not in other)
             raise ValueError(
-                f"--columns: the runs have no score {name!r}{suggestion(name, offered)}. They have "
-                f"{', '.join(offered)}"
+                f"--columns: the runs have no score {name!r} among {means} and those of single "
+                f"classes, METRIC/CLASS{suggestion(name, offered)}"
             )
     classes = [name for name in offered if name.startswith("iou/")] if per_class else []
     return [offered[name] for name in dict.fromkeys([*(chosen or usual), *classes])]

@@ -36,9 +36,8 @@ IMAGE_NOTE = (
     f"{NUM_DRAWS:,} bootstrap resamples of the images, the same for both rows, without correction. "
     "The test says whether the difference would hold on other images, given these trained networks. "
     "It does not say whether it would hold for networks trained with other seeds: the test over "
-    "seeds in the table of scores does, given these images. Images are treated as independent. "
-    "Frames of one video or slices of one volume are not, so that their p is too small and their "
-    "interval too narrow."
+    "seeds does, given these images. Images are treated as independent. Frames of one video or "
+    "slices of one volume are not, so that their p is too small and their interval too narrow."
 )
 
 SMALLEST_P = 0.00005  # p-values below round to 0.0000
@@ -129,7 +128,7 @@ def _devices(row: Row) -> list[str]:
 
 def seed_table(report: Report) -> Table:
     """Returns the table of the tests over seeds: one row per row compared with the baseline."""
-    headings = (report.style.heading(column.label, column.unit) for column in report.columns)
+    headings = (report.style.heading(label, unit, "points") for _, label, _, unit in report.columns)
     table = [[*map(Cell, report.fields), *map(Cell, headings)]]
     for row in report.rows:
         if row.differences:
@@ -155,7 +154,7 @@ def _p_text(p_value: float) -> str:
 def image_table(report: Report) -> Table:
     """Returns the table of the tests over images: one row per row compared with the baseline."""
     heads = [
-        Cell(report.style.heading("difference"), plain=("difference",)),
+        Cell(report.style.heading("difference", "", "points"), plain=("difference",)),
         Cell("95 % interval", plain=("low", "high")),
         Cell("p", plain=("p_value",)),
         Cell("images", plain=("num_images",)),

@@ -491,3 +491,4 @@ def test_classes_below_a_baseline_are_marked_and_named(tmp_path):
         in text
     )
     assert r"0.100\textdagger{}" in tables.to_latex(report)
+    assert r"\textdagger{}: a class has a lower IoU than" in tables.caption_to_latex(report)
