@@ -215,19 +215,25 @@ def define_config() -> None:
     )
 
 
+def split_config(argv: list[str]) -> tuple[str | None, list[str]]:
+    """Returns the value of --config in a command line, and the other arguments."""
+    arguments = flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", "-config", nargs="?")
+    found, others = finder.parse_known_args(arguments)
+    return found.config, others
+
+
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags of a command with --config. Sets flags.FLAGS.config to the ConfigDict.
 
     Raises ValueError if the experiment has no get_config(), or if a flag sets an option that the
     config does not have.
     """
-    argv = [argv[0], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--config", "-config", nargs="?")
-    found, others = finder.parse_known_args(argv[1:])
-    if found.config is None:
+    name, others = split_config(argv)
+    if name is None:
         return parse(argv)
-    config: Any = load_config(found.config)
+    config: Any = load_config(name)
     words = (re.match(r"--?(?:no)?config\.([^=]+)", word) for word in others)
     check_fields(config, [word[1] for word in words if word])
     delattr(flags.FLAGS, "config")  # its value was the experiment's name

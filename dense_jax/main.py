@@ -8,6 +8,7 @@ the run was stopped and saved.
 """
 
 import logging
+import sys
 
 from absl import flags
 
@@ -24,7 +25,9 @@ def main(argv: list[str]) -> None:
 
     distributed.initialize()
     runtime.prepare()
-    train.train(flags.FLAGS.config, flags.FLAGS.workdir)
+    name, _ = command.split_config(sys.argv)
+    experiment = command.experiment_file(name) if name else None
+    train.train(flags.FLAGS.config, flags.FLAGS.workdir, experiment)
 
 
 if __name__ == "__main__":

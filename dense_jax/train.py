@@ -16,8 +16,10 @@ from dense_jax.workdir.record import summary
 
 
 @distributed.together()
-def train(config: ConfigDict, directory: str) -> None:
+def train(config: ConfigDict, directory: str, experiment: str | None = None) -> None:
     """Trains the model of a config in the workdir `directory`, or resumes the run there.
+
+    experiment: The file that the config is from, which is copied to the workdir.
 
     If config.num_seeds > 1, several seeds train at once. Each seed uses an equal part of the
     devices, and a separate subfolder of the workdir.
@@ -28,7 +30,7 @@ def train(config: ConfigDict, directory: str) -> None:
     any compilation. Raises FloatingPointError if the loss or the gradient is not finite.
     """
     path = files.check_path(directory)
-    folders = run_folders(config, path)
+    folders = run_folders(config, path, experiment)
     distributed.agree(lambda: facts(config, folders))
     results = [folder.result for folder in folders]
     if results and all(results):

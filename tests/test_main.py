@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from dense_jax import command
 from tests import forked
 
 MISTAKES = {
@@ -40,3 +41,29 @@ def test_a_bad_flag_is_one_clear_error_before_anything_is_written(flag, ended):
     assert ends[flag].code == 1
     assert re.search(MISTAKES[flag], ends[flag].err + ends[flag].out)
     assert not workdir.exists()
+
+
+HANDED_ON = """
+import runpy
+from dense_jax import train
+train.train = lambda config, workdir, experiment: print(config.seed, experiment)
+runpy.run_module("dense_jax.main", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_the_experiment_file_is_handed_on(tmp_path):
+    file, shared = tmp_path / "mine.py", "from dense_jax.experiments.base import get_config\n"
+    file.write_text(shared)
+    (tmp_path / "flags").write_text(f"--config={file}\n")
+    shipped = str(command.EXPERIMENTS / "camvid_unet.py")
+    expected = {
+        "--config=camvid_unet:reduced": shipped,
+        f"--config {file}": str(file),
+        f"--flagfile={tmp_path / 'flags'}": str(file),
+    }
+    start = ["-c", HANDED_ON, "--config.seed=7", f"--workdir={tmp_path / 'run'}"]
+    commands = {words: [*start, *words.split()] for words in expected}
+    ends = forked.run_all(commands, "dense_jax.train")
+    assert {words: end.out for words, end in ends.items()} == {
+        words: f"7 {path}\n" for words, path in expected.items()
+    }

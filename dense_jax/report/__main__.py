@@ -4,16 +4,19 @@ Writes these files to DIR:
 
   report.html              learning curves, class scores, confusion matrices and predictions
   report.md, .csv, .tex    the table of scores
+  report_caption.tex       what the table of scores shows, for the caption of the LaTeX table
+  report_seeds.tex         tests of the differences in each score over the seeds
   report.json              how each row was configured, trained and scored
   report_images.csv, .tex  with --split, tests of the differences in mean IoU over the images
   report_cost.csv, .tex    the costs of the runs
   figures/                 figures for a paper
 
 A run is any folder at or below DIR with a config.json or failure.json. Each table row is one
-configuration, labeled by the config fields that differ between rows. The runs of a row differ only
-in the seed and in fields that cannot affect scores. Each score is the mean over the seeds, with a
-95% t-interval if there are at least two. An asterisk marks a significant difference from the
-baseline row. Unfinished runs are listed below the table.
+configuration, labeled by the config fields that differ between rows. The rows are in the order of
+the sweep. The runs of a row differ only in the seed and in fields that cannot affect scores. Each
+score is the mean over the seeds, with a 95% t-interval if there are at least three, or else with
+the scores of both seeds. An asterisk marks a significant difference from the baseline row.
+Unfinished runs are listed below the table.
 
 Without --split, the scores are from the end of training. With --split, the scores are from
 `dense_jax.evaluate`, so each run must be evaluated first. A second table then tests whether each
@@ -33,8 +36,22 @@ if __name__ == "__main__":  # above the slow imports, so that --help answers at 
     )
     flags.DEFINE_bool("per_class", False, "Whether to add each class's IoU.")
     flags.DEFINE_string(
-        "baseline", None, "Row to compare the others to, FIELD=VALUE,...; by default the first."
+        "baseline",
+        None,
+        "Row to compare the others to, FIELD=VALUE,..., in old names; by default the first.",
     )
+    flags.DEFINE_list("columns", None, "Scores to show, in this order, such as mean_iou,dice/car.")
+    flags.DEFINE_list(
+        "names",
+        None,
+        "New names OLD=NEW,... of fields, their values, scores and the dataset, such as "
+        "upsampling=Upsampling,soft_dice=Dice,mean_iou=mIoU. Put double quotes around one that "
+        "contains a comma.",
+    )
+    flags.DEFINE_integer(
+        "digits", None, "Digits after the decimal point; by default 3, or 1 in percent.", 0
+    )
+    flags.DEFINE_bool("percent", False, "Whether to show scores in percent, except in CSV files.")
     flags.DEFINE_bool("mixed", False, "Whether runs that are not comparable may share the table.")
     flags.DEFINE_integer("gallery", 12, "Worst images in report.html; 0 for none.", lower_bound=0)
     command.help_if_asked()
@@ -64,6 +81,8 @@ def write(root: pathlib.Path, num_pictures: int = 12, **options: Any) -> list[pa
         "report.csv": tables.to_csv(tables.score_table(report)),
         "report.tex": tables.to_latex(report),
         "report.json": json.dumps(about, indent=2) + "\n",
+        "report_caption.tex": tables.caption_to_latex(report),
+        "report_seeds.tex": tables.seed_to_latex(report),
         "report_images.csv": tables.to_csv(tables.image_table(report)),
         "report_images.tex": tables.image_to_latex(report),
         "report_cost.csv": tables.to_csv(tables.cost_table(report)),
@@ -77,7 +96,8 @@ def write(root: pathlib.Path, num_pictures: int = 12, **options: Any) -> list[pa
 def main(argv: Sequence[str]) -> None:
     """Writes the report and prints the names of its files."""
     args = flags.FLAGS
-    options = {name: getattr(args, name) for name in ("split", "per_class", "baseline", "mixed")}
+    names = "split", "per_class", "baseline", "mixed", "columns", "names", "digits", "percent"
+    options = {name: getattr(args, name) for name in names}
     print("wrote", *write(pathlib.Path(args.workdir), args.gallery, **options))
 
 

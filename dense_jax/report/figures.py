@@ -9,7 +9,7 @@ band_width      mean IoU near label boundaries, against the maximum distance to 
 error_by_phase  error rate by pixel position (y mod 16, x mod 16)
 
 Each point is the mean over a row's seeds. Numbers in the figures are the report's row numbers.
-Error bars are 95% t-intervals, drawn if there are at least two seeds. The figures by_FIELD and
+Error bars are 95% t-intervals or, for two seeds, end at the two scores. The figures by_FIELD and
 flops show the mean IoU from the report's table. All other figures use `dense_jax.evaluate` scores.
 """
 

@@ -10,6 +10,7 @@ from dense_jax.report.rows import ABSENT, Report, Row, spelled, text
 from dense_jax.spelling import some
 
 BELOW = "†"  # marks scores of classes that are below a baseline
+CAPTION_FACTS = "evaluation split", "images", "checkpoint"
 VOID_POLICY = (
     "Ignored pixels count nowhere; means exclude classes absent from labels and predictions."
 )
@@ -91,11 +92,10 @@ def remarks(report: Report) -> list[str]:
                 "image's classes, then over images; boundary IoU, in rims 2 % of the diagonal "
                 "wide, is computed over all images at once."
             )
-    sentences += _without_network(report)
+    sentences += [*_few_seeds(report), *_without_network(report)]
     if len(report.rows) > 1:
-        (baseline,) = (spelled(report.fields, row) for row in report.rows if row.is_baseline)
         sentences.append(
-            f"The baseline is {baseline}. Rows that share fewer than two seeds "
+            f"The baseline is {_baseline(report)}. Rows that share fewer than two seeds "
             "with it are not tested over seeds. There is no correction for the number of columns."
         )
     commits = _distinct(map(_short_commit, runs))
@@ -109,10 +109,53 @@ def remarks(report: Report) -> list[str]:
     return sentences
 
 
+def caption(report: Report) -> list[str]:
+    """Returns the sentences of report_caption.tex: what the score table shows."""
+    if not report.rows:
+        return ["No run is finished yet."]
+    runs = [run for row in report.rows for run in row.runs]
+    names, counts = report.style.names, [len(row.runs) for row in report.rows]
+    dataset, split, images, checkpoint = (
+        " or ".join(_distinct(values))
+        for values in (
+            [names.get(run.scored_dataset, run.scored_dataset) for run in runs],
+            *([run.measured.get(fact, "unknown") for run in runs] for fact in CAPTION_FACTS),
+        )
+    )
+    n = " to ".join(dict.fromkeys(map(str, (min(counts), max(counts)))))
+    noun = "seeds" if max(counts) > 1 else "seed"
+    interval = "; ± is the half width of the 95 % t-interval over the seeds"
+    about = f"Scores on {dataset}, split {split} ({images} images), of the {checkpoint} checkpoint."
+    sentences = [about, f"Means over n = {n} {noun}{interval if max(counts) > 2 else ''}."]
+    sentences += _few_seeds(report)
+    if len(report.rows) > 1:
+        sentences.append("Bold: the best mean of a column.")
+    if any(p_value < 0.05 for row in report.rows for p_value in row.p_values.values()):
+        sentences.append(
+            f"*: p < 0.05 against {_baseline(report)}, in a two-sided paired t-test over seeds with "
+            "Holm's correction."
+        )
+    if any(row.below_baseline for row in report.rows):
+        sentences.append(f"{BELOW}: a class has a lower IoU than without a network.")
+    return sentences
+
+
+def _baseline(report: Report) -> str:
+    return next(spelled(report.fields, row) for row in report.rows if row.is_baseline)
+
+
+def _few_seeds(report: Report) -> list[str]:
+    """Returns a sentence if a row has fewer than three seeds."""
+    if all(len(row.runs) > 2 for row in report.rows):
+        return []
+    no_interval = "Rows with fewer than three seeds have no interval; "
+    return [no_interval + "the scores of two seeds are in parentheses."]
+
+
 def _without_network(report: Report) -> list[str]:
     """Returns the scores of `evaluation.baselines`, and the classes of lower IoU in each row."""
     stated = dict.fromkeys(
-        f"{number(baseline, 'mean_iou'):.3f} ({text(baseline.get('is'))})"
+        f"{report.style.score(number(baseline, 'mean_iou'))} ({text(baseline.get('is'))})"
         for row in report.rows
         for run in row.runs
         for baseline in map(mapping, run.baselines.values())

@@ -10,7 +10,7 @@ from matplotlib import ticker
 
 from dense_jax import class_colors, storage
 from dense_jax.report import manifest, tables
-from dense_jax.report.rows import ABSENT, NOTE, Report, Row, visible
+from dense_jax.report.rows import NOTE, Report, Row, Style, visible
 
 DASHES = "none", "7 3", "2 3"  # stroke patterns; the pattern changes each time the colors repeat
 IOU = "eval/iou/"
@@ -63,23 +63,24 @@ def plot(rows: Sequence[Row]) -> dict[str, Any] | None:
     return {"curves": drawn, "x_ticks": x_ticks, "y_ticks": y_ticks}
 
 
-def bars(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
+def bars(report: Report) -> dict[str, list[dict[str, Any]]]:
     """Returns {class: one bar per row}, where a bar shows the IoU and its interval in percent."""
+    rows, style = report.rows, report.style
     paths = dict.fromkeys(path for row in rows for run in row.runs for path in run.final)
     return {
-        path.removeprefix(IOU): [_bar(i, *row.score(path)) for i, row in enumerate(rows)]
+        path.removeprefix(IOU): [_bar(i, *row.score(path), style) for i, row in enumerate(rows)]
         for path in paths
         if path.startswith(IOU)
     }
 
 
-def _bar(i: int, mean: float, half: float) -> dict[str, Any]:
+def _bar(i: int, mean: float, half: float, style: Style) -> dict[str, Any]:
     low, high = np.clip([100 * (mean - half), 100 * (mean + half)], 0, 100)
     return {
         "row": i,
         "mean": None if math.isnan(mean) else round(100 * mean, 2),
         "ends": None if math.isnan(half) else (round(low, 2), round(high, 2)),
-        "text": ABSENT if math.isnan(mean) else f"{mean:.3f}",
+        "text": style.score(mean),
     }
 
 
@@ -115,6 +116,8 @@ def to_html(title: str, report: Report, gallery: Mapping[str, Any] | None = None
         "note": NOTE,
         "notes": report.notes,
         "about": manifest.remarks(report),
+        "seeds": tables.seed_table(report),
+        "seed_note": tables.SEED_NOTE,
         "images": tables.image_table(report),
         "image_note": tables.IMAGE_NOTE,
         "image_refusals": tables.image_refusals(report),
@@ -122,7 +125,7 @@ def to_html(title: str, report: Report, gallery: Mapping[str, Any] | None = None
         "cost_note": tables.COST_NOTE,
         "manifest": tables.manifest_table(report) if report.rows else None,
         "plot": plot(report.rows),
-        "bars": bars(report.rows),
+        "bars": bars(report),
         "colors": class_colors.LINE_COLORS,
         "dashes": DASHES,
         "data": storage.to_json({"matrices": matrices(report.rows), "gallery": gallery}),

@@ -40,6 +40,7 @@ class RunFolder:
         self.evaluation = read_evaluation(folder / f"evaluation_{evaluated}.json")
         last, self.curve = read_curve(folder / "metrics.jsonl")  # pairs (step, mean IoU)
         self.measured: dict[str, str] = {}  # set by comparable.measure
+        self.place = 0  # set by find_runs
 
         failed = ""
         if (folder / "failure.json").exists():
@@ -67,6 +68,11 @@ class RunFolder:
             self.status = f"not evaluated on {split}{why}; do it with: {command}"
         elif not self.fields and not failed:
             self.status = "its config.json cannot be read"
+
+    @property
+    def scored_dataset(self) -> str:
+        """Returns the name of the dataset that the scores are for."""
+        return str(self.scores.get("dataset", self.fields.get("data.name")))
 
     @property
     def training_data(self) -> str:
@@ -112,12 +118,40 @@ class RunFolder:
 
 
 def find_runs(root: pathlib.Path, split: str | None) -> list[RunFolder]:
-    """Returns the runs at or below `root`. Raises ValueError if there are none."""
+    """Returns the runs at or below `root`, in the order of their sweeps, and then all other runs.
+
+    Sets `RunFolder.place`, and lists the fields that a sweep sets first, in the order of the sweep.
+    Raises ValueError if there are no runs.
+    """
     names = ("config.json", "failure.json")
     folders = sorted({path.parent for name in names for path in root.rglob(name)})
     if not folders:
         raise ValueError(f"no runs in {root}: no folder in it has a config.json")
-    return [RunFolder(folder, root, split) for folder in folders]
+    planned = _planned(root)
+    runs = [RunFolder(folder, root, split) for folder in folders]
+    for run in runs:
+        # A run of several seeds has a folder for each seed.
+        found = planned.get(run.folder) or planned.get(run.folder.parent)
+        run.place, override = found or (len(planned), {})
+        run.fields = {
+            path: run.fields[path] for path in override if path in run.fields
+        } | run.fields
+    return sorted(runs, key=lambda run: run.place)
+
+
+def _planned(root: pathlib.Path) -> dict[pathlib.Path, tuple[int, dict[str, Any]]]:
+    """Returns {folder: (place, override)} of the runs of the sweeps at or below `root`.
+
+    Runs of a sweep that differ only in the seed have the same place.
+    """
+    places: dict[str, int] = {}
+    planned = {}
+    for path in sorted(root.rglob("sweep.json")):
+        for name, run in mapping(_read_json(path).get("runs")).items():
+            override = files.flatten(mapping(run))
+            key = json.dumps([str(path), override | {"seed": None}], sort_keys=True)
+            planned[path.parent / name] = places.setdefault(key, len(places)), override
+    return planned
 
 
 def config_hash(fields: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from dense_jax.metrics import METRICS
 from dense_jax.report import comparable, over_images, statistics
 from dense_jax.report.reading import OPERATIONAL, RunFolder, find_runs, number
+from dense_jax.spelling import suggestion
 from dense_jax.workdir import files
 
 NOTE = (
@@ -22,6 +23,7 @@ NOTE = (
     "paired t-test over the shared seeds, after Holm's correction over the rows of the column."
 )
 ABSENT = "–"
+MINUS = "\N{MINUS SIGN}"
 # Matches control characters except tab and newline, text direction controls, and surrogates.
 _INVISIBLE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -32,6 +34,35 @@ class Column(NamedTuple):
     path: str  # the key in result.json or evaluation_SPLIT.json
     label: str
     higher_is_better: bool
+    unit: str = ""  # see Metric.unit
+
+    @property
+    def name(self) -> str:
+        """Returns the name of the score in --columns."""
+        return self.path.removeprefix("eval/").removeprefix("mean_over_images/")
+
+
+class Style(NamedTuple):
+    """How the tables write scores and names. Scores in CSV files are fractions with all digits."""
+
+    digits: int = 3  # after the decimal point
+    percent: bool = False
+    names: Mapping[str, str] = {}  # {name: new name}
+
+    def heading(self, label: str, unit: str = "", percent: str = "%") -> str:
+        """Returns the heading of a column of scores, with the unit of its numbers.
+
+        percent: The unit of percentages, "%", or "points" for their differences.
+        """
+        unit = unit or (percent if self.percent else "")
+        return f"{label} ({unit})" if unit else label
+
+    def score(self, value: float, unit: str = "", *, sign: str = "-") -> str:
+        """Formats a score. If `sign` is "+", positive numbers have a sign, too."""
+        if math.isnan(value):
+            return ABSENT
+        scaled = 100 * value if self.percent and not unit else value
+        return f"{scaled:{sign}z.{self.digits}f}".replace("-", MINUS)
 
 
 @dataclasses.dataclass
@@ -42,7 +73,9 @@ class Row:
     label: list[str]  # the value of each of Report.fields
     group: str = ""  # see comparable.number_groups
     is_baseline: bool = False
-    # Corrected p-values against the baseline, by Column.path. NaN or absent if not tested.
+    # Mean differences from the baseline over the shared seeds, by Column.path, and the corrected
+    # p-values. NaN if there are too few shared seeds. Empty for rows that are not compared.
+    differences: dict[str, float] = dataclasses.field(default_factory=dict)
     p_values: dict[str, float] = dataclasses.field(default_factory=dict)
     # The comparison with the baseline over images. None for rows that are not compared with it.
     image_test: over_images.ImageTest | None = None
@@ -53,9 +86,9 @@ class Row:
         return ", ".join(self.label)
 
     def score(self, path: str) -> tuple[float, float]:
-        """Returns (mean over seeds, half width of the 95% t-interval) of a score.
+        """Returns (mean over seeds, half width of its interval) of a score; see `interval`.
 
-        Both are NaN if any seed lacks the score. With one seed, the half width is NaN.
+        Both are NaN if any seed lacks the score.
         """
         return statistics.interval([number(run.scores, path) for run in self.runs])
 
@@ -90,6 +123,7 @@ class Report(NamedTuple):
     rows: list[Row]
     notes: list[str]  # which runs are in no row, and why
     columns: list[Column]
+    style: Style = Style()
 
 
 def build(
@@ -99,6 +133,10 @@ def build(
     per_class: bool = False,
     baseline: str | None = None,
     mixed: bool = False,
+    columns: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
+    digits: int | None = None,
+    percent: bool = False,
 ) -> Report:
     """Builds a report on the runs at or below `root`.
 
@@ -107,9 +145,13 @@ def build(
     per_class: Whether to add columns for each class's IoU.
     baseline: The row to compare the others to; see `find_row`. If None, the first row.
     mixed: Whether one table may contain runs that are not comparable.
+    columns: The scores to show, such as "mean_iou" or "dice/car". If None, the usual means.
+    names: New names, OLD=NEW, of fields, values of fields, scores and the dataset.
+    digits: The digits after the decimal point. If None, 3, or 1 if `percent`.
+    percent: Whether scores are shown in percent.
 
-    Raises ValueError if there are no runs, if the runs are not comparable (unless `mixed`), or if
-    `baseline` does not match exactly one row.
+    Raises ValueError if there are no runs, if the runs are not comparable (unless `mixed`), if
+    `baseline` does not match exactly one row, or if `columns` or `names` has an unknown name.
     """
     runs = find_runs(root, split)
     scored = [run for run in runs if run.scores]
@@ -128,6 +170,7 @@ def build(
     rows.sort(
         key=lambda row: [
             int(row.group or 0),
+            min(run.place for run in row.runs),
             *(order(row.runs[0].fields.get(path)) for path in fields),
         ]
     )
@@ -139,12 +182,14 @@ def build(
     if len(rows) == 1:  # a single row is named after its folder
         (row,) = rows
         row.label = [text(root.resolve().name if len(row.runs) > 1 else row.runs[0].name)]
-    fields = visible(fields or ["run"])
-    columns = _columns(scored, per_class)
+    shown = _columns(scored, columns, per_class)
+    report = Report(visible(fields or ["run"]), rows, notes, shown)
     if rows:
-        reference = find_row(fields, rows, baseline) if baseline else rows[0]
-        _test(rows, reference, columns, with_images=split is not None)
-    return Report(fields, rows, notes, columns)
+        reference = find_row(report.fields, rows, baseline) if baseline else rows[0]
+        _test(rows, reference, shown, with_images=split is not None)
+    if digits is None:
+        digits = 1 if percent else 3
+    return _renamed(report, Style(digits, percent, _parse_names(names or ())))
 
 
 def _group(runs: Sequence[RunFolder], ignored: set[str]) -> tuple[list[Row], list[str]]:
@@ -241,27 +286,45 @@ def _name_roots(runs: Sequence[RunFolder]) -> None:
         run.fields["data.root"] = f"{same_name[data]} ({data})" if len(same_name) > 1 else None
 
 
-def _columns(runs: Sequence[RunFolder], per_class: bool) -> list[Column]:
-    """Returns the table's columns. Includes boundary and object scores if any run has them."""
+def _columns(
+    runs: Sequence[RunFolder], chosen: Sequence[str] | None, per_class: bool
+) -> list[Column]:
+    """Returns the table's columns: the chosen scores, or the means that METRICS reports.
+
+    By default, boundary and object scores are included if any run has them.
+    """
     paths = list(dict.fromkeys(path for run in runs for path in run.scores))
-    columns = []
+    offered: dict[str, Column] = {}
+    usual = []
     for metric in METRICS.values():
+        how = metric.higher_is_better, metric.unit
         path = f"eval/{'mean_over_images/' if metric.image_mean else ''}{metric.score}"
-        if metric.reported and metric.averaged and (metric.kind == "region" or path in paths):
-            columns.append(Column(path, metric.score_label, metric.higher_is_better))
-    if per_class:
-        prefix = "eval/iou/"
-        classes = [path.removeprefix(prefix) for path in paths if path.startswith(prefix)]
-        columns += [Column(f"{prefix}{name}", f"IoU {name}", True) for name in classes]
-    return columns
+        if metric.averaged and (metric.kind == "region" or path in paths):
+            offered[metric.score] = Column(path, metric.score_label, *how)
+            usual += [metric.score] if metric.reported else []
+        prefix = f"eval/{metric.name}/"
+        for path in paths:
+            if path.startswith(prefix):
+                label = f"{metric.label} {path.removeprefix(prefix)}"
+                offered[path.removeprefix("eval/")] = Column(path, label, *how)
+    for name in chosen or ():
+        if name not in offered:
+            means = ", ".join(other for other in offered if "/" not in other)
+            raise ValueError(
+                f"--columns: the runs have no score {name!r} among {means} and those of single "
+                f"classes, METRIC/CLASS{suggestion(name, offered)}"
+            )
+    classes = [name for name in offered if name.startswith("iou/")] if per_class else []
+    return [offered[name] for name in dict.fromkeys([*(chosen or usual), *classes])]
 
 
 def _test(
     rows: Sequence[Row], baseline: Row, columns: Sequence[Column], *, with_images: bool
 ) -> None:
-    """Tests the other rows of the baseline's group against the baseline. Sets `Row.p_values`.
+    """Tests the other rows of the baseline's group against the baseline.
 
-    In each column, Holm's method corrects the p-values for the number of tested rows.
+    Sets `Row.differences` and `Row.p_values`. In each column, Holm's method corrects the p-values
+    for the number of tested rows.
 
     with_images: Whether to test over images, too, which sets `Row.image_test`.
     """
@@ -273,6 +336,7 @@ def _test(
             scores = row.seed_scores(path)
             seeds = [seed for seed in scores if seed in baseline_scores]
             pairs = [scores[s] for s in seeds], [baseline_scores[s] for s in seeds]
+            row.differences[path] = float(np.mean(np.subtract(*pairs))) if seeds else math.nan
             p_values.append(statistics.paired_p_value(*pairs))
         for row, p_value in zip(others, statistics.holm(p_values), strict=True):
             row.p_values[path] = p_value
@@ -280,3 +344,30 @@ def _test(
         tests = over_images.compare(baseline.runs, [row.runs for row in others])
         for row, test in zip(others, tests, strict=True):
             row.image_test = test
+
+
+def _parse_names(names: Sequence[str]) -> dict[str, str]:
+    """Returns {old: new} of names OLD=NEW. Raises ValueError if a name lacks the "="."""
+    if wrong := [name for name in names if "=" not in name]:
+        raise ValueError(f"--names: {wrong[0]!r} is not OLD=NEW")
+    parts = [name.partition("=") for name in names]
+    return {old.strip(): new.strip() for old, _, new in parts}
+
+
+def _renamed(report: Report, style: Style) -> Report:
+    """Returns the report in this style, with new names for fields, their values, and columns.
+
+    Raises ValueError if an old name is not in the table.
+    """
+    names = style.names
+    ends = {field: field.rpartition(".")[2] for field in report.fields}
+    known = [*ends, *ends.values(), *(column.name for column in report.columns)]
+    known += [name for row in report.rows for name in (*row.label, row.runs[0].scored_dataset)]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--names: the table has no {name!r}{suggestion(name, known)}")
+    for row in report.rows:
+        row.label = [names.get(label, label) for label in row.label]
+    fields = [names.get(field, names.get(end, field)) for field, end in ends.items()]
+    columns = [c._replace(label=names.get(c.name, c.label)) for c in report.columns]
+    return report._replace(fields=fields, columns=columns, style=style)

@@ -8,13 +8,17 @@ import scipy.stats
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Returns the mean of n values and the half width of its 95% t-interval (NaN if n < 2).
+    """Returns the mean of n values and the half width of an interval around it.
 
-    The half width is t(0.975, n - 1) * s / sqrt(n), where s is the sample standard deviation.
+    For n > 2, it is the 95% t-interval, with the half width t(0.975, n - 1) * s / sqrt(n), where s
+    is the sample standard deviation. For n = 2, where the t-interval is 13 times as wide as the
+    distance of the values, the interval ends at the two values. For n = 1, the half width is NaN.
     """
     n = len(values)
-    if n < 2:
-        return float(np.mean(values)), math.nan
+    if n == 1:
+        return float(values[0]), math.nan
+    if n == 2:
+        return float(np.mean(values)), abs(values[0] - values[1]) / 2
     t = scipy.stats.t.ppf(0.975, n - 1)
     return float(np.mean(values)), float(t * np.std(values, ddof=1) / math.sqrt(n))
 

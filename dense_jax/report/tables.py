@@ -12,7 +12,7 @@ import numpy as np
 from dense_jax.evaluation.tables import escape, markdown_table
 from dense_jax.report import manifest
 from dense_jax.report.over_images import NUM_DRAWS, ImageTest
-from dense_jax.report.rows import ABSENT, NOTE, Column, Report, Row, text
+from dense_jax.report.rows import ABSENT, MINUS, NOTE, Column, Report, Row, Style, text
 
 COSTS = {  # {key in cost.json: (column heading, divisor, number format)}
     "flops_per_image": ("GFLOPs per image", 1e9, ",.2f"),
@@ -23,6 +23,11 @@ COST_NOTE = (
     "Costs are means over the seeds. FLOPs are for the forward pass on one image of the size "
     "of the training crops; memory is per device in training."
 )
+SEED_NOTE = (
+    "How the means differ from the baseline's, over the seeds that both rows have. p is the "
+    "two-sided p-value of a paired t-test over these seeds, at least two, after Holm's correction "
+    "over the rows of the column; * marks p < 0.05."
+)
 IMAGE_NOTE = (
     "How the mean IoU differs from the baseline's, over all pixels of the split, averaged over the "
     "seeds that both rows have. p is the two-sided p-value of a permutation test that swaps the "
@@ -31,12 +36,11 @@ IMAGE_NOTE = (
     f"{NUM_DRAWS:,} bootstrap resamples of the images, the same for both rows, without correction. "
     "The test says whether the difference would hold on other images, given these trained networks. "
     "It does not say whether it would hold for networks trained with other seeds: the test over "
-    "seeds in the table of scores does, given these images. Images are treated as independent. "
-    "Frames of one video or slices of one volume are not, so that their p is too small and their "
-    "interval too narrow."
+    "seeds does, given these images. Images are treated as independent. Frames of one video or "
+    "slices of one volume are not, so that their p is too small and their interval too narrow."
 )
 
-MINUS = "\N{MINUS SIGN}"
+SMALLEST_P = 0.00005  # p-values below round to 0.0000
 
 
 class Cell(NamedTuple):
@@ -53,12 +57,16 @@ Table = list[list[Cell]]  # the first list is the header
 def score_table(report: Report) -> Table:
     """Returns the score table. Bold marks the best score in a column among comparable rows.
 
-    In CSV, a score has three columns: the mean, the half width of its interval, and the corrected
-    p-value against the baseline.
+    In CSV, a score has five columns: the mean, the half width of its 95% t-interval, the scores of
+    the seeds, and the difference from the baseline with its corrected p-value.
     """
+    kinds = "half_interval", "seeds", "difference", "p_value"
     heads = [
-        Cell(label, plain=(path, f"{path}/half_interval", f"{path}/p_value"))
-        for path, label, _ in report.columns
+        Cell(
+            report.style.heading(label, unit),
+            plain=(path, *(f"{path}/{kind}" for kind in kinds)),
+        )
+        for path, label, _, unit in report.columns
     ]
     table = [[*map(Cell, report.fields), *heads, Cell("seeds", plain=("num_seeds",))]]
     for row in report.rows:
@@ -69,19 +77,25 @@ def score_table(report: Report) -> Table:
 
 
 def _score_cell(report: Report, row: Row, column: Column) -> Cell:
-    (mean, half), p_value = row.score(column.path), row.p_values.get(column.path, math.nan)
+    (mean, half), seeds = row.score(column.path), row.seed_scores(column.path).values()
+    p_value = row.p_values.get(column.path, math.nan)
     rivals = [other for other in report.rows if other.group == row.group]
     means = np.array([other.score(column.path)[0] for other in rivals])
     best = np.fmax.reduce(means) if column.higher_is_better else np.fmin.reduce(means)
-    shown = ABSENT if math.isnan(mean) else f"{mean:.3f}"
-    shown += "" if math.isnan(half) else f" ± {half:.3f}"
+    shown, *others = (report.style.score(x, column.unit) for x in (mean, half, *seeds))
+    if not math.isnan(half):
+        shown += f" ± {others[0]}" if len(seeds) > 2 else f" ({', '.join(others[1:])})"
     shown += "*" if p_value < 0.05 else ""
     below = row.below_baseline
     if column.path in [f"eval/iou/{name}" for name in below] or (
         below and column.path == "eval/mean_iou"
     ):
         shown += manifest.BELOW
-    return Cell(shown, len(rivals) > 1 and bool(mean == best), (mean, half, p_value))
+    plain = (
+        *(mean, half if len(seeds) > 2 else None, " ".join(map(str, seeds))),
+        *(row.differences.get(column.path), p_value),
+    )
+    return Cell(shown, len(rivals) > 1 and bool(mean == best), plain)
 
 
 def cost_table(report: Report) -> Table:
@@ -112,10 +126,35 @@ def _devices(row: Row) -> list[str]:
     return sorted({f"{n} x {text(kind)}" if n else text(kind) for n, kind in used if kind})
 
 
+def seed_table(report: Report) -> Table:
+    """Returns the table of the tests over seeds: one row per row compared with the baseline."""
+    headings = (report.style.heading(label, unit, "points") for _, label, _, unit in report.columns)
+    table = [[*map(Cell, report.fields), *map(Cell, headings)]]
+    for row in report.rows:
+        if row.differences:
+            cells = [_difference_cell(report, row, column) for column in report.columns]
+            table.append([*map(Cell, row.label), *cells])
+    return table
+
+
+def _difference_cell(report: Report, row: Row, column: Column) -> Cell:
+    shown = report.style.score(row.differences[column.path], column.unit, sign="+")
+    if not math.isnan(p_value := row.p_values[column.path]):
+        relation = "" if p_value < SMALLEST_P else "= "
+        shown += f" (p {relation}{_p_text(p_value)})"
+    return Cell(shown)
+
+
+def _p_text(p_value: float) -> str:
+    """Formats a p-value, with an asterisk if it is significant."""
+    shown = "< 0.0001" if p_value < SMALLEST_P else f"{p_value:.4f}"
+    return shown + ("*" if p_value < 0.05 else "")
+
+
 def image_table(report: Report) -> Table:
     """Returns the table of the tests over images: one row per row compared with the baseline."""
     heads = [
-        Cell("difference", plain=("difference",)),
+        Cell(report.style.heading("difference", "", "points"), plain=("difference",)),
         Cell("95 % interval", plain=("low", "high")),
         Cell("p", plain=("p_value",)),
         Cell("images", plain=("num_images",)),
@@ -124,17 +163,17 @@ def image_table(report: Report) -> Table:
     table = [[*map(Cell, report.fields), *heads]]
     for row in report.rows:
         if (test := row.image_test) is not None:
-            table.append([*map(Cell, row.label), *_image_cells(test)])
+            table.append([*map(Cell, row.label), *_image_cells(report.style, test)])
     return table
 
 
-def _image_cells(test: ImageTest) -> list[Cell]:
+def _image_cells(style: Style, test: ImageTest) -> list[Cell]:
     difference, low, high, p_value, num_images, num_seeds, refusal = test
-    ends = " to ".join(f"{end:+.3f}".replace("-", MINUS) for end in (low, high))
+    shown, *ends = (style.score(value, sign="+") for value in (difference, low, high))
     cells = [
-        Cell(f"{difference:+.3f}".replace("-", MINUS), plain=(difference,)),
-        Cell(ends, plain=(low, high)),
-        Cell(f"{p_value:.4f}" + ("*" if p_value < 0.05 else ""), plain=(p_value,)),
+        Cell(shown, plain=(difference,)),
+        Cell(" to ".join(ends), plain=(low, high)),
+        Cell(_p_text(p_value), plain=(p_value,)),
         Cell(str(num_images), plain=(num_images,)),
         Cell(str(num_seeds), plain=(num_seeds,)),
     ]
@@ -168,6 +207,8 @@ def to_markdown(report: Report) -> str:
 
     parts = [table(score_table(report)), NOTE, *map(escape, manifest.remarks(report))]
     parts += _listed(report.notes)
+    if len(seed_lines := seed_table(report)) > 1:
+        parts += ["## Tests over seeds", table(seed_lines), SEED_NOTE]
     if len(image_lines := image_table(report)) > 1:
         parts += ["## Tests over images", table(image_lines), IMAGE_NOTE]
         parts += _listed(image_refusals(report))
@@ -194,6 +235,7 @@ LATEX |= {
     "^": r"\textasciicircum{}",
 }
 LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+NEEDED = r"Needs \usepackage{booktabs}. The caption: \caption{\protect\input{report_caption}}"
 
 
 def latex(name: str) -> str:
@@ -219,16 +261,26 @@ def latex_table(table: Table, num_names: int, comments: Sequence[str]) -> str:
 
 def to_latex(report: Report) -> str:
     """Returns the contents of report.tex: the score table, with notes and manifest as comments."""
-    comments = [NOTE, *manifest.remarks(report), *report.notes]
+    comments = [NEEDED, NOTE, *manifest.remarks(report), *report.notes]
     if report.rows:
         shared, differing = manifest_table(report)
         comments += [*shared, *(" | ".join(cell for cell, *_ in line) for line in differing)]
     return latex_table(score_table(report), len(report.fields), comments)
 
 
+def caption_to_latex(report: Report) -> str:
+    """Returns the contents of report_caption.tex: what the score table shows, in sentences."""
+    return latex(" ".join(manifest.caption(report))) + "%\n"
+
+
 def cost_to_latex(report: Report) -> str:
     """Returns the contents of report_cost.tex: the cost table."""
     return latex_table(cost_table(report), len(report.fields), [COST_NOTE])
+
+
+def seed_to_latex(report: Report) -> str:
+    """Returns the contents of report_seeds.tex: the tests over seeds."""
+    return latex_table(seed_table(report), len(report.fields), [SEED_NOTE])
 
 
 def image_to_latex(report: Report) -> str:

@@ -146,7 +146,7 @@ def remember(directory: epath.Path, content: dict[str, Any]) -> list[str]:
                 f"{directory} has runs of another config. Use another --workdir, or start the "
                 "sweep as before. What differs:\n" + "\n".join(differences)
             )
-    storage.write_json(path, new | {"runs": begun | new["runs"]})
+    storage.write_json(path, new | {"runs": new["runs"] | begun})
     return [name for name in begun if name not in new["runs"]]
 
 

@@ -41,7 +41,9 @@ from dense_jax.workdir.record import RunFolder, RunRecord
 _LOG = logging.getLogger("dense_jax")
 
 
-def run_folders(config: ConfigDict, path: epath.Path) -> list[RunFolder]:
+def run_folders(
+    config: ConfigDict, path: epath.Path, experiment: str | None = None
+) -> list[RunFolder]:
     """Returns the folder of each run: `path` itself for one seed, or one subfolder per seed.
 
     The subfolder of seed 5, for example, is "seed=5". Seeds start at config.seed.
@@ -56,7 +58,7 @@ def run_folders(config: ConfigDict, path: epath.Path) -> list[RunFolder]:
             raise ValueError(
                 f"{path} has the workdirs of several seeds: use another --workdir for one"
             )
-        folders = [RunFolder(path, config)]
+        folders = [RunFolder(path, config, experiment=experiment)]
     elif (path / "config.json").exists():
         raise ValueError(
             f"{path} is the workdir of one run: use another --workdir for num_seeds={config.num_seeds}"
@@ -66,7 +68,7 @@ def run_folders(config: ConfigDict, path: epath.Path) -> list[RunFolder]:
         for seed, folder in enumerate(seeds, config.seed):
             seed_config = copy.deepcopy(config)
             seed_config.update(seed=seed, num_seeds=1)
-            folders.append(RunFolder(folder, seed_config, folder.name))
+            folders.append(RunFolder(folder, seed_config, folder.name, experiment))
     for folder in folders:
         files.compare(folder.path, folder.config)
     new = [folder.path for folder in folders if not folder.is_begun]

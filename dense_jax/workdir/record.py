@@ -26,11 +26,13 @@ class RunFolder(NamedTuple):
     """Identifies the workdir of one run, without opening or locking it.
 
     title: The name of the run, or "" if there is only one run.
+    experiment: The file that the config is from, if any.
     """
 
     path: epath.Path
     config: ConfigDict
     title: str = ""
+    experiment: str | None = None
 
     @property
     def is_begun(self) -> bool:
@@ -72,6 +74,8 @@ class RunRecord:
     ):
         """Writes config.json, dataset.json and environment.json, and opens the checkpoints.
 
+        Copies the experiment file when the run begins. A resumed run keeps the copy.
+
         dataset: The content of dataset.json.
         initial_weights: The origin of the weights that the run starts from. If None, keeps what
           environment.json says.
@@ -79,7 +83,7 @@ class RunRecord:
         Raises ValueError if another process trains in the workdir, or if a file has the name of a
         required folder.
         """
-        self.path, self.config, self.title = folder
+        self.path, self.config, self.title, experiment = folder
         for name in ("", "checkpoints", "pictures", "tensorboard"):
             if (path := self.path / name).exists() and not path.is_dir():
                 raise ValueError(f"{path} is a file, but must be a folder: move it away")
@@ -94,6 +98,9 @@ class RunRecord:
             config["data"]["root"] = files.absolute(config["data"]["root"])
             storage.write_json(self.path / "config.json", config)
             storage.write_json(self.path / "dataset.json", dataset)
+            if experiment and not (copy := self.path / "experiment.py").exists():
+                with storage.atomic(copy) as file:
+                    file.write(epath.Path(experiment).read_bytes())
         self.latest = Checkpoints(self.path / "checkpoints" / "latest", LATEST_TO_KEEP)
         self.best = Checkpoints(self.path / "checkpoints" / "best", max_to_keep=1)
         self._first = 0

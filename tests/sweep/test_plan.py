@@ -208,6 +208,7 @@ def test_runs_may_come_and_go_and_what_they_were_is_remembered(tmp_path):
     assert plan.remember(folder, fewer) == ["x"]
     runs = json.loads((tmp_path / "sweep.json").read_text())["runs"]
     assert runs == {"x": {"seed": 0, "model.skips": [4, 2]}, "y": {"seed": 1}, "z": {"seed": 2}}
+    assert list(runs) == ["y", "z", "x"]  # the order of the report's rows
 
 
 def test_a_folder_in_which_no_run_can_save_is_refused_at_once(tmp_path):

@@ -31,6 +31,18 @@ def begun(tiny_folder, path):
     return RunRecord(RunFolder(epath.Path(path), make_config(tiny_folder)), DATASET)
 
 
+def test_the_experiment_file_is_kept_as_it_was_when_the_run_began(tiny_folder, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_bytes(b"# -*- coding: latin-1 -*-\n# \xe9\n")
+    begun_with = file.read_bytes()
+    folder = RunFolder(epath.Path(tmp_path / "run"), make_config(tiny_folder), "", str(file))
+    RunRecord(folder, DATASET).close()
+    assert (tmp_path / "run" / "experiment.py").read_bytes() == begun_with
+    file.write_text("# edited\n")
+    RunRecord(folder, DATASET).close()
+    assert (tmp_path / "run" / "experiment.py").read_bytes() == begun_with
+
+
 @pytest.mark.parametrize("damage", ["empty", "gone", "half", "a bad byte"])
 def test_without_its_records_a_run_goes_on_from_its_best_state(tiny_folder, tmp_path, damage):
     scores = {"eval/mean_iou": 0.5, "eval/iou/a": math.nan, "eval/loss": 0.7}
