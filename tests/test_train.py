@@ -433,7 +433,7 @@ def test_a_split_optimizer_state_is_read_whole_and_on_one_device(config, tmp_pat
     variables = load(str(path), "2").variables
     jax.tree.map(np.testing.assert_array_equal, variables, saved(path, 2)["ema"])
     one = mesh_of(1)
-    monkeypatch.setattr(mesh, "make_mesh", lambda num_replicas=1: one)
+    monkeypatch.setattr(mesh, "make_mesh", lambda *_: one)
     train.train(config, str(path))
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
     jax.tree.map(close, saved(path), saved(tmp_path / "whole"))
@@ -441,7 +441,7 @@ def test_a_split_optimizer_state_is_read_whole_and_on_one_device(config, tmp_pat
 
 def test_one_device_gives_the_numbers_of_four(config, finished, tmp_path, monkeypatch):
     one = mesh_of(1)
-    monkeypatch.setattr(mesh, "make_mesh", lambda num_replicas=1: one)
+    monkeypatch.setattr(mesh, "make_mesh", lambda *_: one)
     train.train(config, str(tmp_path))
     for kind, tolerance in (("params", 1e-4), ("batch_stats", 1e-4)):
         jax.tree.map(
