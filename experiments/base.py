@@ -104,6 +104,9 @@ def get_config() -> ConfigDict:
         "root": "",  # folder of the dataset
         "train_split": "train",  # split to train on
         "eval_split": "val",  # split to evaluate during training
+        # parts of train_split, one of which is evaluated instead of eval_split; unset: off
+        "folds": placeholder(int),
+        "fold": 0,  # the part, from 0, that is evaluated and not trained on
         "crop_size": (64, 64),  # height and width of the training crops, pixels
         "resolution": 1.0,  # resolution of the network's input, relative to the files
         "canvas_size": placeholder(tuple),  # size to pad or crop to; unset: the largest image

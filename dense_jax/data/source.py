@@ -94,6 +94,11 @@ class Source(Examples):
         """
         return None
 
+    @property
+    def split(self) -> "Source":
+        """Returns the whole split that the examples are from, if they are a part, or else `self`."""
+        return self
+
     def instances(self, i: int) -> Objects:
         """Returns the object number of each pixel of example i. `has_instances` must be true."""
         raise NotImplementedError

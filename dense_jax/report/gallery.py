@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from dense_jax import class_colors, data, drawing, metrics
-from dense_jax.data import decode, levels
+from dense_jax import class_colors, drawing, metrics
+from dense_jax.data import decode, folds, levels
 from dense_jax.evaluation import class_maps
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.report.reading import RunFolder
@@ -128,7 +128,8 @@ def _examples(
     """
     evaluation = evaluated.run.evaluation
     try:
-        source = data.open_dataset(*(evaluation[key] for key in ("dataset", "root", "split")))
+        config = {**evaluated.run.data, "name": evaluation["dataset"]}
+        source = folds.open_split(config, evaluation["split"], evaluation["root"])
         examples = [source[i] for i in numbers if source.names == evaluated.names]
         for example in examples:
             example["image"] = levels.picture(example["image"], value_range=source.value_range)

@@ -20,7 +20,7 @@ COSTS = {  # {key in cost.json: (column heading, divisor, number format)}
     "peak_bytes": ("peak memory, MiB", 2**20, ",.0f"),
 }
 COST_NOTE = (
-    "Costs are means over the seeds. FLOPs are for the forward pass on one image of the size "
+    "Costs are means over the runs. FLOPs are for the forward pass on one image of the size "
     "of the training crops; memory is per device in training."
 )
 IMAGE_NOTE = (
@@ -60,11 +60,13 @@ def score_table(report: Report) -> Table:
         Cell(label, plain=(path, f"{path}/half_interval", f"{path}/p_value"))
         for path, label, _ in report.columns
     ]
-    table = [[*map(Cell, report.fields), *heads, Cell("seeds", plain=("num_seeds",))]]
+    units = report.units or "seeds"
+    last = Cell(units, plain=(f"num_{units.replace(' ', '_')}",))
+    table = [[*map(Cell, report.fields), *heads, last]]
     for row in report.rows:
         scores = [_score_cell(report, row, column) for column in report.columns]
-        seeds = Cell(str(len(row.runs)), plain=(len(row.runs),))
-        table.append([*map(Cell, row.label), *scores, seeds])
+        number = Cell(str(row.num_units), plain=(row.num_units,))
+        table.append([*map(Cell, row.label), *scores, number])
     return table
 
 
