@@ -27,7 +27,7 @@ def measure(runs: Sequence[RunFolder], split: str | None) -> None:
 
 def _training_facts(run: RunFolder) -> dict[str, Any]:
     return {
-        "evaluation split": _split(run, run.data["eval_split"]),
+        "evaluation split": _split(run, run.fields.get("data.eval_split")),
         "resolution": "the labels' own",
         f"images{_of_fold(run)}": run.result.get("num_eval_images"),
         "classes": run.dataset.get("class_names"),

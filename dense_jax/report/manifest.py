@@ -26,7 +26,7 @@ def _row(report: Report, row: Row) -> dict[str, Any]:
         "fields": dict(zip(report.fields, row.label, strict=True)),
         "config_hash": first.config_hash,
         "runs": [run.name for run in row.runs],
-        "num_seeds": len({run.fields.get("seed") for run in row.runs}),
+        "num_seeds": len({str(run.fields.get("seed")) for run in row.runs}),
         "num_folds": len({run.fold for run in row.runs} - {None}),
         "git_commits": _distinct(map(_commit, row.runs)),
         "dataset": first.fields.get("data.name"),

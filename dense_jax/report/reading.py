@@ -33,14 +33,16 @@ class RunFolder:
         self.name = folder.relative_to(root).as_posix() if folder != root else root.resolve().name
         config = _read_json(folder / "config.json")
         self.fields = files.flatten(config)
-        self.data = {"eval_split": None, **mapping(config.get("data"))}
-        self.fold = self.data.get("fold") if self.data.get("folds") else None
+        self.data = mapping(config.get("data"))
+        fold = self.data.get("fold") if self.data.get("folds") else None
+        self.fold = fold if isinstance(fold, int) else None
         self.config_hash = config_hash(self.fields)
         self.dataset, self.environment, self.cost, self.result, failure = (
             _read_json(folder / f"{name}.json")
             for name in ("dataset", "environment", "cost", "result", "failure")
         )
-        evaluated = split or folds.eval_split(self.data)
+        in_training = self.fields.get("data.eval_split") if self.fold is None else folds.FOLD
+        evaluated = split or in_training
         # The fold that the scores are from. None if their split is the same for all runs.
         self.scored_fold = self.fold if evaluated == folds.FOLD else None
         self.evaluation = read_evaluation(folder / f"evaluation_{evaluated}.json")
