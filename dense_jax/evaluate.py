@@ -7,6 +7,8 @@ Writes these files to the workdir or --output, where SPLIT is the name of the sc
   evaluation_SPLIT.zip        the predicted class maps as PNGs in the class colors
   evaluation_SPLIT.png        the images with the lowest mean IoU
 
+The held-out fold of a run with config.data.folds is the split "fold".
+
 Every valid pixel of the split is counted exactly once, at the labels' original resolution. Ignored
 pixels are not counted. A class that appears in neither the labels nor the predictions gets a null
 score and is excluded from the means.
