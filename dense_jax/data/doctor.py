@@ -4,7 +4,8 @@
 
 The command opens every example of every split. The exit status is 1 if there are errors, such as an
 unreadable example, an image that is in two splits, or a class that is in another split but not in
-`train`. Groups of images are also checked; see `dense_jax.data.folds`. Warnings point out possible mistakes and do not change the exit status.
+`train`. Warnings point out possible mistakes and do not change the exit status. If there is a
+groups.csv, it is checked, too; see `dense_jax.data.folds`.
 `--picture` draws some examples of each split, overlaid with their labels. Class 0 stays clear.
 """
 

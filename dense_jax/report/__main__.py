@@ -13,7 +13,8 @@ A run is any folder at or below DIR with a config.json or failure.json. Each tab
 configuration, labeled by the config fields that differ between rows. The runs of a row differ only
 in the seed, in the fold and in fields that cannot affect scores. Each score is the mean over the
 seeds, or over the folds if there are any, with a 95% t-interval if there are at least two. An
-asterisk marks a significant difference from the baseline row. Unfinished runs are listed below the table.
+asterisk marks a significant difference from the baseline row. Unfinished runs are listed below the
+table.
 
 Without --split, the scores are from the end of training. With --split, the scores are from
 `dense_jax.evaluate`, so each run must be evaluated first. A second table then tests whether each

@@ -2,8 +2,9 @@
 
 Here the trained networks are fixed and the images are random. `statistics.paired_p_value` treats
 the images as fixed and the seeds as random. The score of a row is the one in the report's table:
-the mean IoU over all pixels of the split, averaged over the seeds. If the split is the held-out fold,
-the images of all folds are put together, each predicted by the network that was not trained on it.
+the mean IoU over all pixels of the split, averaged over the seeds. If the runs were scored on their
+held-out folds, the split is all folds together: each image as predicted by the network that was not
+trained on it. The table then has the mean over folds, which may differ a little.
 
 Each row is given by its counts, a float64 array [n, 3, s, c]. They are the numbers of correctly
 predicted, predicted and true pixels of each of c classes in each of n images, for each of s seeds.
@@ -60,7 +61,7 @@ def compare(baseline: Sequence[RunFolder], rows: Sequence[Sequence[RunFolder]]) 
 
 
 def _read(runs: Sequence[RunFolder]) -> dict[Key, _Images]:
-    """Returns {(seed, fold): what this run found}. A run has no images if its .npz file is not valid."""
+    """Returns what each run found. A run has no images if its .npz file is not valid."""
     found = {}
     for run in runs:
         names, matrices = run.images() or ((), np.zeros((0, 1, 1)))
