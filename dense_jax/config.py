@@ -69,10 +69,10 @@ SECTIONS = {
     "terms of a sum; a term's own, in parentheses, take precedence.",
     "model.upsampling_options": "Unset: the method's own default.",
     "model.auxiliary": "Heads on intermediate features, whose losses add to the loss in training.",
-    "data": 'With folds, the held-out fold of train_split is evaluated in training and by "evaluate", as '
-    "split fold, and the rest is trained on. ROOT/groups.csv, with lines NAME,GROUP, names groups of "
-    "images, such as patients, that are never divided. Without this file, folds are blocks of the "
-    "images sorted by name.",
+    "data": "With folds, fold `fold` of train_split is held out: it is evaluated instead of "
+    'eval_split, by the name "fold", and the rest is trained on. ROOT/groups.csv, with lines '
+    "NAME,GROUP, keeps groups of images, such as patients, in one fold. Without this file, folds "
+    "are blocks of the images sorted by name.",
     "augment": "Drawn uniformly from [-value, value] unless stated otherwise; 0: off.",
     "border": "Extra weight of a pixel between objects, at the distances d1 and d2 from the "
     "nearest two: weight * exp(-(d1 + d2)^2 / (2 sigma^2)), as in the U-Net paper.",

@@ -99,10 +99,10 @@ def get_config() -> ConfigDict:
         "score_scales": placeholder(tuple),  # factor on each skip's features (fcn)
     }
 
-    # With folds, the held-out fold of train_split is evaluated in training and by "evaluate", as
-    # split fold, and the rest is trained on. ROOT/groups.csv, with lines NAME,GROUP, names groups
-    # of images, such as patients, that are never divided. Without this file, folds are blocks of
-    # the images sorted by name.
+    # With folds, fold `fold` of train_split is held out: it is evaluated instead of eval_split, by
+    # the name "fold", and the rest is trained on. ROOT/groups.csv, with lines NAME,GROUP, keeps
+    # groups of images, such as patients, in one fold. Without this file, folds are blocks of the
+    # images sorted by name.
     config.data = {
         "name": "synthetic",  # dataset; see data.DATASETS
         "root": "",  # folder of the dataset

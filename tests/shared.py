@@ -8,7 +8,7 @@ from dense_jax.training import task
 
 
 def share_programs(replace: Callable[[Any, str, Any], None]) -> None:
-    """Lets trainings with equal configs share programs, but for the seed, the fold and the data's folder.
+    """Lets trainings with equal configs, but for seed, fold and data folder, share programs.
 
     replace: replace(module, name, function) puts a function in place of another, as setattr.
     """

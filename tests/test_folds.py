@@ -1,6 +1,7 @@
 """Tests cross-validation from training to the report."""
 
 import json
+import pathlib
 import re
 import shutil
 
@@ -8,8 +9,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from dense_jax import data, evaluate, sweep, train
-from dense_jax.report import tables
+from dense_jax import data, demo, evaluate, sweep, train
+from dense_jax.report import gallery, tables
 from dense_jax.report.rows import build
 from dense_jax.sweep.plan import run_names
 from experiments import base
@@ -81,6 +82,17 @@ def test_the_report_has_intervals_over_folds(runs, split):
     assert re.search(r"\| 0\.\d+ ± \d+\.\d+ .* \| 2 \|", tables.to_markdown(report))
 
 
+def test_pictures_are_of_the_held_out_images(runs, tmp_path):
+    with np.load(runs / "fold=0,seed=0" / "evaluation_fold.npz") as kept:
+        names = set(kept["names"].tolist())
+    pictures = gallery.build(build(runs, "fold").rows, 100)
+    assert {image["name"] for image in pictures["images"]} == names
+    assert all(image["truth"] for image in pictures["images"])
+    assert "images of fold 0 with" in pictures["about"]
+    written = demo.write_examples(str(runs / "fold=0,seed=0"), str(tmp_path))
+    assert {pathlib.Path(path).stem for path in written} == names
+
+
 def test_a_run_resumes_only_with_its_fold_and_groups(tiny_folder, tmp_path):
     root = shutil.copytree(tiny_folder, tmp_path / "data")
     config, workdir = make_config(root, SWEEP[0]), str(tmp_path / "run")
@@ -91,7 +103,7 @@ def test_a_run_resumes_only_with_its_fold_and_groups(tiny_folder, tmp_path):
     names = data.open_dataset("folder", str(root), "train").names
     groups = "".join(f"{name},{'ab'[i % 2]}\n" for i, name in enumerate(names))
     (root / "groups.csv").write_text(groups)
-    with pytest.raises(ValueError, match=r"evaluation files, or .* groups.csv\), are different"):
+    with pytest.raises(ValueError, match=r"evaluation files, or .* or groups.csv, are different"):
         train.train(config, workdir)
     (root / "groups.csv").unlink()
     train.train(config, workdir)

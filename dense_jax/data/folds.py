@@ -9,8 +9,8 @@ ROOT/groups.csv assigns images to groups, such as patients or scenes, that must 
     NAME,GROUP                             one line per image, without a header
 
 Every image of the training split must be listed. Images of other splits may be. The largest group
-comes first; each goes to the fold that has the fewest images so far. Without this file, fold k is the
-k-th block of the images sorted by name, so that neighboring frames or slices mostly stay together.
+comes first; each goes to the fold that has the fewest images so far. Without this file, fold k is
+the k-th block of the images sorted by name: neighboring frames or slices mostly stay together.
 """
 
 import collections
@@ -32,7 +32,7 @@ GROUPS = "groups.csv"
 
 
 def eval_split(config: Any) -> str:
-    """Returns the split that a run evaluates in training. `config` has the options of config.data."""
+    """Returns the split that a run evaluates in training. `config` has the options of `data`."""
     return FOLD if config.get("folds") else config["eval_split"]
 
 

@@ -96,7 +96,7 @@ class Source(Examples):
 
     @property
     def split(self) -> "Source":
-        """Returns the whole split that the examples are from, if they are a part, or else `self`."""
+        """Returns the whole split of which this source is a part, or else this source."""
         return self
 
     def instances(self, i: int) -> Objects:

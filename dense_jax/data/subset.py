@@ -50,5 +50,5 @@ class Subset(Source):
 
 
 def evenly_spaced(source: Source, num_examples: int) -> Subset:
-    """Returns `num_examples` examples of a source of n: example i is floor(i * n / num_examples)."""
+    """Returns examples floor(i * n / num_examples), i < num_examples, of the n of a source."""
     return Subset(source, np.arange(num_examples) * len(source) // num_examples)

@@ -22,9 +22,10 @@ NOTE = (
     "paired t-test over the shared seeds, after Holm's correction over the rows of the column."
 )
 FOLDS_NOTE = (
-    "Where there are folds, means, intervals and tests are over the folds instead of the seeds, and a "
-    "fold's score is the mean over its seeds. Folds share training images, so that their scores are "
-    "not independent: the intervals tend to be too narrow and p too small (Bengio and Grandvalet 2004)."
+    "Where there are folds, means, intervals and tests are over the folds instead of the seeds, "
+    "and a fold's score is the mean over its seeds. Folds share training images, so that their scores "
+    "are not independent: intervals tend to be too narrow, and p too small (Bengio and Grandvalet "
+    "2004)."
 )
 ABSENT = "–"
 # Matches control characters except tab and newline, text direction controls, and surrogates.
