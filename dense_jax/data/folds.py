@@ -11,6 +11,9 @@ ROOT/groups.csv assigns images to groups, such as patients or scenes, that must 
 Every image of the training split must be listed. Images of other splits may be. The largest group
 comes first; each goes to the fold that has the fewest images so far. Without this file, fold k is
 the k-th block of the images sorted by name: neighboring frames or slices mostly stay together.
+
+The best checkpoint is the one with the best score on the held-out fold, which flatters that score.
+The scores at the end of training, which the report shows without --split, are free of this choice.
 """
 
 import collections

@@ -146,8 +146,9 @@ def _examples(
 
 def _about(first: Evaluated, num_images: int, missing: str, without: set[int]) -> str:
     fold, split = first.run.scored_fold, first.run.evaluation["split"]
+    split += "" if fold is None else f" {fold}"
     about = (
-        f"The {num_images} of {len(first.names)} images of {split if fold is None else f'{split} {fold}'} with "
+        f"The {num_images} of {len(first.names)} images of {split} with "
         f"the lowest mean IoU in row {first.number + 1}. Each row shows the predictions of one "
         "seed's evaluated checkpoint. Images are sorted by the left row's scores and are at most "
         f"{drawing.LONGEST} pixels long."

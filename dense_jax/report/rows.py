@@ -23,7 +23,7 @@ NOTE = (
 )
 FOLDS_NOTE = (
     "Where there are folds, means, intervals and tests are over the folds instead of the seeds, "
-    "and a fold's score is the mean over its seeds. Folds share training images, so that their scores "
+    "and a fold's score is the mean over its seeds. Folds share training images, so their scores "
     "are not independent: intervals tend to be too narrow, and p too small (Bengio and Grandvalet "
     "2004)."
 )

@@ -325,7 +325,7 @@ def test_without_a_split_there_is_no_test_and_the_report_says_how(tmp_path):
 
 
 def add_fold_rows(root, seeds=(0, 1), **accuracies):
-    """Evaluated runs on 3 folds, of rows with these losses. Returns {loss: matrices [n, s, c, c]}."""
+    """Evaluated runs on 3 folds. Returns {loss: matrices [n, s, c, c]} of all images."""
     random = np.random.default_rng(0)
     labels = draw_labels(random, 12)
     kept = {loss: np.zeros((12, len(seeds), 3, 3), int) for loss in accuracies}
