@@ -69,6 +69,10 @@ SECTIONS = {
     "terms of a sum; a term's own, in parentheses, take precedence.",
     "model.upsampling_options": "Unset: the method's own default.",
     "model.auxiliary": "Heads on intermediate features, whose losses add to the loss in training.",
+    "data": "With folds, fold `fold` of train_split is held out: it is evaluated instead of "
+    'eval_split, by the name "fold", and the rest is trained on. ROOT/groups.csv, with lines '
+    "NAME,GROUP, keeps groups of images, such as patients, in one fold. Without this file, folds "
+    "are blocks of the images sorted by name.",
     "augment": "Drawn uniformly from [-value, value] unless stated otherwise; 0: off.",
     "border": "Extra weight of a pixel between objects, at the distances d1 and d2 from the "
     "nearest two: weight * exp(-(d1 + d2)^2 / (2 sigma^2)), as in the U-Net paper.",
@@ -187,6 +191,11 @@ OPTIONS: dict[str, Any] = {
         "root": ("", "", "folder of the dataset"),
         "train_split": ("train", "", "split to train on"),
         "eval_split": ("val", "", "split to evaluate during training"),
+        "folds": (
+            *(int, "[2, inf)"),
+            "parts of train_split, one of which is evaluated instead of eval_split; unset: off",
+        ),
+        "fold": (0, "[0, inf)", "the part, from 0, that is evaluated and not trained on"),
         "crop_size": ((64, 64), "", "height and width of the training crops, pixels"),
         "resolution": (1.0, "(0, inf)", "resolution of the network's input, relative to the files"),
         "canvas_size": (tuple, "", "size to pad or crop to; unset: the largest image"),
@@ -381,6 +390,11 @@ def _check_combinations(config: ConfigDict) -> None:
     if config.seed + config.num_seeds > 2**32:  # jax.random.key accepts 32 bits
         raise ValueError(
             f"seed={config.seed} with num_seeds={config.num_seeds}: seeds must be below 2**32"
+        )
+    if config.data.fold >= (config.data.folds or 1):
+        raise ValueError(
+            f"data.fold={config.data.fold} must be below data.folds={config.data.folds}, "
+            "the number of folds"
         )
     if config.model.kernel_size is not None and config.model.kernel_size % 2 == 0:
         raise ValueError(f"model.kernel_size={config.model.kernel_size} must be odd")

@@ -39,8 +39,8 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image
 
-from dense_jax import class_colors, data, drawing
-from dense_jax.data import decode, levels
+from dense_jax import class_colors, drawing
+from dense_jax.data import decode, folds, levels
 from dense_jax.devices import runtime
 from dense_jax.inference.predictor import Predictor, load
 from dense_jax.labels import components
@@ -89,7 +89,7 @@ def write_examples(workdir: str, folder: str) -> list[str]:
         return []
     config = files.read(workdir, "config.json")["data"]
     try:
-        source = data.open_dataset(config["name"], config["root"], config["eval_split"])
+        source = folds.open_split(config, folds.eval_split(config), config["root"])
         numbers = np.linspace(0, len(source) - 1, NUM_EXAMPLES).round().astype(int)
         examples = [source[i] for i in np.unique(numbers).tolist()]
     except (ValueError, OSError):

@@ -7,6 +7,8 @@ Writes these files to the workdir or --output, where SPLIT is the name of the sc
   evaluation_SPLIT.zip        the predicted class maps as PNGs in the class colors
   evaluation_SPLIT.png        the images with the lowest mean IoU
 
+The held-out fold of a run with config.data.folds is the split "fold".
+
 Every valid pixel of the split is counted exactly once, at the labels' original resolution. Ignored
 pixels are not counted. A class that appears in neither the labels nor the predictions gets a null
 score and is excluded from the means.
@@ -25,7 +27,9 @@ if __name__ == "__main__":  # above the slow imports, so that --help answers at 
     command.define_folder("workdir", "Workdir of a run of dense_jax.main.", required=True)
     command.define_folder("root", "Folder of the data; by default the run's data.root.")
     command.define_folder("output", "Folder to write the files to; by default the workdir.")
-    flags.DEFINE_string("split", None, "The split to score; by default the run's eval_split.")
+    flags.DEFINE_string(
+        "split", None, "The split to score; by default the run's eval_split or fold."
+    )
     flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
     flags.DEFINE_integer("batch_size", None, "Tiles per step; by default the run's.", lower_bound=1)
     command.define_size("tile_size", None, "HEIGHT,WIDTH in pixels; by default the run's.")
@@ -47,7 +51,7 @@ from etils import epath
 from PIL import Image
 
 from dense_jax import class_colors, data, metrics, storage
-from dense_jax.data import levels, tiles
+from dense_jax.data import folds, levels, tiles
 from dense_jax.devices import runtime
 from dense_jax.evaluation import baselines, class_maps, per_image, scoring, tables
 from dense_jax.evaluation.worst import NUM_DRAWN
@@ -85,7 +89,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores a checkpoint on a split, writes all files, and returns the JSON file's contents.
 
-    split: The split to score. If None, the config's data.eval_split.
+    split: The split to score, or "fold", the run's held-out fold. If None, the one that was
+      evaluated in training.
     batch_size: The number of tiles per step, which does not affect the scores. If None, the
       config's eval.batch_size.
     tile_size, margin: The tiles' size and margin, in pixels. If None, the config's eval.tile_size
@@ -98,7 +103,7 @@ def evaluate(
     """
     run = load(directory, checkpoint)
     config = run.config
-    split = split or config.data.eval_split
+    split = split or folds.eval_split(config.data)
     path = epath.Path(output or directory) / f"evaluation_{split}.json"
     _check_writable(path.parent)
     root, source, levels_of = _open(run, root, split)
@@ -174,7 +179,7 @@ def _open(
     if root is None and not epath.Path(config.root).is_dir():
         raise ValueError(f"{config.root} is gone: pass --root=FOLDER, where the data is now")
     folder = files.absolute(config.root if root is None else root)
-    source = data.open_dataset(config.name, folder, split)
+    source = folds.open_split(config, split, folder)
     for field in facts:
         if (value := storage.to_json(getattr(source, field))) != run.dataset[field]:
             raise ValueError(

@@ -99,11 +99,18 @@ def get_config() -> ConfigDict:
         "score_scales": placeholder(tuple),  # factor on each skip's features (fcn)
     }
 
+    # With folds, fold `fold` of train_split is held out: it is evaluated instead of eval_split, by
+    # the name "fold", and the rest is trained on. ROOT/groups.csv, with lines NAME,GROUP, keeps
+    # groups of images, such as patients, in one fold. Without this file, folds are blocks of the
+    # images sorted by name.
     config.data = {
         "name": "synthetic",  # dataset; see data.DATASETS
         "root": "",  # folder of the dataset
         "train_split": "train",  # split to train on
         "eval_split": "val",  # split to evaluate during training
+        # parts of train_split, one of which is evaluated instead of eval_split; unset: off
+        "folds": placeholder(int),
+        "fold": 0,  # the part, from 0, that is evaluated and not trained on
         "crop_size": (64, 64),  # height and width of the training crops, pixels
         "resolution": 1.0,  # resolution of the network's input, relative to the files
         "canvas_size": placeholder(tuple),  # size to pad or crop to; unset: the largest image

@@ -8,7 +8,7 @@ from dense_jax.training import task
 
 
 def share_programs(replace: Callable[[Any, str, Any], None]) -> None:
-    """Lets trainings with equal configs share programs, but for the seed and the data's folder.
+    """Lets trainings with equal configs, but for seed, fold and data folder, share programs.
 
     replace: replace(module, name, function) puts a function in place of another, as setattr.
     """
@@ -17,7 +17,9 @@ def share_programs(replace: Callable[[Any, str, Any], None]) -> None:
     def shared(function):
         def call(config, *args, **options):
             alike = config.copy_and_resolve_references()
-            alike.update({"seed": 0, "data": {"root": ""}, "model": {"initialize_from": None}})
+            alike.update(
+                {"seed": 0, "data": {"root": "", "fold": 0}, "model": {"initialize_from": None}}
+            )
             devices = [device.id for device in mesh.make_mesh().devices.flat]
             key = function.__name__, alike.to_json(), repr((args, options, devices))
             if key not in programs:

@@ -198,3 +198,22 @@ def test_a_frozen_encoder_has_no_learning_rate():
     config.optimizer.encoder_lr_multiplier = 0.1
     with pytest.raises(ValueError, match=r"nothing to optimizer\.encoder_lr_multiplier=0\.1"):
         options.check(config)
+
+
+@pytest.mark.parametrize(
+    ("num_folds", "fold", "message"),
+    [
+        (5, 5, "data.fold=5 must be below data.folds=5, the number of folds"),
+        (None, 1, "data.fold=1 must be below data.folds=None, the number of folds"),
+        (1, 0, "data.folds=1 must be in [2, inf)"),
+        (5, 4, ""),
+    ],
+)
+def test_the_fold_is_one_of_the_folds(num_folds, fold, message):
+    config = base.get_config()
+    config.data.folds, config.data.fold = num_folds, fold
+    if not message:
+        options.check(config)
+    else:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            options.check(config)

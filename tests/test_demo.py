@@ -68,7 +68,7 @@ def test_examples_are_images_of_the_evaluation_split(tiny_folder, tmp_path, monk
         assert pathlib.Path(path).name == f"{source.names[i]}.png"
         np.testing.assert_array_equal(demo.read(path, 1, None, LIMIT), source[i]["image"])
     image = np.arange(24, dtype=np.uint8).reshape(3, 4, 2)
-    monkeypatch.setattr(demo.data, "open_dataset", lambda *_: [{"image": image, "name": "a/b"}])
+    monkeypatch.setattr(demo.folds, "open_split", lambda *_: [{"image": image, "name": "a/b"}])
     (path,) = demo.write_examples(str(tmp_path), str(tmp_path))
     np.testing.assert_array_equal(demo.read(path, 2, None, LIMIT), image)
 

@@ -4,7 +4,8 @@
 
 The command opens every example of every split. The exit status is 1 if there are errors, such as an
 unreadable example, an image that is in two splits, or a class that is in another split but not in
-`train`. Warnings point out possible mistakes and do not change the exit status.
+`train`. Warnings point out possible mistakes and do not change the exit status. If there is a
+groups.csv, it is checked, too; see `dense_jax.data.folds`.
 `--picture` draws some examples of each split, overlaid with their labels. Class 0 stays clear.
 """
 
@@ -22,7 +23,7 @@ from jaxtyping import Int64
 from PIL import Image
 
 from dense_jax import class_colors, command, data, drawing
-from dense_jax.data import balance, checks, decode, levels, verify
+from dense_jax.data import balance, checks, decode, folds, levels, verify
 from dense_jax.data.folder import Folder
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.spelling import some
@@ -60,6 +61,8 @@ def examine(name: str, root: str) -> dict[str, Report]:
     reports = {split: report for split, (report, _) in examined.items()}
     if "train" in reports:
         _compare_classes(reports)
+    names = {split: [example.name for example in facts] for split, (_, facts) in examined.items()}
+    _check_groups(root, names, reports)
     return reports
 
 
@@ -176,6 +179,34 @@ def _compare_classes(reports: dict[str, Report]) -> None:
             )
     if train.get("min_size") and not any(train["pixels"].values()):
         train["errors"].insert(0, "every pixel of every label is ignored: nothing can be learned")
+
+
+def _check_groups(root: str, names: dict[str, list[str]], reports: dict[str, Report]) -> None:
+    """Adds an error to each split of which groups.csv lists only a part of the images.
+
+    Also adds a warning if a group has images in an earlier split. Images with names that both
+    splits have are not compared, because groups.csv names no splits.
+    """
+    try:
+        group_of = folds.read_groups(root) or {}
+    except (ValueError, OSError) as error:
+        reports[next(iter(reports))]["errors"].append(str(error))
+        return
+    listed = {split: group_of.keys() & names[split] for split in names}
+    for split in filter(listed.get, names):
+        try:
+            folds.groups_of(root, names[split])
+        except ValueError as error:
+            reports[split]["errors"].append(str(error))
+    for first, second in itertools.combinations(names, 2):
+        ours, theirs = (
+            {group_of[name] for name in listed[a] - listed[b]}
+            for a, b in ((first, second), (second, first))
+        )
+        if shared := sorted(ours & theirs):
+            reports[second]["warnings"].append(
+                f"{len(shared)} groups of {folds.GROUPS} are in {first} too: {some(shared)}"
+            )
 
 
 def as_text(reports: dict[str, Report]) -> str:

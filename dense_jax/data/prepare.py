@@ -16,6 +16,7 @@ command is interrupted, run it again. Complete splits are kept.
 
 import contextlib
 import pathlib
+import shutil
 from concurrent import futures
 from typing import Any
 
@@ -26,7 +27,7 @@ from array_record.python import array_record_module
 from PIL import Image
 
 from dense_jax import command, data, storage
-from dense_jax.data import records
+from dense_jax.data import folds, records
 from dense_jax.data.tfds import TFDS_DATASETS
 
 _NUM_AT_ONCE = 64  # the number of examples in memory at a time
@@ -66,6 +67,9 @@ def copy(name: str, root: str, output: str, max_side: int | None = None) -> None
     if not sources:
         raise ValueError(f"{root}: no splits")
     _claim(pathlib.Path(output), _description(name, sources, max_side))
+    groups, copied = (pathlib.Path(folder) / folds.GROUPS for folder in (root, output))
+    if root and groups.exists() and not copied.exists():
+        shutil.copy(groups, copied)
     for split, source in sources.items():
         path = records.path_of(output, split)
         if not path.exists():

@@ -95,6 +95,11 @@ class Source(Examples):
         """
         return None
 
+    @property
+    def split(self) -> "Source":
+        """Returns the whole split of which this source is a part, or else this source."""
+        return self
+
     def instances(self, i: int) -> Objects:
         """Returns the object number of each pixel of example i. `has_instances` must be true."""
         raise NotImplementedError

@@ -1,25 +1,25 @@
-"""A part of a source, for evaluations that must be fast."""
+"""A part of a source, such as a fold, or few images for evaluations that must be fast."""
 
+import functools
+import hashlib
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int32, Integer
 
 from dense_jax.data.source import Source
+from dense_jax.labels import Objects
 
 
 class Subset(Source):
-    """`num_examples` evenly spaced examples of a source of n examples.
+    """The examples of a source with the given numbers, in their order."""
 
-    Example i is example floor(i * n / num_examples) of the source.
-    """
-
-    def __init__(self, source: Source, num_examples: int):
-        self._source = source
-        self._numbers = np.arange(num_examples) * len(source) // num_examples
+    def __init__(self, source: Source, numbers: Integer[np.ndarray, "k"]):
+        self._source, self._numbers = source, numbers
         self.num_channels, self.dtype = source.num_channels, source.dtype
-        self.class_names = source.class_names
+        self.class_names, self.values = source.class_names, source.values
         self.value_range, self.palette = source.value_range, source.palette
+        self.has_instances = source.has_instances
 
     @property
     def sizes(self) -> Int32[np.ndarray, "n 2"]:
@@ -29,8 +29,26 @@ class Subset(Source):
     def names(self) -> tuple[str, ...]:
         return tuple(self._source.names[i] for i in self._numbers)
 
+    @functools.cached_property
+    def fingerprint(self) -> str | None:
+        if (whole := self._source.fingerprint) is None:
+            return None
+        return hashlib.sha256(f"{whole} {self._numbers.tolist()}".encode()).hexdigest()
+
+    @property
+    def split(self) -> Source:
+        return self._source.split
+
     def __len__(self) -> int:
         return len(self._numbers)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         return self._source[int(self._numbers[i])]
+
+    def instances(self, i: int) -> Objects:
+        return self._source.instances(int(self._numbers[i]))
+
+
+def evenly_spaced(source: Source, num_examples: int) -> Subset:
+    """Returns examples floor(i * n / num_examples), i < num_examples, of the n of a source."""
+    return Subset(source, np.arange(num_examples) * len(source) // num_examples)

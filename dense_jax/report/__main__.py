@@ -13,10 +13,10 @@ Writes these files to DIR:
 
 A run is any folder at or below DIR with a config.json or failure.json. Each table row is one
 configuration, labeled by the config fields that differ between rows. The rows are in the order of
-the sweep. The runs of a row differ only in the seed and in fields that cannot affect scores. Each
-score is the mean over the seeds, with a 95% t-interval if there are at least three, or else with
-the scores of both seeds. An asterisk marks a significant difference from the baseline row.
-Unfinished runs are listed below the table.
+the sweep. The runs of a row differ only in the seed, in the fold and in fields that cannot affect
+scores. Each score is the mean over the seeds, or over the folds if there are any, with a 95%
+t-interval if there are at least three, or else with both scores. An asterisk marks a significant
+difference from the baseline row. Unfinished runs are listed below the table.
 
 Without --split, the scores are from the end of training. With --split, the scores are from
 `dense_jax.evaluate`, so each run must be evaluated first. A second table then tests whether each

@@ -2,7 +2,8 @@
 
 Runs may be trained differently, but must be scored on the same data and in the same way. `measure`
 records how each run was scored, as a dict of facts. Two runs are comparable if they agree on
-every fact that is recorded for both runs.
+every fact that is recorded for both runs. Runs of several folds are scored on different images, so
+that the facts about the images are recorded as those of one fold.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,9 +27,9 @@ def measure(runs: Sequence[RunFolder], split: str | None) -> None:
 
 def _training_facts(run: RunFolder) -> dict[str, Any]:
     return {
-        "evaluation split": run.fields.get("data.eval_split"),
+        "evaluation split": _split(run, run.fields.get("data.eval_split")),
         "resolution": "the labels' own",
-        "images": run.result.get("num_eval_images"),
+        f"images{_of_fold(run)}": run.result.get("num_eval_images"),
         "classes": run.dataset.get("class_names"),
         "metric convention": run.result.get("metric_convention"),
         "dataset": run.fields.get("data.name"),
@@ -45,18 +46,30 @@ def _evaluation_facts(run: RunFolder, checkpoint: str) -> dict[str, Any]:
         tile, margin = (_text(evaluation.get(key)) for key in ("tile_size", "margin"))
         tiles = f"{tile} pixels with a margin of {margin}"
     return {
-        "evaluation split": evaluation.get("split"),
+        "evaluation split": _split(run, evaluation.get("split")),
         "resolution": evaluation.get("resolution"),
-        "images": evaluation.get("num_images"),
-        "valid pixels": evaluation.get("num_pixels"),
+        f"images{_of_fold(run)}": evaluation.get("num_images"),
+        f"valid pixels{_of_fold(run)}": evaluation.get("num_pixels"),
         "classes": evaluation.get("class_names"),
         "metric convention": evaluation.get("metric_convention"),
         # Data created in memory has no fingerprint and is identified by name.
-        "evaluated data": str(fingerprint)[:12] if fingerprint else evaluation.get("dataset"),
+        f"evaluated data{_of_fold(run)}": str(fingerprint)[:12]
+        if fingerprint
+        else evaluation.get("dataset"),
         "checkpoint": checkpoint,
         # Configs may use different tiles, but all runs of one config must use the same tiles.
         f"tiles of config {run.config_hash}": tiles,
     }
+
+
+def _split(run: RunFolder, split: Any) -> Any:
+    if run.scored_fold is None:
+        return split
+    return f"one of {run.data['folds']} folds of {run.data.get('train_split')}"
+
+
+def _of_fold(run: RunFolder) -> str:
+    return "" if run.scored_fold is None else f" of fold {run.scored_fold}"
 
 
 def _checkpoints(runs: Sequence[RunFolder]) -> list[str]:

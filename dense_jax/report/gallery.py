@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from dense_jax import class_colors, data, drawing, metrics
-from dense_jax.data import decode, levels
+from dense_jax import class_colors, drawing, metrics
+from dense_jax.data import decode, folds, levels
 from dense_jax.evaluation import class_maps
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.report.reading import RunFolder
@@ -128,7 +128,8 @@ def _examples(
     """
     evaluation = evaluated.run.evaluation
     try:
-        source = data.open_dataset(*(evaluation[key] for key in ("dataset", "root", "split")))
+        config = {**evaluated.run.data, "name": evaluation["dataset"]}
+        source = folds.open_split(config, evaluation["split"], evaluation["root"])
         examples = [source[i] for i in numbers if source.names == evaluated.names]
         for example in examples:
             example["image"] = levels.picture(example["image"], value_range=source.value_range)
@@ -144,8 +145,10 @@ def _examples(
 
 
 def _about(first: Evaluated, num_images: int, missing: str, without: set[int]) -> str:
+    fold, split = first.run.scored_fold, first.run.evaluation["split"]
+    split += "" if fold is None else f" {fold}"
     about = (
-        f"The {num_images} of {len(first.names)} images of {first.run.evaluation['split']} with "
+        f"The {num_images} of {len(first.names)} images of {split} with "
         f"the lowest mean IoU in row {first.number + 1}. Each row shows the predictions of one "
         "seed's evaluated checkpoint. Images are sorted by the left row's scores and are at most "
         f"{drawing.LONGEST} pixels long."

@@ -6,7 +6,7 @@ from typing import Any
 
 from dense_jax.report import comparable
 from dense_jax.report.reading import RunFolder, mapping, number
-from dense_jax.report.rows import ABSENT, Report, Row, spelled, text
+from dense_jax.report.rows import ABSENT, FOLDS_NOTE, Report, Row, spelled, text
 from dense_jax.spelling import some
 
 BELOW = "†"  # marks scores of classes that are below a baseline
@@ -27,7 +27,8 @@ def _row(report: Report, row: Row) -> dict[str, Any]:
         "fields": dict(zip(report.fields, row.label, strict=True)),
         "config_hash": first.config_hash,
         "runs": [run.name for run in row.runs],
-        "num_seeds": len(row.runs),
+        "num_seeds": len({str(run.fields.get("seed")) for run in row.runs}),
+        "num_folds": len({run.fold for run in row.runs} - {None}),
         "git_commits": _distinct(map(_commit, row.runs)),
         "dataset": first.fields.get("data.name"),
         "dataset_fingerprint": first.dataset.get("fingerprint"),
@@ -45,7 +46,7 @@ def columns(report: Report) -> tuple[list[str], dict[str, list[str]]]:
     """Returns the facts that all rows share, and {fact: [text of each row]} for other facts."""
     cells = {
         "config": [row.runs[0].config_hash for row in report.rows],
-        "seeds": [str(len(row.runs)) for row in report.rows],
+        report.units: [str(row.num_units) for row in report.rows],
         "git commit": [", ".join(_distinct(map(_short_commit, row.runs))) for row in report.rows],
         "training data": [_training_data(row.runs[0]) for row in report.rows],
         "initial weights": [_initial_weights(row.runs[0]) for row in report.rows],
@@ -63,7 +64,7 @@ def remarks(report: Report) -> list[str]:
     if not report.rows:
         return []
     runs = [run for row in report.rows for run in row.runs]
-    sentences = []
+    sentences = [FOLDS_NOTE] if any(run.fold is not None for run in runs) else []
     if facts := comparable.conflicts(runs):
         groups = {row.group: row.runs[0] for row in report.rows}
         described = [
@@ -95,8 +96,9 @@ def remarks(report: Report) -> list[str]:
     sentences += [*_few_seeds(report), *_without_network(report)]
     if len(report.rows) > 1:
         sentences.append(
-            f"The baseline is {_baseline(report)}. Rows that share fewer than two seeds "
-            "with it are not tested over seeds. There is no correction for the number of columns."
+            f"The baseline is {_baseline(report)}. Rows that share fewer than two {report.units} "
+            f"with it are not tested over {report.units}. There is no correction for the number of "
+            "columns."
         )
     commits = _distinct(map(_short_commit, runs))
     if len(commits) > 1:

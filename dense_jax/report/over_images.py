@@ -2,7 +2,9 @@
 
 Here the trained networks are fixed and the images are random. `statistics.paired_p_value` treats
 the images as fixed and the seeds as random. The score of a row is the one in the report's table:
-the mean IoU over all pixels of the split, averaged over the seeds.
+the mean IoU over all pixels of the split, averaged over the seeds. If the runs were scored on their
+held-out folds, the split is all folds together: each image as predicted by the network that was not
+trained on it. The table then has the mean over folds, which may differ a little.
 
 Each row is given by its counts, a float64 array [n, 3, s, c]. They are the numbers of correctly
 predicted, predicted and true pixels of each of c classes in each of n images, for each of s seeds.
@@ -44,6 +46,9 @@ class _Images(NamedTuple):
     counts: Float64[np.ndarray, "n 3 c"]
 
 
+Key = tuple[str, int | None]  # seed and fold
+
+
 def compare(baseline: Sequence[RunFolder], rows: Sequence[Sequence[RunFolder]]) -> list[ImageTest]:
     """Tests each row against the baseline. Holm's method corrects for the number of tested rows.
 
@@ -55,29 +60,48 @@ def compare(baseline: Sequence[RunFolder], rows: Sequence[Sequence[RunFolder]]) 
     return [test._replace(p_value=p) for test, p in zip(tests, p_values, strict=True)]
 
 
-def _read(runs: Sequence[RunFolder]) -> dict[str, _Images]:
-    """Returns {seed: what its run found}. A run has no images if its .npz file is not valid."""
+def _read(runs: Sequence[RunFolder]) -> dict[Key, _Images]:
+    """Returns what each run found. A run has no images if its .npz file is not valid."""
     found = {}
     for run in runs:
         names, matrices = run.images() or ((), np.zeros((0, 1, 1)))
         hit, predicted = np.diagonal(matrices, axis1=1, axis2=2), matrices.sum(axis=1)
         counts = np.stack([hit, predicted, matrices.sum(axis=2)], axis=1).astype(np.float64)
         order = sorted(range(len(names)), key=names.__getitem__)
-        found[str(run.fields.get("seed"))] = _Images(run, [names[i] for i in order], counts[order])
+        key = str(run.fields.get("seed")), run.fold
+        found[key] = _Images(run, [names[i] for i in order], counts[order])
     return found
 
 
-def _compare(ours: dict[str, _Images], theirs: dict[str, _Images]) -> ImageTest:
-    seeds = [seed for seed in ours if seed in theirs]
-    if not seeds:
+def _join_folds(runs: dict[Key, _Images]) -> list[_Images]:
+    """Joins what one seed's runs found in their held-out folds. Leaves other runs as they are."""
+    joined: dict[Key, list[_Images]] = {}
+    for (seed, fold), found in sorted(runs.items(), key=lambda item: item[0][1] or 0):
+        key = seed, fold if found.run.scored_fold is None else None
+        joined.setdefault(key, []).append(found)
+    return [_joined(parts) for parts in joined.values()]
+
+
+def _joined(parts: Sequence[_Images]) -> _Images:
+    """Returns the images of all parts, or the first part without images, which `_refusal` names."""
+    for part in parts:
+        if not part.names:
+            return part
+    names = [name for part in parts for name in part.names]
+    return _Images(parts[0].run, names, np.concatenate([part.counts for part in parts]))
+
+
+def _compare(ours: dict[Key, _Images], theirs: dict[Key, _Images]) -> ImageTest:
+    both = [key for key in ours if key in theirs]
+    if not both:
         return ImageTest(refusal="no seed is also one of the baseline")
-    sides = [[side[seed] for seed in seeds] for side in (ours, theirs)]
+    sides = [_join_folds({key: side[key] for key in both}) for side in (ours, theirs)]
     if refusal := _refusal([*sides[1], *sides[0]]):
         return ImageTest(refusal=refusal)
     counts, others = (np.stack([images.counts for images in side], axis=2) for side in sides)
     difference = float(mean_iou(counts.sum(axis=0)) - mean_iou(others.sum(axis=0)))
     interval, p_value = difference_interval(counts, others), swap_p_value(counts, others)
-    return ImageTest(difference, *interval, p_value, len(counts), len(seeds))
+    return ImageTest(difference, *interval, p_value, len(counts), len(sides[0]))
 
 
 def _refusal(evaluated: Sequence[_Images]) -> str:

@@ -23,7 +23,7 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def curve(row: Row) -> list[tuple[float, float, float, float]]:
-    """Returns a row's learning curve: (step, mean, min, max) of the mean IoU over the seeds.
+    """Returns a row's learning curve: (step, mean, min, max) of the mean IoU over the runs.
 
     Includes only the steps that every run with a curve logged.
     """

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from dense_jax.data import decode
+from dense_jax.data import decode, folds
 from dense_jax.workdir import files
 
 # Config fields that cannot change the final scores. `eval_every` can change the best step.
 OPERATIONAL = {*files.OPERATIONAL, "eval_every"}
+REPEATED = {"seed", "data.fold"}  # the config fields in which the runs of a row differ
 
 
 class RunFolder:
@@ -24,19 +25,26 @@ class RunFolder:
     A run without `scores` is left out of the tables. Its `status` says why.
 
     split: The split whose evaluation contains the scores. If None, the scores are from result.json.
-      In that case, figures and pictures use the evaluation of the config's data.eval_split.
+      In that case, figures and pictures use the evaluation of the split evaluated in training.
     """
 
     def __init__(self, folder: pathlib.Path, root: pathlib.Path, split: str | None):
         self.folder = folder
         self.name = folder.relative_to(root).as_posix() if folder != root else root.resolve().name
-        self.fields = files.flatten(_read_json(folder / "config.json"))
+        config = _read_json(folder / "config.json")
+        self.fields = files.flatten(config)
+        self.data = mapping(config.get("data"))
+        fold = self.data.get("fold") if self.data.get("folds") else None
+        self.fold = fold if isinstance(fold, int) else None
         self.config_hash = config_hash(self.fields)
         self.dataset, self.environment, self.cost, self.result, failure = (
             _read_json(folder / f"{name}.json")
             for name in ("dataset", "environment", "cost", "result", "failure")
         )
-        evaluated = split or self.fields.get("data.eval_split")
+        in_training = self.fields.get("data.eval_split") if self.fold is None else folds.FOLD
+        evaluated = split or in_training
+        # The fold that the scores are from. None if their split is the same for all runs.
+        self.scored_fold = self.fold if evaluated == folds.FOLD else None
         self.evaluation = read_evaluation(folder / f"evaluation_{evaluated}.json")
         last, self.curve = read_curve(folder / "metrics.jsonl")  # pairs (step, mean IoU)
         self.measured: dict[str, str] = {}  # set by comparable.measure
@@ -73,6 +81,11 @@ class RunFolder:
     def scored_dataset(self) -> str:
         """Returns the name of the dataset that the scores are for."""
         return str(self.scores.get("dataset", self.fields.get("data.name")))
+
+    @property
+    def unit(self) -> str:
+        """Returns which of the runs of a row this is: its fold, such as "fold 2", or its seed."""
+        return str(self.fields.get("seed")) if self.fold is None else f"fold {self.fold}"
 
     @property
     def training_data(self) -> str:
@@ -157,9 +170,9 @@ def _planned(root: pathlib.Path) -> dict[pathlib.Path, tuple[int, dict[str, Any]
 def config_hash(fields: dict[str, Any]) -> str:
     """Returns the first 12 hexadecimal digits of the SHA-256 hash of a config.
 
-    The hash ignores the seed, OPERATIONAL fields, and data.root (paths differ between machines).
+    The hash ignores REPEATED and OPERATIONAL fields, and data.root (paths differ between machines).
     """
-    kept = {k: v for k, v in fields.items() if k not in OPERATIONAL | {"seed", "data.root"}}
+    kept = {k: v for k, v in fields.items() if k not in OPERATIONAL | REPEATED | {"data.root"}}
     canonical = json.dumps(kept, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 

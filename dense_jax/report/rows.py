@@ -12,7 +12,7 @@ import numpy as np
 
 from dense_jax.metrics import METRICS
 from dense_jax.report import comparable, over_images, statistics
-from dense_jax.report.reading import OPERATIONAL, RunFolder, find_runs, number
+from dense_jax.report.reading import OPERATIONAL, REPEATED, RunFolder, find_runs, number
 from dense_jax.spelling import suggestion
 from dense_jax.workdir import files
 
@@ -21,6 +21,12 @@ NOTE = (
     "the half width of the 95 % t-interval over the seeds; bold is the best mean in a column, "
     "significant or not; * marks a difference from the baseline row with p < 0.05 in a two-sided "
     "paired t-test over the shared seeds, after Holm's correction over the rows of the column."
+)
+FOLDS_NOTE = (
+    "Where there are folds, means, intervals and tests are over the folds instead of the seeds, "
+    "and a fold's score is the mean over its seeds. Folds share training images, so their scores "
+    "are not independent: intervals tend to be too narrow, and p too small (Bengio and Grandvalet "
+    "2004)."
 )
 ABSENT = "–"
 MINUS = "\N{MINUS SIGN}"
@@ -67,7 +73,7 @@ class Style(NamedTuple):
 
 @dataclasses.dataclass
 class Row:
-    """The runs of one configuration, with one run per seed."""
+    """The runs of one configuration, with one run per seed, or per seed and fold."""
 
     runs: list[RunFolder]
     label: list[str]  # the value of each of Report.fields
@@ -86,16 +92,26 @@ class Row:
         return ", ".join(self.label)
 
     def score(self, path: str) -> tuple[float, float]:
-        """Returns (mean over seeds, half width of its interval) of a score; see `interval`.
+        """Returns (mean over seeds or folds, half width of its interval) of a score; see `interval`.
 
-        Both are NaN if any seed lacks the score.
+        Both are NaN if any run lacks the score.
         """
-        return statistics.interval([number(run.scores, path) for run in self.runs])
+        return statistics.interval(list(self.unit_scores(path).values()))
 
-    def seed_scores(self, path: str) -> dict[str, float]:
-        """Returns {seed: score}. Seeds without this score are left out."""
-        values = {str(run.fields.get("seed")): number(run.scores, path) for run in self.runs}
-        return {seed: value for seed, value in values.items() if not math.isnan(value)}
+    def unit_scores(self, path: str) -> dict[str, float]:
+        """Returns {RunFolder.unit: score}: that of each seed, or of each fold as a mean over seeds.
+
+        A score is NaN if a run lacks it.
+        """
+        values: dict[str, list[float]] = {}
+        for run in self.runs:
+            values.setdefault(run.unit, []).append(number(run.scores, path))
+        return {unit: float(np.mean(scores)) for unit, scores in values.items()}
+
+    @property
+    def num_units(self) -> int:
+        """Returns the number of seeds or folds."""
+        return len({run.unit for run in self.runs})
 
     @property
     def below_baseline(self) -> list[str]:
@@ -124,6 +140,12 @@ class Report(NamedTuple):
     notes: list[str]  # which runs are in no row, and why
     columns: list[Column]
     style: Style = Style()
+
+    @property
+    def units(self) -> str:
+        """Returns what the intervals are over: "seeds", "folds", or "folds or seeds"."""
+        runs = [run for row in self.rows for run in row.runs]
+        return " or ".join(sorted({"seeds" if run.fold is None else "folds" for run in runs}))
 
 
 def build(
@@ -161,7 +183,7 @@ def build(
         comparable.refuse(comparable.conflicts(scored))
     _name_roots(scored)
     # eval_every matters with `split`, because evaluations may use the best checkpoint.
-    ignored = (OPERATIONAL - {"eval_every"} if split else OPERATIONAL) | {"seed"}
+    ignored = (OPERATIONAL - {"eval_every"} if split else OPERATIONAL) | REPEATED
     rows, repeated = _group(scored, ignored)
     notes += repeated
 
@@ -199,8 +221,8 @@ def _group(runs: Sequence[RunFolder], ignored: set[str]) -> tuple[list[Row], lis
     for run, group in zip(runs, comparable.number_groups(runs), strict=True):
         fixed = {path: value for path, value in run.fields.items() if path not in ignored}
         row = rows.setdefault((group, json.dumps(fixed, sort_keys=True)), Row([], [], group))
-        seed = run.fields.get("seed")
-        twin = next((other for other in row.runs if other.fields.get("seed") == seed), None)
+        seed, fold = run.fields.get("seed"), run.fold
+        twin = next((r for r in row.runs if (r.fields.get("seed"), r.fold) == (seed, fold)), None)
         if twin is None:
             row.runs.append(run)
         else:  # counting the seed twice would narrow the interval
@@ -331,12 +353,12 @@ def _test(
     baseline.is_baseline = True
     others = [row for row in rows if row is not baseline and row.group == baseline.group]
     for path, *_ in columns:
-        baseline_scores, p_values = baseline.seed_scores(path), []
+        theirs, p_values = baseline.unit_scores(path), []
         for row in others:
-            scores = row.seed_scores(path)
-            seeds = [seed for seed in scores if seed in baseline_scores]
-            pairs = [scores[s] for s in seeds], [baseline_scores[s] for s in seeds]
-            row.differences[path] = float(np.mean(np.subtract(*pairs))) if seeds else math.nan
+            ours = row.unit_scores(path)
+            both = [u for u in ours if not math.isnan(ours[u] + theirs.get(u, math.nan))]
+            pairs = [ours[unit] for unit in both], [theirs[unit] for unit in both]
+            row.differences[path] = float(np.mean(np.subtract(*pairs))) if both else math.nan
             p_values.append(statistics.paired_p_value(*pairs))
         for row, p_value in zip(others, statistics.holm(p_values), strict=True):
             row.p_values[path] = p_value

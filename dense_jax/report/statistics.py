@@ -1,4 +1,4 @@
-"""Confidence intervals over seeds, and paired tests between two rows."""
+"""Confidence intervals over seeds or folds, and paired tests between two rows."""
 
 import math
 from collections.abc import Sequence

@@ -20,7 +20,7 @@ COSTS = {  # {key in cost.json: (column heading, divisor, number format)}
     "peak_bytes": ("peak memory, MiB", 2**20, ",.0f"),
 }
 COST_NOTE = (
-    "Costs are means over the seeds. FLOPs are for the forward pass on one image of the size "
+    "Costs are means over the runs. FLOPs are for the forward pass on one image of the size "
     "of the training crops; memory is per device in training."
 )
 SEED_NOTE = (
@@ -68,16 +68,18 @@ def score_table(report: Report) -> Table:
         )
         for path, label, _, unit in report.columns
     ]
-    table = [[*map(Cell, report.fields), *heads, Cell("seeds", plain=("num_seeds",))]]
+    units = report.units or "seeds"
+    last = Cell(units, plain=(f"num_{units.replace(' ', '_')}",))
+    table = [[*map(Cell, report.fields), *heads, last]]
     for row in report.rows:
         scores = [_score_cell(report, row, column) for column in report.columns]
-        seeds = Cell(str(len(row.runs)), plain=(len(row.runs),))
-        table.append([*map(Cell, row.label), *scores, seeds])
+        number = Cell(str(row.num_units), plain=(row.num_units,))
+        table.append([*map(Cell, row.label), *scores, number])
     return table
 
 
 def _score_cell(report: Report, row: Row, column: Column) -> Cell:
-    (mean, half), seeds = row.score(column.path), row.seed_scores(column.path).values()
+    (mean, half), seeds = row.score(column.path), row.unit_scores(column.path).values()
     p_value = row.p_values.get(column.path, math.nan)
     rivals = [other for other in report.rows if other.group == row.group]
     means = np.array([other.score(column.path)[0] for other in rivals])

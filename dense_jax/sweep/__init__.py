@@ -25,6 +25,7 @@ def grid(**axes: Sequence[Any]) -> list[dict[str, Any]]:
     """Returns every combination of the axes' values. The last axis varies fastest.
 
     Pass dotted paths as `grid(**{"model.upsampling": ["bilinear", "nearest"], "seed": [0, 1]})`.
+    Cross-validation is `{"data.folds": [5], "data.fold": range(5)}`.
     """
     for path, values in axes.items():
         if isinstance(values, str) or not isinstance(values, Sequence):

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dense_jax import class_colors, data, losses, storage
-from dense_jax.data import balance, ladder, levels, subset, targets, verify
+from dense_jax.data import balance, folds, ladder, levels, subset, targets, verify
 from dense_jax.devices import cpu, distributed, mesh
 from dense_jax.program import Program, assemble, normalization
 from dense_jax.training import optim, replicas, steps
@@ -216,10 +216,7 @@ def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
     """
     mesh.check_shares(config.num_seeds, config.batch_size, config.num_microbatches)
     _LOG.info("opening the data")
-    source, eval_source = (
-        data.open_dataset(config.data.name, config.data.root, split)
-        for split in (config.data.train_split, config.data.eval_split)
-    )
+    source, eval_source = folds.open_splits(config.data)
     dataset, name = describe(source, eval_source), normalization(config.model)
     dataset["levels"] = levels.of_split(source).tolist() if name == "dataset" else None
     levels_of = levels.rule(name, dataset)
@@ -251,14 +248,14 @@ def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
     distributed.agree(
         lambda: (
             _facts_of_split(config.data.train_split, source)
-            | _facts_of_split(config.data.eval_split, eval_source)
+            | _facts_of_split(folds.eval_split(config.data), eval_source)
             | {"the initial weights": _digest(array.tobytes() for array in arrays)}
         )
     )
     if config.data.verify:
         _verify(config, source, eval_source)
     if config.eval.num_images is not None and config.eval.num_images < len(eval_source):
-        eval_source = subset.Subset(eval_source, config.eval.num_images)
+        eval_source = subset.evenly_spaced(eval_source, config.eval.num_images)
     return Task(
         *(train_source, eval_source, levels_of, dataset, canvas, shapes),
         *(program, training, placed, initial),
@@ -268,7 +265,7 @@ def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
 def _verify(config: ConfigDict, source: data.Source, eval_source: data.Source) -> None:
     """Verifies both splits. Warns of classes of the evaluation split that cannot be learned."""
     learned = verify.verify(source)
-    train_split, eval_split = config.data.train_split, config.data.eval_split
+    train_split, eval_split = config.data.train_split, folds.eval_split(config.data)
     for name in verify.verify(eval_source):
         if name not in learned:
             _LOG.warning(
@@ -295,7 +292,8 @@ def describe(source: Any, eval_source: Any) -> dict[str, Any]:
         "palette": class_colors.palette_of(source),
         "num_examples": len(source),
         "ladder": ladder.choose(np.concatenate([source.sizes, eval_source.sizes])),
-        "fingerprint": source.fingerprint,
+        # That of the whole split is the same for all folds. The next one tells folds apart.
+        "fingerprint": source.split.fingerprint,
         "eval_fingerprint": eval_source.fingerprint,
     }
 

@@ -185,7 +185,8 @@ def compare_dataset(workdir: epath.PathLike, dataset: Mapping[str, Any], root: s
             what = f"{field} was {old.get(field)} and is {value}"
             if field.endswith("fingerprint"):
                 split = "evaluation" if field.startswith("eval") else "training"
-                what = f"the {split} files, or their description in dataset.json, are different"
+                described = "their description in dataset.json or groups.csv"
+                what = f"the {split} files, or {described}, are different"
             raise ValueError(
                 f"the dataset has changed since {path.parent} was started{where}: {what}. Restore "
                 "the data, or use another --workdir"

@@ -322,3 +322,39 @@ def test_without_a_split_there_is_no_test_and_the_report_says_how(tmp_path):
     for text in (tables.to_markdown(report), page.to_html("x", report)):
         assert "Tests over images" not in text
         assert "Differences are also tested over images with --split=SPLIT." in text
+
+
+def add_fold_rows(root, seeds=(0, 1), **accuracies):
+    """Evaluated runs on 3 folds. Returns {loss: matrices [n, s, c, c]} of all images."""
+    random = np.random.default_rng(0)
+    labels = draw_labels(random, 12)
+    kept = {loss: np.zeros((12, len(seeds), 3, 3), int) for loss in accuracies}
+    for loss, accuracy in accuracies.items():
+        for seed, k in itertools.product(seeds, range(3)):
+            folder, part = root / f"{loss}-{seed}-{k}", slice(4 * k, 4 * k + 4)
+            files = {"dataset": DATASET | {"class_names": CLASSES}}
+            add(root, folder.name, files=files, loss=loss, seed=seed, data={"folds": 3, "fold": k})
+            kept[loss][part, seed] = draw_matrices(random, labels[part], accuracy)
+            names = np.array([f"image{i:02d}" for i in range(12)])[part]
+            write_evaluation(folder, names, kept[loss][part, seed], split="fold")
+            for ending in ("json", "npz"):
+                path = folder / f"evaluation_test.{ending}"
+                path.rename(folder / f"evaluation_fold.{ending}")
+    return kept
+
+
+def test_the_images_of_all_folds_are_compared_together(tmp_path):
+    kept = add_fold_rows(tmp_path, dice=0.7, focal=0.75)
+    (test,) = [row.image_test for row in build(tmp_path, "fold").rows if row.image_test]
+    assert (test.num_images, test.num_seeds, test.refusal) == (12, 2, "")
+    difference = split_score(kept["focal"]) - split_score(kept["dice"])
+    np.testing.assert_allclose(test.difference, difference, rtol=1e-9)
+    expected = over_images.swap_p_value(to_counts(kept["focal"]), to_counts(kept["dice"]))
+    np.testing.assert_allclose(test.p_value, expected, rtol=1e-9)
+
+
+def test_folds_that_cannot_be_read_are_named(tmp_path):
+    add_fold_rows(tmp_path, dice=0.7, focal=0.75)
+    (tmp_path / "dice-0-1" / "evaluation_fold.npz").unlink()
+    (test,) = [row.image_test for row in build(tmp_path, "fold").rows if row.image_test]
+    assert test.refusal.startswith("evaluation_fold.npz of dice-0-1 is missing")

@@ -3,9 +3,11 @@
 import csv
 import hashlib
 import io
+import itertools
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -493,3 +495,85 @@ def test_classes_below_a_baseline_are_marked_and_named(tmp_path):
     )
     assert r"0.100\textdagger{}" in tables.to_latex(report)
     assert r"\textdagger{}: a class has a lower IoU than" in tables.caption_to_latex(report)
+
+
+# Folds
+
+
+def add_folds(root, loss, scores, *, num_folds=3, seeds=(0,), shift=0.0, **files):
+    """Runs of each seed on each fold, whose held-out images differ between folds."""
+    for (k, score), seed in itertools.product(enumerate(scores), seeds):
+        dataset = DATASET | {"num_examples": 10 - k, "eval_fingerprint": f"{k}" * 64}
+        folds = {"folds": num_folds, "fold": k}
+        content = {"dataset": dataset} | files
+        name = f"{loss}-{k}-{seed}"
+        add(root, name, score + seed * shift, content, loss=loss, seed=seed, data=folds)
+        result = json.loads((root / name / "result.json").read_text())
+        (root / name / "result.json").write_text(json.dumps(result | {"num_eval_images": 5 + k}))
+
+
+def test_intervals_and_tests_are_over_folds(tmp_path):
+    dice, focal = [0.5, 0.6, 0.58], [0.4, 0.52, 0.47]
+    add_folds(tmp_path, "dice", dice)
+    add_folds(tmp_path, "focal", focal, seeds=(0, 1), shift=0.02)  # a fold's score: its mean
+    report = build(tmp_path)
+    assert report.fields == ["loss"] and not report.notes
+    first, second = read(score_csv(report))
+    assert (first["num_folds"], second["num_folds"]) == ("3", "3")
+    for row, scores in ((first, np.array(dice)), (second, np.array(focal) + 0.01)):
+        low, high = scipy.stats.t.interval(
+            0.95, len(scores) - 1, loc=scores.mean(), scale=scipy.stats.sem(scores)
+        )
+        np.testing.assert_allclose(float(row["eval/mean_iou"]), scores.mean(), rtol=1e-9)
+        half = float(row["eval/mean_iou/half_interval"])
+        np.testing.assert_allclose(half, (high - low) / 2, rtol=1e-9)
+    expected = scipy.stats.ttest_rel(np.array(focal) + 0.01, dice).pvalue
+    np.testing.assert_allclose(float(second["eval/mean_iou/p_value"]), expected, rtol=1e-9)
+    markdown = tables.to_markdown(report)
+    assert "Folds share training images" in markdown and "fewer than two folds" in markdown
+    assert "evaluation split one of 3 folds of train" in markdown
+
+
+def test_folds_are_paired_with_equal_folds_only_and_never_with_seeds(tmp_path):
+    add_folds(tmp_path, "dice", [0.5, 0.6, 0.58])
+    for k in (0, 1):
+        folder = tmp_path / f"dice-{k}-0"
+        (folder / "evaluation_test.json").write_text(json.dumps(EVALUATION))
+        add(tmp_path, f"seed{k}", 0.5, {"evaluation_test": EVALUATION}, loss="dice", seed=k)
+    rows = read(score_csv(build(tmp_path, "test")))
+    assert [row["num_folds_or_seeds"] for row in rows] == ["2", "2"]
+    assert [row["eval/mean_iou/p_value"] for row in rows] == ["", ""]
+
+
+def test_a_fold_that_is_there_twice_is_left_out(tmp_path):
+    add_folds(tmp_path, "dice", [0.5, 0.6, 0.58])
+    shutil.copytree(tmp_path / "dice-1-0", tmp_path / "twice")
+    report = build(tmp_path)
+    assert report.notes == ["twice: left out, it repeats the config and seed of dice-1-0"]
+    assert [row.num_units for row in report.rows] == [3]
+
+
+def test_other_folds_are_not_comparable(tmp_path):
+    add_folds(tmp_path, "dice", [0.5, 0.6, 0.58])
+    add_folds(tmp_path, "focal", [0.5, 0.6], num_folds=2)
+    with pytest.raises(ValueError, match=r"one of 3 folds of train .*; one of 2 folds of train"):
+        build(tmp_path)
+    for k in range(2):
+        shutil.rmtree(tmp_path / f"focal-{k}-0")
+    moved = DATASET | {"fingerprint": "c" * 64}
+    add_folds(tmp_path, "lovasz", [0.5, 0.6], dataset=moved)
+    with pytest.raises(ValueError, match="training data of split train"):
+        build(tmp_path)
+
+
+def test_one_fold_of_other_images_is_not_comparable(tmp_path):
+    for loss in ("dice", "focal"):
+        add_folds(tmp_path, loss, [0.5, 0.6])
+        for k in (0, 1):
+            changed = "f" * 64 if (loss, k) == ("focal", 1) else f"{k}" * 64
+            evaluation = EVALUATION | {"split": "fold", "dataset_fingerprint": changed}
+            path = tmp_path / f"{loss}-{k}-0" / "evaluation_fold.json"
+            path.write_text(json.dumps(evaluation | {"num_images": 5 + k}))
+    with pytest.raises(ValueError, match=r"evaluated data of fold 1: 1.*dice.*; f.*focal") as error:
+        build(tmp_path, "fold")
+    assert "of fold 0" not in str(error.value) and "images" not in str(error.value)
