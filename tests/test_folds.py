@@ -78,7 +78,7 @@ def test_the_report_has_intervals_over_folds(runs, split):
     mean, half = row.score("eval/mean_iou")
     low, high = sorted(scores)  # two folds have no interval
     np.testing.assert_allclose([mean - half, mean + half], [low, high], rtol=1e-9)
-    assert re.search(r"\| 0\.\d+ ± \d+\.\d+ .* \| 2 \|", tables.to_markdown(report))
+    assert re.search(r"\| 0\.\d+ \(0\.\d+, 0\.\d+\) .* \| 2 \|", tables.to_markdown(report))
 
 
 def test_pictures_are_of_the_held_out_images(runs, tmp_path):
