@@ -36,7 +36,7 @@ def test_a_seed_is_as_if_alone(job, tiny_folder, tmp_path, monkeypatch):
     config = make_job(tiny_folder, 1)
     config.seed = 4
     devices = mesh_of(jax.device_count() // 2)
-    monkeypatch.setattr(mesh, "make_mesh", lambda num_replicas=1: devices)
+    monkeypatch.setattr(mesh, "make_mesh", lambda *_: devices)
     train.train(config, str(tmp_path / "alone"))
     there, alone = job / "seed=4", tmp_path / "alone"
     jax.tree.map(
