@@ -1,11 +1,14 @@
 """Summarizes a network and its training step before any training.
 
     python -m dense_jax.summary --config=experiments/unet_dice.py [--config.model.x=y]
+    python -m dense_jax.summary --config=experiments/unet_dice.py --topology=v5e-16 [--slices=2]
     python -m dense_jax.summary --config=experiments/unet_dice.py --crossings
 
 The first command prints the network's layers, and the memory and FLOPs that a training step of
 `dense_jax.main` needs on each device. Images are assumed to have the size data.canvas_size or, if
-unset, data.crop_size. The second command prints which encoders, decoders and upsampling methods are
+unset, data.crop_size. The second command compiles the training and the evaluation step for TPUs,
+which need not be present, and prints the TPU compiler's estimates and the layers that take the most
+time. It needs `pip install "jax[tpu]"`. The third command prints which encoders, decoders and upsampling methods are
 compatible. In the same way, --encoders and --upsampling print tables of encoders and of upsampling
 methods. All tables are Markdown. The commands read no images.
 """

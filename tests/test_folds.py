@@ -96,7 +96,7 @@ def test_a_run_resumes_only_with_its_fold_and_groups(tiny_folder, tmp_path):
     root = shutil.copytree(tiny_folder, tmp_path / "data")
     config, workdir = make_config(root, SWEEP[0]), str(tmp_path / "run")
     train.train(config, workdir)
-    (tmp_path / "run" / "result.json").unlink()  # as of a run that was killed at its end
+    (tmp_path / "run" / "result.json").unlink()  # as if the run had been killed at its end
     with pytest.raises(ValueError, match=r"data.fold: 0 there, 1 now"):
         train.train(make_config(root, SWEEP[1]), workdir)
     names = data.open_dataset("folder", str(root), "train").names

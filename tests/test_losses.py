@@ -162,7 +162,7 @@ def test_order_and_ignored_images_change_nothing(loss):
 # 10. segmentation_models.pytorch#463, ultralytics#24554: sums of float16 overflow beyond 65504
 @every_loss
 def test_half_precision_sums_are_float32(loss):
-    """Of 512 x 512 pixels, more than float16 can count."""
+    """An image of 512 x 512 pixels has more pixels than float16 can count."""
     logits, labels = (x[:1, :, :4] for x in golden_input("ign"))
     logits, labels = np.tile(np.float16(logits), (1, 128, 128, 1)), np.tile(labels, (1, 128, 128))
     with jax.enable_x64(True):
@@ -496,7 +496,7 @@ def skeleton_by_scipy(x, iterations):
 
 @pytest.mark.parametrize("iterations", [1, 3])
 def test_cldice_equals_its_formula(iterations):
-    """Of two classes, over the batch: what MONAI's SoftclDiceLoss and the authors' code compute."""
+    """MONAI's SoftclDiceLoss and the authors' code score the batch as one, for two classes."""
     logits, labels = tubes(0)
     p, t = softmax(logits)[..., 1], np.float64(labels)
     skeletons = [np.stack([skeleton_by_scipy(x, iterations) for x in images]) for images in (p, t)]

@@ -1,4 +1,4 @@
-"""What the losses share: checked input, and divisions and powers with finite gradients."""
+"""Checks the input of losses. Computes quotients and powers with finite gradients."""
 
 from collections.abc import Sequence
 

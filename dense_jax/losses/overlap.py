@@ -240,13 +240,13 @@ def cldice(
     mask = valid[..., None]
     probs = jax.nn.softmax(logits)
     skeleton = soft_skeleton(probs, mask, iterations)
-    of_label = soft_skeleton(target.astype(probs.dtype), mask, iterations)
+    label_skeleton = soft_skeleton(target.astype(probs.dtype), mask, iterations)
 
     def share(part: Array, whole: Array) -> Array:  # of pixels, at least 1e-12 as in `tversky`
         return (part + smooth) / jnp.maximum(whole + smooth, 1e-12)
 
     precision = share(count(skeleton, target, per), count(skeleton, mask, per))
-    recall = share(count(of_label * probs, mask, per), count(of_label, mask, per))
+    recall = share(count(label_skeleton * probs, mask, per), count(label_skeleton, mask, per))
     loss = 1 - ratio(2 * precision * recall, precision + recall)  # [b or 1, c]
     weights = weights_of(class_weights, logits)
     return mean_over_classes(loss, weights, target, valid, per, absent, include_background)

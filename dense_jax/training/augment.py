@@ -239,7 +239,7 @@ def sample_bilinear(
     """Samples an image with bilinear interpolation. The result is exact at integer coordinates.
 
     is_separable: Whether y is the same in all columns and x in all rows. On a TPU, two matrix
-      products then replace gathers, which have 90 times as many cycles; see benchmarks/tpu.md.
+      products then replace gathers, which take far more cycles; see benchmarks/tpu.md.
     """
     if not is_separable:
         return bilinear_by_gathers(image, *at)

@@ -292,7 +292,7 @@ def describe(source: Any, eval_source: Any) -> dict[str, Any]:
         "palette": class_colors.palette_of(source),
         "num_examples": len(source),
         "ladder": ladder.choose(np.concatenate([source.sizes, eval_source.sizes])),
-        # That of the whole split is the same for all folds. The next one tells folds apart.
+        # All folds share the fingerprint of the split. `eval_fingerprint` tells them apart.
         "fingerprint": source.split.fingerprint,
         "eval_fingerprint": eval_source.fingerprint,
     }

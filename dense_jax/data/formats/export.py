@@ -1,4 +1,4 @@
-"""What every format is read into: images, each with layers that lie on top of each other.
+"""Holds the images that every format is read into. The layers of an image cover each other.
 
 Paths are patterns. SPLIT, NAME and CLASS stand for what they are called in the output, * for
 anything, and NAME.* for an image of any format.
