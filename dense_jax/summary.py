@@ -48,7 +48,7 @@ from dense_jax.models.decoders import DECODERS
 from dense_jax.models.encoders import ENCODERS
 from dense_jax.models.segmenter import Encoder
 from dense_jax.models.upsampling import UPSAMPLERS, Upsampler, measures
-from dense_jax.program import assemble, jit_eval_step
+from dense_jax.program import Program, assemble, jit_eval_step
 from dense_jax.training import task
 
 NUM_DEAREST = 10  # layers in the table of a TPU's program
@@ -153,13 +153,25 @@ def training_cost(config: ConfigDict, num_classes: int, num_channels: int) -> di
 
     Raises ValueError if the seeds and the batch cannot be split evenly over the devices.
     """
-    mesh.check_shares(config.num_seeds, config.batch_size, config.num_microbatches)
-    fields = task.target_fields(config, num_classes)
-    training = task.bind(config, assemble(config, num_classes), num_channels, fields=fields)
-    canvas = config.data.canvas_size or config.data.crop_size
-    placed = task.place(config, training, task.batch_shapes(config, canvas, num_channels, fields))
-    compiled = placed.train_step.lower(*placed.arguments, {}).compile()
+    *_, compiled = _training_step(config, assemble(config, num_classes), num_classes, num_channels)
     return cost.memory(compiled) | {"flops": int(compiled.cost_analysis()["flops"])}
+
+
+def _training_step(
+    config: ConfigDict,
+    program: Program,
+    num_classes: int,
+    num_channels: int,
+    devices: Sequence[jax.Device] | None = None,
+) -> tuple[task.Training, dict[str, jax.ShapeDtypeStruct], Any]:
+    """Compiles the training step. Returns its functions and its batch's shapes, too."""
+    mesh.check_shares(config.num_seeds, config.batch_size, config.num_microbatches, devices)
+    fields = task.target_fields(config, num_classes)
+    training = task.bind(config, program, num_channels, fields=fields)
+    canvas = config.data.canvas_size or config.data.crop_size
+    batch = task.batch_shapes(config, canvas, num_channels, fields)
+    placed = task.place(config, training, batch, devices)
+    return training, batch, placed.train_step.lower(*placed.arguments, {}).compile()
 
 
 def training_table(config: ConfigDict, num_classes: int, num_channels: int) -> str:
@@ -196,17 +208,11 @@ def tpu_steps(
 
     Raises ValueError if the seeds and the batch cannot be split evenly over the devices.
     """
-    mesh.check_shares(config.num_seeds, config.batch_size, config.num_microbatches, devices)
     jax.config.update("jax_enable_compilation_cache", False)  # it cannot be read without a TPU
-    fields = task.target_fields(config, num_classes)
     program = assemble(config, num_classes)
-    training = task.bind(config, program, num_channels, fields=fields)
-    canvas = config.data.canvas_size or config.data.crop_size
-    batch = task.batch_shapes(config, canvas, num_channels, fields)
+    training, batch, compiled = _training_step(config, program, num_classes, num_channels, devices)
     key = jax.eval_shape(jax.random.key, 0)
     flops = cost.flops(training.train_step, training.shapes(), batch, key, {}) or 0
-    placed = task.place(config, training, batch, devices)
-    compiled = placed.train_step.lower(*placed.arguments, {}).compile()
     n = config.num_seeds
     yield Step("training step", compiled, n * flops, n * config.batch_size)
 
