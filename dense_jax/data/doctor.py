@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from PIL import Image
 
 from dense_jax import class_colors, command, data, drawing
@@ -41,6 +41,7 @@ class _Facts(NamedTuple):
     digest: bytes
     difference_hash: np.uint64
     looks_interpolated: bool
+    edge_strengths: Float[np.ndarray, "moves moves"]
 
 
 def examine(name: str, root: str) -> dict[str, Report]:
@@ -91,6 +92,8 @@ def _examine_split(name: str, root: str, split: str) -> tuple[Report, list[_Fact
     pixels = by_class(class_counts.sum(axis=0))
     missing = [name for name, count in pixels.items() if not count]
     interpolated = [example.name for example in facts if example.looks_interpolated]
+    strengths = np.array([example.edge_strengths for example in facts])
+    moved = checks.displacement(strengths) if facts else (0.0, 0.0)
     not_read = source.not_read if isinstance(source, Folder) else ""
     warnings = {
         f"the images hold {decode.values_without_range(source.dtype, low, high)}, or train with "
@@ -101,6 +104,7 @@ def _examine_split(name: str, root: str, split: str) -> tuple[Report, list[_Fact
         f"{len(interpolated)} labels have borders that run through other classes, as if they had been "
         "resized by interpolation or saved as JPEG (resize labels by nearest neighbor): "
         f"{some(interpolated)}": interpolated,
+        _displacement_warning(moved): max(map(abs, moved)) > checks.DISPLACED,
     }
     report = {
         "num_examples": len(source),
@@ -136,6 +140,20 @@ def _facts(example: dict[str, Any]) -> _Facts:
         digest=checks.digest(image),
         difference_hash=checks.difference_hash(image),
         looks_interpolated=checks.looks_interpolated(label),
+        edge_strengths=checks.edge_strengths(image, label),
+    )
+
+
+def _displacement_warning(moved: tuple[float, float]) -> str:
+    down, right = moved
+    places = [
+        f"{abs(move):.1f} pixels {directions[move < 0]}"
+        for move, directions in ((down, ("above", "below")), (right, ("left of", "right of")))
+        if abs(move) > checks.DISPLACED
+    ]
+    return (
+        f"labels lie {' and '.join(places)} the edges of the images, as if they had been resized or "
+        "drawn so (a flip of the images along this axis turns the distance around)"
     )
 
 

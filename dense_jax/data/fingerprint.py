@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
-from dense_jax.data import verify
+from dense_jax.data import checks, verify
 from dense_jax.data.source import Source
 from dense_jax.labels import IGNORE_LABEL
 
@@ -22,21 +22,21 @@ class Fingerprint(NamedTuple):
 
     sizes: The height and width of all images, in pixels.
     shares: The share of each class in the valid pixels.
-    num_uniform: The number of read images in which one class covers all valid pixels.
     exposure_spread: How much the brightness differs between images: the standard deviation of the
       images' means, divided by the mean of the images' standard deviations. The largest over
       channels.
+    displacement: How far the edges of images lie below and to the right of those of their labels, in
+      pixels (see `checks.displacement`).
     upright: How much the classes in the upper half of the images differ from those in the lower
       half: the total variation distance of their shares, from 0 (equal) to 1.
     confusions: The confusion matrix of labels that are reduced to each of RESOLUTIONS and enlarged
       again. It bounds the scores of a network that works at this resolution.
     """
 
-    num_read: int
     sizes: Int64[np.ndarray, "n 2"]
     shares: Float64[np.ndarray, "c"]
-    num_uniform: int
     exposure_spread: float
+    displacement: tuple[float, float]
     upright: float
     confusions: Int64[np.ndarray, "resolutions c c"]
 
@@ -47,6 +47,7 @@ class _Facts(NamedTuple):
     halves: Int64[np.ndarray, "2 c"]  # the number of pixels of each class above and below
     mean: Float64[np.ndarray, "channels"]
     deviation: Float64[np.ndarray, "channels"]
+    edge_strengths: Float64[np.ndarray, "moves moves"]
     confusions: Int64[np.ndarray, "resolutions c c"]
 
 
@@ -66,11 +67,10 @@ def measure(source: Source) -> Fingerprint:
     spread = facts.mean.std(axis=0) / np.maximum(facts.deviation.mean(axis=0), 1e-6)
     above, below = (half / max(1, half.sum()) for half in facts.halves.sum(axis=0))
     return Fingerprint(
-        num_read=len(rows),
         sizes=np.asarray(source.sizes, np.int64),
         shares=total / total.sum(),
-        num_uniform=int(np.sum(np.count_nonzero(pixels, axis=1) <= 1)),
         exposure_spread=float(spread.max()),
+        displacement=checks.displacement(facts.edge_strengths),
         upright=float(abs(above - below).sum() / 2),
         confusions=facts.confusions.sum(axis=0),
     )
@@ -83,6 +83,7 @@ def _facts(example: dict[str, Any], num_classes: int) -> _Facts:
         halves=np.array([_counts(part, num_classes) for part in (label[:middle], label[middle:])]),
         mean=image.mean(axis=(0, 1), dtype=np.float64),
         deviation=image.std(axis=(0, 1), dtype=np.float64),
+        edge_strengths=checks.edge_strengths(image, label),
         confusions=np.array(
             [_confusion(label, reduced(label, r), num_classes) for r in RESOLUTIONS]
         ),

@@ -92,3 +92,19 @@ def test_digest_is_of_pixels_and_shape():
     assert checks.digest(image) == checks.digest(same)
     assert checks.digest(image) != checks.digest(image + 1)
     assert checks.digest(image) != checks.digest(image.reshape(4, 1, 3))
+
+
+@pytest.mark.parametrize("move", [(0, 0), (2, 0), (0, -1), (0.5, 0), (-0.5, 1.5)])
+def test_displacement_is_the_distance_that_images_were_moved(scenes, move):
+    strengths = []
+    for scene in (scenes[i] for i in range(32)):
+        moved = ndimage.shift(scene["image"].astype(float), (*move, 0), order=1, mode="nearest")
+        strengths.append(checks.edge_strengths(moved, scene["label"]))
+    np.testing.assert_allclose(checks.displacement(np.array(strengths)), move, atol=0.15)
+
+
+def test_images_without_the_edges_of_labels_are_not_displaced(scenes):
+    label = scenes[0]["label"]
+    noise = np.random.default_rng(0).normal(size=(*label.shape, 3))
+    for there in (label, np.zeros_like(label), np.full_like(label, IGNORE_LABEL)):
+        assert checks.displacement(checks.edge_strengths(noise, there)[None]) == (0, 0)
