@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dense_jax import data, metrics, storage
-from dense_jax.data import cache, fingerprint
+from dense_jax.data import cache, checks, fingerprint
 from dense_jax.data.fingerprint import RESOLUTIONS, Fingerprint
 from dense_jax.models import weight_files
 from dense_jax.models.encoders import ENCODERS
@@ -47,6 +47,7 @@ TRIAL_IMAGES = 32  # the number of images that a trial evaluates
 EVALUATED = 0.1  # the share of the time that evaluations may take
 RESERVED = 0.05  # the share of the time that is left for what a trial does not show
 EPOCHS = 10  # the passes over the training images that the resolution should allow
+FEW_OBJECTS = 1000  # images with fewer objects are flipped also in few passes
 MANY_EPOCHS = 30  # the passes from which on images are augmented
 SLOWER_EPOCHS = 50  # the passes at full resolution from which on a slower network is tried
 LEAST_CEILING = 0.9  # the mean IoU that labels must keep at a resolution
@@ -215,20 +216,7 @@ def _augmentation(found: Fingerprint, num_channels: int, epochs: float) -> list[
             f"Sizes of images differ up to {ratio:.1f} times. Those of objects may differ, too."
         )
         choices.append(Choice("augment.scale", 0.4, reason))
-    if epochs < MANY_EPOCHS:
-        reason = (
-            f"In less than {MANY_EPOCHS} passes, a network learns more from the images as they are."
-        )
-        choices.append(Choice("augment.flip", 0.0, reason))
-    else:
-        differ = f"Classes in the upper and the lower half differ by {100 * found.upright:.0f} %"
-        if found.upright >= UPRIGHT:
-            reason = f"{differ}, so images have an upper side."
-            choices.append(Choice("augment.rotation", 10.0, reason))
-        else:
-            reason = f"{differ}, so images have no upper side."
-            choices.append(Choice("augment.rotation", 180.0, reason))
-            choices.append(Choice("augment.flip_vertical", 0.5))
+    choices += _flips(found, epochs)
     if epochs >= MANY_EPOCHS or found.exposure_spread > MANY_EXPOSURES:
         choices += [
             Choice("augment.brightness", 0.25, "Other images may have other exposures and colors."),
@@ -240,6 +228,29 @@ def _augmentation(found: Fingerprint, num_channels: int, epochs: float) -> list[
     if (largest := found.shares.max()) > COMMONEST:
         reason = f"One class has {100 * largest:.0f} % of the pixels, so crops prefer the others."
         choices.append(Choice("augment.max_class_fraction", COMMONEST, reason))
+    return choices
+
+
+def _flips(found: Fingerprint, epochs: float) -> list[Choice]:
+    objects = f"{found.num_objects} objects in {epochs:.0f} passes"
+    if epochs < MANY_EPOCHS and found.num_objects >= FEW_OBJECTS:
+        return [Choice("augment.flip", 0.0, f"A network learns {objects} better as they are.")]
+    down, right = map(abs, found.displacement)
+    across = (
+        f"A network would know {objects} by heart. Labels lie {right:.1f} pixels beside the edges of "
+        "the images."
+    )
+    along = (
+        f"Classes in the upper and the lower half differ by {100 * found.upright:.0f} %. Labels lie "
+        f"{down:.1f} pixels above or below the edges of the images."
+    )
+    is_upright = found.upright >= UPRIGHT or down > checks.DISPLACED
+    choices = [
+        Choice("augment.flip", 0.5 if right <= checks.DISPLACED else 0.0, across),
+        Choice("augment.flip_vertical", 0.0 if is_upright else 0.5, along),
+    ]
+    if epochs >= MANY_EPOCHS:
+        choices.append(Choice("augment.rotation", 10.0 if is_upright else 180.0))
     return choices
 
 

@@ -95,20 +95,27 @@ def test_normalization_and_augmentation_follow_from_the_images(device, tiny_fold
     values, _ = planned(tiny_folder, 60.0)
     assert values["model.normalization"] == "dataset"
     assert values["augment.rotation"] == 10.0
-    assert "augment.flip_vertical" not in values
+    assert (values["augment.flip"], values["augment.flip_vertical"]) == (0.5, 0.0)
     measure = plan.fingerprint.measure
     monkeypatch.setattr(
         plan.fingerprint,
         "measure",
-        lambda source: measure(source)._replace(exposure_spread=2.0, upright=0.0),
+        lambda source: measure(source)._replace(**changes),
     )
+    changes = {"exposure_spread": 2.0, "upright": 0.0}
     values, _ = planned(tiny_folder, 60.0)
     assert values["model.normalization"] == "image"
     assert (values["augment.rotation"], values["augment.flip_vertical"]) == (180.0, 0.5)
     monkeypatch.setattr(plan, "MANY_EPOCHS", 10**9)
     values, _ = planned(tiny_folder, 60.0)
-    assert (values["augment.flip"], values["augment.gamma"]) == (0.0, 0.4)
+    assert (values["augment.flip"], values["augment.gamma"]) == (0.5, 0.4)
     assert "augment.rotation" not in values
+    changes["displacement"] = (-0.6, 0.5)  # a flip would turn it around
+    values, _ = planned(tiny_folder, 60.0)
+    assert (values["augment.flip"], values["augment.flip_vertical"]) == (0.0, 0.0)
+    changes |= {"displacement": (0.0, 0.0), "num_objects": 10_000}
+    values, _ = planned(tiny_folder, 60.0)
+    assert values["augment.flip"] == 0.0
 
 
 def test_rare_classes_are_weighted_so_that_a_mean_pixel_counts_once(

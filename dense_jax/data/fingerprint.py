@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Float64, Int64, UInt8
+from jaxtyping import Bool, Float64, Int64, UInt8
 
 from dense_jax.data import checks, verify
 from dense_jax.data.source import Source
 from dense_jax.labels import IGNORE_LABEL
 
 NUM_READ = 100  # the number of images to read, evenly spaced
+LEAST_OBJECT = 16  # pixels of the smallest object
 RESOLUTIONS = (1.0, 0.75, 0.5, 0.375, 0.25)  # the resolutions at which labels are measured
 
 
@@ -22,6 +23,8 @@ class Fingerprint(NamedTuple):
 
     sizes: The height and width of all images, in pixels.
     shares: The share of each class in the valid pixels.
+    num_objects: The number of connected regions of one class in all images, estimated from those
+      that were read. Regions smaller than LEAST_OBJECT pixels do not count.
     exposure_spread: How much the brightness differs between images: the standard deviation of the
       images' means, divided by the mean of the images' standard deviations. The largest over
       channels.
@@ -35,6 +38,7 @@ class Fingerprint(NamedTuple):
 
     sizes: Int64[np.ndarray, "n 2"]
     shares: Float64[np.ndarray, "c"]
+    num_objects: int
     exposure_spread: float
     displacement: tuple[float, float]
     upright: float
@@ -45,6 +49,7 @@ class _Facts(NamedTuple):
     """The properties of one image."""
 
     halves: Int64[np.ndarray, "2 c"]  # the number of pixels of each class above and below
+    num_objects: int
     mean: Float64[np.ndarray, "channels"]
     deviation: Float64[np.ndarray, "channels"]
     edge_strengths: Float64[np.ndarray, "moves moves"]
@@ -69,6 +74,7 @@ def measure(source: Source) -> Fingerprint:
     return Fingerprint(
         sizes=np.asarray(source.sizes, np.int64),
         shares=total / total.sum(),
+        num_objects=round(facts.num_objects.mean() * n),
         exposure_spread=float(spread.max()),
         displacement=checks.displacement(facts.edge_strengths),
         upright=float(abs(above - below).sum() / 2),
@@ -81,6 +87,7 @@ def _facts(example: dict[str, Any], num_classes: int) -> _Facts:
     middle = label.shape[0] // 2
     return _Facts(
         halves=np.array([_counts(part, num_classes) for part in (label[:middle], label[middle:])]),
+        num_objects=sum(_num_objects(label == c) for c in range(num_classes)),
         mean=image.mean(axis=(0, 1), dtype=np.float64),
         deviation=image.std(axis=(0, 1), dtype=np.float64),
         edge_strengths=checks.edge_strengths(image, label),
@@ -92,6 +99,11 @@ def _facts(example: dict[str, Any], num_classes: int) -> _Facts:
 
 def _counts(label: UInt8[np.ndarray, "h w"], num_classes: int) -> Int64[np.ndarray, "c"]:
     return np.bincount(label.ravel(), minlength=IGNORE_LABEL + 1)[:num_classes]
+
+
+def _num_objects(mask: Bool[np.ndarray, "h w"]) -> int:
+    _, _, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    return int(np.sum(statistics[1:, cv2.CC_STAT_AREA] >= LEAST_OBJECT))  # row 0 is the background
 
 
 def _confusion(

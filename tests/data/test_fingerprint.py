@@ -45,6 +45,14 @@ def test_shares_count_valid_pixels():
     np.testing.assert_allclose(found.shares, np.array([2, 3, 7]) / 12)
 
 
+def test_objects_are_the_connected_regions_of_all_classes():
+    label = np.zeros((20, 20), np.uint8)
+    label[2:6, 2:6] = label[2:6, 10:14] = 1
+    label[12:16, 2:6], label[18, 18] = 2, 2  # the last one is too small
+    label[12:16, 10:14] = IGNORE_LABEL
+    assert fingerprint.measure(made([label] * 3)).num_objects == 3 * 4
+
+
 def test_upright_is_the_distance_between_upper_and_lower_half():
     above = np.zeros((8, 6), np.uint8)
     assert fingerprint.measure(made([above])).upright == 0
