@@ -81,9 +81,7 @@ def write(
     checkpoints.save(network.step, {"ema": variables} if network.config.ema_decay else variables)
     checkpoints.close()
     about = export(str(card), card / "model.zip")
-    scored = [
-        (scores, file.with_suffix(".md").read_text()) for file, scores in evaluations.items()
-    ]
+    scored = [(scores, file.with_suffix(".md").read_text()) for file, scores in evaluations.items()]
     text = _readme(card.resolve().name, about, files.read(card, "result.json"), scored, license)
     storage.write_text(card / "README.md", text)
 
@@ -167,7 +165,7 @@ def _below_title(page: str) -> str:
 USE = """\
 ## Use
 
-With the package dense_jax, `hf://OWNER/NAME` is this repository or, in its place, the path of a copy:
+With the package dense_jax. OWNER/NAME is this repository; the path of a downloaded copy will do, too.
 
 ```python
 from dense_jax import load
