@@ -128,7 +128,7 @@ def _read(source: str) -> _Network:
     # epath would take hf:// for a folder on the network.
     is_found = source.partition("://")[0] in weight_files.FINDERS
     is_found = is_found or not epath.Path(source).is_dir()
-    path = weight_files.find(source, OPTION) if is_found else epath.Path(source)
+    path: Any = weight_files.find(source, OPTION) if is_found else epath.Path(source)
     if not path.is_dir():
         about, arrays = exported.read_weights(path)
         origin = {"source": source, "sha256": weight_files.sha256(path)}
