@@ -10,7 +10,7 @@ model.zip                    the same network, for use without this package
 Of the path of the data, config.json and the evaluations keep the last part only.
 """
 
-import json
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -103,10 +103,9 @@ def _readme(
     data, model = config["data"], config["model"]
     metadata = ["library_name: dense_jax", "pipeline_tag: image-segmentation", "tags: [jax]"]
     if license:
-        slug = license.lower().replace(" ", "-")
-        is_known = slug in HUB_LICENSES
-        metadata.append(f"license: {slug if is_known else 'other'}")
-        metadata += [] if is_known else [f"license_name: {json.dumps(license)}"]
+        slug = re.sub("[^a-z0-9.]+", "-", license.lower()).strip("-")
+        known = slug in HUB_LICENSES
+        metadata += [f"license: {slug}"] if known else ["license: other", f"license_name: {slug}"]
     images = data["root"] if data["name"] == "folder" else data["name"]
     classes = ", ".join(map(tables.escape, dataset["class_names"]))
     sections = [

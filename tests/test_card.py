@@ -104,7 +104,7 @@ def test_the_readme_says_what_the_card_holds(run, folder, tiny_folder):
     ("license", "metadata", "said"),
     [
         (None, (None, None), "not stated: whoever shares the weights must choose one"),
-        ('Ours: "free"', ("other", 'Ours: "free"'), 'Ours: "free"'),
+        ('Ours: "free"', ("other", "ours-free"), 'Ours: "free"'),
     ],
 )
 def test_a_license_that_the_hub_does_not_know_is_a_name(
