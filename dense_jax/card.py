@@ -64,6 +64,7 @@ def write(
             f"{path} has no evaluation of step {network.step}: run python -m dense_jax.evaluate "
             f"--workdir={path} --checkpoint={checkpoint} --split=test"
         )
+    scored = [(scores, file.with_suffix(".md").read_text()) for file, scores in evaluations.items()]
     card.mkdir(parents=True, exist_ok=True)
     copied = [*(path / name for name in COPIED), *(f.with_suffix(".png") for f in evaluations)]
     for file in copied:
@@ -74,15 +75,14 @@ def write(
     storage.write_json(card / "config.json", config)
     for file, scores in evaluations.items():
         storage.write_json(card / file.name, scores | {"root": epath.Path(scores["root"]).name})
-    environment = {"license": license} | files.read(path, "environment.json")
+    environment = files.read(path, "environment.json") | {"license": license}
     storage.write_json(card / "environment.json", environment)
     checkpoints = Checkpoints(card / "checkpoints" / "best")
     variables = network.variables
     checkpoints.save(network.step, {"ema": variables} if network.config.ema_decay else variables)
     checkpoints.close()
     about = export(str(card), card / "model.zip")
-    scored = [(scores, file.with_suffix(".md").read_text()) for file, scores in evaluations.items()]
-    text = _readme(card.resolve().name, about, files.read(card, "result.json"), scored, license)
+    text = _readme(card.resolve().name, about, files.read(card, "result.json"), scored)
     storage.write_text(card / "README.md", text)
 
 
@@ -91,18 +91,16 @@ def _readme(
     about: Mapping[str, Any],
     result: Mapping[str, Any],
     evaluations: Sequence[tuple[Mapping[str, Any], str]],
-    license: str | None,
 ) -> str:
     """Returns the content of README.md.
 
     about: The content of model.json.
     evaluations: The contents of evaluation_SPLIT.json and .md, for every split.
-    license: The license of the weights, if it is stated.
     """
     config, dataset, trained_with = about["config"], about["dataset"], about["trained_with"]
     data, model = config["data"], config["model"]
     metadata = ["library_name: dense_jax", "pipeline_tag: image-segmentation", "tags: [jax]"]
-    if license:
+    if license := trained_with["license"]:
         slug = re.sub("[^a-z0-9.]+", "-", license.lower()).strip("-")
         known = slug in HUB_LICENSES
         metadata += [f"license: {slug}"] if known else ["license: other", f"license_name: {slug}"]
