@@ -149,7 +149,7 @@ OPTIONS: dict[str, Any] = {
         "initialize_from": (
             str,
             "",
-            "trained network to start from: workdir, exported file, or hf://OWNER/NAME/FILE",
+            "trained network to start from: workdir, exported file, or hf://OWNER/NAME[/FILE]",
         ),
         "freeze_encoder": (False, "", "True: keep the encoder's parameters and statistics fixed"),
         # Each encoder and decoder supports some of these options, and has its own defaults.

@@ -14,7 +14,7 @@ from dense_jax import command
 if __name__ == "__main__":  # above the slow imports, so that --help answers at once
     command.define_path(
         "workdir",
-        "Workdir of a run of dense_jax.main, or a file written by dense_jax.export.",
+        "Workdir of a run of dense_jax.main, file written by dense_jax.export, or hf://OWNER/NAME.",
         required=True,
     )
     flags.DEFINE_string(

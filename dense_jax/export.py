@@ -2,7 +2,7 @@
 
 python -m dense_jax.export --workdir=DIR --output=FILE
 
-See `inference.exported` for the file format, and docs/export.md for usage.
+With --card, writes a folder for a model hub instead; see `card`. See `inference.exported` for the file format, and docs/export.md for usage.
 """
 
 from absl import flags
@@ -11,10 +11,11 @@ from dense_jax import command
 
 if __name__ == "__main__":  # above the slow imports, so that --help answers at once
     command.define_folder("workdir", "Workdir of a run of dense_jax.main.", required=True)
-    command.define_path("output", "The file to write.", required=True)
+    command.define_path("output", "The file, or with --card the folder, to write.", required=True)
     flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
     flags.DEFINE_string("license", None, "License of the weights, stated in the file.")
     flags.DEFINE_bool("overwrite", False, "Replace an existing file.")
+    flags.DEFINE_bool("card", False, "Write a folder for a model hub, with README.md and scores.")
     command.help_if_asked()
 
 import hashlib
@@ -29,7 +30,7 @@ from etils import epath
 from flax import traverse_util
 from safetensors import numpy as safetensors
 
-from dense_jax import storage, trained
+from dense_jax import card, storage, trained
 from dense_jax.data import levels
 from dense_jax.devices import runtime
 from dense_jax.inference import exported
@@ -119,6 +120,7 @@ def describe(loaded: trained.Trained, directory: str, license: str | None) -> di
     resolution, normalization: How the program preprocesses the image; see `data.levels`.
     """
     config, environment = loaded.config, files.read(directory, "environment.json")
+    license = license or environment.get("license")  # a card has one
     if license is None:
         sources = [f"{config.data.name} {config.data.root}".rstrip()]
         origin = environment.get("initial_weights")
@@ -149,6 +151,13 @@ def main(argv: list[str]) -> None:
     """Exports the network and prints a summary."""
     runtime.prepare()
     args = flags.FLAGS
+    if args.card:
+        card.write(args.workdir, args.output, args.checkpoint, license=args.license, export=export)
+        print(
+            f"{args.output} has the card. Before `hf upload OWNER/NAME {args.output}`, read its "
+            "README.md, and look whether its pictures of the data may be shared"
+        )
+        return
     about = export(
         args.workdir, args.output, args.checkpoint, license=args.license, overwrite=args.overwrite
     )

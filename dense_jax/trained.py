@@ -35,7 +35,9 @@ def load(directory: epath.PathLike, which: str) -> Trained:
     config = ConfigDict(files.read(path, "config.json"))
     dataset = files.read(path, "dataset.json")
     program = assemble(config, len(dataset["class_names"]))
-    saved = {name: Checkpoints(path / "checkpoints" / name) for name in ("best", "latest")}
+    # A missing folder is left out, because opening it would create it.
+    folders = [path / "checkpoints" / name for name in ("best", "latest")]
+    saved = {folder.name: Checkpoints(folder) for folder in folders if folder.is_dir()}
     newest = {name: max(checkpoints.steps, default=None) for name, checkpoints in saved.items()}
     step = newest[which] if which in saved else int(which) if which.isdigit() else None
     holder = next(
@@ -48,11 +50,10 @@ def load(directory: epath.PathLike, which: str) -> Trained:
             f"the steps {steps}"
         )
     devices = mesh.make_mesh()
-    variables = program.variables(dataset["num_channels"])
-    shapes = mesh.placed({"batch_stats": {}, **variables}, mesh.replicated(devices))
-    state = holder.restore(step, {"ema": shapes} if config.ema_decay else shapes)
-    variables = {
+    shapes = {
         collection: {name: values for name, values in tree.items() if name != "auxiliary"}
-        for collection, tree in state.get("ema", state).items()
+        for collection, tree in program.variables(dataset["num_channels"]).items()
     }
-    return Trained(config, dataset, program, step, variables, devices)
+    shapes = mesh.placed({"batch_stats": {}, **shapes}, mesh.replicated(devices))
+    state = holder.restore(step, {"ema": shapes} if config.ema_decay else shapes)
+    return Trained(config, dataset, program, step, state.get("ema", state), devices)

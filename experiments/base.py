@@ -73,7 +73,7 @@ def get_config() -> ConfigDict:
         "normalization": placeholder(str),
         # "imagenet" (published weights of the encoder), their file, or hf://OWNER/NAME/FILE
         "pretrained": placeholder(str),
-        # trained network to start from: workdir, exported file, or hf://OWNER/NAME/FILE
+        # trained network to start from: workdir, exported file, or hf://OWNER/NAME[/FILE]
         "initialize_from": placeholder(str),
         "freeze_encoder": False,  # True: keep the encoder's parameters and statistics fixed
         "width_multiplier": placeholder(float),  # factor on channels (encoders of published width)

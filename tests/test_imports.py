@@ -15,7 +15,7 @@ from tests.conftest import REPOSITORY
 FLOORS = (
     ("__main__",),
     ("main *", "plan", "evaluate *", "predict", "export *", "demo", "summary *", "sweep", "report"),
-    ("train *",),
+    ("train *", "card *"),
     ("training *",),
     ("evaluation",),
     ("inference",),
@@ -24,7 +24,7 @@ FLOORS = (
     ("models", "losses", "metrics", "data", "devices"),
     ("command", "drawing"),
     ("class_colors",),
-    ("labels", "storage", "spelling", "geometry"),
+    ("labels", "storage", "spelling", "geometry", "hub"),
 )
 # Rooms and modules that start without jax, flax and optax.
 NEVER_JAX = (
@@ -40,6 +40,7 @@ NEVER_JAX = (
     "storage",
     "spelling",
     "geometry",
+    "hub",
 )
 NEVER_JAX_FILES = (
     *("metrics/boundary", "metrics/instances", "evaluation/per_image", "evaluation/class_maps"),

@@ -2,8 +2,8 @@
 
 An image is the name of a file, a Pillow image, or an array [h, w] or [h, w, c]. It is read as
 `dense_jax.predict` reads image files, so the classes are the same. The network comes from the
-workdir of a run or from a file that `dense_jax.export` wrote. Images are cut into tiles in the same
-way as in evaluation.
+workdir of a run or from a file that `dense_jax.export` wrote, also if these are on the Hugging Face
+hub. Images are cut into tiles in the same way as in evaluation.
 """
 
 import itertools
@@ -20,6 +20,7 @@ from etils import epath
 from jaxtyping import Float32, UInt8
 from tqdm import tqdm
 
+from dense_jax import hub
 from dense_jax.data import decode, levels
 from dense_jax.data.tiles import Tiles, tilings
 from dense_jax.devices import mesh
@@ -269,21 +270,23 @@ class _Array:
 def load(path: epath.PathLike, checkpoint: str = "best") -> Predictor:
     """Returns a predictor from a workdir, or from a file that `dense_jax.export` wrote.
 
+    path: Also hf://OWNER/NAME, a workdir on the Hugging Face hub, or hf://OWNER/NAME/FILE.
     checkpoint: "best" (by eval/mean_iou), "latest" or a step. An exported file holds a single
       checkpoint, so only "best" or the step of this checkpoint is valid.
 
-    Raises ValueError if the checkpoint does not exist.
+    Raises ValueError if the checkpoint does not exist, or if the download fails.
     """
-    if epath.Path(path).is_dir():
+    place = hub.local(path)
+    if epath.Path(place).is_dir():
         from dense_jax import program, trained  # import Flax, which exported files do not need
 
-        loaded = trained.load(str(path), checkpoint)
+        loaded = trained.load(str(place), checkpoint)
         dataset, context, options = loaded.dataset, loaded.program.context, loaded.config.eval
         logits_step, variables = loaded.program.logits_step, loaded.variables
         normalization = program.normalization(loaded.config.model)
         model, step = loaded.config.model, loaded.step
     else:
-        about, logits_step, variables = exported.read(path)
+        about, logits_step, variables = exported.read(place)
         if checkpoint not in ("best", str(about["step"])):
             raise ValueError(
                 f"no checkpoint {checkpoint!r} in {path}: it was exported at step {about['step']}"

@@ -60,6 +60,8 @@ def load(
         )
     source = weights.source if source == "imagenet" else source
     path = weight_files.find(source, OPTION)
+    if path.is_dir():
+        raise ValueError(f"{OPTION}={source!r} is a folder: name a file of weights in it")
     sha256 = weight_files.sha256(path)
     is_published = source == weights.source
     if is_published and not sha256.startswith(weights.sha256 or ""):

@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from dense_jax import storage
+from dense_jax import hub, storage
 from dense_jax.models import torch_files
 
 # The exceptions that readers raise for a damaged file or a file in another format.
@@ -26,8 +26,9 @@ UNREADABLE = (
 def find(source: str, option: str) -> Path:
     """Returns the local path of a file, and downloads the file if necessary.
 
-    source: A path, hf://OWNER/NAME/FILE on the Hugging Face hub, package://MODULE/FILE in an
-      installed Python package, or an https:// address.
+    source: A path, hf://OWNER/NAME/FILE on the Hugging Face hub, hf://OWNER/NAME for the workdir
+      that a repository there is, package://MODULE/FILE in an installed Python package, or an
+      https:// address.
     option: The option that names the source, for messages.
 
     Raises ValueError if the file is missing or cannot be downloaded. The message says where to get
@@ -65,24 +66,6 @@ def is_at_hand(source: str) -> bool:
         return _in_package(rest).exists()
     except ValueError:
         return False
-
-
-def _in_hub(rest: str) -> Path:
-    import huggingface_hub  # slow to import, and few runs need it
-
-    owner, _, name_and_file = rest.partition("/")
-    name, _, file = name_and_file.partition("/")
-    if not file:
-        raise ValueError("it must be hf://OWNER/NAME/FILE")
-    try:
-        return Path(huggingface_hub.hf_hub_download(f"{owner}/{name}", file))
-    except (OSError, ValueError) as error:
-        cache = huggingface_hub.constants.HF_HUB_CACHE
-        raise ValueError(
-            f"it cannot be downloaded: {str(error).rstrip('.')}. Where there is a network, run `hf download "
-            f"{owner}/{name} {file}`, and copy the folder models--{owner}--{name} of its cache to "
-            f"{cache}"
-        ) from error
 
 
 def _in_package(rest: str) -> Path:
@@ -133,7 +116,7 @@ def _read_npz(path: str) -> dict[str, np.ndarray]:
 
 
 FINDERS: dict[str, Callable[[str], Path]] = {
-    "hf": _in_hub,
+    "hf": hub.download,
     "package": _in_package,
     "https": _on_web,
 }

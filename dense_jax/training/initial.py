@@ -126,23 +126,24 @@ class _Network(NamedTuple):
 def _read(source: str) -> _Network:
     """Returns the network of a workdir (the best checkpoint) or of an exported model."""
     # epath would take hf:// for a folder on the network.
-    is_file = source.partition("://")[0] in weight_files.FINDERS
-    if is_file or not epath.Path(source).is_dir():
-        path = weight_files.find(source, OPTION)
+    is_found = source.partition("://")[0] in weight_files.FINDERS
+    is_found = is_found or not epath.Path(source).is_dir()
+    path: Any = weight_files.find(source, OPTION) if is_found else epath.Path(source)
+    if not path.is_dir():
         about, arrays = exported.read_weights(path)
         origin = {"source": source, "sha256": weight_files.sha256(path)}
         origin |= {name: about.get(name) for name in ("license", "step")}
         origin["initial_weights"] = about["trained_with"].get("initial_weights")
         return _Network(arrays, about["normalization"], about["dataset"]["class_names"], origin)
     try:
-        network = trained.load(source, "best")
-        environment = files.read(source, "environment.json")
+        network = trained.load(path, "best")
+        environment = files.read(path, "environment.json")
     except ValueError as error:
         raise ValueError(f"{OPTION}={source!r}: {error}") from error
     variables: Any = network.variables
     arrays = traverse_util.flatten_dict(variables, sep="/")
-    origin = {"source": files.absolute(source), "license": None, "step": network.step}
-    origin["initial_weights"] = environment.get("initial_weights")
+    origin = {"source": files.absolute(source), "step": network.step}
+    origin |= {name: environment.get(name) for name in ("license", "initial_weights")}
     return _Network(
         {name: np.asarray(array) for name, array in arrays.items()},
         normalization(network.config.model),

@@ -4,8 +4,9 @@ config.json       the whole config, as nested objects
 experiment.py     a copy of the experiment file, as it was when the run began
 dataset.json      class names, palette, number of channels and ladder of tile sizes, enough to
                   predict without the data; fingerprints, which detect changed data
-environment.json  versions, git commit (with "+" if files had changed) and devices of the run's
-                  latest start; the origin and the license of the weights that the run began with
+environment.json  versions, git commit (with "+" if files had changed), devices and command of the
+                  run's latest start; the origin and the license of the weights that the run began
+                  with
 metrics.jsonl     one object per line: the step, and values by metric name
 cost.json         FLOPs, memory, speed and the share of evaluations in the time of the training,
                   written when the run finishes

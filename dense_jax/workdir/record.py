@@ -4,6 +4,8 @@ import contextlib
 import json
 import logging
 import math
+import shlex
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -92,8 +94,9 @@ class RunRecord:
             path = self.path / "environment.json"
             if initial_weights is None and path.exists():
                 initial_weights = files.read_json(path).get("initial_weights")
-            environment = files.environment() | {"initial_weights": initial_weights}
-            storage.write_json(path, environment)
+            command = shlex.join(["python", *sys.orig_argv[1:]])
+            about = {"command": command, "initial_weights": initial_weights}
+            storage.write_json(path, files.environment() | about)
             config = self.config.to_dict()
             config["data"]["root"] = files.absolute(config["data"]["root"])
             storage.write_json(self.path / "config.json", config)

@@ -122,6 +122,11 @@ def test_an_encoder_without_published_weights_is_named():
         pretrained.load("vgg.npz", "plain", "batch", {})
 
 
+def test_a_folder_is_no_file_of_weights(tmp_path):
+    with pytest.raises(ValueError, match=rf"{tmp_path}' is a folder: name a file of weights in it"):
+        pretrained.load(str(tmp_path), "vgg16", "none", {})
+
+
 def test_the_normalization_that_goes_with_the_weights():
     gray = jnp.full((2, 2, 1), 0.5 * 255, jnp.float32)
     normalizations = {

@@ -14,7 +14,7 @@ from dense_jax.models import weight_files
     ("source", "message"),
     [
         ("missing.npz", r"model\.pretrained='missing.npz': there is no such file"),
-        ("hf://vgg16", "must be hf://OWNER/NAME/FILE"),
+        ("hf://vgg16", "must be hf://OWNER/NAME or hf://OWNER/NAME/FILE"),
         (
             "gs://bucket/vgg16.npz",
             "must be a path or begin with one of hf://, package://, https://",
