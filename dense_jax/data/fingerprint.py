@@ -49,7 +49,7 @@ class _Facts(NamedTuple):
     """The properties of one image."""
 
     halves: Int64[np.ndarray, "2 c"]  # the number of pixels of each class above and below
-    num_objects: int
+    num_objects: Int64[np.ndarray, ""]
     mean: Float64[np.ndarray, "channels"]
     deviation: Float64[np.ndarray, "channels"]
     edge_strengths: Float64[np.ndarray, "moves moves"]
@@ -87,7 +87,7 @@ def _facts(example: dict[str, Any], num_classes: int) -> _Facts:
     middle = label.shape[0] // 2
     return _Facts(
         halves=np.array([_counts(part, num_classes) for part in (label[:middle], label[middle:])]),
-        num_objects=sum(_num_objects(label == c) for c in range(num_classes)),
+        num_objects=np.array(sum(_num_objects(label == c) for c in range(num_classes))),
         mean=image.mean(axis=(0, 1), dtype=np.float64),
         deviation=image.std(axis=(0, 1), dtype=np.float64),
         edge_strengths=checks.edge_strengths(image, label),
