@@ -37,9 +37,9 @@ class RunFolder:
         fold = self.data.get("fold") if self.data.get("folds") else None
         self.fold = fold if isinstance(fold, int) else None
         self.config_hash = config_hash(self.fields)
-        self.dataset, self.environment, self.cost, self.result, failure = (
+        self.dataset, self.environment, self.cost, self.result, self.tuning, failure = (
             _read_json(folder / f"{name}.json")
-            for name in ("dataset", "environment", "cost", "result", "failure")
+            for name in ("dataset", "environment", "cost", "result", "tuning", "failure")
         )
         in_training = self.fields.get("data.eval_split") if self.fold is None else folds.FOLD
         evaluated = split or in_training
@@ -134,13 +134,14 @@ def find_runs(root: pathlib.Path, split: str | None) -> list[RunFolder]:
     """Returns the runs at or below `root`, in the order of their sweeps, and then all other runs.
 
     Sets `RunFolder.place`, and lists the fields that a sweep sets first, in the order of the sweep.
-    Raises ValueError if there are no runs.
+    Leaves out the trials of learning rates. Raises ValueError if there are no runs.
     """
     names = ("config.json", "failure.json")
     folders = sorted({path.parent for name in names for path in root.rglob(name)})
     if not folders:
         raise ValueError(f"no runs in {root}: no folder in it has a config.json")
     planned = _planned(root)
+    trials = {root / name for root, name in }
     runs = [RunFolder(folder, root, split) for folder in folders]
     for run in runs:
         # A run of several seeds has a folder for each seed.
