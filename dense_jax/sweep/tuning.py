@@ -26,7 +26,6 @@ from dense_jax.workdir import files
 
 RATE = "optimizer.learning_rate"
 SEED = 1000
-FOLDER = "tuning"  # the trials are in this folder, beside the runs
 
 
 class Run(NamedTuple):
@@ -57,7 +56,7 @@ def expand(sweep: Sequence[Override]) -> list[Run]:
         if key not in rows:
             rows[key] = range(len(trials), len(trials) + len(rates))
             trials += [override | {RATE: rate, "seed": SEED} for rate in rates]
-    names = [f"{FOLDER}/{name}" for name in plan.run_names(trials)]
+    names = [f"{files.TRIALS}/{name}" for name in plan.run_names(trials)]
     runs = zip(plan.run_names(sweep), sweep, keys, strict=True)
     return [
         *map(Run, names, trials),

@@ -43,6 +43,7 @@ OPERATIONAL = (
 )
 
 TUNING = "tuning.json"
+TRIALS = "tuning"  # the folder with the trials of a sweep's learning rates, beside the runs
 NOT_FINITE = "is not finite"  # part of the error of a run that diverged
 
 _LOG = logging.getLogger("dense_jax")
