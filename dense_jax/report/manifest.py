@@ -157,6 +157,8 @@ def _tuning(report: Report) -> list[str]:
             "checkpoint on the evaluation split. The trials have a seed that is not in the table."
         )
     ]
+    if any(run.is_scored_as_tuned for run in tuned):
+        sentences.append("The scores are on the same split, and thus optimistic.")
     ends = [
         spelled(report.fields, row)
         for row in report.rows

@@ -46,6 +46,7 @@ class RunFolder:
         evaluated = split or in_training
         # The fold that the scores are from. None if their split is the same for all runs.
         self.scored_fold = self.fold if evaluated == folds.FOLD else None
+        self.is_scored_as_tuned = evaluated == in_training  # on the split that chose its rate
         self.evaluation = read_evaluation(folder / f"evaluation_{evaluated}.json")
         last, self.curve = read_curve(folder / "metrics.jsonl")  # pairs (step, mean IoU)
         self.measured: dict[str, str] = {}  # set by comparable.measure

@@ -131,7 +131,9 @@ def _check_arguments(overrides: Sequence[str], peers: Sequence[str]) -> dict[str
     if args.evaluate and peers:
         raise ValueError("--evaluate is for runs of one process: evaluate them afterwards")
     if args.kept and peers:
-        raise ValueError("--kept is for runs of one process: pass it afterwards, without peers")
+        raise ValueError("--kept is for runs of one process: pass it to a later start, of one")
+    if args.kept and epath.Path(args.kept).resolve() == epath.Path(args.workdir).resolve():
+        raise ValueError("--kept and --workdir must be two folders")
     return dict(extra.removeprefix("--config.").split("=", 1) for extra in overrides)
 
 

@@ -1,14 +1,15 @@
-"""Tunes the learning rate of each row of a sweep, with the same number of trials for each.
+"""Tunes the learning rate of each row of a sweep.
 
 A row is the runs that differ only in the seed and the fold. Its rates are a list in its overrides:
 
     {"loss": "soft_dice", "optimizer.learning_rate": [0.001, 0.003, 0.01], "seed": 0}
 
-A trial trains the row with one of the rates and with the seed SEED, which no run has. It takes all
-steps, and holds out the first fold if there are folds. The row's runs then train with the rate of
-the best trial, the one whose best checkpoint has the highest mean IoU on data.eval_split. The first
-of equal rates wins. A trial that diverges loses. With num_seeds, a trial's score is the mean over
-its seeds, from SEED on.
+A trial trains the row with one of the rates and with the seed SEED, which no run has, so that no
+run is the luckiest of several. It takes all steps, and holds out the first fold if there are folds.
+The row's runs then train with the rate of the best trial, the one whose best checkpoint has the
+highest mean IoU on data.eval_split. The first of equal rates wins. A trial that diverges loses.
+With num_seeds, a trial's score is the mean over its seeds, from SEED on. The report does not
+compare rows with different numbers of trials.
 """
 
 import json

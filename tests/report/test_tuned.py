@@ -6,7 +6,7 @@ import pytest
 
 from dense_jax.report import manifest, tables
 from dense_jax.report.rows import build
-from tests.report.test_tables import add
+from tests.report.test_tables import EVALUATION, add
 
 
 def add_row(root, loss, rate, tried=None, **about):
@@ -30,6 +30,7 @@ def test_rows_with_as_many_trials_share_a_table_which_says_what_was_tried(tmp_pa
     ]
     best = "own learning rate, the best of 3 (with 1 seed each)"
     assert best in tables.to_markdown(report) and best in tables.caption_to_latex(report)
+    assert "on the same split, and thus optimistic" in tables.to_markdown(report)
     (ends,) = [line for line in manifest.remarks(report) if "lowest or the highest" in line]
     assert ends.endswith(": loss=focal,optimizer.learning_rate=0.1.")
     assert manifest.manifest(report)["rows"][0]["tuning"]["rates"] == [0.01, 0.003, 0.001]
@@ -53,6 +54,15 @@ def test_rows_tuned_unequally_are_refused_unless_told(tmp_path, tried, about, wh
     assert [row.group for row in report.rows] == ["1", "2"]
     assert not any(cell.is_bold for line in tables.score_table(report) for cell in line)
     assert not any(row.p_values for row in report.rows)
+
+
+def test_the_split_that_chose_the_rates_is_told_from_others(tmp_path):
+    add_row(tmp_path, "dice", 0.003, {0.01: 0.25, 0.003: 0.5, 0.001: 0.125})
+    for seed in (0, 1):
+        evaluation = json.dumps(EVALUATION)
+        (tmp_path / f"dice-{seed}" / "evaluation_test.json").write_text(evaluation)
+    text = tables.to_markdown(build(tmp_path, "test"))
+    assert "the best of 3" in text and "optimistic" not in text
 
 
 def test_an_untuned_table_does_not_speak_of_tuning(tmp_path):
