@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -239,11 +239,26 @@ def parse_flags(argv: list[str]) -> list[str]:
     delattr(flags.FLAGS, "config")  # its value was the experiment's name
     config_flags.DEFINE_config_dict("config", config, flag_values=flags.FLAGS, sys_argv=others)
     rest = parse([argv[0], *others])
+    _expand_paths(config)
+    return rest
+
+
+def changed_config(name: str, arguments: Sequence[str]) -> ConfigDict:
+    """Returns an experiment's config with the changes of arguments --config.x=y."""
+    config: Any = load_config(name)
+    values, argv = flags.FlagValues(), [name, *arguments]
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    values(argv)
+    _expand_paths(config)
+    return config
+
+
+def _expand_paths(config: Any) -> None:
+    """Expands each "~" in a config that the shell did not expand."""
     paths = ("data", "root"), ("model", "pretrained"), ("model", "initialize_from")
     for section, field in paths:
         if config.get(section, {}).get(field):
             config[section][field] = os.path.expanduser(config[section][field])
-    return rest
 
 
 def experiment_file(name: str) -> str:

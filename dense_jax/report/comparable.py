@@ -1,7 +1,8 @@
 """Decides which runs may share a table.
 
-Runs may be trained differently, but must be scored on the same data and in the same way. `measure`
-records how each run was scored, as a dict of facts. Two runs are comparable if they agree on
+Runs may be trained differently, but must be scored on the same data and in the same way. If the
+learning rate of one was tuned, so must be those of all, with as many trials. `measure` records how
+each run was scored, as a dict of facts. Two runs are comparable if they agree on
 every fact that is recorded for both runs. Runs of several folds are scored on different images, so
 that the facts about the images are recorded as those of one fold.
 """
@@ -22,6 +23,8 @@ def measure(runs: Sequence[RunFolder], split: str | None) -> None:
     checkpoints = _checkpoints(runs)
     for run, checkpoint in zip(runs, checkpoints, strict=True):
         facts = _training_facts(run) if split is None else _evaluation_facts(run, checkpoint)
+        if any(run.tuning for run in runs):
+            facts["learning rates tried"] = _trials(run)
         run.measured = {name: _text(fact) for name, fact in facts.items() if fact is not None}
 
 
@@ -60,6 +63,14 @@ def _evaluation_facts(run: RunFolder, checkpoint: str) -> dict[str, Any]:
         # Configs may use different tiles, but all runs of one config must use the same tiles.
         f"tiles of config {run.config_hash}": tiles,
     }
+
+
+def _trials(run: RunFolder) -> str:
+    """Returns how many learning rates were tried for a run's row, and with how many seeds."""
+    if not run.tuning:
+        return "none"
+    num_rates, num_seeds = len(run.tuning["rates"]), run.tuning["num_seeds"]
+    return f"{num_rates} (with {num_seeds} seed{'s' if num_seeds > 1 else ''} each)"
 
 
 def _split(run: RunFolder, split: Any) -> Any:
@@ -110,7 +121,7 @@ def refuse(differing: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
         ]
         lines.append(f"  {fact}: {'; '.join(named)}")
     raise ValueError(
-        "the runs are not comparable, because their scores were not measured alike:\n"
+        "the runs are not comparable, because they were not scored or tuned alike:\n"
         + "\n".join(lines)
         + "\nReport them from separate folders, or pass --mixed for one table with labeled groups."
     )

@@ -33,6 +33,7 @@ def _row(report: Report, row: Row) -> dict[str, Any]:
         "dataset": first.fields.get("data.name"),
         "dataset_fingerprint": first.dataset.get("fingerprint"),
         "initial_weights": first.environment.get("initial_weights"),
+        "tuning": first.tuning,
         "versions": {
             name: _distinct(version.get(name, ABSENT) for version in versions)
             for name in dict.fromkeys(name for version in versions for name in version)
@@ -54,6 +55,8 @@ def columns(report: Report) -> tuple[list[str], dict[str, list[str]]]:
         "classes without score": [", ".join(_unscored(row)) or "none" for row in report.rows],
         "versions": ["; ".join(_distinct(map(_version_text, row.runs))) for row in report.rows],
     }
+    if any(row.runs[0].tuning for row in report.rows):
+        cells["learning rate"] = [_learning_rate(row.runs[0]) for row in report.rows]
     shared = [f"{name}: {texts[0]}" for name, texts in cells.items() if len(set(texts)) == 1]
     differing = {name: texts for name, texts in cells.items() if len(set(texts)) > 1}
     return [VOID_POLICY, *shared], differing
@@ -73,8 +76,8 @@ def remarks(report: Report) -> list[str]:
             for group, run in groups.items()
         ]
         sentences.append(
-            "Not comparable (--mixed): rows with different data were scored differently, so bold "
-            "and tests compare only rows with equal data. " + "; ".join(described) + "."
+            "Not comparable (--mixed): rows with different data were scored or tuned differently, "
+            "so bold and tests compare only rows with equal data. " + "; ".join(described) + "."
         )
     if runs[0].scores is runs[0].final:
         sentences.append("Scores are those of the end of training, on each run's evaluation split.")
@@ -93,7 +96,7 @@ def remarks(report: Report) -> list[str]:
                 "image's classes, then over images; boundary IoU, in rims 2 % of the diagonal "
                 "wide, is computed over all images at once."
             )
-    sentences += [*_few_seeds(report), *_without_network(report)]
+    sentences += [*_tuning(report), *_few_seeds(report), *_without_network(report)]
     if len(report.rows) > 1:
         sentences.append(
             f"The baseline is {_baseline(report)}. Rows that share fewer than two {report.units} "
@@ -139,7 +142,48 @@ def caption(report: Report) -> list[str]:
         )
     if any(row.below_baseline for row in report.rows):
         sentences.append(f"{BELOW}: a class has a lower IoU than without a network.")
+    return sentences + _tuning(report)[:1]
+
+
+def _tuning(report: Report) -> list[str]:
+    """Returns how the learning rates were chosen, if any was tuned."""
+    tuned = [row.runs[0] for row in report.rows if row.runs[0].tuning]
+    if not tuned:
+        return []
+    tried = " or ".join(_distinct(run.measured["learning rates tried"] for run in tuned))
+    sentences = [
+        (
+            f"Each row has its own learning rate, the best of {tried}, by the mean IoU of the best "
+            "checkpoint on the evaluation split. The trials have a seed that is not in the table."
+        )
+    ]
+    if any(run.is_scored_as_tuned for run in tuned):
+        sentences.append("The scores are on the same split, and thus optimistic.")
+    ends = [
+        spelled(report.fields, row)
+        for row in report.rows
+        if (rates := row.runs[0].tuning.get("rates"))
+        and _rate(row.runs[0]) in (min(rates), max(rates))
+    ]
+    if ends:
+        about = "The best rate was the lowest or the highest, so that others may be better"
+        sentences.append(f"{about}: {some(ends, 10)}.")
     return sentences
+
+
+def _rate(run: RunFolder) -> Any:
+    return run.fields.get("optimizer.learning_rate")
+
+
+def _learning_rate(run: RunFolder) -> str:
+    """Returns a run's learning rate, and the rates that were tried, with their scores."""
+    if not run.tuning:
+        return f"{_rate(run)}, not tuned"
+    tried = ", ".join(
+        f"{rate} ({'no score' if score is None else f'{score:.3f}'})"
+        for rate, score in zip(run.tuning["rates"], run.tuning["scores"], strict=True)
+    )
+    return f"{_rate(run)} of {tried}"
 
 
 def _baseline(report: Report) -> str:

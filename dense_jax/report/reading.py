@@ -41,10 +41,12 @@ class RunFolder:
             _read_json(folder / f"{name}.json")
             for name in ("dataset", "environment", "cost", "result", "failure")
         )
+        self.tuning = read_tuning(folder / files.TUNING)
         in_training = self.fields.get("data.eval_split") if self.fold is None else folds.FOLD
         evaluated = split or in_training
         # The fold that the scores are from. None if their split is the same for all runs.
         self.scored_fold = self.fold if evaluated == folds.FOLD else None
+        self.is_scored_as_tuned = evaluated == in_training  # on the split that chose its rate
         self.evaluation = read_evaluation(folder / f"evaluation_{evaluated}.json")
         last, self.curve = read_curve(folder / "metrics.jsonl")  # pairs (step, mean IoU)
         self.measured: dict[str, str] = {}  # set by comparable.measure
@@ -134,7 +136,8 @@ def find_runs(root: pathlib.Path, split: str | None) -> list[RunFolder]:
     """Returns the runs at or below `root`, in the order of their sweeps, and then all other runs.
 
     Sets `RunFolder.place`, and lists the fields that a sweep sets first, in the order of the sweep.
-    Raises ValueError if there are no runs.
+    The trials of a sweep's learning rates are not among the runs. Raises ValueError if there are
+    no runs.
     """
     names = ("config.json", "failure.json")
     folders = sorted({path.parent for name in names for path in root.rglob(name)})
@@ -149,13 +152,13 @@ def find_runs(root: pathlib.Path, split: str | None) -> list[RunFolder]:
         run.fields = {
             path: run.fields[path] for path in override if path in run.fields
         } | run.fields
-    return sorted(runs, key=lambda run: run.place)
+    return sorted((run for run in runs if run.place >= 0), key=lambda run: run.place)
 
 
 def _planned(root: pathlib.Path) -> dict[pathlib.Path, tuple[int, dict[str, Any]]]:
     """Returns {folder: (place, override)} of the runs of the sweeps at or below `root`.
 
-    Runs of a sweep that differ only in the seed have the same place.
+    Runs of a sweep that differ only in the seed have the same place. Trials have the place -1.
     """
     places: dict[str, int] = {}
     planned = {}
@@ -163,7 +166,9 @@ def _planned(root: pathlib.Path) -> dict[pathlib.Path, tuple[int, dict[str, Any]
         for name, run in mapping(_read_json(path).get("runs")).items():
             override = files.flatten(mapping(run))
             key = json.dumps([str(path), override | {"seed": None}], sort_keys=True)
-            planned[path.parent / name] = places.setdefault(key, len(places)), override
+            is_trial = name.startswith(f"{files.TRIALS}/")
+            place = -1 if is_trial else places.setdefault(key, len(places))
+            planned[path.parent / name] = place, override
     return planned
 
 
@@ -193,6 +198,17 @@ def read_evaluation(path: pathlib.Path) -> dict[str, Any]:
         return {}
     is_whole = counts.shape == (length, length) and ((counts >= 0) & (counts < math.inf)).all()
     return evaluation if is_whole and isinstance(evaluation.get("split"), str) else {}
+
+
+def read_tuning(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the contents of tuning.json, or {} if the file is missing or invalid."""
+    tuning = _read_json(path)
+    rates, scores = tuning.get("rates"), tuning.get("scores")
+    if not isinstance(rates, list) or not isinstance(scores, list) or len(rates) != len(scores):
+        return {}
+    numbers = [*rates, *(score for score in scores if score is not None)]
+    is_whole = bool(rates) and all(isinstance(value, int | float) for value in numbers)
+    return tuning if is_whole and isinstance(tuning.get("num_seeds"), int) else {}
 
 
 def read_curve(path: pathlib.Path) -> tuple[int, list[tuple[float, float]]]:

@@ -6,12 +6,21 @@
     python -m dense_jax.sweep ... --list                     # prints runs, flags and statuses
     python -m dense_jax.sweep ... --index=3                  # runs only the run with this index
     python -m dense_jax.sweep ... --config.data.name=folder  # passed on to every run
+    python -m dense_jax.sweep ... --kept=benchmarks/results/ablation
 
 A sweep is the list that an experiment's `get_sweep()` returns. Each item is a dict
 {dotted.path: value} that overrides the config for one run. Each run is a separate process,
 `python -m dense_jax.main`, with the workdir DIR/RUN_NAME and the log DIR/RUN_NAME/log.txt.
 Running the command again skips finished runs, resumes unfinished runs and retries failed runs.
 DIR/sweep.json records the runs.
+
+With --kept=KEPT, the small files of each finished run are copied to KEPT/RUN_NAME (see `keep`), and
+the runs there are taken as finished, if their configs are those of the sweep: the sweep goes on in
+another DIR or on another machine. DIR then has these files, too, so that `report` reads them.
+
+If an override has a list of learning rates, trials choose one of them first (see `tuning`):
+
+    {"label": "U-Net", "optimizer.learning_rate": [0.001, 0.003, 0.01], "seed": 0}
 
 Never imports jax or defines flags, because every command may import this module.
 """

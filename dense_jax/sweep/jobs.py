@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, NamedTuple
 
 from etils import epath
@@ -96,10 +96,18 @@ class Runner:
     """Runs as many jobs in parallel as there are `shares`. The jobs start in order.
 
     logs: Whether to write output to log files. If False, output goes to the terminal.
+    finish: Called with each job after its last command.
     """
 
-    def __init__(self, jobs: Sequence[Job], shares: Sequence[Share], *, logs: bool = True):
-        self.jobs, self.shares, self.logs = jobs, shares, logs
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        shares: Sequence[Share],
+        *,
+        logs: bool = True,
+        finish: Callable[[Job], None] = lambda job: None,
+    ):
+        self.jobs, self.shares, self.logs, self.finish = jobs, shares, logs, finish
         self.stopped = False
         self._children: set[subprocess.Popen] = set()
         self._failures: list[str] = []
@@ -179,6 +187,8 @@ class Runner:
                 self._failures.append(f"  {job.name}: {error} (exit code {code}){see}")
                 failure = {"exit_code": code, "error": error}
                 storage.write_json(job.workdir / FAILURE, failure)
+            else:
+                self.finish(job)
             self._progress.update()
             outcome = f"failed ({error})" if code else "finished"
             duration = tqdm.format_interval(time.monotonic() - start)

@@ -101,7 +101,7 @@ def is_finished(workdir: epath.Path) -> bool:
 
     If the workdir holds one run per seed, all runs must be finished.
     """
-    results = [_read_json(run / "result.json") for run in files.runs(workdir)]
+    results = [read_json(run / "result.json") for run in files.runs(workdir)]
     return all(result.get("status") == "finished" for result in results)
 
 
@@ -129,7 +129,7 @@ def remember(directory: epath.Path, content: dict[str, Any]) -> list[str]:
     """
     files.check_path(directory)
     path = directory / "sweep.json"
-    old = _read_json(path)
+    old = read_json(path)
     begun = {
         name: override
         for name, override in old.get("runs", {}).items()
@@ -143,7 +143,7 @@ def remember(directory: epath.Path, content: dict[str, Any]) -> list[str]:
             differences += _differences(f"{name}: ", begun[name], new["runs"][name])
         if differences:
             raise ValueError(
-                f"{directory} has runs of another config. Use another --workdir, or start the "
+                f"{directory} has runs of another config. Use another folder, or start the "
                 "sweep as before. What differs:\n" + "\n".join(differences)
             )
     storage.write_json(path, new | {"runs": new["runs"] | begun})
@@ -159,7 +159,8 @@ def _differences(what: str, old: dict[str, Any], new: dict[str, Any]) -> list[st
     ]
 
 
-def _read_json(path: epath.Path) -> dict[str, Any]:
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """Reads a JSON file of a workdir. Returns {} if it is missing or damaged."""
     try:
         return files.read_json(path)
     except (OSError, ValueError):  # missing, or truncated by a crash

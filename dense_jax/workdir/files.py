@@ -11,6 +11,7 @@ metrics.jsonl     one object per line: the step, and values by metric name
 cost.json         FLOPs, memory, speed and the share of evaluations in the time of the training,
                   written when the run finishes
 result.json       final and best scores, and those of baselines, written when the run finishes
+tuning.json       in sweeps that tune learning rates: the rates that were tried, and their scores
 
 learning_curve.png and worst.png are drawn when the run finishes: losses and mean IoU by step, and the
 worst images of the last evaluation. The workdir also holds checkpoints, TensorBoard event files and
@@ -40,6 +41,10 @@ OPERATIONAL = (
     *("checkpoint_every", "log_every", "eval.batch_size", "eval.num_pictures"),
     *("data.workers", "data.cache", "data.verify", "num_seeds"),
 )
+
+TUNING = "tuning.json"
+TRIALS = "tuning"  # the folder with the trials of a sweep's learning rates, beside the runs
+NOT_FINITE = "is not finite"  # part of the error of a run that diverged
 
 _LOG = logging.getLogger("dense_jax")
 _LOCKS: dict[epath.Path, int] = {}  # descriptors of the open lock files, by workdir
@@ -162,8 +167,8 @@ def compare(workdir: epath.PathLike, config: ConfigDict) -> None:
     ]
     if different:
         raise ValueError(
-            f"{path.parent} is the workdir of another config; use another --workdir, or the same "
-            "config to resume. The fields that differ:\n" + "\n".join(different)
+            f"{path.parent} has a run of another config; use another folder, or the same config to "
+            "resume. The fields that differ:\n" + "\n".join(different)
         )
 
 

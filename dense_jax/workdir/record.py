@@ -146,7 +146,7 @@ class RunRecord:
         """
         if not all(map(math.isfinite, values.values())):
             raise FloatingPointError(
-                f"step {step}: {values} is not finite in {self.path}. Its examples on this host: "
+                f"step {step}: {values} {files.NOT_FINITE} in {self.path}. Its examples on this host: "
                 f"{', '.join(names) or 'none'}. The last good checkpoint is that of step "
                 f"{max(self.latest.steps, default='none')}; lower optimizer.learning_rate or set "
                 "optimizer.grad_clip_norm"

@@ -438,6 +438,7 @@ def test_junk_in_one_folder_is_named_and_harmless(tmp_path, junk):
     [
         *(("metrics.jsonl", text) for text in ('{"step": 1e400}', b"\xff", "[" * 100_000, None)),
         ("metrics.jsonl", '{"step": 4, "eval/mean_iou": Infinity}'),
+        ("tuning.json", '{"rates": [1], "scores": ["x"], "num_seeds": 1}'),
         ("result.json", "[" * 100_000),
         ("result.json", json.dumps({"status": [], "final": 3})),
         ("config.json", json.dumps({"data": {"name": []}, "label": [], "seed": {}})),

@@ -193,7 +193,7 @@ def test_a_folder_with_runs_of_another_config_is_refused(tmp_path, change, messa
     (folder / "x").mkdir()
     (folder / "x" / "config.json").touch()
     assert plan.remember(folder, STARTED) == []
-    with pytest.raises(ValueError, match=rf"Use another --workdir, or .*\n  {message}$"):
+    with pytest.raises(ValueError, match=rf"Use another folder, or .*\n  {message}$"):
         plan.remember(folder, STARTED | change)
     assert sorted(path.name for path in folder.iterdir()) == ["sweep.json", "x"]
 

@@ -139,6 +139,8 @@ MISTAKES = {
     "--jobs=0": "--jobs=0",
     "--jobs=1000": "error: --jobs=1000 at once, but there are ",
     "--evaluate=test|--multihost": "--evaluate is for runs of one process",
+    "--kept=k|--multihost": "--kept is for runs of one process",
+    "--kept=./runs": "--kept and --workdir must be two folders",
     "--process_id=0": "together; missing: --coordinator, --num_processes",
     "--config.sed=1": "error: --config.sed: no such field",
     "--config=sed.py|--config.num_steps=2": "error: --config.sed: no such field",
