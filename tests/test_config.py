@@ -116,6 +116,7 @@ def test_the_options_of_a_sum_are_those_of_its_terms():
         ("augment.scale", -1.5, r"augment.scale=-1.5 must be in \[0, inf\)"),
         ("augment.shear", 90.0, r"augment.shear=90.0 must be in \[0, 89\]"),
         ("augment.max_class_fraction", 0.0, r"max_class_fraction=0.0 must be in \(0, 1\]"),
+        ("augment.class_mix", 1.5, r"augment.class_mix=1.5 must be in \[0, 1\]"),
         ("augment.noise", math.nan, r"augment.noise=nan must be in \[0, inf\)"),
         ("optimizer.warmup_steps", -3, r"optimizer.warmup_steps=-3 must be in \[0, inf\)"),
         ("optimizer.learning_rate", math.inf, r"learning_rate=inf must be in \(0, inf\)"),

@@ -99,7 +99,7 @@ def mix_classes(
 
 def masks(label: Integer[Array, "h w"], num_classes: int) -> Bool[Array, "c h w"]:
     """Returns the pixels of each class."""
-    return label == jnp.arange(num_classes, dtype=label.dtype)[:, None, None]
+    return label[None] == jnp.arange(num_classes, dtype=label.dtype)[:, None, None]
 
 
 def random_pixel(

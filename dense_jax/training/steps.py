@@ -175,7 +175,7 @@ def _gradient(
     targets = augment(keys, batch)
     image, label = targets.pop("image"), targets.pop("label")
     # No example has the index 2**32 - 1, so no augmentation uses this key. Dropout masks depend on
-    # the position in the microbatch, so they do not change with the number of devices.
+    # the position in the microbatch, so they do not change with the number of devices or hosts.
     dropout = jax.random.fold_in(key, 2**32 - 1)
 
     def loss_of(params):

@@ -238,9 +238,7 @@ def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
         _LOG.info("class weights: %s", ", ".join(f"{name} {w:.4g}" for name, w in pairs))
     repeats = None
     if config.data.repeat_threshold > 0:
-        repeats = balance.repeat_factors(
-            balance.class_counts(source), config.data.repeat_threshold
-        )
+        repeats = balance.repeat_factors(balance.class_counts(source), config.data.repeat_threshold)
         _LOG.info("%.0f %% of the images are drawn more often", 100 * np.mean(repeats > 1))
     _LOG.info("building the network and tracing its training step")
     program = assemble(config, source.num_classes)
