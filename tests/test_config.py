@@ -201,6 +201,15 @@ def test_a_frozen_encoder_has_no_learning_rate():
         options.check(config)
 
 
+def test_a_single_image_has_no_other_to_mix_with():
+    config = base.get_config()
+    config.augment.class_mix, config.batch_size, config.num_microbatches = 0.5, 4, 2
+    options.check(config)
+    config.num_microbatches = 4
+    with pytest.raises(ValueError, match=r"batch_size=4 with num_microbatches=4 leaves only one"):
+        options.check(config)
+
+
 @pytest.mark.parametrize(
     ("num_folds", "fold", "message"),
     [
