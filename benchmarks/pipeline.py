@@ -33,7 +33,7 @@ from dense_jax.devices import mesh
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.program import assemble
 from dense_jax.training import device_cache, task
-from dense_jax.training.augment import augment as augment_fn
+from dense_jax.training.augment import augment_batch
 from experiments import camvid_unet
 
 try:
@@ -161,7 +161,8 @@ class Ours:
     def rows(self) -> Rows:
         source, config = self.source, self.config
         augment = functools.partial(
-            augment_fn,
+            augment_batch,
+            num_classes=source.num_classes,
             crop_size=config.data.crop_size,
             resolution=config.data.resolution,
             **config.augment.to_dict(),
@@ -171,7 +172,7 @@ class Ours:
         def augmented(batch, resident):
             batch = device_cache.gather(resident, batch)
             keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.key(0), n))(batch["index"])
-            return jax.vmap(augment)(keys, batch)
+            return augment(keys, batch)
 
         numbers = itertools.cycle(range(len(source)))
         cached = Cached(source)

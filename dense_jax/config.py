@@ -199,6 +199,10 @@ OPTIONS: dict[str, Any] = {
         "crop_size": ((64, 64), "", "height and width of the training crops, pixels"),
         "resolution": (1.0, "(0, inf)", "resolution of the network's input, relative to the files"),
         "canvas_size": (tuple, "", "size to pad or crop to; unset: the largest image"),
+        "repeat_threshold": (
+            *(0.0, "[0, 1]"),
+            "images of classes that are in less than this fraction of images are drawn more often",
+        ),
         "workers": (0, "[0, inf)", "decoding processes per seed on this host; 0: threads"),
         "cache": (
             *("none", ("none", "host", "device")),
@@ -214,6 +218,8 @@ OPTIONS: dict[str, Any] = {
         "shear": (0.0, "[0, 89]", "degrees by which vertical lines lean"),
         "elastic": (0.0, "[0, inf)", "standard deviation of shifts on a 3 x 3 grid, input pixels"),
         "max_class_fraction": (1.0, "(0, 1]", "crops with more of one class are redrawn; 1: off"),
+        "class_crop": (0.0, "[0, 1]", "probability that a crop shows a pixel of a random class"),
+        "class_mix": (0.0, "[0, 1]", "probability of pasting classes of another image (ClassMix)"),
         "brightness": (0.0, "[0, 1]", "factor 1 +- brightness"),
         "contrast": (0.0, "[0, 1]", "factor 1 +- contrast on differences from the mean luma"),
         "saturation": (0.0, "[0, 1]", "factor 1 +- saturation on differences from luma (RGB)"),
@@ -390,6 +396,12 @@ def _check_combinations(config: ConfigDict) -> None:
     if config.seed + config.num_seeds > 2**32:  # jax.random.key accepts 32 bits
         raise ValueError(
             f"seed={config.seed} with num_seeds={config.num_seeds}: seeds must be below 2**32"
+        )
+    if config.augment.class_mix > 0 and config.batch_size == config.num_microbatches:
+        raise ValueError(
+            f"augment.class_mix={config.augment.class_mix} mixes the images of a microbatch, and "
+            f"batch_size={config.batch_size} with num_microbatches={config.num_microbatches} leaves "
+            "only one"
         )
     if config.data.fold >= (config.data.folds or 1):
         raise ValueError(

@@ -114,6 +114,8 @@ def get_config() -> ConfigDict:
         "crop_size": (64, 64),  # height and width of the training crops, pixels
         "resolution": 1.0,  # resolution of the network's input, relative to the files
         "canvas_size": placeholder(tuple),  # size to pad or crop to; unset: the largest image
+        # images of classes that are in less than this fraction of images are drawn more often
+        "repeat_threshold": 0.0,
         "workers": 0,  # decoding processes per seed on this host; 0: threads
         # "none" | "host" | "device": where to keep decoded images; device: evaluation images on the
         # host
@@ -129,6 +131,8 @@ def get_config() -> ConfigDict:
         "shear": 0.0,  # degrees by which vertical lines lean
         "elastic": 0.0,  # standard deviation of shifts on a 3 x 3 grid, input pixels
         "max_class_fraction": 1.0,  # crops with more of one class are redrawn; 1: off
+        "class_crop": 0.0,  # probability that a crop shows a pixel of a random class
+        "class_mix": 0.0,  # probability of pasting classes of another image (ClassMix)
         "brightness": 0.0,  # factor 1 +- brightness
         "contrast": 0.0,  # factor 1 +- contrast on differences from the mean luma
         "saturation": 0.0,  # factor 1 +- saturation on differences from luma (RGB)

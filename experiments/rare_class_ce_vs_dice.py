@@ -1,9 +1,9 @@
-"""Does Dice find a rare class better than cross-entropy? Compares five losses (25 runs).
+"""What finds a rare class? Compares five losses, class-aware crops and ClassMix (35 runs).
 
 python -m dense_jax.sweep --config=experiments/rare_class_ce_vs_dice.py --workdir=runs/rare \
     --config.data.name=folder --config.data.root=ROOT --config.num_steps=2000
 
-Each loss has five seeds. The sweep is for datasets with two classes, one of them rare, such as
+Each has five seeds. The sweep is for datasets with two classes, one of them rare, such as
 retinal vessels or cracks. By default, it runs on the synthetic dataset, whose class `speck` covers
 less than 1 % of the pixels. Compare the IoU of the rare class, its accuracy (the fraction of its
 pixels that are found) and its precision (the fraction of found pixels that are correct), because a
@@ -34,5 +34,7 @@ def get_sweep():
         {"loss": "soft_dice"},
         {"loss": "dice_ce"},
         {"loss": "focal"},
+        {"loss": "cross_entropy", "augment.class_crop": 1.0},
+        {"loss": "cross_entropy", "augment.class_mix": 0.5},
     ]
     return [seed | answer for seed in sweep.grid(seed=range(5)) for answer in answers]

@@ -116,6 +116,7 @@ def test_the_options_of_a_sum_are_those_of_its_terms():
         ("augment.scale", -1.5, r"augment.scale=-1.5 must be in \[0, inf\)"),
         ("augment.shear", 90.0, r"augment.shear=90.0 must be in \[0, 89\]"),
         ("augment.max_class_fraction", 0.0, r"max_class_fraction=0.0 must be in \(0, 1\]"),
+        ("augment.class_mix", 1.5, r"augment.class_mix=1.5 must be in \[0, 1\]"),
         ("augment.noise", math.nan, r"augment.noise=nan must be in \[0, inf\)"),
         ("optimizer.warmup_steps", -3, r"optimizer.warmup_steps=-3 must be in \[0, inf\)"),
         ("optimizer.learning_rate", math.inf, r"learning_rate=inf must be in \(0, inf\)"),
@@ -197,6 +198,15 @@ def test_a_frozen_encoder_has_no_learning_rate():
     options.check(config)
     config.optimizer.encoder_lr_multiplier = 0.1
     with pytest.raises(ValueError, match=r"nothing to optimizer\.encoder_lr_multiplier=0\.1"):
+        options.check(config)
+
+
+def test_a_single_image_has_no_other_to_mix_with():
+    config = base.get_config()
+    config.augment.class_mix, config.batch_size, config.num_microbatches = 0.5, 4, 2
+    options.check(config)
+    config.num_microbatches = 4
+    with pytest.raises(ValueError, match=r"batch_size=4 with num_microbatches=4 leaves only one"):
         options.check(config)
 
 

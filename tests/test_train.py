@@ -51,6 +51,7 @@ def make_config(tiny_folder):
     config.data.root = str(tiny_folder)
     config.data.crop_size = (8, 8)
     config.augment.scale = 0.5
+    config.augment.class_crop = config.augment.class_mix = 0.5
     config.optimizer.warmup_steps = 2
     config.eval.batch_size = 4
     config.eval.num_pictures = 1

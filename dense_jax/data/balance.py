@@ -1,6 +1,6 @@
-"""Computes class weights that counter class imbalance, for `loss_options.class_weights`.
+"""Computes class weights and repeat factors, which counter class imbalance.
 
-METHODS holds functions that compute weights from the labels of the training split. PUBLISHED holds
+METHODS holds functions that compute class weights from the labels of the training split. PUBLISHED holds
 weights that were published for specific datasets.
 """
 
@@ -68,6 +68,17 @@ def class_weights(name: str, source: Source) -> tuple[float, ...]:
             f"{source.num_classes} classes: {', '.join(source.class_names)}"
         )
     return weights
+
+
+def repeat_factors(counts: Counts, threshold: float) -> Float64[np.ndarray, " n"]:
+    """Returns how often each image is drawn, relative to images of common classes only.
+
+    With f_c the fraction of images that show class c, this is the largest max(1, sqrt(threshold /
+    f_c)) of the image's classes (Gupta et al. 2019, arXiv 1908.03195, appendix B.2).
+    """
+    is_shown = counts > 0
+    factors = np.sqrt(threshold / np.maximum(is_shown.mean(axis=0), 1 / len(counts)))
+    return np.where(is_shown, factors, 1).max(axis=1).clip(1)
 
 
 def class_counts(source: Source) -> Counts:

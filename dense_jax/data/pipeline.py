@@ -1,9 +1,9 @@
 """Makes batches of NumPy arrays for this host from random-access sources.
 
 In training, global batch k holds examples k * batch_size to (k + 1) * batch_size - 1 of the run.
-Host j of n gets examples j, j + n, j + 2n, ... of each global batch. Global batches depend only on
-the source, the seed and the step, not on the number of hosts or workers. Therefore a stream can
-start at any step and has no state to save.
+Host j of n gets the j-th of n equal blocks of each global batch. Global batches, and the order of
+their examples, depend only on the source, the seed and the step, not on the number of hosts or
+workers. Therefore a stream can start at any step and has no state to save.
 """
 
 import functools
@@ -13,6 +13,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from jaxtyping import Float64
 
 from dense_jax.data.source import Examples, Field
 from dense_jax.data.workers import end_with_parent
@@ -32,6 +33,7 @@ def train_batches(
     host: int = 0,
     num_hosts: int = 1,
     workers: int = 0,
+    repeats: Float64[np.ndarray, " n"] | None = None,
 ) -> grain.DatasetIterator[dict[str, np.ndarray]]:
     """Yields training batches without end, starting with batch `step`. Reshuffles each epoch.
 
@@ -48,12 +50,16 @@ def train_batches(
       batch holds the examples as the source returns them, plus `index`.
     batch_size: The size of the global batch.
     workers: The number of worker processes, or 0 to use threads in this process.
+    repeats: How often each example is drawn, relative to others. If None, each example is drawn once
+      in an epoch.
     """
     host_batch = _host_batch(batch_size, num_hosts)
-    # The positions of the examples in the run. They end at the uint32 limit because Grain cannot
+    # The host's examples. They end at the uint32 limit of positions in the run, because Grain cannot
     # count the batches of an infinite dataset.
-    dataset = grain.MapDataset.range(step * batch_size + host, 2**32, num_hosts)
-    dataset = dataset.map(functools.partial(_draw, source, canvas, seed))
+    dataset = grain.MapDataset.range(step * host_batch, 2**32 // batch_size * host_batch)
+    dataset = dataset.map(functools.partial(_position, batch_size, host_batch, host))
+    weights = None if repeats is None else repeats.tobytes()
+    dataset = dataset.map(functools.partial(_draw, source, canvas, seed, weights))
     return _iterate(dataset.batch(host_batch), workers)
 
 
@@ -102,15 +108,22 @@ def _host_batch(batch_size: int, num_hosts: int) -> int:
     return batch_size // num_hosts
 
 
+def _position(batch_size: int, host_batch: int, host: int, k: int) -> int:
+    """Returns the position in the run of the k-th example of a host."""
+    batch, place = divmod(k, host_batch)
+    return batch * batch_size + host * host_batch + place
+
+
 def _draw(
     source: Examples | Sequence[dict[str, Any]],
     canvas: tuple[int, int] | None,
     seed: int,
+    weights: bytes | None,
     index: int,
 ) -> dict[str, Any]:
     """Returns the example at position `index` of a run, after `fit` if `canvas` is not None."""
     epoch, position = divmod(index, len(source))
-    example = source[int(_order(len(source), seed, epoch)[position])]
+    example = source[int(_order(len(source), seed, epoch, weights)[position])]
     if canvas is not None:
         assert isinstance(source, Examples)
         rng = np.random.Generator(np.random.Philox(key=[seed, index]))
@@ -151,10 +164,22 @@ def fit(
 
 
 @functools.lru_cache(maxsize=32)  # several seeds may be trained at once
-def _order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-    """Returns the shuffled order of the examples in an epoch."""
+def _order(num_examples: int, seed: int, epoch: int, weights: bytes | None) -> np.ndarray:
+    """Returns the examples of an epoch, in shuffled order.
+
+    With w the example's share of the weights, an example is drawn floor(w n) or ceil(w n) times in
+    an epoch of n draws (systematic sampling).
+
+    weights: The bytes of a float64 array, which are hashed only once. If None, all are equal.
+    """
     # Grain's shuffle takes milliseconds per example.
-    return np.random.default_rng([seed, epoch]).permutation(num_examples)
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(num_examples)
+    if weights is None:
+        return order
+    ends = np.cumsum(np.frombuffer(weights)[order])
+    draws = (np.arange(num_examples) + rng.random()) / num_examples * ends[-1]
+    return rng.permutation(order[np.searchsorted(ends[:-1], draws, side="right")])
 
 
 def _iterate(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:

@@ -5,9 +5,12 @@ into one map from output to input positions, so each array is resampled only onc
 sampled bilinearly, and the label from the nearest pixel. Beyond the border of the image, the image
 is mirrored, as in evaluation, and the label is IGNORE_LABEL. Finally, `color_jitter` changes the
 colors of the image. The result depends only on the example and its key, not on the batch.
+`augment_batch` may then mix the crops of a batch.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +22,7 @@ from dense_jax.data import Field
 from dense_jax.geometry import reflect
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.models.normalization import to_gray_levels
+from dense_jax.training.class_aware import Coordinates, class_center, mix_classes
 from dense_jax.training.color_jitter import change_colors
 
 ELASTIC_POINTS = 3  # points of the displacement grid along each axis, as in the U-Net paper
@@ -26,9 +30,31 @@ NUM_CANDIDATES = 10  # windows to choose from, as in MMSegmentation
 NUM_SAMPLES = 32  # pixels sampled along each axis to judge a window
 # The random draws whose keys are split from the example's key. Any other transformation folds its
 # position in GEOMETRY into the example's key, so adding a transformation changes no other draws.
-KEYS = ("scale", "flip", "flip_vertical", "crop", "rotation", "shear", "elastic", "color")
+KEYS = (
+    *("scale", "flip", "flip_vertical", "crop", "rotation", "shear", "elastic", "color"),
+    *("class_crop", "class_mix"),
+)
 
-Coordinates = tuple[Float[Array, "h w"], Float[Array, "h w"]]
+
+def augment_batch(
+    keys: Key[Array, " b"],
+    batch: Mapping[str, Array],
+    *,
+    num_classes: int,
+    class_mix: float = 0.0,
+    **options: Any,
+) -> dict[str, Array]:
+    """Returns a random crop of each example of a batch, mixed with the next; see `mix_classes`.
+
+    class_mix: The probability that a crop is mixed.
+    options: The options of `augment`.
+    """
+    crop = functools.partial(augment, num_classes=num_classes, **options)
+    crops = jax.vmap(crop)(keys, batch)
+    if class_mix:
+        own_keys = jax.vmap(lambda key: jax.random.split(key, len(KEYS))[KEYS.index("class_mix")])
+        crops = mix_classes(own_keys(keys), crops, class_mix, num_classes)
+    return crops
 
 
 def augment(
@@ -40,6 +66,8 @@ def augment(
     resolution: float = 1.0,
     scale: float = 0.0,
     max_class_fraction: float = 1.0,
+    class_crop: float = 0.0,
+    num_classes: int = IGNORE_LABEL,
     fields: Sequence[Field] = (),
     clip: bool = True,
     **strengths: float,
@@ -59,6 +87,9 @@ def augment(
       [1 / (1 + scale), 1 + scale].
     max_class_fraction: If below 1, draws 10 random windows and crops the first one in which every
       class covers less than this fraction of the valid pixels. If there is none, crops the last.
+    class_crop: The probability that the crop shows a random pixel of a random class instead; see
+      `class_center`.
+    num_classes: The number of classes, for `class_crop`.
     fields: The additional per-pixel targets. Where the cropped label is IGNORE_LABEL, a cropped
       field has the value `Field.fill`.
     clip: Whether gray levels below 0 and above 255 are impossible; see `change_colors`.
@@ -89,10 +120,16 @@ def augment(
         )
         samples = y[sampled], x[sampled]
         chosen = first_mixed(example["label"], samples, size, centers, max_class_fraction)
-    y, x = y + centers[chosen, 0], x + centers[chosen, 1]
+    center = centers[chosen]
+    inner = tuple(slice(context, context + n) for n in crop_size)
+    if class_crop:
+        own_key, class_key = jax.random.split(keys["class_crop"])
+        window, at = jnp.array(crop_size) / zoom, (y[inner], x[inner])
+        around = class_center(class_key, example["label"], at, window, size, num_classes, center)
+        center = jnp.where(jax.random.bernoulli(own_key, class_crop), around, center)
+    y, x = y + center[0], x + center[1]
 
     mirrored = mirror(y, size[0]), mirror(x, size[1])
-    inner = tuple(slice(context, context + n) for n in crop_size)
     label_at = y[inner], x[inner]
     # Without these, rows stay rows and columns stay columns.
     is_separable = not any(strengths.get(name) for name in ("elastic", "shear", "rotation"))

@@ -192,6 +192,7 @@ class Ensemble:
             step=self.step,
             host=self._host,
             num_hosts=self._num_hosts,
+            repeats=self._task.repeats,
             **self._stream,
         )
 

@@ -93,7 +93,7 @@ def train_step(
     key: The random key of the run, the same in every step.
     resident: The arrays from `device_cache.load`, if the training set is in device memory. The
       batch then holds `row` [b], the indices of its examples, instead of the examples.
-    augment: (key, example) -> a dict with `image`, `label` and any additional fields.
+    augment: (keys [b], batch) -> a dict with `image`, `label` and any additional fields.
     loss_fn: (logits, label, **fields) -> loss.
     auxiliary: The weights of the losses of the model's auxiliary heads, by stride. These losses use
       the same labels as the main loss.
@@ -172,10 +172,10 @@ def _gradient(
     # Each key depends on the example, not on its position in the batch. The augmentation therefore
     # does not depend on how many devices, hosts or microbatches share the batch.
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch["index"])
-    targets = jax.vmap(augment)(keys, batch)
+    targets = augment(keys, batch)
     image, label = targets.pop("image"), targets.pop("label")
     # No example has the index 2**32 - 1, so no augmentation uses this key. Dropout masks depend on
-    # the position in the microbatch, so they do not change with the number of devices.
+    # the position in the microbatch, so they do not change with the number of devices or hosts.
     dropout = jax.random.fold_in(key, 2**32 - 1)
 
     def loss_of(params):
@@ -222,8 +222,7 @@ def _accumulated(
         return (batch_stats, jax.tree.map(jnp.add, total, grads)), losses
 
     # Microbatch m holds the examples m, m + num_microbatches, ... of the batch. Every device has an
-    # equal part of each microbatch, so no example moves between devices. With several hosts, the
-    # microbatches hold different examples than with one host.
+    # equal part of each microbatch, so no example moves between devices.
     size = len(batch["index"]) // num_microbatches
     microbatches = optax.microbatching.reshape_batch_axis(batch, size)
     numbers = step * num_microbatches + jnp.arange(num_microbatches)

@@ -21,7 +21,7 @@ from dense_jax.data import balance, folds, ladder, levels, subset, targets, veri
 from dense_jax.devices import cpu, distributed, mesh
 from dense_jax.program import Program, assemble, normalization
 from dense_jax.training import optim, replicas, steps
-from dense_jax.training.augment import augment
+from dense_jax.training.augment import augment_batch
 from dense_jax.training.initial import Initial, initial_weights
 from dense_jax.workdir import files
 from dense_jax.workdir.record import RunFolder
@@ -80,8 +80,9 @@ def bind(
         tx=tx,
         with_ema=config.ema_decay > 0,
     )
-    random_crop = functools.partial(
-        augment,
+    random_crops = functools.partial(
+        augment_batch,
+        num_classes=program.model.decoder.num_classes,
         crop_size=config.data.crop_size,
         context=program.model.context,
         resolution=config.data.resolution,
@@ -94,7 +95,7 @@ def bind(
         model=program.inner_model,
         tx=tx,
         loss_fn=losses.total(terms, options, [field.name for field in fields]),
-        augment=random_crop,
+        augment=random_crops,
         normalize=program.normalize,
         ema_decay=config.ema_decay,
         auxiliary=dict(zip(heads.strides or (), heads.weights or (), strict=True)),
@@ -192,6 +193,7 @@ class Task(NamedTuple):
       levels.
     levels_of: How the levels of images are found, or None.
     dataset: The content of dataset.json.
+    repeats: How often an image is drawn relative to others, or None if all are drawn equally often.
     canvas: The height and width, in pixels, to which every training image is padded or cropped.
     initial: The weights to start from, or None if a run was already started in the workdir.
     """
@@ -200,6 +202,7 @@ class Task(NamedTuple):
     eval_source: data.Source
     levels_of: levels.Rule | None
     dataset: dict[str, Any]
+    repeats: np.ndarray | None
     canvas: tuple[int, ...]
     batch_shapes: dict[str, jax.ShapeDtypeStruct]
     program: Program
@@ -233,6 +236,10 @@ def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
         class_weights = balance.class_weights(class_weights, source)
         pairs = zip(source.class_names, class_weights, strict=True)
         _LOG.info("class weights: %s", ", ".join(f"{name} {w:.4g}" for name, w in pairs))
+    repeats = None
+    if config.data.repeat_threshold > 0:
+        repeats = balance.repeat_factors(balance.class_counts(source), config.data.repeat_threshold)
+        _LOG.info("%.0f %% of the images are drawn more often", 100 * np.mean(repeats > 1))
     _LOG.info("building the network and tracing its training step")
     program = assemble(config, source.num_classes)
     fields = train_source.fields
@@ -257,7 +264,7 @@ def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
     if config.eval.num_images is not None and config.eval.num_images < len(eval_source):
         eval_source = subset.evenly_spaced(eval_source, config.eval.num_images)
     return Task(
-        *(train_source, eval_source, levels_of, dataset, canvas, shapes),
+        *(train_source, eval_source, levels_of, dataset, repeats, canvas, shapes),
         *(program, training, placed, initial),
     )
 

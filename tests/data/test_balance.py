@@ -26,6 +26,17 @@ def test_equal_classes_weigh_1(method):
     np.testing.assert_allclose(balance.METHODS[method](np.full((3, 4), 7)), 1)
 
 
+def test_images_of_rare_classes_are_repeated():
+    """Class 0 is in all images, class 1 in 2 of 3, class 2 in 1 of 3, class 3 in none."""
+    for threshold, expected in ((0.3, [1, 1, 1]), (0.5, [1, 1.5, 1]), (1.0, [1.5, 3.0, 1.5])):
+        np.testing.assert_allclose(balance.repeat_factors(COUNTS, threshold) ** 2, expected)
+
+
+def test_an_image_without_labels_is_repeated_like_common_ones():
+    counts = np.vstack([COUNTS, np.zeros((1, 4), int)])
+    assert balance.repeat_factors(counts, 1.0)[3] == 1
+
+
 def test_counts_are_those_of_the_valid_pixels_and_are_kept(tiny_folder, monkeypatch):
     source = open_dataset("folder", str(tiny_folder), "train")
     expected = [[np.sum(source[i]["label"] == c) for c in range(2)] for i in range(len(source))]

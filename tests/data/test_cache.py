@@ -98,10 +98,10 @@ def test_gathered_batches_are_those_of_the_host(source, batch_size, num_devices)
 def test_hosts_draw_their_own_rows():
     rows = [{"row": np.int32(i), "name": str(i)} for i in range(NUM_EXAMPLES)]
     whole, *hosts = (
-        np.concatenate([batch["row"] for batch in take(5, source=rows, canvas=None, **options)])
+        np.stack([batch["row"] for batch in take(5, source=rows, canvas=None, **options)])
         for options in ({}, {"host": 0, "num_hosts": 2}, {"host": 1, "num_hosts": 2})
     )
-    np.testing.assert_array_equal(np.stack(hosts, axis=1).ravel(), whole)
+    np.testing.assert_array_equal(np.concatenate(hosts, axis=1), whole)
 
 
 def test_the_memory_goes_with_the_cache():

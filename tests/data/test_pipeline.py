@@ -72,10 +72,9 @@ def test_shapes_and_types():
 def test_hosts_share_the_batches_of_one_host(num_hosts):
     hosts = [take(5, host=host, num_hosts=num_hosts) for host in range(num_hosts)]
     together = [
-        {key: np.stack([b[key] for b in parts], axis=1).reshape(4, *parts[0][key].shape[1:])
-         for key in parts[0]}
+        {key: np.concatenate([batch[key] for batch in parts]) for key in parts[0]}
         for parts in zip(*hosts, strict=True)
-    ]  # fmt: skip
+    ]
     assert_equal(together, take(5))
 
 
@@ -120,6 +119,31 @@ def test_the_seed_decides_order_and_windows():
     assert_equal(take(2, seed=5), take(2, seed=5))
     names = [np.concatenate([b["name"] for b in take(7, seed=s)]).tolist() for s in (5, 6)]
     assert names[0] != names[1]
+
+
+REPEATS = np.array([1.0, 1.0, 3.0, 1.0, 1.7, 1.0, 1.0])
+
+
+def test_an_epoch_repeats_examples_by_their_weights():
+    """As often as expected, or once more or less. On average, exactly as often as expected."""
+    num_epochs, expected = 400, NUM_EXAMPLES * REPEATS / REPEATS.sum()
+    rows = [{"row": i} for i in range(NUM_EXAMPLES)]
+    options = {"source": rows, "canvas": None, "batch_size": NUM_EXAMPLES, "repeats": REPEATS}
+    epochs = [batch["row"] for batch in take(num_epochs, **options)]
+    counts = np.array([np.bincount(epoch, minlength=NUM_EXAMPLES) for epoch in epochs])
+    assert np.all((counts == np.floor(expected)) | (counts == np.ceil(expected)))
+    np.testing.assert_allclose(counts.mean(axis=0), expected, atol=4 * 0.5 / num_epochs**0.5)
+    first = np.mean([epoch[0] == 2 for epoch in epochs])  # the order is shuffled, too
+    assert abs(first - expected[2] / NUM_EXAMPLES) < 0.1
+
+
+def test_repeats_are_the_same_on_any_hosts_from_any_step_and_in_workers():
+    whole = take(5, repeats=REPEATS)
+    assert_equal(whole[2:], take(3, step=2, repeats=REPEATS, workers=1))
+    hosts = [take(5, host=host, num_hosts=2, repeats=REPEATS) for host in range(2)]
+    names = [np.concatenate([a["name"], b["name"]]) for a, b in zip(*hosts, strict=True)]
+    np.testing.assert_array_equal(names, [batch["name"] for batch in whole])
+    assert any(np.any(a["name"] != b["name"]) for a, b in zip(whole, take(5), strict=True))
 
 
 def test_windows_differ_between_epochs():

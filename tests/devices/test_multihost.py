@@ -169,7 +169,6 @@ def config(tiny_folder, tmp_path_factory):
         pixels = np.kron(np.asarray(Image.open(path)), np.ones((scale, scale), np.uint8))
         Image.fromarray(pixels).save(path)
     config = make_config(root)
-    config.model.dropout = 0.0  # its masks belong to places in the batch, which hosts share out
     config.model.widths = (3,)
     config.num_steps = 4
     return config

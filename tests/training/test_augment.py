@@ -12,6 +12,7 @@ from dense_jax.data import Field
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.training.augment import (
     augment,
+    augment_batch,
     bilinear_by_gathers,
     bilinear_by_products,
     displacements,
@@ -34,6 +35,7 @@ GEOMETRY = {
     "shear": 20.0,
     "elastic": 1.0,
     "max_class_fraction": 0.9,
+    "class_crop": 0.5,
 }
 EVERYTHING = GEOMETRY | {name: 0.1 for name in COLORS} | {"hue": 20.0, "blur": 1.0, "noise": 9.0}
 
@@ -69,11 +71,17 @@ def test_zero_strength_is_the_identity_bitwise():
 def test_zero_strength_adds_no_operation():
     image, label = example()
     there = {"image": image, "label": label, "size": jnp.array([H, W])}
-    off = dict.fromkeys(EVERYTHING, 0.0) | {"max_class_fraction": 1.0}
+    there = jax.tree.map(lambda x: x[None], there)
+    everything = EVERYTHING | {"class_mix": 0.5}
+    off = dict.fromkeys(everything, 0.0) | {"max_class_fraction": 1.0}
     assert base.get_config().augment.to_dict().keys() == off.keys()
     nothing, zeros, everything = (
-        str(jax.make_jaxpr(partial(augment, crop_size=(H, W), **options))(jax.random.key(0), there))
-        for options in ({}, off, EVERYTHING)
+        str(
+            jax.make_jaxpr(partial(augment_batch, crop_size=(H, W), num_classes=4, **options))(
+                jax.random.key(0)[None], there
+            )
+        )
+        for options in ({}, off, everything)
     )
     assert zeros == nothing
     for operation in ("cos", "tan", "exp", "log", "erf_inv", "scatter-add", "scan"):
@@ -282,7 +290,7 @@ def test_displacements_are_scipys_mirrored_cubic_spline(shape):
 
 def test_the_same_number_gives_the_same_pixels_in_any_batch_on_any_devices():
     image, label = example()
-    names = ("flip", "scale", "elastic", "max_class_fraction", "brightness", "noise")
+    names = ("flip", "scale", "elastic", "max_class_fraction", "class_crop", "noise")
     crop = partial(augment, crop_size=(H, W), **{name: EVERYTHING[name] for name in names})
     there = {"image": image, "label": label, "size": jnp.array([H, W])}
     batch = jax.tree.map(lambda x: jnp.stack([x] * 8), there)

@@ -16,8 +16,10 @@ from dense_jax.devices import mesh
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.models.normalization import unit
 from dense_jax.training import steps
-from dense_jax.training.augment import augment as random_crop
+from dense_jax.training.augment import augment_batch
 from tests.conftest import mesh_of
+
+random_crops = functools.partial(augment_batch, crop_size=(8, 8), num_classes=3)
 
 
 class Net(nn.Module):
@@ -46,7 +48,7 @@ def batch(size=8, index=0):
 
 
 def make_step(net=None, seed=0, augment=None, loss=losses.cross_entropy, **options):
-    augment = augment or functools.partial(random_crop, crop_size=(8, 8), flip=0.5, scale=0.3)
+    augment = augment or functools.partial(random_crops, flip=0.5, scale=0.3)
     return functools.partial(
         steps.train_step,
         key=jax.random.key(seed),
@@ -120,7 +122,7 @@ def test_the_loss_gets_what_moved_with_the_label():
     def loss(logits, label, border):
         return jnp.mean(jnp.isclose(border, jnp.where(label == IGNORE_LABEL, 0, 2)))
 
-    augment = functools.partial(random_crop, crop_size=(8, 8), fields=[Field("border")])
+    augment = functools.partial(random_crops, fields=[Field("border")])
     _, values = jax.jit(make_step(augment=augment, loss=loss))(init(), there)
     assert values["train/loss"] == 1
 
@@ -195,7 +197,7 @@ def test_microbatches_of_equal_weight_give_the_step_of_the_batch(num_devices):
     shardings = mesh.replicated(devices), mesh.sharded(devices)
     runs = {}
     for k in (1, 2, 4):
-        augment = functools.partial(random_crop, crop_size=(8, 8), flip=0.5)  # ignores no pixel
+        augment = functools.partial(random_crops, flip=0.5)  # ignores no pixel
         step = make_step(net, augment=augment, num_microbatches=k, ema_decay=0.9)
         step = jax.jit(step, in_shardings=shardings)
         state = init(with_ema=True, net=net)
