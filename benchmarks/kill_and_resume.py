@@ -8,9 +8,12 @@ saving), and resumes the run. The cycle compares parameters, statistics, optimiz
 metrics.jsonl and result.json to the reference. If a run has several processes, a random process
 gets the signal. If the process dies from it, all processes are killed, as launchers do. Prints a
 line per cycle. The exit status is 1 if anything differs.
+
+With --bucket, the workdirs are in a bucket, which tests/bucket_server.py serves.
 """
 
 import argparse
+import contextlib
 import os
 import pathlib
 import random
@@ -25,7 +28,9 @@ import absl.logging
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
+from dense_jax import buckets
 from dense_jax.command import PREEMPTED
 
 NUM_STEPS = 40
@@ -41,8 +46,10 @@ OVERRIDES = {
 }
 
 
-def start(workdir: pathlib.Path, num_processes: int, workers: int) -> list[subprocess.Popen]:
-    """Starts or resumes the run in `workdir`. Returns its processes."""
+def start(
+    workdir: epath.Path, logs: pathlib.Path, num_processes: int, workers: int
+) -> list[subprocess.Popen]:
+    """Starts or resumes the run in `workdir`. Returns its processes, which log to files in `logs`."""
     command = [
         *(sys.executable, "-m", "dense_jax.main", "--config=experiments/unet_dice.py"),
         f"--workdir={workdir}",
@@ -55,7 +62,7 @@ def start(workdir: pathlib.Path, num_processes: int, workers: int) -> list[subpr
     processes = []
     for k in range(num_processes):
         place = [coordinator, f"--num_processes={num_processes}", f"--process_id={k}"]
-        with workdir.with_name(f"{workdir.name}.{k}.log").open("a") as log:
+        with (logs / f"{workdir.name}.{k}.log").open("a") as log:
             processes.append(
                 subprocess.Popen(
                     [*command, *place] if num_processes > 1 else command,
@@ -67,20 +74,20 @@ def start(workdir: pathlib.Path, num_processes: int, workers: int) -> list[subpr
     return processes
 
 
-def steps_done(workdir: pathlib.Path) -> int:
+def steps_done(workdir: epath.Path) -> int:
     """Returns the number of lines in metrics.jsonl."""
     path = workdir / "metrics.jsonl"
     return path.read_text().count("\n") if path.exists() else 0
 
 
-def finish(processes: list[subprocess.Popen], workdir: pathlib.Path) -> None:
+def finish(processes: list[subprocess.Popen], workdir: epath.Path, logs: pathlib.Path) -> None:
     """Waits until all processes of a run end. If the run fails, prints its logs and exits."""
     if any(process.wait() for process in processes):
-        logs = sorted(workdir.parent.glob(f"{workdir.name}.*.log"))
-        sys.exit("\n".join(log.read_text()[-5000:] for log in logs))
+        paths = sorted(logs.glob(f"{workdir.name}.*.log"))
+        sys.exit("\n".join(log.read_text()[-5000:] for log in paths))
 
 
-def same(one: pathlib.Path, other: pathlib.Path) -> bool:
+def same(one: epath.Path, other: epath.Path) -> bool:
     """Returns whether two finished runs have bitwise equal checkpoints and results."""
     states = []
     for path in (one, other):
@@ -102,19 +109,28 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--workers", type=int, default=0, help="data.workers")
     parser.add_argument("--seed", type=int, default=0, help="for the random moments and signals")
+    parser.add_argument("--bucket", action="store_true", help="workdirs in a bucket, SIGKILL only")
     args = parser.parse_args()
     absl.logging.set_verbosity(absl.logging.ERROR)  # hides warnings from Orbax
     draw = random.Random(args.seed)
     failed = False
-    with tempfile.TemporaryDirectory() as folder:
-        expected = pathlib.Path(folder, "expected")
+    with contextlib.ExitStack() as stack:
+        logs = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        parent, signals = epath.Path(logs), [signal.SIGKILL, signal.SIGTERM]
+        if args.bucket:
+            from tests.bucket_server import BucketServer
+
+            os.environ |= stack.enter_context(BucketServer()).environment
+            parent, signals = epath.Path("gs://bucket/runs"), [signal.SIGKILL]
+            buckets.check(str(parent), "output")
+        expected, options = parent / "expected", (logs, args.processes, args.workers)
         begin = time.monotonic()
-        finish(start(expected, args.processes, args.workers), expected)
+        finish(start(expected, *options), expected, logs)
         length = time.monotonic() - begin
         for cycle in range(args.cycles):
-            workdir = pathlib.Path(folder, f"run{cycle}")
-            processes = start(workdir, args.processes, args.workers)
-            number = draw.choice([signal.SIGKILL, signal.SIGTERM])
+            workdir = parent / f"run{cycle}"
+            processes = start(workdir, *options)
+            number = draw.choice(signals)
             moment = draw.uniform(0, length)
             time.sleep(moment)
             hit = draw.choice(processes)
@@ -124,7 +140,7 @@ def main() -> None:
                     process.kill()
             statuses = {process.wait() for process in processes}
             records = steps_done(workdir)
-            finish(start(workdir, args.processes, args.workers), workdir)
+            finish(start(workdir, *options), workdir, logs)
             equal = same(workdir, expected)
             failed |= not equal or not statuses <= {0, PREEMPTED, -number, -signal.SIGKILL}
             print(

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import tuple_parser
 from tqdm.contrib import DummyTqdmFile
 
+from dense_jax import buckets
 from dense_jax.spelling import suggestion
 
 PREEMPTED = os.EX_TEMPFAIL  # exit status 75: everything is saved, the same command resumes
@@ -152,11 +153,21 @@ def parse(argv: list[str]) -> list[str]:
 
 
 class _Path(flags.ArgumentParser):
-    """Parses a path and expands a "~" that the shell did not expand."""
+    """Parses a path and expands a "~" that the shell did not expand.
+
+    bucket: What a path in a bucket is for, which must be possible. If None, a path must be local.
+    """
+
+    def __init__(self, bucket: buckets.Access | None = None):
+        self._bucket = bucket
 
     def parse(self, argument: str) -> str:
         if not argument:
             raise ValueError("must not be empty")
+        if buckets.is_url(argument):
+            if self._bucket is None:
+                raise ValueError("must be on a local disk, not in a bucket")
+            buckets.check(argument, self._bucket)
         return os.path.expanduser(argument)
 
 
@@ -193,14 +204,18 @@ class _Tuple(flags.ArgumentParser):
 config_flags.register_flag_parser_for_type(tuple, _Tuple())
 
 
-def define_path(name: str, about: str, *, required: bool = False) -> None:
-    """Defines a flag for the path of a file or folder."""
-    flags.DEFINE(_Path(), name, None, about, required=required)
+def define_path(
+    name: str, about: str, *, required: bool = False, bucket: buckets.Access | None = None
+) -> None:
+    """Defines a flag for the path of a file or folder. `bucket` is as in `_Path`."""
+    flags.DEFINE(_Path(bucket), name, None, about, required=required)
 
 
-def define_folder(name: str, about: str, *, required: bool = False) -> None:
-    """Defines a flag for the path of a folder."""
-    flags.DEFINE(_Folder(), name, None, about, required=required)
+def define_folder(
+    name: str, about: str, *, required: bool = False, bucket: buckets.Access | None = None
+) -> None:
+    """Defines a flag for the path of a folder. `bucket` is as in `_Path`."""
+    flags.DEFINE(_Folder(bucket), name, None, about, required=required)
 
 
 def define_size(name: str, default: str | None, about: str) -> None:
@@ -254,11 +269,13 @@ def changed_config(name: str, arguments: Sequence[str]) -> ConfigDict:
 
 
 def _expand_paths(config: Any) -> None:
-    """Expands each "~" in a config that the shell did not expand."""
+    """Expands each "~" that the shell did not expand, and checks the access to buckets."""
     paths = ("data", "root"), ("model", "pretrained"), ("model", "initialize_from")
     for section, field in paths:
-        if config.get(section, {}).get(field):
-            config[section][field] = os.path.expanduser(config[section][field])
+        if value := config.get(section, {}).get(field):
+            config[section][field] = os.path.expanduser(value)
+            if value.startswith("gs://"):
+                buckets.check(value, "data" if section == "data" else "run")
 
 
 def experiment_file(name: str) -> str:

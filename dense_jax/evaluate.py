@@ -24,9 +24,15 @@ from absl import flags
 from dense_jax import command
 
 if __name__ == "__main__":  # above the slow imports, so that --help answers at once
-    command.define_folder("workdir", "Workdir of a run of dense_jax.main.", required=True)
-    command.define_folder("root", "Folder of the data; by default the run's data.root.")
-    command.define_folder("output", "Folder to write the files to; by default the workdir.")
+    command.define_folder(
+        "workdir", "Workdir of a run of dense_jax.main.", required=True, bucket="run"
+    )
+    command.define_folder(
+        "root", "Folder of the data; by default the run's data.root.", bucket="data"
+    )
+    command.define_folder(
+        "output", "Folder to write the files to; by default the workdir.", bucket="output"
+    )
     flags.DEFINE_string(
         "split", None, "The split to score; by default the run's eval_split or fold."
     )
@@ -50,7 +56,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from dense_jax import class_colors, data, metrics, storage
+from dense_jax import buckets, class_colors, data, metrics, storage
 from dense_jax.data import folds, levels, tiles
 from dense_jax.devices import runtime
 from dense_jax.evaluation import baselines, class_maps, per_image, scoring, tables
@@ -155,6 +161,9 @@ def evaluate(
 
 def _check_writable(folder: epath.Path) -> None:
     """Creates `folder` if needed. Raises ValueError if files cannot be written to `folder`."""
+    if buckets.is_url(folder):
+        buckets.check(str(folder), "output")
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "evaluation.tmp").write_text("")
@@ -176,7 +185,8 @@ def _open(
     facts = ("class_names", "num_channels")
     if root is None or name == "dataset":  # else data in another folder may hold other values
         facts += ("dtype", "values", "value_range")
-    if root is None and not epath.Path(config.root).is_dir():
+    is_here = buckets.is_url(config.root) or epath.Path(config.root).is_dir()
+    if root is None and not is_here:
         raise ValueError(f"{config.root} is gone: pass --root=FOLDER, where the data is now")
     folder = files.absolute(config.root if root is None else root)
     source = folds.open_split(config, split, folder)
@@ -280,13 +290,13 @@ def _write(
     measured: Mapping[str, np.ndarray],
 ) -> None:
     """Writes the output files except the class maps. Writes the JSON file last."""
-    path.with_suffix(".md").write_text(tables.to_markdown(evaluation))
+    storage.write_text(path.with_suffix(".md"), tables.to_markdown(evaluation))
     scores = metrics.image_mean_ious(measured["confusion_matrices"])
     worst = np.argsort(scores)[:NUM_DRAWN].tolist()  # images without a score come last
     picture = class_maps.draw(path.with_suffix(".zip"), source, worst, scores)
-    with path.with_suffix(".png").open("wb") as file:
+    with storage.atomic(path.with_suffix(".png")) as file:
         Image.fromarray(picture).save(file, "PNG")
-    with path.with_suffix(".npz").open("wb") as file:
+    with storage.atomic(path.with_suffix(".npz")) as file:
         np.savez_compressed(file, allow_pickle=False, names=np.array(source.names), **measured)
     storage.write_json(path, evaluation)
 

@@ -10,8 +10,15 @@ from absl import flags
 from dense_jax import command
 
 if __name__ == "__main__":  # above the slow imports, so that --help answers at once
-    command.define_folder("workdir", "Workdir of a run of dense_jax.main.", required=True)
-    command.define_path("output", "The file, or with --card the folder, to write.", required=True)
+    command.define_folder(
+        "workdir", "Workdir of a run of dense_jax.main.", required=True, bucket="run"
+    )
+    command.define_path(
+        "output",
+        "The file, or with --card the folder, to write.",
+        required=True,
+        bucket="output",
+    )
     flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
     flags.DEFINE_string("license", None, "License of the weights, stated in the file.")
     flags.DEFINE_bool("overwrite", False, "Replace an existing file.")

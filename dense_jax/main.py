@@ -32,6 +32,8 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     command.define_config()
-    command.define_folder("workdir", "Folder for checkpoints and metrics.", required=True)
+    command.define_folder(
+        "workdir", "Folder for checkpoints and metrics.", required=True, bucket="output"
+    )
     distributed.define_flags()
     command.run(main, flags_parser=command.parse_flags)

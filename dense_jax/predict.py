@@ -19,7 +19,7 @@ Each page of a multi-page file is an image called NAME_page000, NAME_page001, ..
 Images are read, segmented and written one row of tiles at a time, so memory use does not depend on
 the image height. Only --objects holds a whole image in memory. If an image cannot be read or its
 results cannot be written, the image is skipped and the exit status is 1. A full disk ends the
-command.
+command. --images and --output may be in a bucket (gs://). Results are copied there at the end.
 """
 
 from absl import flags
@@ -31,6 +31,7 @@ if __name__ == "__main__":  # above the slow imports, so that --help answers at 
         "workdir",
         "Workdir of a run of dense_jax.main, file written by dense_jax.export, or hf://OWNER/NAME.",
         required=True,
+        bucket="run",
     )
     flags.DEFINE_list(
         "images",
@@ -39,7 +40,7 @@ if __name__ == "__main__":  # above the slow imports, so that --help answers at 
         "a name that contains a comma.",
         required=True,
     )
-    command.define_folder("output", "Folder for the results.", required=True)
+    command.define_folder("output", "Folder for the results.", required=True, bucket="output")
     flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
     flags.DEFINE_bool("overwrite", False, "Replace existing results.")
     flags.DEFINE_float(
@@ -254,15 +255,16 @@ def main(argv: list[str]) -> None:
     args = flags.FLAGS
     names = ("overwrite", "opacity", "outlines", "probabilities", "uncertainty", "max_megapixels")
     names += ("objects", "border_class", "tile_size", "margin", "batch_size", "blend", "augment")
-    problems = predict(
-        args.workdir,
-        list(map(os.path.expanduser, args.images)),
-        args.output,
-        args.checkpoint,
-        **{name: getattr(args, name) for name in names},
-    )
-    if args.objects:
-        print(object_maps.summarize(Path(args.output) / "counts.csv"))
+    with storage.working_copy(args.output) as output:
+        problems = predict(
+            args.workdir,
+            list(map(os.path.expanduser, args.images)),
+            output,
+            args.checkpoint,
+            **{name: getattr(args, name) for name in names},
+        )
+        if args.objects:
+            print(object_maps.summarize(output / "counts.csv"))
     print(f"results are in {args.output}")
     if problems:
         sys.exit("\n".join([*problems, f"{len(problems)} images were skipped"]))

@@ -1,6 +1,6 @@
 """Atomic file writes: after a crash, a file has its old or its new contents, never a mixture.
 
-Base module: any other module may import it. Never uses jax.
+Paths may be in a bucket; see `buckets`. Never uses jax.
 """
 
 import contextlib
@@ -10,13 +10,16 @@ import json
 import logging
 import math
 import os
+import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from etils import epath
+
+from dense_jax import buckets
 
 _LOG = logging.getLogger("dense_jax")
 
@@ -28,6 +31,11 @@ def atomic(path: epath.PathLike) -> Iterator[IO[bytes]]:
     If an error occurs, an existing file is left unchanged, and no temporary file is left behind.
     """
     path = epath.Path(path)
+    if buckets.is_url(path):
+        content = io.BytesIO()
+        yield content
+        buckets.write(path, content.getbuffer())
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     # The temporary name is unique, because other processes may write the file at the same time.
     unfinished = path.parent / f".{path.name[:200]}.{uuid.uuid4().hex[:12]}.tmp"
@@ -44,8 +52,7 @@ def atomic(path: epath.PathLike) -> Iterator[IO[bytes]]:
 def sync(file: IO) -> None:
     """Waits until everything written to an open file is on disk."""
     file.flush()
-    with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # a file in a bucket
-        os.fsync(file.fileno())
+    os.fsync(file.fileno())
 
 
 def write_text(path: epath.PathLike, text: str) -> None:
@@ -68,6 +75,104 @@ def to_json(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def absolute(path: epath.PathLike) -> epath.Path:
+    """Returns an absolute path, without "..", or the path of a run in a bucket.
+
+    Raises ValueError if the bucket cannot be read.
+    """
+    if not buckets.is_url(path):
+        return epath.Path(path).resolve()
+    buckets.check(os.fspath(path), "run")
+    return epath.Path(path)
+
+
+def local_copy(folder: str, within: str = "") -> str:
+    """Copies a folder in a bucket to the user's cache folder, and returns the copy's path.
+
+    Downloads only new and changed files, and deletes the copies of files that are gone. Any other
+    path is returned unchanged.
+
+    within: The subfolder to copy; by default, all.
+
+    Raises ValueError if there is nothing to copy.
+    """
+    if not buckets.is_url(folder):
+        return folder
+    buckets.check(folder, "data")
+    root = _copy_of(folder)
+    source = os.path.join(folder, within)
+    if not _copy(source, root / within):
+        raise ValueError(f"there is nothing in {source}")
+    return str(root)
+
+
+def _copy_of(url: str) -> Path:
+    return cache_folder() / "buckets" / url.removeprefix("gs://").rstrip("/")
+
+
+def _copy(url: str, copy: Path, skipped: Collection[str] = ()) -> int:
+    """Makes `copy` a copy of a folder in a bucket. Returns the number of its files."""
+    objects = buckets.list_objects(url, skipped)
+    for file in [file for file in copy.rglob("*") if file.is_file()]:
+        if file.relative_to(copy).as_posix() not in objects and file.suffix != ".tmp":
+            file.unlink(missing_ok=True)  # those of other processes that are not complete stay
+    copy.mkdir(parents=True, exist_ok=True)
+    buckets.download(url, objects, copy)
+    return len(objects)
+
+
+def local_files(url: str, endings: Collection[str]) -> list[Path]:
+    """Copies files in a bucket to the user's cache folder, and returns the paths of the copies.
+
+    url: An object, a glob, or a folder, which stands for the files directly in it that have one of
+      the extensions `endings`.
+    """
+    buckets.check(url, "data")
+    bucket = "/".join(url.split("/")[:3])
+    objects = buckets.find(url, endings)
+    buckets.download(bucket, objects, _copy_of(bucket))
+    return [_copy_of(bucket) / path for path in objects]
+
+
+@contextlib.contextmanager
+def working_copy(folder: str, skipped: Collection[str] = ()) -> Iterator[Path]:
+    """Opens a folder for programs that need local files.
+
+    Files that are written to the local copy of a folder in a bucket are copied there at the end,
+    also after an error.
+
+    skipped: Names of subfolders to leave out.
+    """
+    if not buckets.is_url(folder):
+        yield Path(folder)
+        return
+    buckets.check(folder, "output")
+    copy = _copy_of(folder)
+    _copy(folder, copy, skipped)
+    outbox = buckets.Outbox(copy, folder)
+    try:
+        yield copy
+    finally:
+        outbox.send()
+
+
+@contextlib.contextmanager
+def appending(path: epath.Path) -> Iterator[IO[bytes]]:
+    """Opens a local file to append to. Its copy in a bucket, if any, is written at the end."""
+    if not buckets.is_url(path):
+        with path.open("ab") as file:
+            yield file
+        return
+    with tempfile.NamedTemporaryFile("ab") as file:
+        file.write(path.read_bytes() if path.exists() else b"")
+        file.flush()
+        try:
+            yield file
+        finally:
+            file.flush()
+            buckets.write(path, Path(file.name).read_bytes())
 
 
 def try_lock(file: IO | int, path: epath.PathLike) -> bool:

@@ -7,6 +7,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dense_jax import storage
 from dense_jax.devices import mesh
 from dense_jax.program import Program, Variables, assemble
 from dense_jax.workdir import files
@@ -31,7 +32,7 @@ def load(directory: epath.PathLike, which: str) -> Trained:
 
     Raises ValueError, listing the saved steps, if the checkpoint does not exist.
     """
-    path = epath.Path(directory).resolve()
+    path = storage.absolute(directory)
     config = ConfigDict(files.read(path, "config.json"))
     dataset = files.read(path, "dataset.json")
     program = assemble(config, len(dataset["class_names"]))

@@ -2,7 +2,7 @@
 # Trains the committed code on every host of one TPU VM slice.
 #   export TPU=my-v5e-16 ZONE=us-central1-a
 #   launch/tpu_vm.sh setup       # ships HEAD; again after each commit
-#   launch/tpu_vm.sh run --config=experiments/unet_dice.py --workdir=/mnt/runs/unet_dice \
+#   launch/tpu_vm.sh run --config=experiments/unet_dice.py --workdir=gs://my-bucket/unet_dice \
 #       --config.batch_size=16    # a multiple of the number of chips
 #   launch/tpu_vm.sh logs        # host 0; WORKER=3 for another
 #   launch/tpu_vm.sh stop        # waits until all have saved; the same run command resumes
@@ -41,14 +41,15 @@ case $command in
             rm -rf dense_jax && mkdir dense_jax && tar -xzf dense_jax.tar.gz -C dense_jax
             python3 -m pip install --quiet --user uv
             python3 -m uv venv --quiet --allow-existing --python=3.12 venv
-            python3 -m uv pip install --quiet --python=venv -r dense_jax/requirements.txt "jax[tpu]"'
+            python3 -m uv pip install --quiet --python=venv \
+                -r dense_jax/requirements.txt "jax[tpu]" gcsfs'
         ;;
     run)
         [ $# -gt 0 ] || usage
         case " $*" in
             *" --workdir"[=\ ]/* | *" --workdir"[=\ ]gs://*) ;;
             *" --workdir"*)  # it would be in the code's folder, which setup removes
-                echo "--workdir must be absolute, and the same folder on all hosts" >&2
+                echo "--workdir must be gs://..., or a folder that all hosts share, absolute" >&2
                 exit 2
                 ;;
         esac

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Trains the committed code on TPU slices of a GKE cluster, through xpk.
 #   export CLUSTER=my-cluster TPU_TYPE=v5litepod-16 PROJECT=my-project ZONE=us-central1-a
-#   launch/xpk.sh run unet-dice --config=experiments/unet_dice.py --workdir=/mnt/runs/unet_dice \
+#   launch/xpk.sh run unet-dice --config=experiments/unet_dice.py \
+#       --workdir=gs://my-bucket/unet_dice \
 #       --config.batch_size=16    # a multiple of the number of chips
 #   launch/xpk.sh list
 #   launch/xpk.sh stop unet-dice # saves, then exits; the same run command resumes
@@ -27,7 +28,7 @@ case $command in
         case " $*" in
             *" --workdir"[=\ ]/* | *" --workdir"[=\ ]gs://*) ;;
             *" --workdir"*)  # it would be gone with the pod
-                echo "--workdir must be absolute, and the same folder in all pods" >&2
+                echo "--workdir must be gs://..., or a folder that all pods share, absolute" >&2
                 exit 2
                 ;;
         esac
@@ -45,7 +46,7 @@ case $command in
             --num-slices="${NUM_SLICES:-1}" --base-docker-image="${IMAGE:-python:3.12}" \
             --script-dir="$folder" --max-restarts=100 --restart-on-exit-codes=75 \
             --termination-grace-period-seconds=180 \
-            --command="pip install -q -r requirements.txt 'jax[tpu]' && exec python -m dense_jax.main --multihost$args"
+            --command="pip install -q -r requirements.txt 'jax[tpu]' gcsfs && exec python -m dense_jax.main --multihost$args"
         ;;
     list) xpk workload list "${where[@]}" ;;
     stop)

@@ -25,6 +25,7 @@ FLOORS = (
     ("command", "drawing"),
     ("class_colors",),
     ("labels", "storage", "spelling", "geometry", "hub"),
+    ("buckets",),
 )
 # Rooms and modules that start without jax, flax and optax.
 NEVER_JAX = (
@@ -41,6 +42,7 @@ NEVER_JAX = (
     "spelling",
     "geometry",
     "hub",
+    "buckets",
 )
 NEVER_JAX_FILES = (
     *("metrics/boundary", "metrics/instances", "evaluation/per_image", "evaluation/class_maps"),

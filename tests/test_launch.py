@@ -176,12 +176,12 @@ def test_scripts_are_clean(script):
         (
             ["tpu_vm.sh", "run", "--workdir=runs/x"],
             {"TPU": "t", "ZONE": "z"},
-            "--workdir must be absolute, and the same folder on all hosts",
+            "--workdir must be gs://..., or a folder that all hosts share, absolute",
         ),
         (
             ["xpk.sh", "run", "name", "--workdir", "runs/x"],
             {"CLUSTER": "c", "PROJECT": "p", "ZONE": "z", "TPU_TYPE": "t"},
-            "--workdir must be absolute, and the same folder in all pods",
+            "--workdir must be gs://..., or a folder that all pods share, absolute",
         ),
     ],
 )
@@ -211,7 +211,7 @@ def test_tpu_setup_ships_committed_files_only(world):
         assert {"--zone=my-zone", "--worker=all"} <= set(call)
     installs = [call[1:] for call in world.calls() if call[0] == "python3"]
     assert installs[-1][:3] == ["-m", "uv", "pip"]
-    assert installs[-1][-3:] == ["-r", "dense_jax/requirements.txt", "jax[tpu]"]
+    assert installs[-1][-4:] == ["-r", "dense_jax/requirements.txt", "jax[tpu]", "gcsfs"]
 
 
 def test_tpu_run_goes_to_the_background_and_stop_lets_it_save(world):
@@ -299,7 +299,8 @@ def test_xpk_ships_committed_files_and_restarts_after_preemption_only(world):
     command = call[-1].removeprefix("--command=")
     subprocess.run(["bash", "-c", f"({command}) & wait $!"], env=world.env, check=True)
     assert world.trained_with() == ["-m", "dense_jax.main", "--multihost", *ARGS]
-    assert world.calls()[-1] == ["pip", "install", "-q", "-r", "requirements.txt", "jax[tpu]"]
+    extras = ["jax[tpu]", "gcsfs"]
+    assert world.calls()[-1] == ["pip", "install", "-q", "-r", "requirements.txt", *extras]
 
 
 def test_xpk_stop_deletes_that_workload_only(world):

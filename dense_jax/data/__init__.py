@@ -6,6 +6,7 @@ image and label files, add an entry to `catalog.CATALOG`. To add any other datas
 of `Source` and add the subclass to `DATASETS`.
 """
 
+from dense_jax import storage
 from dense_jax.data.catalog import CATALOG
 from dense_jax.data.folder import Folder
 from dense_jax.data.records import Records
@@ -26,7 +27,13 @@ DATASETS = {
 
 
 def open_dataset(name: str, root: str, split: str) -> Source:
-    """Opens one split of a dataset. `root` is the folder that holds the dataset's files."""
+    """Opens one split of a dataset.
+
+    root: The folder that holds the dataset's files. If it is in a bucket, the files are copied to
+      the user's cache folder.
+    """
     if name not in DATASETS:
         raise ValueError(f"unknown dataset {name!r}; valid are {', '.join(DATASETS)}")
-    return DATASETS[name](root, split)
+    # Readers need local files. The folder of a TFDS dataset is one of many in the root.
+    within = TFDS_DATASETS[name].tfds_name if name in TFDS_DATASETS else ""
+    return DATASETS[name](storage.local_copy(root, within), split)

@@ -18,11 +18,11 @@ The scores at the end of training, which the report shows without --split, are f
 
 import collections
 import csv
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 from jaxtyping import Int64
 
 from dense_jax import data
@@ -98,20 +98,20 @@ def read_groups(root: str) -> dict[str, str] | None:
 
     Raises ValueError if a line is malformed or gives an image another group.
     """
-    path = pathlib.Path(root) / GROUPS
+    path = epath.Path(root) / GROUPS
     if not root or not path.exists():
         return None
     group_of: dict[str, str] = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        for number, line in enumerate(csv.reader(file), start=1):
-            cells = [files.composed(cell.strip()) for cell in line]
-            if len(cells) != 2 or not all(cells):
-                raise ValueError(f"{path}, line {number}: expected NAME,GROUP, got {line}")
-            name, group = cells
-            if (other := group_of.setdefault(name, group)) != group:
-                raise ValueError(
-                    f"{path}, line {number}: {name!r} is in {group!r}, and above in {other!r}"
-                )
+    lines = path.read_bytes().decode("utf-8-sig").splitlines()
+    for number, line in enumerate(csv.reader(lines), start=1):
+        cells = [files.composed(cell.strip()) for cell in line]
+        if len(cells) != 2 or not all(cells):
+            raise ValueError(f"{path}, line {number}: expected NAME,GROUP, got {line}")
+        name, group = cells
+        if (other := group_of.setdefault(name, group)) != group:
+            raise ValueError(
+                f"{path}, line {number}: {name!r} is in {group!r}, and above in {other!r}"
+            )
     return group_of
 
 
@@ -124,6 +124,6 @@ def groups_of(root: str, names: Sequence[str]) -> list[str] | None:
         return None
     names = [files.composed(name) for name in names]
     if missing := [name for name in names if name not in group_of]:
-        path = pathlib.Path(root) / GROUPS
+        path = epath.Path(root) / GROUPS
         raise ValueError(f"{path}: no group for {len(missing)} images: {some(missing)}")
     return [group_of[name] for name in names]

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
+from dense_jax import buckets, storage
 from dense_jax.data import decode, files
 from dense_jax.data.image_strips import describe, strips
 
@@ -59,7 +60,9 @@ def _real(path: Path) -> str:
 
 def _matches(argument: str) -> list[Path]:
     path = Path(argument)
-    if path.is_dir():
+    if buckets.is_url(argument):
+        paths = storage.local_files(argument, files.IMAGE_ENDINGS)
+    elif path.is_dir():
         paths = [
             file
             for file in path.iterdir()

@@ -20,7 +20,7 @@ from etils import epath
 from jaxtyping import Float32, UInt8
 from tqdm import tqdm
 
-from dense_jax import hub
+from dense_jax import hub, storage
 from dense_jax.data import decode, levels
 from dense_jax.data.tiles import Tiles, tilings
 from dense_jax.devices import mesh
@@ -277,7 +277,7 @@ def load(path: epath.PathLike, checkpoint: str = "best") -> Predictor:
     Raises ValueError if the checkpoint does not exist, or if the download fails.
     """
     place = hub.local(path)
-    if epath.Path(place).is_dir():
+    if storage.absolute(place).is_dir():
         from dense_jax import program, trained  # import Flax, which exported files do not need
 
         loaded = trained.load(str(place), checkpoint)

@@ -30,7 +30,9 @@ from absl import flags
 from dense_jax import command
 
 if __name__ == "__main__":  # above the slow imports, so that --help answers at once
-    command.define_folder("workdir", "A folder of runs, or one run.", required=True)
+    command.define_folder(
+        "workdir", "A folder of runs, or one run.", required=True, bucket="output"
+    )
     flags.DEFINE_string(
         "split", None, "Split whose evaluations to show; by default the scores after training."
     )
@@ -57,18 +59,25 @@ if __name__ == "__main__":  # above the slow imports, so that --help answers at 
     command.help_if_asked()
 
 import json
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from dense_jax import buckets, storage
 from dense_jax.report import figures, gallery, rows, tables
 from dense_jax.report.manifest import manifest
 from dense_jax.report.page import to_html
 
+NOT_READ = ("checkpoints", "tensorboard", "pictures")  # folders of a run
 
-def write(root: pathlib.Path, num_pictures: int = 12, **options: Any) -> list[pathlib.Path]:
+
+def write(
+    root: pathlib.Path, num_pictures: int = 12, url: str = "", **options: Any
+) -> list[pathlib.Path]:
     """Writes the report files to `root`, the folder of the runs. Returns the files' paths.
 
+    url: The folder in a bucket that `root` is a copy of, if any.
     num_pictures: The number of images in the gallery of report.html.
     options: The options of `rows.build`.
     """
@@ -89,7 +98,9 @@ def write(root: pathlib.Path, num_pictures: int = 12, **options: Any) -> list[pa
         "report_cost.tex": tables.cost_to_latex(report),
     }
     for name, content in texts.items():
-        (root / name).write_text(rows.visible(content), encoding="utf-8")
+        content = rows.visible(content)
+        content = content.replace(str(root), url) if url else content
+        (root / name).write_text(content, encoding="utf-8")
     return [*(root / name for name in texts), *figures.write(root / "figures", report)]
 
 
@@ -98,7 +109,10 @@ def main(argv: Sequence[str]) -> None:
     args = flags.FLAGS
     names = "split", "per_class", "baseline", "mixed", "columns", "names", "digits", "percent"
     options = {name: getattr(args, name) for name in names}
-    print("wrote", *write(pathlib.Path(args.workdir), args.gallery, **options))
+    with storage.working_copy(args.workdir, NOT_READ) as root:
+        url = args.workdir if buckets.is_url(args.workdir) else ""
+        paths = write(root, args.gallery, url, **options)
+    print("wrote", *(os.path.join(args.workdir, path.relative_to(root)) for path in paths))
 
 
 if __name__ == "__main__":

@@ -152,7 +152,9 @@ def _commands(workdir: epath.Path, arguments: Sequence[str], split: str | None) 
 
 if __name__ == "__main__":
     flags.DEFINE_string("config", None, "Experiment with get_sweep().", required=True)
-    command.define_folder("workdir", "Folder for the runs' workdirs.", required=True)
+    command.define_folder(
+        "workdir", "Folder for the runs' workdirs.", required=True, bucket="output"
+    )
     flags.DEFINE_bool("list", False, "Print the runs and exit.")
     flags.DEFINE_integer("index", None, "Run only the run with this index, from 0.")
     flags.DEFINE_integer("jobs", 1, "Runs at once, on equal shares of the machine.", lower_bound=1)

@@ -200,7 +200,7 @@ class Runner:
         Returns (exit code, error message) of the failed command, or (0, "") if none failed.
         """
         path = job.workdir / LOG
-        with path.open("ab") if self.logs else contextlib.nullcontext() as log:
+        with storage.appending(path) if self.logs else contextlib.nullcontext() as log:
             said = False
             # Commands inherit the lock. A command may outlive a killed sweep and hold the lock.
             while log and not self.stopped and not storage.try_lock(log, path):
@@ -214,7 +214,7 @@ class Runner:
                     log.flush()
                 start = log.tell() if log else 0
                 if code := self._call(command, log, environment):
-                    return code, _error(path, start) if log else "see its output"
+                    return code, _error(log.name, start) if log else "see its output"
         return 0, ""
 
     def _call(self, command: list[str], log: IO | None, environment: Mapping[str, str]) -> int:
@@ -246,13 +246,13 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
-def _error(path: epath.Path, start: int) -> str:
+def _error(path: str, start: int) -> str:
     """Returns the last error in a log after byte `start`, or else the last nonempty line.
 
     An error is a line that starts with "error: " and any indented lines that follow, as printed by
     `command.run`.
     """
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
         file.seek(max(start, file.seek(0, os.SEEK_END) - 65536))
         text = file.read().decode(errors="replace")
     if errors := re.findall(r"^error: (.*(?:\n  .*)*)", text, re.MULTILINE):

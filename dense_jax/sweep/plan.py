@@ -1,7 +1,6 @@
 """The names, flags and statuses of the runs of a sweep. Never imports jax."""
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -110,7 +109,7 @@ def is_evaluated(workdir: epath.Path, split: str) -> bool:
 
     def is_newer(run: epath.Path) -> bool:
         evaluation, result = run / f"evaluation_{split}.json", run / "result.json"
-        return evaluation.exists() and os.path.getmtime(evaluation) >= os.path.getmtime(result)
+        return evaluation.exists() and evaluation.stat().mtime >= result.stat().mtime
 
     return is_finished(workdir) and all(map(is_newer, files.runs(workdir)))
 

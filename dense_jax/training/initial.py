@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from etils import epath
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from dense_jax import trained
+from dense_jax import storage, trained
 from dense_jax.inference import exported
 from dense_jax.models import pretrained, weight_files
 from dense_jax.program import Program, assemble, normalization
@@ -127,8 +126,8 @@ def _read(source: str) -> _Network:
     """Returns the network of a workdir (the best checkpoint) or of an exported model."""
     # epath would take hf:// for a folder on the network.
     is_found = source.partition("://")[0] in weight_files.FINDERS
-    is_found = is_found or not epath.Path(source).is_dir()
-    path: Any = weight_files.find(source, OPTION) if is_found else epath.Path(source)
+    is_found = is_found or not storage.absolute(source).is_dir()
+    path: Any = weight_files.find(source, OPTION) if is_found else storage.absolute(source)
     if not path.is_dir():
         about, arrays = exported.read_weights(path)
         origin = {"source": source, "sha256": weight_files.sha256(path)}

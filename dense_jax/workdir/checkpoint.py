@@ -20,6 +20,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from dense_jax import buckets, storage
+
 _LOG = logging.getLogger("dense_jax")
 
 
@@ -34,7 +36,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: epath.PathLike, max_to_keep: int | None = None):
-        self.directory = epath.Path(directory).resolve()
+        self.directory = storage.absolute(directory)
         self._max_to_keep = max_to_keep
         # The first step that was saved, or 0 once its checkpoint has been read back.
         self._first: int | None = None
@@ -158,7 +160,7 @@ class Checkpoints:
             aside.mkdir(exist_ok=True)
             names = itertools.chain([str(step)], (f"{step}.{k}" for k in itertools.count(1)))
             free = next(aside / name for name in names if not (aside / name).exists())
-            (self.directory / str(step)).replace(free)
+            buckets.move(self.directory / str(step), free)
         self._manager.close()
         self._manager = self._open()
 

@@ -34,7 +34,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from dense_jax import storage
+from dense_jax import buckets, storage
 
 # Fields that may change between two starts of a run, because they do not affect its results.
 OPERATIONAL = (
@@ -47,27 +47,30 @@ TRIALS = "tuning"  # the folder with the trials of a sweep's learning rates, bes
 NOT_FINITE = "is not finite"  # part of the error of a run that diverged
 
 _LOG = logging.getLogger("dense_jax")
-_LOCKS: dict[epath.Path, int] = {}  # descriptors of the open lock files, by workdir
+# By workdir, the descriptors of the open lock files, or the locks in buckets.
+_LOCKS: dict[epath.Path, int | buckets.Lock] = {}
 
 
 def check_path(directory: epath.PathLike) -> epath.Path:
     """Returns the absolute path of a workdir.
 
-    Raises ValueError if the path contains [...], ** or a backslash. Orbax reads a path as a glob
+    Raises ValueError if the path is in a bucket that cannot be written to. Raises ValueError if the path contains [...], ** or a backslash. Orbax reads a path as a glob
     pattern, and TensorStore reads a backslash as a slash, so checkpoints would be lost.
     """
-    path = epath.Path(directory).resolve()
+    path = storage.absolute(directory)
     if match := re.search(r"\[[^/]+\]|\*\*|\\", str(path)):
         raise ValueError(
             f"--workdir={path} contains {match.group()!r}: checkpoints cannot be saved in a path with "
             r"[...], ** or \ in it. Use another --workdir"
         )
+    if buckets.is_url(path):
+        buckets.check(str(path), "output")
     return path
 
 
 def absolute(root: str) -> str:
     """Returns a folder's absolute path. An empty path or the URL of a bucket stays unchanged."""
-    return os.path.abspath(os.path.expanduser(root)) if root and "://" not in root else root
+    return root if not root or buckets.is_url(root) else os.path.abspath(os.path.expanduser(root))
 
 
 def lock(path: epath.Path) -> None:
@@ -77,11 +80,11 @@ def lock(path: epath.Path) -> None:
     """
     if path in _LOCKS:
         return
-    if "://" in str(path):
-        _LOG.warning("%s is a bucket, and buckets have no locks: start only one run there", path)
-        return
-    (path / "checkpoints").mkdir(parents=True, exist_ok=True)
     holder = path / "checkpoints" / "lock"
+    if buckets.is_url(path):
+        _LOCKS[path] = buckets.Lock(holder)
+        return
+    holder.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(holder, os.O_RDWR | os.O_CREAT, 0o666)
     if not storage.try_lock(file, holder):
         os.close(file)
@@ -93,8 +96,17 @@ def lock(path: epath.Path) -> None:
 
 def unlock(path: epath.Path) -> None:
     """Releases the lock on a workdir."""
-    if path in _LOCKS:
-        os.close(_LOCKS.pop(path))
+    match _LOCKS.pop(path, None):
+        case int(descriptor):
+            os.close(descriptor)
+        case buckets.Lock() as held:
+            held.release()
+
+
+def check_lock(path: epath.Path) -> None:
+    """Raises OSError if another process has taken over the lock on a workdir in a bucket."""
+    if isinstance(held := _LOCKS.get(path), buckets.Lock):
+        held.check()
 
 
 def read_json(path: epath.PathLike) -> dict[str, Any]:

@@ -8,7 +8,9 @@ import json
 import logging
 import math
 import sys
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,7 +19,7 @@ from etils import epath
 from PIL import Image
 from tqdm import tqdm
 
-from dense_jax import storage
+from dense_jax import buckets, storage
 from dense_jax.spelling import decimal, duration
 from dense_jax.workdir import files as workdirs
 
@@ -37,21 +39,27 @@ class Logger:
     def __init__(self, workdir: epath.Path, *, first_step: int, num_steps: int, title: str = ""):
         self._active = jax.process_index() == 0
         self._first_step = first_step
-        self._path = workdir / "metrics.jsonl"
-        self._events = workdir / "tensorboard"
-        self._pictures = workdir / "pictures"
         self._prefix = f"{title}, " if title else ""
         self._num_steps = num_steps
         if not self._active:
             return
+        self._outbox = None
+        folder = workdir
+        if buckets.is_url(workdir):  # objects cannot be appended to, so `sync` copies whole files
+            self._temporary = tempfile.TemporaryDirectory()
+            folder = epath.Path(self._temporary.name)
+            self._outbox = buckets.Outbox(Path(folder), str(workdir))
+        self._events = folder / "tensorboard"
+        self._pictures = folder / "pictures"
         kept = [
             record
-            for record in workdirs.read_records(self._path)
+            for record in workdirs.read_records(workdir / "metrics.jsonl")
             if record["step"] < first_step
             or (record["step"] == first_step and not _is_eval(record))
         ]
-        storage.write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = self._path.open("a")
+        path = folder / "metrics.jsonl"
+        storage.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = path.open("a")
         self._interactive = sys.stderr.isatty()
         self._bar = tqdm(
             desc=title or None,
@@ -86,6 +94,9 @@ class Logger:
         """Waits until the values logged so far are on disk."""
         if self._active:
             storage.sync(self._file)
+            if self._outbox is not None:
+                self._tensorboard.flush()
+                self._outbox.send()
 
     def picture(self, step: int, picture: np.ndarray) -> None:
         """Writes a picture to pictures/STEP.png and to TensorBoard."""
@@ -131,6 +142,9 @@ class Logger:
         if self._active:
             self._file.close()
             self._tensorboard.close()
+            if self._outbox is not None:
+                self._outbox.send()
+                self._temporary.cleanup()
             self._bar.close()
 
 

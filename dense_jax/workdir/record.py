@@ -164,6 +164,7 @@ class RunRecord:
 
     def save(self, step: int, state: Any) -> None:
         """Saves a state to resume from."""
+        files.check_lock(self.path)
         self.log.sync()  # a state on disk must not be ahead of its records
         self.latest.save(step, state)
 
