@@ -1,8 +1,10 @@
 """Exports a trained network to a file, for `dense_jax.load` or for use without this package.
 
 python -m dense_jax.export --workdir=DIR --output=FILE
+python -m dense_jax.export --workdir=DIR --output=FILE.onnx --format=onnx --image_size=HEIGHT,WIDTH
 
-With --card, writes a folder for a model hub instead; see `card`. See `inference.exported` for the file format, and docs/export.md for usage.
+With --card, writes a folder for a model hub instead; see `card`. See `inference.exported` for the
+file format, and docs/export.md for usage.
 """
 
 from absl import flags
@@ -23,25 +25,33 @@ if __name__ == "__main__":  # above the slow imports, so that --help answers at 
     flags.DEFINE_string("license", None, "License of the weights, stated in the file.")
     flags.DEFINE_bool("overwrite", False, "Replace an existing file.")
     flags.DEFINE_bool("card", False, "Write a folder for a model hub, with README.md and scores.")
+    flags.DEFINE_enum("format", "stablehlo", ["stablehlo", "onnx"], "The kind of file.")
+    command.define_size("image_size", None, "Of ONNX files: the HEIGHT,WIDTH of images.")
+    flags.DEFINE_enum(
+        *("result", "classes", ["classes", "probabilities"]), "Of ONNX files: what is computed."
+    )
     command.help_if_asked()
 
+import functools
 import hashlib
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import traverse_util
+from jaxtyping import Array, Num
 from safetensors import numpy as safetensors
 
 from dense_jax import card, storage, trained
 from dense_jax.data import levels
 from dense_jax.devices import runtime
-from dense_jax.inference import exported
-from dense_jax.program import Program, normalization
+from dense_jax.inference import exported, traced_levels
+from dense_jax.program import Program, assemble, batch_logits, normalization
 from dense_jax.workdir import files
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -62,11 +72,7 @@ def export(
     Raises ValueError or OSError if the checkpoint does not exist, if the file cannot be written, or
     if the file exists and `overwrite` is False.
     """
-    path = epath.Path(output)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: pass a file as --output")
-    if path.exists() and not overwrite:
-        raise ValueError(f"{path} exists: pass --overwrite, or another --output")
+    path = _writable(output, overwrite)
     loaded = trained.load(directory, checkpoint)
     weights: Any = traverse_util.flatten_dict(loaded.variables, sep="/")
     about = describe(loaded, directory, license)
@@ -86,6 +92,86 @@ def export(
         ):
             archive.writestr(zipfile.ZipInfo(name), content)
     return about
+
+
+def export_onnx(
+    directory: str,
+    output: epath.PathLike,
+    checkpoint: str = "best",
+    *,
+    image_size: Sequence[int] | None,
+    result: str = "classes",
+    license: str | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Writes the network of a workdir to the ONNX file `output`. Returns its description.
+
+    image_size: The height and width of the images in pixels.
+    result: "classes" or "probabilities"; see `segment`.
+
+    Raises ValueError or OSError like `export`, and ValueError if `onnx` is not installed.
+    """
+    path = _writable(output, overwrite)
+    if image_size is None:
+        size = ",".join(map(str, files.read(directory, "config.json")["eval"]["tile_size"]))
+        raise ValueError(
+            "an ONNX file is for images of one size: pass --image_size=HEIGHT,WIDTH in pixels; "
+            f"evaluation cuts images into tiles of {size}"
+        )
+    from dense_jax.inference import onnx_graph  # an extra, and who has not got it is told so
+
+    loaded = trained.load(directory, checkpoint)
+    about: dict[str, Any] = storage.to_json(describe(loaded, directory, license))
+    facts = {"classes": about["dataset"]["class_names"], "colors": about["dataset"]["palette"]}
+    metadata = {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in (facts | about).items()
+    }
+    function = functools.partial(segment, loaded, result=result)
+    shape = (*image_size, loaded.dataset["num_channels"])
+    images = jax.ShapeDtypeStruct(shape, loaded.dataset["dtype"])
+    content = onnx_graph.convert(function, images, result, metadata)
+    with storage.atomic(path) as file:
+        file.write(content)
+    return about
+
+
+def _writable(output: epath.PathLike, overwrite: bool) -> epath.Path:
+    """Returns the path of the output. Raises ValueError if nothing may be written there."""
+    path = epath.Path(output)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: pass a file as --output")
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} exists: pass --overwrite, or another --output")
+    return path
+
+
+def segment(
+    loaded: trained.Trained, images: Num[Array, "b h w c"], result: str = "classes"
+) -> Array:
+    """Returns the classes or the scores of images, computed in float32 from their pixels.
+
+    These are the results of `load` for images that fit into a tile and need no padding to the
+    sizes in dataset.json. Levels are measured here, and convolutions are those of Flax.
+
+    result: "classes", uint8 [b, h, w], or "probabilities" or "logits", float32 [b, h, w,
+      num_classes].
+    """
+    config = loaded.config.copy_and_resolve_references()
+    config.model.dtype = "float32"
+    network = assemble(config, len(loaded.dataset["class_names"]))
+    levels_of = levels.rule(normalization(config.model), loaded.dataset)
+    logits = batch_logits(
+        loaded.variables,
+        images,
+        None if levels_of is None else traced_levels.measure(images, levels_of),
+        model=network.model,
+        normalize=network.normalize,
+        resolution=config.data.resolution,
+    )
+    if result == "classes":
+        return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
+    return jax.nn.softmax(logits) if result == "probabilities" else logits
 
 
 def trace(
@@ -158,16 +244,22 @@ def main(argv: list[str]) -> None:
     """Exports the network and prints a summary."""
     runtime.prepare()
     args = flags.FLAGS
+    if args.format != "onnx" and (args.image_size or args.result != "classes"):
+        raise ValueError("--image_size and --result are for --format=onnx: pass it, too")
     if args.card:
+        if args.format == "onnx":
+            raise ValueError("a card holds the StableHLO file: leave --format=onnx out")
         card.write(args.workdir, args.output, args.checkpoint, license=args.license, export=export)
         print(
             f"{args.output} has the card. Before `hf upload OWNER/NAME {args.output}`, read its "
             "README.md, and look whether its pictures of the data may be shared"
         )
         return
-    about = export(
-        args.workdir, args.output, args.checkpoint, license=args.license, overwrite=args.overwrite
-    )
+    options = {"license": args.license, "overwrite": args.overwrite}
+    write: Any = export
+    if args.format == "onnx":
+        write = functools.partial(export_onnx, image_size=args.image_size, result=args.result)
+    about = write(args.workdir, args.output, args.checkpoint, **options)
     print(f"{args.output} has the network of step {about['step']}; license: {about['license']}")
 
 

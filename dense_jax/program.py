@@ -116,17 +116,32 @@ def logits_step(
 
     If the model returns logits for only the central part of the image, the other logits are 0.
     """
-    h, w, _ = image.shape
+    levels = None if levels is None else levels[None]
+    how = {"model": model, "normalize": normalize, "resolution": resolution}
+    return batch_logits(variables, image[None], levels, **how)[0]
+
+
+def batch_logits(
+    variables: Variables,
+    images: Num[Array, "b h w c"],
+    levels: Float[Array, "b 2 c"] | None = None,
+    *,
+    model: nn.Module,
+    normalize: Callable[[Array], Array],
+    resolution: float = 1.0,
+) -> Float[Array, "b h w num_classes"]:
+    """Returns the logits of images of one size; see `logits_step`."""
+    _, h, w, _ = images.shape
     if resolution != 1.0:  # before normalization, as in training
         p, q = fractions.Fraction(resolution).limit_denominator(1000).as_integer_ratio()
         size = [jax.core.max_dim(1, (2 * n * p + q) // (2 * q)) for n in (h, w)]
-        image = resize(image.astype(jnp.float32), size)
-    image = normalize(to_gray_levels(image, levels))
-    logits = jnp.asarray(model.apply(variables, image[None], train=False))[0]
+        images = resize(images.astype(jnp.float32), size)
+    images = normalize(to_gray_levels(images, levels))
+    logits = jnp.asarray(model.apply(variables, images, train=False))
     if resolution != 1.0:
         logits = resize(logits, (h, w))
-    border = [((n - m) // 2,) * 2 for n, m in zip((h, w), logits.shape[:2], strict=True)]
-    return jnp.pad(logits, [*border, (0, 0)])
+    border = [((n - m) // 2,) * 2 for n, m in zip((h, w), logits.shape[1:3], strict=True)]
+    return jnp.pad(logits, [(0, 0), *border, (0, 0)])
 
 
 def predict_step(

@@ -1,5 +1,6 @@
 """Tests that an exported file predicts bitwise the same as its workdir, without Flax."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -18,6 +19,7 @@ from flax import traverse_util
 from PIL import Image
 from safetensors import numpy as safetensors
 
+import dense_jax.inference
 from dense_jax import export, load, predict, train, trained
 from dense_jax.inference import exported
 from dense_jax.models.decoders import DECODERS
@@ -208,21 +210,69 @@ def test_the_documented_code_runs_without_this_package(documented, run):
     np.testing.assert_array_equal(labels, predictor(image))
 
 
-def test_the_documented_conversion_gives_the_same_labels(documented, run):
-    pytest.importorskip("jax2onnx")
+@pytest.fixture(scope="module")
+def runtime():
+    """onnxruntime, or skips the test."""
+    pytest.importorskip("onnx")
+    return pytest.importorskip("onnxruntime")
+
+
+def test_the_documented_code_runs_an_onnx_file(runtime, documented, run):
     folder, (_, _, code) = documented
-    code += """
-import numpy as np
-import onnxruntime
-from PIL import Image
-model = onnxruntime.InferenceSession("unet_dice.onnx")
-(logits,) = model.run(["logits"], {"image": np.array(Image.open("photo.jpg"))})
-labels = logits.argmax(axis=-1)
-"""
-    labels = run_without([], code, folder)
+    export.export_onnx(str(run), folder / "unet_dice.onnx", image_size=(64, 64))
+    labels = run_without(["jax", "dense_jax"], code, folder)
     image = np.array(Image.open(folder / "photo.jpg"))
     predictor = load(run).using(tile_size=image.shape[:2], margin=0)
-    np.testing.assert_array_equal(labels, predictor(image))
+    np.testing.assert_array_equal(labels[0], predictor(image))
+
+
+def test_an_onnx_file_has_the_probabilities_of_any_number_of_images(runtime, run, tmp_path):
+    path = tmp_path / "unet.onnx"
+    about = export.export_onnx(str(run), path, image_size=(19, 34), result="probabilities")
+    session = runtime.InferenceSession(path)
+    (given,) = session.get_inputs()
+    assert (given.name, given.shape) == ("images", ["batch", 19, 34, 3])
+    predictor = load(run).using(tile_size=(19, 34), margin=0)
+    for number in (1, 3):
+        photos = images(number, 19, 34, 3)
+        (probabilities,) = session.run(None, {"images": photos})
+        expected = np.stack([predictor.probabilities(photo) for photo in photos])
+        assert np.ptp(expected) > 0.01
+        np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["classes"]) == about["dataset"]["class_names"]
+    assert json.loads(metadata["colors"]) == about["dataset"]["palette"]
+    assert metadata["license"] == about["license"] and "synthetic" in metadata["license"]
+    with pytest.raises(ValueError, match=r"unet.onnx exists: pass --overwrite"):
+        export.export_onnx("no workdir", path, image_size=(19, 34))
+
+
+def test_an_onnx_file_needs_a_size_and_a_package(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.delitem(sys.modules, "dense_jax.inference.onnx_graph", raising=False)
+    monkeypatch.delattr(dense_jax.inference, "onnx_graph", raising=False)
+    with pytest.raises(ValueError, match="ONNX files need a package: pip install"):
+        export.export_onnx(str(run), tmp_path / "a.onnx", image_size=(8, 8))
+    with pytest.raises(ValueError, match=r"pass --image_size=HEIGHT,WIDTH .* tiles of 32,40"):
+        export.export_onnx(str(run), tmp_path / "a.onnx", image_size=None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_program_that_jax_no_longer_accepts_is_built_anew(file, tmp_path, caplog):
+    image = images(33, 50, 3)
+    program = jax.export.deserialize(bytearray(members_of(file)["program.bin"]))
+    code = program.mlir_module_serialized.replace(b"ML\xefR", b"XXXX", 1)
+    content = bytes(dataclasses.replace(program, mlir_module_serialized=code).serialize())
+    about = changed(file, "program_sha256", hashlib.sha256(content).hexdigest())
+    path = rewritten(file, tmp_path / "old.zip", program=content, model=about)
+    np.testing.assert_array_equal(load(path)(image), load(file)(image))
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "dense_jax"]
+    assert re.search(r"old.zip was written by jax [\d.]+, .* built anew from its config", line)
+    other = json.loads(about)
+    other["config"]["model"]["widths"] = [2, 4]
+    path = rewritten(file, path, model=json.dumps(other), program=content)
+    with pytest.raises(ValueError, match=r"nor can its network be built anew: its weights are not"):
+        load(path)
 
 
 def test_the_file_says_what_it_is(run, file):

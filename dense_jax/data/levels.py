@@ -219,10 +219,14 @@ def picture(
     return ((image - low) * (255 / (high - low))).round().clip(0, 255).astype(np.uint8)
 
 
+def stride(height: int, width: int) -> int:
+    """Returns the distance of the rows and columns on which an image's statistics are measured."""
+    return next(k for k in itertools.count(1) if -(-height // k) * -(-width // k) <= MAX_SAMPLES)
+
+
 def _sample(strips: Iterable[Image], size: Iterable[int]) -> Samples:
     """Returns the pixels in every k-th row and column, for the smallest k that is enough."""
-    height, width = map(int, size)
-    k = next(k for k in itertools.count(1) if -(-height // k) * -(-width // k) <= MAX_SAMPLES)
+    k = stride(*map(int, size))
     start, parts = 0, []
     for strip in strips:
         parts.append(strip[-start % k :: k, ::k].reshape(-1, strip.shape[2]))

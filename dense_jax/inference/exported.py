@@ -12,6 +12,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import logging
 import math
 import operator
 import zipfile
@@ -27,6 +28,7 @@ from safetensors import numpy as safetensors
 from dense_jax.data import levels
 from dense_jax.inference.tta import LogitsStep
 
+_LOG = logging.getLogger("dense_jax")
 FORMAT = "dense_jax model"
 DAMAGED = "{} is damaged, or no file of dense_jax.export"
 VERSION = 1  # the file format's version, increased if older readers cannot read new files
@@ -95,14 +97,25 @@ class Exported(NamedTuple):
 
 
 def read(path: epath.PathLike) -> Exported:
-    """Reads an exported model.
+    """Reads an exported model. If this JAX cannot run its program, builds the network anew.
+
+    JAX promises to read programs for six months. The config and the weights in the file last as
+    long as this package builds the same network from them.
 
     Raises ValueError if the file is missing, damaged, not an exported model, or has a newer format.
     """
     about, serialized, weights = _read_members(epath.Path(path))
-    version = about["exported_with"]["versions"]["jax"]
-    with _explaining(f"{path} was written by jax {version}, and this jax cannot read it"):
+    try:
         program = export.deserialize(bytearray(serialized))
+        program.mlir_module()  # fails if JAX no longer accepts the program
+    except Exception as error:  # noqa: BLE001 (it may be of any type)
+        version = about["exported_with"]["versions"]["jax"]
+        unreadable = f"{path} was written by jax {version}, and this jax cannot read it"
+        with _explaining(f"{unreadable}, nor can its network be built anew"):
+            logits_step = _rebuilt(about, weights)
+        reason = " ".join(str(error).split())[:100]
+        _LOG.warning("%s (%s): built anew from its config and weights", unreadable, reason)
+        return Exported(about, logits_step, weights)
     with _explaining(DAMAGED.format(path)):
         _check_program(program, about, weights)
 
@@ -110,6 +123,28 @@ def read(path: epath.PathLike) -> Exported:
         return program.call(variables, *(array[None] for array in image))[0]
 
     return Exported(about, logits_step, weights)
+
+
+def _rebuilt(about: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> LogitsStep:
+    """Returns the logits_step of the network that the config in model.json describes.
+
+    Raises ValueError if its weights are not those in the file.
+    """
+    from flax import traverse_util
+    from ml_collections import ConfigDict
+
+    from dense_jax import program  # imports Flax, which readable programs do not need
+
+    dataset = about["dataset"]
+    network = program.assemble(ConfigDict(about["config"]), len(dataset["class_names"]))
+    shapes: Any = traverse_util.flatten_dict(network.variables(dataset["num_channels"]), sep="/")
+    needed = {name: x for name, x in shapes.items() if name.split("/")[1] != "auxiliary"}
+    _check_weights(weights, needed)
+
+    def logits_step(variables, /, *image):
+        return network.logits_step(traverse_util.unflatten_dict(variables, sep="/"), *image)
+
+    return logits_step
 
 
 def read_weights(path: epath.PathLike) -> tuple[Mapping[str, Any], dict[str, np.ndarray]]:
@@ -189,15 +224,7 @@ def _check_program(
 ) -> None:
     """Raises ValueError if program, weights and model.json disagree or a weight is not finite."""
     (needed, *_), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
-    shapes, needed_shapes = (
-        {name: (array.shape, array.dtype) for name, array in arrays.items()}
-        for arrays in (weights, needed)
-    )
-    names = sorted(shapes.keys() | needed_shapes.keys())
-    if wrong := [name for name in names if shapes.get(name) != needed_shapes.get(name)]:
-        raise ValueError(f"its weights are not those of its program: {', '.join(wrong[:3])}")
-    if wrong := [name for name in names if not np.isfinite(weights[name]).all()]:
-        raise ValueError(f"its weights are not finite: {', '.join(wrong[:3])}")
+    _check_weights(weights, needed)
     length, dataset = 2 * about["context"] + 1, about["dataset"]
     c, dtype = dataset["num_channels"], dataset["dtype"]
     arguments = [jax.ShapeDtypeStruct((1, length, length, c), dtype)]
@@ -207,3 +234,16 @@ def _check_program(
     shape = (1, length, length, len(dataset["class_names"]))
     if (logits := jax.eval_shape(program.call, weights, *arguments)).shape != shape:
         raise ValueError(f"its program returns logits {logits.shape}, not {shape}")
+
+
+def _check_weights(weights: Mapping[str, np.ndarray], needed: Mapping[str, Any]) -> None:
+    """Raises ValueError if weights differ from `needed` in shape or type, or are not finite."""
+    shapes, needed_shapes = (
+        {name: (array.shape, array.dtype) for name, array in arrays.items()}
+        for arrays in (weights, needed)
+    )
+    names = sorted(shapes.keys() | needed_shapes.keys())
+    if wrong := [name for name in names if shapes.get(name) != needed_shapes.get(name)]:
+        raise ValueError(f"its weights are not those of its program: {', '.join(wrong[:3])}")
+    if wrong := [name for name in names if not np.isfinite(weights[name]).all()]:
+        raise ValueError(f"its weights are not finite: {', '.join(wrong[:3])}")

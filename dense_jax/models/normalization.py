@@ -19,11 +19,12 @@ from jaxtyping import Array, Float
 def to_gray_levels(image: Array, levels: Array | None = None) -> Array:
     """Returns (image - low) * 255 / (high - low), not clipped, with low and high = levels.
 
-    image: [h, w, c], of any dtype. levels: [2, c]. If None, the image holds gray levels already.
+    image: [*b, h, w, c], of any dtype. levels: [*b, 2, c]. If None, the image holds gray levels
+      already.
     """
     if levels is None:
         return image
-    low, high = levels[:, None, None]
+    low, high = (levels[..., i, None, None, :] for i in (0, 1))
     return (image - low) * (255 / (high - low))
 
 

@@ -20,24 +20,12 @@ from dense_jax import losses, models
 from dense_jax.models.decoders import DECODERS
 from dense_jax.models.encoders import ENCODERS
 from dense_jax.models.normalization import NORMALIZATIONS
-from dense_jax.models.upsampling import UPSAMPLERS
 from experiments import base
-from tests.models import FAMILIES
+from tests.models import COVERING, FAMILIES
 
 PAIRS = list(zip(FAMILIES, itertools.cycle(DECODERS), strict=False))
 if os.environ.get("DENSE_JAX_CROSSINGS") == "all":
     PAIRS = list(itertools.product(ENCODERS, DECODERS))
-# Networks in which every encoder, decoder and upsampling method occurs.
-COVERING = [
-    (encoder, name, method)
-    for encoder, name, method in zip(
-        ENCODERS,
-        itertools.cycle(DECODERS),
-        itertools.cycle(method for method in UPSAMPLERS if method != "max_unpool"),
-        strict=False,
-    )
-]
-COVERING.append(("vgg16", "unet", "max_unpool"))
 IMAGES = [((1, 1), 1, "float32"), ((97, 131), 12, "bfloat16"), ((33, 2), 4, "float32")]
 
 
