@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import absl.logging
 from absl import app, flags
+from etils import epath
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import tuple_parser
 from tqdm.contrib import DummyTqdmFile
@@ -181,6 +182,30 @@ class _Folder(_Path):
         return path
 
 
+def _exists(path: str) -> bool:
+    # epath would take hf:// for a folder.
+    return bool(path) and not path.startswith("hf://") and epath.Path(path).exists()
+
+
+class _Workdirs(flags.ArgumentParser):
+    """Parses the paths of workdirs or exported models, separated by commas.
+
+    The names of a sweep's runs contain commas, so each path is the longest one that exists.
+    """
+
+    def parse(self, argument: str) -> list[str]:
+        one = _Path("run")
+        one.parse(argument)  # checks the access to a bucket
+        parts, paths = argument.split(","), []
+        while parts:
+            lengths = range(1, len(parts) + 1)
+            joined = {n: os.path.expanduser(",".join(parts[:n])) for n in lengths}
+            n = max((n for n in lengths if _exists(joined[n])), default=1)
+            paths.append(one.parse(joined[n]))
+            parts = parts[n:]
+        return paths
+
+
 class _Size(flags.ArgumentParser):
     """Parses HEIGHT,WIDTH in pixels."""
 
@@ -216,6 +241,11 @@ def define_folder(
 ) -> None:
     """Defines a flag for the path of a folder. `bucket` is as in `_Path`."""
     flags.DEFINE(_Folder(bucket), name, None, about, required=required)
+
+
+def define_workdirs(about: str) -> None:
+    """Defines --workdir for commands that take several. The flag's value is a list of paths."""
+    flags.DEFINE(_Workdirs(), "workdir", None, f"{about} Separated by commas.", required=True)
 
 
 def define_size(name: str, default: str | None, about: str) -> None:

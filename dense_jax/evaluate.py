@@ -6,6 +6,12 @@ Writes these files to the workdir or --output, where SPLIT is the name of the sc
   evaluation_SPLIT.npz        the name, confusion matrix and other measurements of each image
   evaluation_SPLIT.zip        the predicted class maps as PNGs in the class colors
   evaluation_SPLIT.png        the images with the lowest mean IoU
+  evaluation_SPLIT_reliability.png  how often the network is right, by how sure it is
+  calibration.json            with --calibrate, the temperature of the checkpoint
+
+With several workdirs, such as those of the seeds of a run, they are scored as an ensemble: the class
+probabilities are the mean of the networks'. The files then go to --output, and also tell what the
+ensemble gains over its networks.
 
 The held-out fold of a run with config.data.folds is the split "fold".
 
@@ -17,6 +23,8 @@ The scores boundary_f1, hausdorff95, average_surface_distance, rand_score and in
 computed for each image and averaged over the images for which they are defined. All other scores,
 such as mean_iou, are computed over all pixels of the split at once. The JSON file also has averages
 of per-image scores, such as mean_over_images/mean_iou.
+
+The temperature is chosen on the split that was evaluated in training, whatever split is scored.
 """
 
 from absl import flags
@@ -24,9 +32,7 @@ from absl import flags
 from dense_jax import command
 
 if __name__ == "__main__":  # above the slow imports, so that --help answers at once
-    command.define_folder(
-        "workdir", "Workdir of a run of dense_jax.main.", required=True, bucket="run"
-    )
+    command.define_workdirs("Workdir of a run of dense_jax.main, or several: an ensemble.")
     command.define_folder(
         "root", "Folder of the data; by default the run's data.root.", bucket="data"
     )
@@ -43,10 +49,12 @@ if __name__ == "__main__":  # above the slow imports, so that --help answers at 
         "margin", None, "Margin of tiles in pixels; by default the run's.", lower_bound=0
     )
     flags.DEFINE_bool("boundaries", True, "Whether to add boundary scores.")
+    flags.DEFINE_bool("calibrate", False, "Whether to choose a temperature, and to score with it.")
     flags.DEFINE_list("foreground", [], "CLASS,... to score as one merged class and as objects.")
     command.help_if_asked()
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -59,9 +67,18 @@ from PIL import Image
 from dense_jax import buckets, class_colors, data, metrics, storage
 from dense_jax.data import folds, levels, tiles
 from dense_jax.devices import runtime
-from dense_jax.evaluation import baselines, class_maps, per_image, scoring, tables
+from dense_jax.evaluation import (
+    baselines,
+    calibration,
+    class_maps,
+    per_image,
+    reliability,
+    scoring,
+    tables,
+)
 from dense_jax.evaluation.worst import NUM_DRAWN
 from dense_jax.metrics import aggregation
+from dense_jax.metrics.calibration import TEMPERATURES
 from dense_jax.program import jit_eval_step, normalization
 from dense_jax.trained import Trained, load
 from dense_jax.workdir import files
@@ -75,13 +92,14 @@ OPTIONS = (
     "tile_size",
     "margin",
     "boundaries",
+    "calibrate",
     "foreground",
     "root",
 )
 
 
 def evaluate(
-    directory: str,
+    directory: str | Sequence[str],
     split: str | None = None,
     checkpoint: str = "best",
     *,
@@ -89,12 +107,14 @@ def evaluate(
     tile_size: Sequence[int] | None = None,
     margin: int | None = None,
     boundaries: bool = True,
+    calibrate: bool = False,
     foreground: Sequence[str] = (),
     root: str | None = None,
     output: str | None = None,
 ) -> dict[str, Any]:
     """Scores a checkpoint on a split, writes all files, and returns the JSON file's contents.
 
+    directory: A workdir, or the workdirs of an ensemble.
     split: The split to score, or "fold", the run's held-out fold. If None, the one that was
       evaluated in training.
     batch_size: The number of tiles per step, which does not affect the scores. If None, the
@@ -102,42 +122,67 @@ def evaluate(
     tile_size, margin: The tiles' size and margin, in pixels. If None, the config's eval.tile_size
       and eval.margin.
     boundaries: Whether to compute the boundary scores.
+    calibrate: Whether to choose a temperature on the split that was evaluated in training, write
+      it to calibration.json, and also score the probabilities with it.
     foreground: The classes to merge into one class, which is scored against all other classes.
       Connected components of the merged class are the objects in the Rand and information scores.
     root: The data folder, if the data was moved or replaced. If None, the config's data.root.
-    output: The output folder. If None, the workdir.
+    output: The output folder, needed for an ensemble. If None, the workdir.
     """
-    run = load(directory, checkpoint)
-    config = run.config
-    split = split or folds.eval_split(config.data)
-    path = epath.Path(output or directory) / f"evaluation_{split}.json"
+    directories = [directory] if isinstance(directory, str) else list(directory)
+    if len(directories) > 1 and not output:
+        raise ValueError("several workdirs are an ensemble: name a folder for it with --output=DIR")
+    run = load(directories, checkpoint)
+    config, num_networks = run.config, len(directories)
+    chosen_on = folds.eval_split(config.data)
+    split = split or chosen_on
+    if num_networks > 1 and folds.FOLD in ([split, chosen_on] if calibrate else [split]):
+        raise ValueError(
+            "the networks of an ensemble may have been trained on the held-out fold of the first: "
+            "pass another --split, without --calibrate"
+        )
+    path = epath.Path(output or directories[0]) / f"evaluation_{split}.json"
     _check_writable(path.parent)
-    root, source, levels_of = _open(run, root, split)
+    folder, source, levels_of = _open(run, root, split)
     _warn_of_other_data(path, source)
     if unknown := sorted(set(foreground) - set(source.class_names)):
         raise ValueError(
             f"foreground has no classes {unknown}; there are: {', '.join(source.class_names)}"
         )
     foreground = list(dict.fromkeys(foreground))  # a class named twice is counted once
-    tilings = tiles.tilings(
-        levels.with_levels(source, levels_of),
-        run.dataset["ladder"],
-        tile_size or config.eval.tile_size,
-        config.eval.margin if margin is None else margin,
-        run.program.context,
+    cut = functools.partial(
+        tiles.tilings,
+        ladder=run.dataset["ladder"],
+        tile_size=tile_size or config.eval.tile_size,
+        margin=config.eval.margin if margin is None else margin,
+        context=run.program.context,
     )
+    tilings = cut(levels.with_levels(source, levels_of))
     classes = [source.class_names.index(name) for name in foreground]
-    batch_size = batch_size or config.eval.batch_size
-    measured = _measure(
-        *(run, source, tilings, path, classes), boundaries=boundaries, batch_size=batch_size
+    score = functools.partial(
+        scoring.score,
+        mesh=run.mesh,
+        batch_size=batch_size or config.eval.batch_size,
+        workers=config.data.workers,
     )
+    fitted = None
+    if calibrate:
+        other, of_other = source, levels_of
+        if chosen_on != split:
+            _, other, of_other = _open(run, root, chosen_on)
+        fitted = _fit(run, score, cut(levels.with_levels(other, of_other)))
+        fitted |= {"split": chosen_on, "dataset_fingerprint": other.fingerprint}
+        if jax.process_index() == 0:
+            storage.write_json(path.parent / "calibration.json", fitted)
+    measured = _measure(run, source, score, tilings, path, classes, boundaries, fitted)
     matrices = measured["confusion_matrices"]
     evaluation = {
         "dataset": config.data.name,
-        "root": root,
+        "root": folder,
         "dataset_fingerprint": source.fingerprint,
         "split": split,
         "step": run.step,
+        "calibration": fitted,
         "num_images": len(source),
         "num_pixels": matrices.sum(dtype=np.int64).item(),
         "resolution": "the labels' own",
@@ -154,6 +199,10 @@ def evaluate(
         ),
         "confusion_matrix": matrices.sum(axis=0, dtype=np.int64),
     }
+    if num_networks > 1:
+        networks = zip(directories, run.steps, strict=True)
+        evaluation["networks"] = [{"workdir": name, "step": step} for name, step in networks]
+        evaluation["gains"] = calibration.gains(measured, num_networks, tables.GAINS)
     if jax.process_index() == 0:
         _write(path, source, evaluation, measured)
     return evaluation
@@ -208,20 +257,48 @@ def _warn_of_other_data(path: epath.Path, source: Any) -> None:
             _LOG.warning("%s was of other data, %s, and is replaced", path, before.get("root"))
 
 
+def _fit(run: Trained, score: Callable, tilings: Sequence[tiles.Tiles]) -> dict[str, Any]:
+    """Returns the content of calibration.json, but for the facts about the data."""
+    step = functools.partial(
+        calibration.nll_step, logits_step=run.program.logits_step, num_networks=len(run.steps)
+    )
+    step = jit_eval_step(run.program._replace(eval_step=step), run.mesh)
+    temperature, interval = calibration.fit(score(step, run.variables, tilings)["nll"])
+    lowest, *_, highest = TEMPERATURES
+    if temperature in (lowest, highest):
+        _LOG.warning(
+            "the temperature is %g, the %s that is tried: these probabilities say little",
+            *(temperature, "lowest" if temperature == lowest else "highest"),
+        )
+    return {
+        "temperature": temperature,
+        "interval": interval,
+        "interval_is": "95 %, over images, by 1000 bootstrap resamples",
+        "steps": run.steps,
+        "fingerprint": run.fingerprint,
+    }
+
+
 def _measure(
     run: Trained,
     source: data.Source,
+    score: Callable,
     tilings: Sequence[tiles.Tiles],
     path: epath.Path,
     foreground: Sequence[int],
-    *,
     boundaries: bool,
-    batch_size: int,
+    fitted: Mapping[str, Any] | None,
 ) -> dict[str, np.ndarray]:
     """Predicts and measures all images of the split, and writes their class maps.
 
-    Returns confusion_matrices [n, c, c] and, if `boundaries`, the results of `per_image.Pool`.
+    Returns the results of `calibration.by_lane` and, if `boundaries`, those of `per_image.Pool`.
     """
+    num_networks = len(run.steps)
+    step = functools.partial(
+        calibration.eval_step, logits_step=run.program.logits_step, num_networks=num_networks
+    )
+    step = jit_eval_step(run.program._replace(eval_step=step), run.mesh)
+    temperature = np.float32(fitted["temperature"]) if fitted else None
     receivers: list[Callable[..., object]] = []
     with contextlib.ExitStack() as stack:
         pool = per_image.Pool(source.num_classes, foreground) if boundaries else None
@@ -236,17 +313,14 @@ def _measure(
             )
             receivers.append(lambda i, prediction, label: add(i, prediction))
 
-        matrices = scoring.score(
-            jit_eval_step(run.program, run.mesh),
-            run.variables,
+        sums = score(
+            step,
+            (run.variables, temperature),
             tilings,
-            num_classes=source.num_classes,
-            mesh=run.mesh,
             receive=(lambda *image: [f(*image) for f in receivers]) if receivers else None,
-            batch_size=batch_size,
-            workers=run.config.data.workers,
         )
-        measured = {"confusion_matrices": matrices} | (pool.results() if pool else {})
+        names = calibration.lanes(num_networks, is_calibrated=fitted is not None)
+        measured = calibration.by_lane(sums, names) | (pool.results() if pool else {})
         if jax.process_index() == 0:
             path.unlink(missing_ok=True)  # the JSON file exists only if all files are complete
     return measured
@@ -296,6 +370,13 @@ def _write(
     picture = class_maps.draw(path.with_suffix(".zip"), source, worst, scores)
     with storage.atomic(path.with_suffix(".png")) as file:
         Image.fromarray(picture).save(file, "PNG")
+    histograms = {
+        line: measured[f"{lane}reliability"].sum(axis=0)
+        for lane, line in (("", "as trained"), (calibration.CALIBRATED, "with the temperature"))
+        if f"{lane}reliability" in measured
+    }
+    with storage.atomic(path.with_name(f"{path.stem}_reliability.png")) as file:
+        reliability.draw(file, histograms)
     with storage.atomic(path.with_suffix(".npz")) as file:
         np.savez_compressed(file, allow_pickle=False, names=np.array(source.names), **measured)
     storage.write_json(path, evaluation)
@@ -306,8 +387,12 @@ def main(argv: list[str]) -> None:
     runtime.prepare()
     args = flags.FLAGS
     options = {name: getattr(args, name) for name in OPTIONS}
-    for path in files.runs(args.workdir):
-        output = args.output and str(epath.Path(args.output) / path.relative_to(args.workdir))
+    if len(args.workdir) > 1:
+        print(tables.to_markdown(evaluate(args.workdir, output=args.output, **options)))
+        return
+    (workdir,) = args.workdir
+    for path in files.runs(workdir):
+        output = args.output and str(epath.Path(args.output) / path.relative_to(workdir))
         print(tables.to_markdown(evaluate(str(path), output=output, **options)))
 
 

@@ -12,9 +12,7 @@ from absl import flags
 from dense_jax import command
 
 if __name__ == "__main__":  # above the slow imports, so that --help answers at once
-    command.define_folder(
-        "workdir", "Workdir of a run of dense_jax.main.", required=True, bucket="run"
-    )
+    command.define_workdirs("Workdir of a run of dense_jax.main, or several: an ensemble.")
     command.define_path(
         "output",
         "The file, or with --card the folder, to write.",
@@ -22,6 +20,7 @@ if __name__ == "__main__":  # above the slow imports, so that --help answers at 
         bucket="output",
     )
     flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
+    command.define_path("calibration", "calibration.json whose temperature to apply.")
     flags.DEFINE_string("license", None, "License of the weights, stated in the file.")
     flags.DEFINE_bool("overwrite", False, "Replace an existing file.")
     flags.DEFINE_bool("card", False, "Write a folder for a model hub, with README.md and scores.")
@@ -50,7 +49,7 @@ from safetensors import numpy as safetensors
 from dense_jax import card, storage, trained
 from dense_jax.data import levels
 from dense_jax.devices import runtime
-from dense_jax.inference import exported, traced_levels
+from dense_jax.inference import ensemble, exported, traced_levels
 from dense_jax.program import Program, assemble, batch_logits, normalization
 from dense_jax.workdir import files
 
@@ -58,30 +57,35 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def export(
-    directory: str,
+    directory: str | Sequence[str],
     output: epath.PathLike,
     checkpoint: str = "best",
     *,
+    calibration: str | None = None,
     license: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Writes the network of a workdir to the file `output`. Returns the content of model.json.
 
+    directory: A workdir, or the workdirs of an ensemble.
+    calibration: The calibration.json of the checkpoint; see `trained.load`.
     license: The license of the weights. If None, the file says that no license is stated.
 
     Raises ValueError or OSError if the checkpoint does not exist, if the file cannot be written, or
     if the file exists and `overwrite` is False.
     """
     path = _writable(output, overwrite)
-    loaded = trained.load(directory, checkpoint)
+    loaded = trained.load(directory, checkpoint, calibration)
     weights: Any = traverse_util.flatten_dict(loaded.variables, sep="/")
-    about = describe(loaded, directory, license)
+    directories = [directory] if isinstance(directory, str) else list(directory)
+    about = describe(loaded, directories[0], license)
     with storage.atomic(path) as file, zipfile.ZipFile(file, "w") as archive:
         dtype, name = loaded.dataset["dtype"], normalization(loaded.config.model)
         program = trace(
             *(loaded.program, weights, loaded.dataset["num_channels"]),
             dtype=dtype,
             has_levels=levels.are_needed(name, dtype),
+            num_networks=len(directories),
         ).serialize()
         about["program_sha256"] = hashlib.sha256(program).hexdigest()
         arrays = {name: np.asarray(array) for name, array in weights.items()}
@@ -95,10 +99,11 @@ def export(
 
 
 def export_onnx(
-    directory: str,
+    directory: str | Sequence[str],
     output: epath.PathLike,
     checkpoint: str = "best",
     *,
+    calibration: str | None = None,
     image_size: Sequence[int] | None,
     result: str = "classes",
     license: str | None = None,
@@ -106,12 +111,18 @@ def export_onnx(
 ) -> dict[str, Any]:
     """Writes the network of a workdir to the ONNX file `output`. Returns its description.
 
+    directory: A workdir. An ensemble has no ONNX file.
+    calibration: As in `export`.
     image_size: The height and width of the images in pixels.
     result: "classes" or "probabilities"; see `segment`.
 
     Raises ValueError or OSError like `export`, and ValueError if `onnx` is not installed.
     """
     path = _writable(output, overwrite)
+    if not isinstance(directory, str):
+        if len(directory) > 1:
+            raise ValueError("an ONNX file holds a single network: name one workdir")
+        (directory,) = directory
     if image_size is None:
         size = ",".join(map(str, files.read(directory, "config.json")["eval"]["tile_size"]))
         raise ValueError(
@@ -120,7 +131,7 @@ def export_onnx(
         )
     from dense_jax.inference import onnx_graph  # an extra, and who has not got it is told so
 
-    loaded = trained.load(directory, checkpoint)
+    loaded = trained.load(directory, checkpoint, calibration)
     about: dict[str, Any] = storage.to_json(describe(loaded, directory, license))
     facts = {"classes": about["dataset"]["class_names"], "colors": about["dataset"]["palette"]}
     metadata = {
@@ -168,6 +179,7 @@ def segment(
         model=network.model,
         normalize=network.normalize,
         resolution=config.data.resolution,
+        temperature=loaded.temperature,
     )
     if result == "classes":
         return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
@@ -181,8 +193,12 @@ def trace(
     *,
     dtype: str = "uint8",
     has_levels: bool = False,
+    num_networks: int = 1,
 ) -> jax.export.Exported:
     """Returns a program (weights, images) -> logits that accepts any number and size of images.
+
+    num_networks: The number of networks in `weights`; see `ensemble.network_logits`. The logits are
+      those of `ensemble.pool`.
 
     If `has_levels`, the program is (weights, images, levels) -> logits; see `data.levels`. The
     program processes images one by one, so that logits do not depend on the number of images.
@@ -190,7 +206,10 @@ def trace(
 
     def program(weights, *images):
         variables = traverse_util.unflatten_dict(weights, sep="/")
-        return jax.lax.map(lambda image: network.logits_step(variables, *image), images)
+        logits = functools.partial(
+            ensemble.network_logits, logits_step=network.logits_step, num_networks=num_networks
+        )
+        return jax.lax.map(lambda image: ensemble.pool(logits(variables, *image)), images)
 
     smallest = 2 * network.context + 1
     sizes = jax.export.symbolic_shape(
@@ -210,6 +229,8 @@ def describe(loaded: trained.Trained, directory: str, license: str | None) -> di
     dataset: The content of the run's dataset.json.
     context: The number of pixels without logits on each side of an image; 0 for padded networks.
     tile_size, margin, batch_size: The values in config.eval.
+    step, steps: The step of the first network, and of each.
+    temperature: The number by which each network's logits are divided in the program.
     resolution, normalization: How the program preprocesses the image; see `data.levels`.
     """
     config, environment = loaded.config, files.read(directory, "environment.json")
@@ -234,6 +255,8 @@ def describe(loaded: trained.Trained, directory: str, license: str | None) -> di
         "context": loaded.program.context,
         **{name: config.eval[name] for name in ("tile_size", "margin", "batch_size")},
         "step": loaded.step,
+        "steps": loaded.steps,
+        "temperature": loaded.temperature,
         "config": config.to_dict(),
         "trained_with": environment,
         "exported_with": files.environment(),
@@ -249,13 +272,17 @@ def main(argv: list[str]) -> None:
     if args.card:
         if args.format == "onnx":
             raise ValueError("a card holds the StableHLO file: leave --format=onnx out")
-        card.write(args.workdir, args.output, args.checkpoint, license=args.license, export=export)
+        if len(args.workdir) > 1 or args.calibration:
+            raise ValueError("--card is for a single workdir, without --calibration")
+        (workdir,) = args.workdir
+        card.write(workdir, args.output, args.checkpoint, license=args.license, export=export)
         print(
             f"{args.output} has the card. Before `hf upload OWNER/NAME {args.output}`, read its "
             "README.md, and look whether its pictures of the data may be shared"
         )
         return
-    options = {"license": args.license, "overwrite": args.overwrite}
+    names = ("calibration", "license", "overwrite")
+    options = {name: getattr(args, name) for name in names}
     write: Any = export
     if args.format == "onnx":
         write = functools.partial(export_onnx, image_size=args.image_size, result=args.result)

@@ -9,7 +9,9 @@ Writes these files, where NAME is the name of an image file without its extensio
   OUT/NAME_overlay.png: The image, overlaid with the class colors. Class 0 stays clear.
   OUT/legend.png: The colors and names of the classes that are in the results.
   OUT/NAME_probabilities.npy or .tif: The probabilities, float16 [h, w, num_classes] (optional).
-  OUT/NAME_uncertainty.png: The entropy of the probabilities, in gray (optional).
+  OUT/NAME_uncertainty.png: The entropy of the probabilities, in gray (optional). With several
+    workdirs, an ensemble, also its two parts, on the same scale: NAME_expected_entropy.png, the mean
+    entropy of the networks, and NAME_mutual_information.png, which is their dispute.
 With --objects, also these; see `inference.object_maps`:
   OUT/NAME_objects.png: The number of each pixel's object, 16 bits, 0 outside all objects.
   OUT/objects.csv: Class, area, centroid, bounding box and mean probability of every object.
@@ -27,11 +29,9 @@ from absl import flags
 from dense_jax import command, drawing
 
 if __name__ == "__main__":  # above the slow imports, so that --help answers at once
-    command.define_path(
-        "workdir",
-        "Workdir of a run of dense_jax.main, file written by dense_jax.export, or hf://OWNER/NAME.",
-        required=True,
-        bucket="run",
+    command.define_workdirs(
+        "Workdir of a run of dense_jax.main, or several: an ensemble; or a file of dense_jax.export; "
+        "or hf://OWNER/NAME."
     )
     flags.DEFINE_list(
         "images",
@@ -42,6 +42,7 @@ if __name__ == "__main__":  # above the slow imports, so that --help answers at 
     )
     command.define_folder("output", "Folder for the results.", required=True, bucket="output")
     flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
+    command.define_path("calibration", "calibration.json whose temperature to apply.")
     flags.DEFINE_bool("overwrite", False, "Replace existing results.")
     flags.DEFINE_float(
         "opacity",
@@ -103,11 +104,12 @@ class Written(NamedTuple):
 
 
 def predict(
-    directory: str,
+    directory: str | Sequence[str],
     images: str | Sequence[str],
     output: str | Path,
     checkpoint: str = "best",
     *,
+    calibration: str | None = None,
     overwrite: bool = False,
     opacity: float | None = None,
     outlines: bool = False,
@@ -120,6 +122,7 @@ def predict(
 ) -> list[str]:
     """Segments images and writes the results. Returns the errors for skipped images.
 
+    directory, checkpoint, calibration: See `predictor.load`.
     images: A file, folder or glob, or a list of these; see `image_files`.
     opacity: The opacity of the class colors over the image, from 0 to 1. If None, 0.5, and 1 for
       outlines.
@@ -137,6 +140,8 @@ def predict(
         raise ValueError(f"--output={output} is a file: it must be a folder")
     paths = image_files.find([images] if isinstance(images, str) else images, output)
     kinds = ["classes", "overlay", *["uncertainty"] * uncertainty, *["objects"] * bool(objects)]
+    if uncertainty and not isinstance(directory, str) and len(directory) > 1:
+        kinds += ["expected_entropy", "mutual_information"]
     endings = {kind: results.ENDINGS[kind] for kind in kinds}
     if probabilities:
         endings["probabilities"] = f"_probabilities.{probabilities}"
@@ -145,7 +150,7 @@ def predict(
     tables = [output / "objects.csv", output / "counts.csv"] if objects else []
     legend = output / "legend.png"
     _check([*files, *tables], legend, overwrite, {os.path.realpath(path) for path in paths})
-    predictor = load(directory, checkpoint).using(**options)
+    predictor = load(directory, checkpoint, calibration).using(**options)
     object_kinds = object_maps.kinds(predictor.class_names, objects, border_class)
     output.mkdir(parents=True, exist_ok=True)
     if opacity is None:
@@ -255,6 +260,7 @@ def main(argv: list[str]) -> None:
     args = flags.FLAGS
     names = ("overwrite", "opacity", "outlines", "probabilities", "uncertainty", "max_megapixels")
     names += ("objects", "border_class", "tile_size", "margin", "batch_size", "blend", "augment")
+    names += ("calibration",)
     with storage.working_copy(args.output) as output:
         problems = predict(
             args.workdir,

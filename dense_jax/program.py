@@ -44,7 +44,7 @@ class Program(NamedTuple):
     normalize: Callable[[Array], Array]
     logits_step: Callable[..., Array]
     predict_step: Callable[..., Array]
-    eval_step: Callable[[Variables, Mapping[str, Array]], tuple[dict[str, Array], Array]]
+    eval_step: Callable[[Any, Mapping[str, Array]], tuple[dict[str, Array], Array | None]]
     context: int
 
     def variables(self, num_channels: int) -> Variables:
@@ -59,8 +59,8 @@ class Program(NamedTuple):
         return self.model.init(key, image, train=False)
 
 
-def assemble(config: ConfigDict, num_classes: int) -> Program:
-    """Builds a config's model and the steps that use it.
+def assemble(config: ConfigDict, num_classes: int, temperature: float = 1.0) -> Program:
+    """Builds a config's model and the steps that use it. `temperature` is as in `logits_step`.
 
     Raises ValueError, with the name of the field, if config.model is invalid.
     """
@@ -76,6 +76,7 @@ def assemble(config: ConfigDict, num_classes: int) -> Program:
         model=inner_model if resolution == 1.0 else model,
         normalize=normalize,
         resolution=resolution,
+        temperature=temperature,
     )
     predict = functools.partial(predict_step, logits_step=logits)
     return Program(
@@ -107,17 +108,20 @@ def logits_step(
     model: nn.Module,
     normalize: Callable[[Array], Array],
     resolution: float = 1.0,
+    temperature: float = 1.0,
 ) -> Float[Array, "h w num_classes"]:
     """Returns the logits of one image, at the image's resolution.
 
     levels: The values that become gray levels 0 and 255; see `to_gray_levels`.
     resolution: The factor by which the image is resized before it enters the network. The new
       height and width are rounded to integers (halves round up). The logits are resized back.
+    temperature: A number by which the logits are divided; see `trained.load`.
 
     If the model returns logits for only the central part of the image, the other logits are 0.
     """
     levels = None if levels is None else levels[None]
     how = {"model": model, "normalize": normalize, "resolution": resolution}
+    how["temperature"] = temperature
     return batch_logits(variables, image[None], levels, **how)[0]
 
 
@@ -129,6 +133,7 @@ def batch_logits(
     model: nn.Module,
     normalize: Callable[[Array], Array],
     resolution: float = 1.0,
+    temperature: float = 1.0,
 ) -> Float[Array, "b h w num_classes"]:
     """Returns the logits of images of one size; see `logits_step`."""
     _, h, w, _ = images.shape
@@ -140,6 +145,8 @@ def batch_logits(
     logits = jnp.asarray(model.apply(variables, images, train=False))
     if resolution != 1.0:
         logits = resize(logits, (h, w))
+    if temperature != 1.0:
+        logits = logits / temperature
     border = [((n - m) // 2,) * 2 for n, m in zip((h, w), logits.shape[1:3], strict=True)]
     return jnp.pad(logits, [(0, 0), *border, (0, 0)])
 

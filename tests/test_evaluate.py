@@ -276,10 +276,10 @@ def test_training_holds_the_sum_of_the_matrices_alone(source):
         counts = np.full((len(batch["index"]), 2, 2), 2**31 - 1, np.int32)
         return {"index": batch["index"], "counts": counts}, None
 
-    options = {"num_classes": 2, "mesh": mesh.make_mesh(), "batch_size": 4, "workers": 0}
+    options = {"mesh": mesh.make_mesh(), "batch_size": 4, "workers": 0}
     tiles = tilings(source, [(14, 16)], (32, 32), 0)
-    matrices = scoring.score(eval_step, None, tiles, **options)
-    total = scoring.score(eval_step, None, tiles, per_image=False, **options)
+    matrices = scoring.score(eval_step, None, tiles, **options)["counts"]
+    total = scoring.score(eval_step, None, tiles, per_image=False, **options)["counts"]
     assert len(tiles) == 2 and matrices.shape == (5, 2, 2)
     assert total.shape == (2, 2) and total.dtype == np.int64
     np.testing.assert_array_equal(total, matrices.sum(axis=0, dtype=np.int64))
@@ -354,9 +354,10 @@ def test_what_no_image_shows_and_what_one_side_alone_shows(run, monkeypatch):
         ([dark, dark, dark], ["bright"], [0, 0], [0, 0]),
         ([missed, invented, missed], [], [0, 2], [0, 1]),
     ):
-        monkeypatch.setattr(
-            evaluate.scoring, "score", lambda *_, m=matrices, **__: np.array(m, np.int32)
-        )
+        sums = {"counts": np.array(matrices, np.int32)[:, None]}
+        shapes = {"nll": (), "brier": (), "binned": (3, 15, 2), "probability": (3, 15)}
+        sums |= {name: np.zeros((3, 1, *shape)) for name, shape in shapes.items()}
+        monkeypatch.setattr(evaluate.scoring, "score", lambda *_, found=sums, **__: found)
         monkeypatch.setattr(evaluate.class_maps, "draw", lambda *_: np.zeros((1, 1, 3), np.uint8))
         evaluate.evaluate(str(run), "val", boundaries=False)
         written = json.loads((run / "evaluation_val.json").read_text())
@@ -398,7 +399,8 @@ def test_data_may_lie_elsewhere_and_files_go_where_they_are_asked_to(run, tiny_f
     )
     assert evaluation["root"] == str(root)
     names = {path.name for path in output.iterdir()}
-    assert names == {f"evaluation_test.{kind}" for kind in ("json", "md", "npz", "png", "zip")}
+    kinds = (".json", ".md", ".npz", ".png", ".zip", "_reliability.png")
+    assert names == {f"evaluation_test{kind}" for kind in kinds}
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"cannot write to .*/file .*--output=DIR"):

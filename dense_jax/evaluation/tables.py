@@ -17,6 +17,13 @@ BOUNDARY_NOTE = (
     "class. If only the label (missed) or only the prediction (invented) contains the class, F1 is "
     "0 and the distances are the diagonal."
 )
+# The scores of an ensemble that are compared with those of its networks.
+GAINS = ("mean_iou", "mean_dice", "pixel_accuracy", "nll", "brier", "ece", "mean_classwise_ece")
+PROBABILITY_NOTE = (
+    "Probabilities: the negative log-likelihood of the true class and the Brier score, means over "
+    "pixels; the expected calibration error (ECE) of the most probable class, and of all classes, "
+    "in 15 bins. Lower is better."
+)
 MANY = 20  # more classes than this are sorted
 _KNOWN_AS = {"boundary_f1": " (SegNet's BF)"}
 
@@ -81,6 +88,8 @@ def to_markdown(evaluation: Mapping[str, Any]) -> str:
         parts += _boundary_tables(evaluation, measured)
     if evaluation["foreground"]:
         parts += _foreground_table(evaluation)
+    if "eval/nll" in evaluation:
+        parts += _probability_tables(evaluation)
     return "\n\n".join(parts) + "\n"
 
 
@@ -142,6 +151,43 @@ def _foreground_table(evaluation: Mapping[str, Any]) -> list[str]:
         _row(evaluation, "mean over images", columns, over_images),
     ]
     return [note, markdown_table(lines)]
+
+
+def _probability_tables(evaluation: Mapping[str, Any]) -> list[str]:
+    columns = metrics.of_kind("probability")
+    lines = [
+        ["probabilities", *(f"{m.score_label}{f', {m.unit}' * bool(m.unit)}" for m in columns)],
+        _row(evaluation, "as trained", columns, lambda m: m.score),
+    ]
+    if fitted := evaluation["calibration"]:
+        name = f"with temperature {fitted['temperature']:.3f}"
+        calibrated = metrics.of_kind("calibrated")
+        lines.append(_row(evaluation, name, calibrated, lambda m: m.score))
+    parts = [PROBABILITY_NOTE, markdown_table(lines)]
+    if fitted:
+        low, high = fitted["interval"]
+        interval = "" if np.isnan(low + high) else f" ({low:.3f} to {high:.3f})"
+        temperature = f"{fitted['temperature']:.3f}{interval}"
+        flatters = fitted["split"] == evaluation["split"]
+        parts.append(
+            f"The temperature was chosen on {fitted['split']}: {temperature}."
+            + " It flatters the scores of the same split." * flatters
+        )
+    if gains := evaluation.get("gains"):
+        labels = {m.score: m.score_label for m in metrics.METRICS.values()}
+        rows = [["", "ensemble", "mean of its networks", "lowest", "highest", "gain"]]
+        for name in GAINS:
+            gain, singles = gains[f"eval/{name}"], gains[f"eval/{name}"]["networks"]
+            numbers = (evaluation[f"eval/{name}"], np.mean(singles), min(singles), max(singles))
+            low, high = gain["interval"]
+            shown = f"{gain['gain']:+.3f}"
+            shown += "" if np.isnan(low + high) else f" ({low:+.3f} to {high:+.3f})"
+            rows.append([labels[name], *(f"{number:.3f}" for number in numbers), shown])
+        networks = ", ".join(f"{n['workdir']} (step {n['step']})" for n in evaluation["networks"])
+        about = f"The ensemble is the mean probability of {escape(networks)}. Gains have intervals "
+        parts += [about + "over images, the same for the ensemble and its networks."]
+        parts.append(markdown_table(rows))
+    return parts
 
 
 def _class_rows(evaluation: Mapping[str, Any], columns: Sequence[Metric]) -> list[list[str]]:

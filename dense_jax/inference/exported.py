@@ -26,6 +26,7 @@ from jax import export
 from safetensors import numpy as safetensors
 
 from dense_jax.data import levels
+from dense_jax.inference import ensemble
 from dense_jax.inference.tta import LogitsStep
 
 _LOG = logging.getLogger("dense_jax")
@@ -81,6 +82,8 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "margin": _integer(0),
     "batch_size": _integer(1, 2**16),  # this many tiles are in memory at once
     "step": _integer(0),
+    "steps": _list(_integer(0)),
+    "temperature": lambda value: _is_number(value) and value > 0,
     "config.model.name": _is_text,
     "config.model.encoder": _is_text,
     "program_sha256": _is_text,
@@ -136,13 +139,21 @@ def _rebuilt(about: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> Log
     from dense_jax import program  # imports Flax, which readable programs do not need
 
     dataset = about["dataset"]
-    network = program.assemble(ConfigDict(about["config"]), len(dataset["class_names"]))
+    num_classes, num_networks = len(dataset["class_names"]), len(about["steps"])
+    network = program.assemble(ConfigDict(about["config"]), num_classes, about["temperature"])
+    stacked = (num_networks,) if num_networks > 1 else ()
     shapes: Any = traverse_util.flatten_dict(network.variables(dataset["num_channels"]), sep="/")
-    needed = {name: x for name, x in shapes.items() if name.split("/")[1] != "auxiliary"}
+    needed = {
+        name: jax.ShapeDtypeStruct((*stacked, *x.shape), x.dtype)
+        for name, x in shapes.items()
+        if name.split("/")[1] != "auxiliary"
+    }
     _check_weights(weights, needed)
 
     def logits_step(variables, /, *image):
-        return network.logits_step(traverse_util.unflatten_dict(variables, sep="/"), *image)
+        networks = traverse_util.unflatten_dict(variables, sep="/")
+        how = {"logits_step": network.logits_step, "num_networks": num_networks}
+        return ensemble.pool(ensemble.network_logits(networks, *image, **how))
 
     return logits_step
 

@@ -3,7 +3,7 @@
 An image is the name of a file, a Pillow image, or an array [h, w] or [h, w, c]. It is read as
 `dense_jax.predict` reads image files, so the classes are the same. The network comes from the
 workdir of a run or from a file that `dense_jax.export` wrote, also if these are on the Hugging Face
-hub. Images are cut into tiles in the same way as in evaluation.
+hub. Several workdirs are an ensemble. Images are cut into tiles in the same way as in evaluation.
 """
 
 import itertools
@@ -25,14 +25,15 @@ from dense_jax.data import decode, levels
 from dense_jax.data.tiles import Tiles, tilings
 from dense_jax.devices import mesh
 from dense_jax.devices.one_step_late import OneStepLate
-from dense_jax.inference import exported, image_files, tta
+from dense_jax.inference import ensemble, exported, image_files, tta
 from dense_jax.inference.stitching import Failure, Images, Stitcher, Strip, Tile, cut
 from dense_jax.inference.threads import ahead
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.spelling import some
 
 # Converts the probabilities of an image region, float32 [n, m, num_classes], to a map [n, m, ...].
-MakeMap = Callable[[np.ndarray], np.ndarray]
+# The second argument is the mean entropy of an ensemble's networks in nats, [n, m], or None.
+MakeMap = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 AnyImage = str | os.PathLike[str] | decode.InMemory
 
 
@@ -45,6 +46,7 @@ class Predictor:
     value_range: The values that stand for black and white in images that are not 8-bit, or None.
     ladder: The heights and widths to which images are padded, in pixels; see `tilings`.
     about: The model, its step and the path that it was loaded from, as a line of text.
+    num_networks: The number of networks whose probabilities are averaged.
     """
 
     def __init__(
@@ -61,9 +63,11 @@ class Predictor:
         blend: bool = False,
         augment: Sequence[str] = (),
         about: str = "a network",
+        num_networks: int = 1,
     ):
         """Creates a predictor from a network and the options described in `using`.
 
+        variables: Those of `logits_step`; for several networks, see `ensemble.network_logits`.
         dataset: The content of the run's dataset.json.
         normalization: The name of the input normalization, which decides the levels of images.
         context: The number of pixels that unpadded convolutions trim on each side; see `tilings`.
@@ -76,7 +80,7 @@ class Predictor:
         self.ladder = [list(rung) for rung in dataset["ladder"]]
         self.tile_size, self.margin, self.context = tuple(tile_size), margin, context
         self.batch_size, self.blend, self.augment = batch_size, blend, tuple(augment)
-        self.about = about
+        self.about, self.num_networks = about, num_networks
         self._network = logits_step, variables, dataset, normalization
         self._levels_of = levels.rule(normalization, dataset)
         if batch_size < 1:
@@ -104,22 +108,36 @@ class Predictor:
         An option that is None keeps its current value. Raises ValueError if an option is invalid.
         """
         names = ("tile_size", "margin", "context", "batch_size", "blend", "augment", "about")
+        names += ("num_networks",)
         present = {name: getattr(self, name) for name in names}
         wanted = {name: value for name, value in options.items() if value is not None}
         return Predictor(*self._network, **present | wanted)
 
     def _make_step(self, names: Sequence[str]) -> Callable:
-        """Returns a compiled step(variables, batch) -> {name: maps}, which runs on all devices."""
+        """Returns a compiled step(variables, batch) -> {name: maps}, which runs on all devices.
+
+        The last channel of an ensemble's probabilities is the mean entropy of the networks.
+        """
         scores_step = self._network[0]
         if self.augment:
             scores_step = tta.make_probabilities_step(scores_step, self.augment)
 
         def step(variables: Any, example: Mapping[str, Any]) -> dict[str, Any]:
             image = (example[name] for name in ("image", "levels") if name in example)
-            scores = scores_step(variables, *image)
-            outputs = {"classes": jnp.argmax(scores, axis=-1).astype(jnp.uint8)}
+            scores = ensemble.network_logits(
+                variables, *image, logits_step=scores_step, num_networks=self.num_networks
+            )
+            is_ensemble = self.num_networks > 1
+            if is_ensemble and self.augment:
+                scores = jnp.log(scores)
+            pooled = ensemble.pool(scores)
+            outputs = {"classes": jnp.argmax(pooled, axis=-1).astype(jnp.uint8)}
             if "probabilities" in names:
-                outputs["probabilities"] = scores if self.augment else jax.nn.softmax(scores)
+                is_logits = is_ensemble or not self.augment
+                parts = [jax.nn.softmax(pooled) if is_logits else pooled]
+                if is_ensemble:
+                    parts.append(ensemble.mean_entropy(scores)[..., None])
+                outputs["probabilities"] = jnp.concatenate(parts, axis=-1)
             return outputs
 
         return jax.jit(mesh.map_examples(step, self._mesh))
@@ -143,7 +161,7 @@ class Predictor:
 
     def probabilities(self, image: AnyImage) -> Float32[np.ndarray, "h w num_classes"]:
         """Returns the class probabilities at each pixel of an image, like `__call__`."""
-        return self._map(image, "probabilities", {"probabilities": lambda block: block})
+        return self._map(image, "probabilities", {"probabilities": lambda block, _: block})
 
     def _map(self, image: AnyImage, name: str, maps: Mapping[str, MakeMap]) -> np.ndarray:
         """Returns the map called `name`."""
@@ -178,7 +196,7 @@ class Predictor:
         """
         maps = dict(maps or {})
         if self.blend:
-            maps["classes"] = lambda block: block.argmax(axis=-1).astype(np.uint8)
+            maps["classes"] = lambda block, _: block.argmax(axis=-1).astype(np.uint8)
         for tiles in tilings(images, self.ladder, self.tile_size, self.margin, self.context):
             yield from self._segment(images, tiles, maps)
 
@@ -205,7 +223,10 @@ class Predictor:
                 }
                 if maps:
                     probabilities = stitcher.blend(number, outputs["probabilities"])
-                    blocks |= {name: make(probabilities) for name, make in maps.items()}
+                    entropies = None
+                    if self.num_networks > 1:
+                        probabilities, entropies = probabilities[..., :-1], probabilities[..., -1]
+                    blocks |= {name: make(probabilities, entropies) for name, make in maps.items()}
                 if tile.nodata is not None:
                     nodata = stitcher.crop(number, tile.nodata)
                     blocks["classes"] = np.where(nodata, IGNORE_LABEL, blocks["classes"])
@@ -249,11 +270,34 @@ class Predictor:
                 yield ready.popleft()
 
 
-def entropy(probabilities: Float32[np.ndarray, "*shape k"]) -> UInt8[np.ndarray, "*shape"]:
-    """Returns the entropy from 0 (certain) to 255 (uniform): -255 * sum_c(p_c log p_c) / log(k)."""
-    logs = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
-    parts = np.sum(probabilities * logs, axis=-1) / -np.log(probabilities.shape[-1])
+def entropy(
+    probabilities: Float32[np.ndarray, "*shape k"],
+    nats: Float32[np.ndarray, "*shape"] | None = None,
+) -> UInt8[np.ndarray, "*shape"]:
+    """Returns the entropy from 0 (certain) to 255 (uniform): -255 * sum_c(p_c log p_c) / log(k).
+
+    nats: An entropy to return on this scale instead, such as the mean of an ensemble's networks.
+    """
+    if nats is None:
+        nats = _nats(probabilities)
+    parts = nats / np.log(probabilities.shape[-1])
     return (255 * parts).round().clip(0, 255).astype(np.uint8)
+
+
+def mutual_information(
+    probabilities: Float32[np.ndarray, "*shape k"], nats: Float32[np.ndarray, "*shape"] | None
+) -> UInt8[np.ndarray, "*shape"]:
+    """Returns the entropy of an ensemble minus the mean of its networks, on the scale of `entropy`.
+
+    nats: The mean entropy of the networks; see `ensemble.mean_entropy`. If None, there is one.
+    """
+    whole = _nats(probabilities)
+    return entropy(probabilities, whole - (whole if nats is None else nats))
+
+
+def _nats(probabilities: np.ndarray) -> np.ndarray:
+    logs = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
+    return -np.sum(probabilities * logs, axis=-1)
 
 
 class _Array:
@@ -267,26 +311,39 @@ class _Array:
         return iter([self._image])
 
 
-def load(path: epath.PathLike, checkpoint: str = "best") -> Predictor:
+def load(
+    path: epath.PathLike | Sequence[epath.PathLike],
+    checkpoint: str = "best",
+    calibration: epath.PathLike | None = None,
+) -> Predictor:
     """Returns a predictor from a workdir, or from a file that `dense_jax.export` wrote.
 
-    path: Also hf://OWNER/NAME, a workdir on the Hugging Face hub, or hf://OWNER/NAME/FILE.
+    path: The workdir or the file, or several workdirs: an ensemble. Also hf://OWNER/NAME, a workdir
+      on the Hugging Face hub, or hf://OWNER/NAME/FILE.
     checkpoint: "best" (by eval/mean_iou), "latest" or a step. An exported file holds a single
       checkpoint, so only "best" or the step of this checkpoint is valid.
+    calibration: The calibration.json of the checkpoint; see `trained.load`.
 
     Raises ValueError if the checkpoint does not exist, or if the download fails.
     """
-    place = hub.local(path)
-    if storage.absolute(place).is_dir():
+    is_single = isinstance(path, str) or not isinstance(path, Sequence)
+    paths = [path] if is_single else list(path)
+    num_networks, path = len(paths), paths[0]
+    places = [hub.local(path) for path in paths]
+    if num_networks > 1 or storage.absolute(places[0]).is_dir():
         from dense_jax import program, trained  # import Flax, which exported files do not need
 
-        loaded = trained.load(str(place), checkpoint)
+        loaded = trained.load(places, checkpoint, calibration)
         dataset, context, options = loaded.dataset, loaded.program.context, loaded.config.eval
         logits_step, variables = loaded.program.logits_step, loaded.variables
         normalization = program.normalization(loaded.config.model)
-        model, step = loaded.config.model, loaded.step
+        model, step = loaded.config.model, ", ".join(map(str, loaded.steps))
     else:
-        about, logits_step, variables = exported.read(place)
+        if calibration:
+            raise ValueError(
+                f"{path} has its temperature in it: pass --calibration to dense_jax.export instead"
+            )
+        about, logits_step, variables = exported.read(places[0])
         if checkpoint not in ("best", str(about["step"])):
             raise ValueError(
                 f"no checkpoint {checkpoint!r} in {path}: it was exported at step {about['step']}"
@@ -301,6 +358,8 @@ def load(path: epath.PathLike, checkpoint: str = "best") -> Predictor:
         dataset,
         normalization,
         context=context,
-        about=f"{model['name']} with encoder {model['encoder']}, step {step} of {path}",
+        about=f"{model['name']} with encoder {model['encoder']}, step {step} of "
+        + ", ".join(map(str, paths)),
+        num_networks=num_networks,
         **{name: options[name] for name in ("tile_size", "margin", "batch_size")},
     )

@@ -1,6 +1,7 @@
 """Makes the result files of one image from the strips that a predictor yields.
 
-The kinds of results are "classes", "overlay", "probabilities", "uncertainty" and "objects".
+The kinds of results are "classes", "overlay", "probabilities", "uncertainty" and "objects", and those
+of an ensemble also "expected_entropy" and "mutual_information".
 """
 
 import itertools
@@ -12,20 +13,24 @@ import numpy as np
 
 from dense_jax import drawing
 from dense_jax.inference import image_files, object_maps, writers
-from dense_jax.inference.predictor import MakeMap, Predictor, entropy
+from dense_jax.inference.predictor import MakeMap, Predictor, entropy, mutual_information
 from dense_jax.inference.stitching import Failure, Strip
 
 # The maps that are computed from probabilities [n, m, num_classes].
 MAPS: dict[str, MakeMap] = {
-    "probabilities": lambda block: block.astype(np.float16),
-    "uncertainty": entropy,
-    "confidence": lambda block: block.max(axis=-1).astype(np.float16),
+    "probabilities": lambda block, _: block.astype(np.float16),
+    "uncertainty": lambda block, _: entropy(block),
+    "expected_entropy": entropy,
+    "mutual_information": mutual_information,
+    "confidence": lambda block, _: block.max(axis=-1).astype(np.float16),
 }
 # The name of each result file ends with one of these, by kind. That of probabilities varies.
 ENDINGS = {
     "classes": ".png",
     "overlay": "_overlay.png",
     "uncertainty": "_uncertainty.png",
+    "expected_entropy": "_expected_entropy.png",
+    "mutual_information": "_mutual_information.png",
     "objects": "_objects.png",
 }
 

@@ -5,7 +5,8 @@ The host adds up the matrices in int64 and calls `summarize` once, in float64. S
 averaged over batches, so the batch size, padding, order and number of devices cannot change them.
 
 Boundary and object metrics are computed on the host from complete class or object maps [h, w]; see
-`boundary` and `instances`. `aggregation` combines the results for the images of a split.
+`boundary` and `instances`. Scores of probabilities come from sums like the confusion matrix, too; see
+`calibration`. `aggregation` combines the results for the images of a split.
 
 A pixel is not counted if its label is IGNORE_LABEL or any other number outside [0, num_classes). A
 class with nothing to score gets NaN, not 0 or 1, and is excluded from the means.
@@ -23,7 +24,7 @@ import numpy as np
 from jaxtyping import Float64
 from numpy.typing import ArrayLike
 
-from dense_jax.metrics import boundary, instances
+from dense_jax.metrics import boundary, calibration, instances
 
 # The version of the metric definitions. Increase it when a prediction's score would change.
 CONVENTION = 1
@@ -54,13 +55,17 @@ class Metric(NamedTuple):
     #             ratio of their sums.
     # "object"    The arguments are the objects of prediction and label. The score is the mean over
     #             images.
+    # "probability"  The argument is a calibration.ProbabilitySums of the split.
+    # "calibrated"   The same, with the network's temperature.
     kind: str = "region"
     per_class: bool = True
     averaged: bool = True  # whether mean_NAME, the mean over classes, is a score
     pooled: bool = False
     # Whether the mean over the classes in an image's label is also averaged over the images.
     image_mean: bool = False
-    unit: str = ""  # or "pixels"; scores without a unit are at most 1
+    unit: str = (
+        ""  # or "pixels" or "nats"; scores without a unit are at most 1, Brier scores at most 2
+    )
     higher_is_better: bool = True
     reported: bool = True  # whether the report's table has a column for the metric
 
@@ -79,6 +84,9 @@ _number = functools.partial(Metric, per_class=False)
 _distance = functools.partial(
     Metric, kind="boundary", unit="pixels", higher_is_better=False, reported=False
 )
+_probability = functools.partial(
+    Metric, kind="probability", per_class=False, higher_is_better=False, reported=False
+)
 _object = functools.partial(Metric, kind="object", per_class=False, reported=False)
 
 
@@ -90,6 +98,19 @@ def _binary_accuracy(n: PixelCounts) -> PerClass:
 def _weighted_iou(n: PixelCounts) -> float:
     iou = n.hit / (n.true + n.predicted - n.hit)
     return np.nansum(n.true * iou) / n.total
+
+
+_PROBABILITY = (
+    _probability("nll", "NLL", lambda n: n.nll / n.num_pixels, unit="nats", reported=True),
+    _probability("brier", "Brier score", lambda n: n.brier / n.num_pixels),
+    _probability("ece", "ECE", lambda n: calibration.errors(n.reliability)[-1], reported=True),
+    _probability(
+        "classwise_ece",
+        "class-wise ECE",
+        lambda n: calibration.errors(n.reliability)[:-1],
+        per_class=True,
+    ),
+)
 
 
 # The metrics, in the order of the report's columns. A region metric that is 0 / 0 becomes NaN.
@@ -114,6 +135,16 @@ _ALL = (
     ),
     _object("rand_score", "Rand score", instances.rand_score),
     _object("information_score", "information score", instances.information_score),
+    *_PROBABILITY,
+    *(
+        metric._replace(
+            name=f"calibrated_{metric.name}",
+            label=f"calibrated {metric.label}",
+            kind="calibrated",
+            reported=False,
+        )
+        for metric in _PROBABILITY
+    ),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
 
@@ -121,6 +152,21 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
 def of_kind(kind: str) -> list[Metric]:
     """Returns the metrics of a kind ("region", "boundary" or "object")."""
     return [metric for metric in METRICS.values() if metric.kind == kind]
+
+
+def summarize_probabilities(sums: calibration.ProbabilitySums, kind: str) -> Scores:
+    """Returns the metrics of a kind, "probability" or "calibrated", by name.
+
+    For a metric with one value per class, mean_NAME is the mean over all classes.
+    """
+    scores: Scores = {}
+    with np.errstate(invalid="ignore"):
+        for metric in of_kind(kind):
+            value = np.asarray(metric.function(sums))
+            scores[metric.score] = float(value.mean())
+            if metric.per_class:
+                scores[metric.name] = value
+    return scores
 
 
 def summarize(counts: ArrayLike) -> Scores:

@@ -4,21 +4,26 @@ Each image is reduced to statistics that can be summed over images: confusion ma
 and denominators. A split is scored from these sums, which makes bootstrap resampling cheap.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from dense_jax import metrics
 from dense_jax.metrics import boundary
+from dense_jax.metrics.calibration import ProbabilitySums
 
 Statistics = Mapping[str, np.ndarray]
+
+NUM_RESAMPLES = 1000
 
 
 def image_statistics(measured: Statistics, foreground: Sequence[int] = ()) -> Statistics:
     """Returns {name: statistics [n, ...]} of n images. `score` takes their sums over the images.
 
     The statistics are confusion matrices for region scores and pairs [numerator, denominator] for
-    all other scores. For a mean over images, the pair is [value, 1], or [0, 0] if the value is NaN.
+    other scores. For a mean over images, the pair is [value, 1], or [0, 0] if the value is NaN. The
+    statistics of probabilities are those of `calibration.ProbabilitySums`.
 
     measured: The confusion_matrices [n, c, c] and the stacked results of `per_image.measure`.
     foreground: The classes that are also scored as one merged class. May be empty.
@@ -37,7 +42,8 @@ def image_statistics(measured: Statistics, foreground: Sequence[int] = ()) -> St
             statistics[f"mean_over_images/{name}"] = _as_mean(values)
     for name, values in measured.items():
         metric = metrics.METRICS.get(name)
-        if name == "trimap_iou" or (metric and metric.pooled):
+        is_sum = name.removeprefix("calibrated_") in ProbabilitySums._fields
+        if name == "trimap_iou" or is_sum or (metric and metric.pooled):
             statistics[name] = values
         elif metric:
             statistics[name] = _as_mean(values)
@@ -59,8 +65,14 @@ def add_up(statistics: Statistics) -> Statistics:
 def score(sums: Statistics) -> metrics.Scores:
     """Returns all scores of a split by name, given the sums of the statistics over images."""
     scores = metrics.summarize(sums["confusion_matrices"])
+    probabilities = {kind: _probability_names(kind) for kind in ("probability", "calibrated")}
+    for kind, names in probabilities.items():
+        if names[0] in sums:
+            parts = ProbabilitySums(*(sums[name] for name in names))
+            scores |= metrics.summarize_probabilities(parts, kind)
+    done = {"confusion_matrices", *(name for names in probabilities.values() for name in names)}
     for name, total in sums.items():
-        if name == "confusion_matrices":
+        if name in done:
             continue
         if name == "foreground_matrices":
             scores |= _foreground(total)
@@ -78,7 +90,7 @@ def score(sums: Statistics) -> metrics.Scores:
 
 
 def bootstrap(
-    statistics: Statistics, *, num_resamples: int = 1000, seed: int = 0
+    statistics: Statistics, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> tuple[metrics.Scores, metrics.Scores]:
     """Returns the lower and upper ends of the 95% confidence intervals of all scores.
 
@@ -88,22 +100,56 @@ def bootstrap(
     images, not on the randomness of training. Resamples in which a score is NaN do not count for
     this score. If a score is NaN in all resamples or there is only one image, both ends are NaN.
     """
-    n = len(statistics["confusion_matrices"])
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=num_resamples)
-    # NumPy uses BLAS for float64, in which sums of counts are exact up to 2^53.
-    sums = {
-        name: (draws @ values.reshape(n, -1).astype(np.float64)).reshape(-1, *values.shape[1:])
-        for name, values in statistics.items()
-    }
-    resamples = [score({name: x[i] for name, x in sums.items()}) for i in range(num_resamples)]
     low, high = {}, {}
-    for name, first in resamples[0].items():
-        values = np.array([scores[name] for scores in resamples]).reshape(num_resamples, -1)
-        ends = np.full((2, values.shape[1]), np.nan)
-        some = ~np.all(np.isnan(values), axis=0) & (n > 1)
-        ends[:, some] = np.nanpercentile(values[:, some], (2.5, 97.5), axis=0)
-        low[name], high[name] = ends[:, 0].tolist() if isinstance(first, float) else ends
+    for name, values in resampled_scores(statistics, num_resamples, seed).items():
+        ends = interval(values)
+        low[name], high[name] = ends.tolist() if ends.ndim == 1 else ends
     return low, high
+
+
+def resampled_scores(
+    statistics: Statistics, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Returns {name: the scores of the resamples, [num_resamples, ...]}, NaN for a single image.
+
+    The resamples are the same for all statistics of the same number of images.
+    """
+    sums = {name: resampled_sums(x, num_resamples, seed) for name, x in statistics.items()}
+    resamples = [score({name: x[i] for name, x in sums.items()}) for i in range(num_resamples)]
+    scores = {name: np.array([scores[name] for scores in resamples]) for name in resamples[0]}
+    is_single = len(statistics["confusion_matrices"]) == 1
+    return {name: x * (np.nan if is_single else 1) for name, x in scores.items()}
+
+
+def resampled_sums(
+    values: np.ndarray, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> np.ndarray:
+    """Returns the sums of values [n, ...] over the images of each resample, [num_resamples, ...]."""
+    # NumPy uses BLAS for float64, in which sums of counts are exact up to 2^53.
+    draws = _draws(len(values), num_resamples, seed)
+    return np.tensordot(draws, values.astype(np.float64), axes=1)
+
+
+@functools.lru_cache(maxsize=1)
+def _draws(n: int, num_resamples: int, seed: int) -> np.ndarray:
+    """Returns how often each resample has each of n images, float64 [num_resamples, n]."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(n, np.full(n, 1 / n), size=num_resamples).astype(np.float64)
+
+
+def interval(values: np.ndarray) -> np.ndarray:
+    """Returns the 2.5th and 97.5th percentiles over the first axis, [2, ...]. Leaves out NaN."""
+    flat = values.reshape(len(values), -1)
+    ends = np.full((2, flat.shape[1]), np.nan)
+    some = ~np.all(np.isnan(flat), axis=0)
+    ends[:, some] = np.nanpercentile(flat[:, some], (2.5, 97.5), axis=0)
+    return ends.reshape(2, *values.shape[1:])
+
+
+def _probability_names(kind: str) -> list[str]:
+    """Returns the names of the statistics of a kind, in the order of ProbabilitySums."""
+    prefix = "calibrated_" if kind == "calibrated" else ""
+    return [f"{prefix}{name}" for name in ProbabilitySums._fields]
 
 
 def _foreground(matrix: np.ndarray) -> dict[str, float]:

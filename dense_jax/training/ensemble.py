@@ -12,6 +12,7 @@ import contextlib
 import copy
 import functools
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -267,11 +268,10 @@ class Ensemble:
             pictures = drawing.comparison(image, label, classes, palette)
             rows[i] = example["name"], pictures
 
-        counts = scoring.score(
+        sums = scoring.score(
             self._evaluator,
             state.variables(),
             self._tiles,
-            num_classes=source.num_classes,
             mesh=self._all_devices,
             per_image=False,
             receive=receive,
@@ -279,8 +279,11 @@ class Ensemble:
             batch_size=config.eval.batch_size,
             workers=config.data.workers,
         )
+        counts = sums["counts"]
         scores = metrics.named_scores(metrics.summarize(counts), source.class_names)
-        scores["eval/loss"] = self._evaluator.pop_loss()
+        # For a plain cross-entropy, this is the mean over pixels. For other losses, it is the mean
+        # over tiles, weighted by their valid pixels. Most images are a single tile.
+        scores["eval/loss"] = float(sums["loss"] / counts.sum()) if counts.any() else math.nan
         colors = class_colors.colors_of(source.class_names, palette) | class_colors.MARKS
         picture = drawing.contact_sheet([rows[i] for i in sorted(rows)], colors) if rows else None
         record.score(self.step, state, scores, picture, self._evaluator.clock() - start)

@@ -1,4 +1,4 @@
-"""Evaluates during training: compiles the evaluation step, and averages its losses."""
+"""Evaluates during training: compiles the evaluation step for each shape of images."""
 
 import functools
 import time
@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from dense_jax.devices import runtime
@@ -27,7 +26,6 @@ class Evaluator:
         )
         self._eval_step = jit_eval_step(task.program._replace(eval_step=eval_step), devices)
         self._compiled: dict[tuple[int, ...], Any] = {}  # by the shape of the batch's images
-        self._results: list[Mapping[str, jax.Array]] = []
         self._compile_seconds = 0.0
 
     def __call__(self, variables: Any, batch: Mapping[str, jax.Array]) -> tuple[Any, jax.Array]:
@@ -38,24 +36,8 @@ class Evaluator:
             with runtime.announced(f"compiling the evaluation of {shape[1]} x {shape[2]} pixels"):
                 self._compiled[shape] = self._eval_step.lower(variables, batch).compile()
             self._compile_seconds += time.perf_counter() - start
-        results, maps = self._compiled[shape](variables, batch)
-        self._results.append({name: results[name] for name in ("loss", "num_pixels")})
-        return results, maps
+        return self._compiled[shape](variables, batch)
 
     def clock(self) -> float:
         """Returns a time in seconds that stands still during compilation."""
         return time.perf_counter() - self._compile_seconds
-
-    def pop_loss(self) -> float:
-        """Returns the loss of the split since the last call, or NaN if no pixel was valid.
-
-        This is the mean of the tiles' losses, weighted by their numbers of valid pixels. Most images
-        are a single tile; see `data.tiles`. For a plain cross-entropy, it is the mean over pixels.
-        """
-        results, self._results = self._results, []
-        losses, num_pixels = (
-            np.concatenate([np.asarray(result[name], np.float64) for result in results])
-            for name in ("loss", "num_pixels")
-        )
-        total = num_pixels.sum()
-        return float(np.sum(losses * num_pixels) / total) if total else float("nan")

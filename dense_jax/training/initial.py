@@ -130,6 +130,8 @@ def _read(source: str) -> _Network:
     path: Any = weight_files.find(source, OPTION) if is_found else storage.absolute(source)
     if not path.is_dir():
         about, arrays = exported.read_weights(path)
+        if len(about["steps"]) > 1:
+            raise ValueError(f"{OPTION}={source!r} is an ensemble: name a single network")
         origin = {"source": source, "sha256": weight_files.sha256(path)}
         origin |= {name: about.get(name) for name in ("license", "step")}
         origin["initial_weights"] = about["trained_with"].get("initial_weights")

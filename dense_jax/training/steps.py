@@ -139,7 +139,8 @@ def eval_step(
 ) -> tuple[dict[str, Array], Array]:
     """Returns the results of `program.eval_step` for one example, with its loss among the first.
 
-    loss_fn: (logits, label) -> loss. The loss is that of the example's valid pixels, `num_pixels`.
+    loss_fn: (logits, label) -> loss. "loss" is this loss times the number of valid pixels, so that
+      the sum over examples, divided by that of the pixels, is the loss of a split.
     """
     logits = logits_step(variables, example["image"], example.get("levels"))
     predict_step = functools.partial(program.predict_step, logits_step=lambda *_: logits)
@@ -147,7 +148,7 @@ def eval_step(
         variables, example, predict_step=predict_step, num_classes=num_classes
     )
     loss = loss_fn(logits[None], example["label"][None])
-    return counted | {"loss": loss, "num_pixels": counted["counts"].sum()}, maps
+    return counted | {"loss": loss * counted["counts"].sum()}, maps
 
 
 def _gradient(
