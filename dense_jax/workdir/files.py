@@ -69,8 +69,8 @@ def check_path(directory: epath.PathLike) -> epath.Path:
 
 
 def absolute(root: str) -> str:
-    """Returns a folder's absolute path. An empty path or the URL of a bucket stays unchanged."""
-    return root if not root or buckets.is_url(root) else os.path.abspath(os.path.expanduser(root))
+    """Returns a folder's absolute path. An empty path or a URL stays unchanged."""
+    return os.path.abspath(os.path.expanduser(root)) if root and "://" not in root else root
 
 
 def lock(path: epath.Path) -> None:
