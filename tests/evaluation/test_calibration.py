@@ -10,6 +10,7 @@ import scipy.special
 from PIL import Image
 
 from dense_jax import command, data, evaluate, export, load, metrics, predict, train, trained
+from dense_jax.inference import exported
 from dense_jax.inference.predictor import entropy
 from experiments import base
 
@@ -139,18 +140,25 @@ def test_predict_writes_both_parts_of_the_uncertainty(networks, whole, tiny_fold
     np.testing.assert_array_equal(parts["uncertainty"], entropy(p))
 
 
-def test_a_calibrated_ensemble_is_exported(networks, whole, tiny_folder, tmp_path):
+def test_a_calibrated_ensemble_is_exported(networks, whole, tiny_folder, tmp_path, monkeypatch):
     file, image = str(whole[1] / "calibration.json"), tiny_folder / "images/test/1.png"
     about = export.export(networks, tmp_path / "e.zip", calibration=file)
     assert about["temperature"] == whole[0]["calibration"]["temperature"]
     expected = load(networks, calibration=file)
-    exported = load(tmp_path / "e.zip")
-    np.testing.assert_allclose(
-        exported.probabilities(image), expected.probabilities(image), atol=1e-6
-    )
+    read = load(tmp_path / "e.zip")
+    np.testing.assert_allclose(read.probabilities(image), expected.probabilities(image), atol=1e-6)
     assert np.ptp(expected.probabilities(image) - load(networks).probabilities(image)) > 1e-3
     with pytest.raises(ValueError, match=r"has its temperature in it: pass --calibration to"):
         load(tmp_path / "e.zip", calibration=file)
+    with pytest.raises(ValueError, match="ONNX file holds a single network"):
+        export.export_onnx(networks, tmp_path / "e.onnx", image_size=(8, 8))
+
+    def unreadable(*_):
+        raise ValueError("of the future")
+
+    monkeypatch.setattr(exported.export, "deserialize", unreadable)
+    rebuilt = load(tmp_path / "e.zip").probabilities(image)
+    np.testing.assert_allclose(rebuilt, expected.probabilities(image), atol=1e-6)
 
 
 def test_a_calibration_of_other_weights_is_refused(networks, whole, tmp_path):
