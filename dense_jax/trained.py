@@ -19,7 +19,7 @@ from dense_jax.program import Program, Variables, assemble
 from dense_jax.workdir import files
 from dense_jax.workdir.checkpoint import Checkpoints
 
-# What the networks of an ensemble must have in common, besides config.model.
+# The options that the networks of an ensemble must share, besides config.model.
 _SHARED = ("class_names", "num_channels", "dtype", "value_range", "levels")
 
 

@@ -1,4 +1,4 @@
-"""What finds a rare class? Compares five losses, class-aware crops and ClassMix (35 runs).
+"""Compares ways to find a rare class: five losses, class-aware crops and ClassMix (35 runs).
 
 python -m dense_jax.sweep --config=experiments/rare_class_ce_vs_dice.py --workdir=runs/rare \
     --config.data.name=folder --config.data.root=ROOT --config.num_steps=2000

@@ -125,7 +125,7 @@ REPEATS = np.array([1.0, 1.0, 3.0, 1.0, 1.7, 1.0, 1.0])
 
 
 def test_an_epoch_repeats_examples_by_their_weights():
-    """As often as expected, or once more or less. On average, exactly as often as expected."""
+    """An image is drawn as often as expected, or once more or less; on average, exactly so."""
     num_epochs, expected = 400, NUM_EXAMPLES * REPEATS / REPEATS.sum()
     rows = [{"row": i} for i in range(NUM_EXAMPLES)]
     options = {"source": rows, "canvas": None, "batch_size": NUM_EXAMPLES, "repeats": REPEATS}

@@ -45,7 +45,7 @@ def examples_of(root, split):
 
 
 def probabilities_of(networks, examples):
-    """Those of each network at the valid pixels [networks, pixels, c], and their true classes."""
+    """Returns each network's probabilities at the valid pixels [networks, pixels, c] and the true classes."""
     found = []
     for network in networks:
         predictor = load(network)

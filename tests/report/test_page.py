@@ -104,10 +104,10 @@ def test_only_steps_that_all_seeds_have_are_in_a_curve(report):
 
 
 def test_a_bar_for_each_row_and_class_as_long_as_its_iou(text, report):
-    of_classes = page.bars(report)
-    assert list(of_classes) == ["dark", NASTY]
-    for name, of_class in of_classes.items():
-        for bar, row in zip(of_class, report[1], strict=True):
+    bars = page.bars(report)
+    assert list(bars) == ["dark", NASTY]
+    for name, class_bars in bars.items():
+        for bar, row in zip(class_bars, report[1], strict=True):
             mean, half = row.score(f"eval/iou/{name}")
             assert bar["mean"] == pytest.approx(100 * mean, abs=0.01)
             ends = np.clip([100 * (mean - half), 100 * (mean + half)], 0, 100)

@@ -145,7 +145,7 @@ def test_whole_classes_move_with_all_that_belongs_to_them():
             np.testing.assert_array_equal(mixed["pair"][n], np.stack([value, -value], axis=-1))
             image = np.pad(value, CONTEXT, constant_values=-1)[..., None].repeat(3, -1)
             np.testing.assert_array_equal(mixed["image"][n], image)
-    # Of the 5 classes of crop 4, all pairs are drawn.
+    # All pairs of the 5 classes of crop 4 are drawn.
     assert len(drawn[3]) == 10
 
 
