@@ -42,7 +42,7 @@ from dense_jax.models.encoders import ENCODERS
 from dense_jax.spelling import duration
 from dense_jax.workdir import files
 
-TRIAL_STEPS = 6
+TRIAL_STEPS = 30
 TRIAL_IMAGES = 32  # the number of images that a trial evaluates
 EVALUATED = 0.1  # the share of the time that evaluations may take
 RESERVED = 0.05  # the share of the time that is left for what a trial does not show

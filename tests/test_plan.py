@@ -140,7 +140,7 @@ def test_pretrained_weights_are_used_if_they_are_on_this_computer(device, tiny_f
 
 
 def test_a_failing_trial_says_why(tmp_path):
-    with pytest.raises(ValueError, match=r"a trial of 6 steps failed: error: .*no such folder"):
+    with pytest.raises(ValueError, match=r"a trial of 30 steps failed: error: .*no such folder"):
         plan.trial(
             [plan.Choice("data.name", "folder"), plan.Choice("data.root", str(tmp_path / "x"))]
         )
