@@ -227,12 +227,16 @@ def test_the_documented_code_runs_an_onnx_file(runtime, documented, run):
 
 
 def test_an_onnx_file_has_the_probabilities_of_any_number_of_images(runtime, run, tmp_path):
-    path = tmp_path / "unet.onnx"
-    about = export.export_onnx(str(run), path, image_size=(19, 34), result="probabilities")
+    path, calibration = tmp_path / "unet.onnx", tmp_path / "calibration.json"
+    fingerprint = trained.load(run, "best").fingerprint
+    fitted = {"temperature": 2.0, "steps": [1], "fingerprint": fingerprint}
+    calibration.write_text(json.dumps(fitted))
+    options = {"image_size": (19, 34), "result": "probabilities"}
+    about = export.export_onnx(str(run), path, calibration=str(calibration), **options)
     session = runtime.InferenceSession(path)
     (given,) = session.get_inputs()
     assert (given.name, given.shape) == ("images", ["batch", 19, 34, 3])
-    predictor = load(run).using(tile_size=(19, 34), margin=0)
+    predictor = load(run, calibration=calibration).using(tile_size=(19, 34), margin=0)
     for number in (1, 3):
         photos = images(number, 19, 34, 3)
         (probabilities,) = session.run(None, {"images": photos})
