@@ -12,7 +12,7 @@ from dense_jax.workdir.curve import DPI, STYLE
 if TYPE_CHECKING:
     from typing import IO
 
-INCHES = 4.0, 4.8
+INCHES = 4.0, 5.2
 
 
 def draw(file: "IO[bytes]", histograms: Mapping[str, Reliability]) -> None:
@@ -35,7 +35,7 @@ def draw(file: "IO[bytes]", histograms: Mapping[str, Reliability]) -> None:
             accuracies.plot(x, y, color=color, marker="o", markersize=3, label=label)
             edges = np.linspace(0, 1, NUM_BINS + 1)
             shares.stairs(pixels / max(1, pixels.sum()), edges, color=color)
-        accuracies.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        accuracies.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
         accuracies.legend(loc="upper left")
         shares.set(xlabel="confidence: the largest probability", ylabel="share of pixels")
         figure.savefig(file, format="png", dpi=DPI)
