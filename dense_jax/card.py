@@ -112,8 +112,9 @@ def _readme(
         for scores, page in evaluations
     ]
     validation = ", ".join(
-        f"{decimal(result[which]['eval/mean_iou'])} after step {result[which]['step']} ({which})"
+        f"{'no score' if iou is None else decimal(iou)} after step {result[which]['step']} ({which})"
         for which in ("best", "final")
+        for iou in [result[which]["eval/mean_iou"]]
     )
     facts = {
         "network": f"{model['name']}, encoder {model['encoder']}, upsampling {model['upsampling']}, "

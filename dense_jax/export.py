@@ -129,7 +129,7 @@ def export_onnx(
             "an ONNX file is for images of one size: pass --image_size=HEIGHT,WIDTH in pixels; "
             f"evaluation cuts images into tiles of {size}"
         )
-    from dense_jax.inference import onnx_graph  # an extra, and who has not got it is told so
+    from dense_jax.inference import onnx_graph  # it needs an optional package
 
     loaded = trained.load(directory, checkpoint, calibration)
     about: dict[str, Any] = storage.to_json(describe(loaded, directory, license))

@@ -119,10 +119,16 @@ def logits_step(
 
     If the model returns logits for only the central part of the image, the other logits are 0.
     """
-    levels = None if levels is None else levels[None]
-    how = {"model": model, "normalize": normalize, "resolution": resolution}
-    how["temperature"] = temperature
-    return batch_logits(variables, image[None], levels, **how)[0]
+    (logits,) = batch_logits(
+        variables,
+        image[None],
+        None if levels is None else levels[None],
+        model=model,
+        normalize=normalize,
+        resolution=resolution,
+        temperature=temperature,
+    )
+    return logits
 
 
 def batch_logits(

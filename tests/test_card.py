@@ -100,6 +100,15 @@ def test_the_readme_says_what_the_card_holds(run, folder, tiny_folder):
     assert all((folder / name).is_file() for name in pictures)
 
 
+def test_validation_labels_without_a_valid_pixel_have_no_score(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    result = files.read_json(copy / "result.json")
+    result["best"]["eval/mean_iou"] = result["final"]["eval/mean_iou"] = None
+    (copy / "result.json").write_text(json.dumps(result))
+    text = (write(copy, tmp_path / "card") / "README.md").read_text()
+    assert "no score after step 1 (best), no score after step 1 (final)" in text
+
+
 @pytest.mark.parametrize(
     ("license", "metadata", "said"),
     [

@@ -63,9 +63,8 @@ class Metric(NamedTuple):
     pooled: bool = False
     # Whether the mean over the classes in an image's label is also averaged over the images.
     image_mean: bool = False
-    unit: str = (
-        ""  # or "pixels" or "nats"; scores without a unit are at most 1, Brier scores at most 2
-    )
+    # "pixels", "nats" or "". Scores without a unit are at most 1, Brier scores at most 2.
+    unit: str = ""
     higher_is_better: bool = True
     reported: bool = True  # whether the report's table has a column for the metric
 
