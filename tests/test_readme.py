@@ -1,4 +1,4 @@
-"""Tests of README.md and docs/*.md: commands run or parse as written, code runs, links lead somewhere."""
+"""Tests of README.md and docs/*.md: commands run or parse, code runs, links lead somewhere."""
 
 import ast
 import importlib
@@ -171,24 +171,26 @@ def test_code_compiles_and_what_it_imports_from_here_exists():
                     )
 
 
-def headings(text: str) -> list[str]:
-    """The anchors of a page's headings, as GitHub makes them; the first is the title's."""
-    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-    titles = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
-    assert len(re.findall(r"^# ", prose, re.MULTILINE)) == 1
+def prose(text: str) -> str:
+    return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+
+
+def anchors(text: str) -> list[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", prose(text), re.MULTILINE)
     return [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
 
 
 @pytest.mark.parametrize("page", TEXTS)
-def test_links_lead_to_files_and_headings(page):
+def test_a_page_has_a_title_and_its_links_lead_to_files_and_headings(page):
+    assert len(re.findall(r"^# ", prose(TEXTS[page]), re.MULTILINE)) == 1
     base = REPOSITORY if page == "README" else REPOSITORY / "docs"
-    prose = re.sub(r"```.*?```", "", TEXTS[page], flags=re.DOTALL)
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(TEXTS[page])):
         if "://" not in target:
             path, _, anchor = target.partition("#")
             file = base / path if path else base / f"{page}.md"
             assert file.exists(), target
-            assert not anchor or anchor in headings(file.read_text()), target
+            assert not anchor or anchor in anchors(file.read_text()), target
 
 
 def test_the_contents_have_every_page():
