@@ -86,7 +86,9 @@ def adapted(words: list[str]) -> list[str]:
     if name in ("plan", "demo"):
         arguments.append("--only_check_args")  # trials take minutes; a server would never end
     if name == "report":
-        arguments = ["--workdir=runs", "--mixed"]  # the runs trained here are on several datasets
+        # The runs trained here are on several datasets, and no sweep.
+        others = [word for word in arguments if not word.startswith(("--workdir", "--split"))]
+        arguments = ["--workdir=runs", "--mixed", *others]
     return [module, *arguments]
 
 
