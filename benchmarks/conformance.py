@@ -319,8 +319,8 @@ NO_COUNTERPART = {  # reason: peers
 
 INTRODUCTION = """# Conformance
 
-What other libraries give for one small input, and how to get the same from ours. Written by
-`python -m benchmarks.conformance`, held by `tests/benchmarks/test_conformance.py`.
+These are the numbers of other libraries for one small input, and how to get the same numbers here.
+`python -m benchmarks.conformance` writes this page, and `tests/benchmarks/test_conformance.py` checks it.
 
 The input has a formula, so that anyone can repeat it: with n, h, w, c counted from 0 in 2 images of
 4 x 5 pixels and 3 classes, the logits are 2 sin(0.7 n + 1.3 h + 0.9 w + 2.1 c) in float32, and the

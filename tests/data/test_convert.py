@@ -596,7 +596,7 @@ SMALL = [
 
 
 def test_the_page_goes_from_coco_to_a_first_score(tmp_path, photos):
-    """The three commands of docs/data.md, in their order."""
+    """The three commands of docs/annotations.md, in their order."""
     coco(tmp_path, photos)
     for path, _ in list(tree(photos).items()):
         for i in range(3):
@@ -606,7 +606,7 @@ def test_the_page_goes_from_coco_to_a_first_score(tmp_path, photos):
     names = [f"{name}{i}.png" for name in NAMES for i in range(3)]
     table["images"] = [{"id": i, "file_name": n, **shape} for i, n in enumerate(names)]
     (tmp_path / "coco.json").write_text(json.dumps(table))
-    page = (REPOSITORY / "docs" / "data.md").read_text()
+    page = (REPOSITORY / "docs" / "annotations.md").read_text()
     (block,) = re.findall(r"```bash\n(.*?)```", page.split("## ")[1], re.DOTALL)
     places = {
         "EXPORT/annotations/instances_default.json": f"{tmp_path}/coco.json",
