@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from dense_jax.report import comparable
-from dense_jax.report.reading import RunFolder, mapping, number
+from dense_jax.report.reading import RunFolder, number
 from dense_jax.report.rows import ABSENT, FOLDS_NOTE, Report, Row, spelled, text
 from dense_jax.spelling import some
 
@@ -204,7 +204,7 @@ def _without_network(report: Report) -> list[str]:
         f"{report.style.score(number(baseline, 'mean_iou'))} ({text(baseline.get('is'))})"
         for row in report.rows
         for run in row.runs
-        for baseline in map(mapping, run.baselines.values())
+        for baseline in run.baselines.values()
         if not math.isnan(number(baseline, "mean_iou"))
     )
     below = [
@@ -236,7 +236,7 @@ def _short_commit(run: RunFolder) -> str:
 
 
 def _versions(run: RunFolder) -> dict[str, str]:
-    versions = {"python": run.environment.get("python"), **mapping(run.environment.get("versions"))}
+    versions = {"python": run.environment.get("python"), **run.environment.get("versions", {})}
     return {name: str(version) for name, version in versions.items() if version}
 
 
@@ -255,7 +255,7 @@ def _initial_weights(run: RunFolder) -> str:
     """Names the weights that a run began with, and their license."""
     if "initial_weights" not in run.environment:
         return "unknown"
-    origin = mapping(run.environment["initial_weights"])
+    origin = run.environment["initial_weights"]
     if not origin:
         return "random"
     return f"{origin.get('source')} (license: {origin.get('license') or 'not known'})"
