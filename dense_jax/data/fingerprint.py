@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float64, Int64, UInt8
 
 from dense_jax.data import checks, verify
 from dense_jax.data.source import Source
+from dense_jax.data.subset import Subset
 from dense_jax.labels import IGNORE_LABEL
 
 NUM_READ = 100  # the number of images to read, evenly spaced
@@ -59,11 +60,8 @@ class _Facts(NamedTuple):
 def measure(source: Source) -> Fingerprint:
     """Returns the fingerprint of a split. Raises ValueError if an image that is read is invalid."""
     n = len(source)
-    rows = np.unique(np.linspace(0, n - 1, min(n, NUM_READ)).round().astype(int)).tolist()
-    found, errors = verify.visit(
-        lambda k: _facts(source[rows[k]], source.num_classes), len(rows), "measuring"
-    )
-    verify.refuse(errors, len(rows))
+    rows = np.unique(np.linspace(0, n - 1, min(n, NUM_READ)).round().astype(int))
+    found = verify.scan(Subset(source, rows), lambda example: _facts(example, source.num_classes))
     facts = _Facts(*map(np.array, zip(*found, strict=True)))  # each field now has all images
     pixels = facts.halves.sum(axis=1)
     total = pixels.sum(axis=0)
