@@ -26,7 +26,7 @@ class TfdsSource(Source):
     label_key: str
     name_key: str
     classes: files.Classes
-    tfds_splits: Mapping[str, str]  # {our split: TFDS split or slice}
+    tfds_splits: ClassVar[Mapping[str, str]]  # {our split: TFDS split or slice}
 
     def __init__(self, root: str | os.PathLike[str], split: str):
         import tensorflow_datasets as tfds  # a slow import that few datasets need

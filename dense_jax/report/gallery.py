@@ -65,13 +65,13 @@ def build(rows: Sequence[Row], limit: int = 12) -> dict[str, Any] | None:
     palette = class_colors.default_palette(len(class_names))
     palette = palette if stored is None else np.array(stored, np.uint8)
     examples, missing = _examples(first, numbers)
-    truths = [x and drawing.shrink(x["label"].astype(np.uint8)) for x in examples]
+    truths = [drawing.shrink(x["label"].astype(np.uint8)) if x else None for x in examples]
     images = [
         {
             "name": first.names[i],
             "input": x
             and _uri(Image.fromarray(drawing.shrink(drawing.to_rgb(x["image"]))), "JPEG"),
-            "truth": x and _classes_uri(truth, palette),
+            "truth": None if truth is None else _classes_uri(truth, palette),
         }
         for i, x, truth in zip(numbers, examples, truths, strict=True)
     ]
