@@ -177,13 +177,14 @@ def config_hash(fields: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def read_curve(path: pathlib.Path) -> tuple[int, list[tuple[int, float]]]:
+def read_curve(path: pathlib.Path) -> tuple[int, list[tuple[float, float]]]:
     """Returns the last logged step, and the learning curve as pairs (step, mean IoU).
 
     If a step was logged twice, the later record wins.
     """
     records = files.read_records(path)
-    points = {r["step"]: r["eval/mean_iou"] for r in records if r.get("eval/mean_iou") is not None}
+    scored = [record for record in records if record.get("eval/mean_iou") is not None]
+    points = {float(record["step"]): record["eval/mean_iou"] for record in scored}
     return max((record["step"] for record in records), default=0), sorted(points.items())
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from dense_jax.evaluation.tables import escape, markdown_table
 from dense_jax.report import manifest
 from dense_jax.report.over_images import NUM_DRAWS, ImageTest
-from dense_jax.report.rows import ABSENT, MINUS, NOTE, Column, Report, Row, Style, text
+from dense_jax.report.rows import ABSENT, MINUS, Column, Report, Row, Style, text
 
 COSTS = {  # {key in cost.json: (column heading, divisor, number format)}
     "flops_per_image": ("GFLOPs per image", 1e9, ",.2f"),
@@ -224,7 +224,8 @@ def to_markdown(report: Report) -> str:
         ]
         return markdown_table(shown, num_names)
 
-    parts = [table(score_table(report)), NOTE, *map(escape, manifest.remarks(report))]
+    notes = [" ".join(manifest.caption(report)), *manifest.remarks(report)]
+    parts = [table(score_table(report)), *map(escape, notes)]
     parts += _listed(report.notes)
     for title, lines, note, missing in sections(report).values():
         if len(lines) > 1:
@@ -273,7 +274,7 @@ def latex_table(table: Table, num_names: int, comments: Sequence[str]) -> str:
 
 def to_latex(report: Report) -> str:
     """Returns the contents of report.tex: the score table, with notes and manifest as comments."""
-    comments = [NEEDED, NOTE, *manifest.remarks(report), *report.notes]
+    comments = [NEEDED, *manifest.caption(report), *manifest.remarks(report), *report.notes]
     if report.rows:
         shared, differing = manifest_table(report)
         comments += [*shared, *(" | ".join(cell for cell, *_ in line) for line in differing)]

@@ -167,7 +167,7 @@ def test_the_scores_of_a_split_are_those_of_its_evaluation(tmp_path):
     ]
     head = tables.score_table(report)[0]
     assert [cell.text for cell in head][-3:] == ["mean boundary F1", "mean boundary IoU", "seeds"]
-    assert "on split test, for the best checkpoint" in tables.to_markdown(report)
+    assert "split test (7 images), of the best checkpoint" in tables.to_markdown(report)
 
     # Training has no such columns.
     assert "boundary" not in str(tables.score_table(build(tmp_path)))
