@@ -290,7 +290,6 @@ class Lock:
             "process": os.getpid(),
             "started": _start_of(os.getpid()),
             "id": self._id,
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         files = file_system()
         try:

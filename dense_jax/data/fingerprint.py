@@ -83,8 +83,9 @@ def measure(source: Source) -> Fingerprint:
 def _facts(example: dict[str, Any], num_classes: int) -> _Facts:
     image, label = example["image"], example["label"].astype(np.uint8)
     middle = label.shape[0] // 2
+    halves = [np.bincount(x.ravel(), minlength=256) for x in (label[:middle], label[middle:])]
     return _Facts(
-        halves=np.array([_counts(part, num_classes) for part in (label[:middle], label[middle:])]),
+        halves=np.array(halves)[:, :num_classes],
         num_objects=np.array(sum(_num_objects(label == c) for c in range(num_classes))),
         mean=image.mean(axis=(0, 1), dtype=np.float64),
         deviation=image.std(axis=(0, 1), dtype=np.float64),
@@ -93,10 +94,6 @@ def _facts(example: dict[str, Any], num_classes: int) -> _Facts:
             [_confusion(label, reduced(label, r), num_classes) for r in RESOLUTIONS]
         ),
     )
-
-
-def _counts(label: UInt8[np.ndarray, "h w"], num_classes: int) -> Int64[np.ndarray, "c"]:
-    return np.bincount(label.ravel(), minlength=IGNORE_LABEL + 1)[:num_classes]
 
 
 def _num_objects(mask: Bool[np.ndarray, "h w"]) -> int:

@@ -51,12 +51,8 @@ class _Moments(NamedTuple):
         return np.stack([self.mean - 2 * sd, self.mean + 2 * sd]).astype(np.float32)
 
 
-def _deviation(samples: Samples, limits: Range | None) -> Levels:
-    return _moments(samples).levels(limits)
-
-
 def _percentiles(samples: Samples, limits: Range | None) -> Levels:
-    low, high = np.transpose([np.percentile(x.astype(np.float64), (1, 99)) for x in samples])
+    low, high = np.percentile(samples.astype(np.float64), (1, 99), axis=1)
     floor = _floor(samples.min(axis=1), samples.max(axis=1), limits)
     missing = np.maximum(floor - (high - low), 0) / 2
     return np.stack([low - missing, high + missing]).astype(np.float32)
@@ -64,7 +60,7 @@ def _percentiles(samples: Samples, limits: Range | None) -> Levels:
 
 # The normalizations whose levels are measured: in each image, and in the training split.
 PER_IMAGE: dict[str, Callable[[Samples, Range | None], Levels]] = {
-    "image": _deviation,
+    "image": lambda samples, limits: _moments(samples).levels(limits),
     "percentiles": _percentiles,
 }
 MEASURED = (*PER_IMAGE, "dataset")
@@ -228,10 +224,9 @@ def _sample(strips: Iterable[Image], size: Iterable[int]) -> Samples:
 
 
 def _moments(samples: Samples) -> _Moments:
-    by_channel = [
-        (x.mean(), x.var(), x.min(), x.max()) for x in (x.astype(np.float64) for x in samples)
-    ]
-    return _Moments(samples.shape[1], *np.transpose(by_channel))
+    x = samples.astype(np.float64)
+    statistics = (function(x, axis=1) for function in (np.mean, np.var, np.min, np.max))
+    return _Moments(samples.shape[1], *statistics)
 
 
 def _together(parts: list[_Moments]) -> _Moments:

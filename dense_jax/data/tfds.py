@@ -9,7 +9,7 @@ import io
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Int32
@@ -115,7 +115,11 @@ class OxfordPets(TfdsSource):
         palette=((230, 159, 0), (0, 0, 0), (86, 180, 233)),  # the background is black
     )
     # TFDS has no validation split, so the last tenth of the TFDS train split is held out.
-    tfds_splits = {"train": "train[:90%]", "val": "train[90%:]", "test": "test"}
+    tfds_splits: ClassVar[Mapping[str, str]] = {
+        "train": "train[:90%]",
+        "val": "train[90%:]",
+        "test": "test",
+    }
 
 
 TFDS_DATASETS = {"oxford_iiit_pet": OxfordPets}

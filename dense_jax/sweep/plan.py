@@ -117,11 +117,9 @@ def remember(directory: epath.Path, content: dict[str, Any]) -> list[str]:
     content: The new content of sweep.json: the config file, the flags {dotted path: text}, the
       split to evaluate, and the runs {name: override}.
 
-    A run has started if it has a config.json. From then on, its override and the sweep's config
-    file and flags must not change, because old and new results would be mixed.
-
-    Raises ValueError if one of these changed, and lists the differences. Raises ValueError if
-    `directory` cannot hold checkpoints.
+    Raises ValueError if the config, the flags or the override of a started run (one that has a
+    config.json) changed, because old and new results would be mixed, or if `directory` cannot hold
+    checkpoints.
     """
     files.check_path(directory)
     path = directory / "sweep.json"
