@@ -51,7 +51,7 @@ def file_system() -> Any:
     for name in ("fsspec", "gcsfs", "google.auth"):  # they log what an error then says
         logging.getLogger(name).setLevel(logging.CRITICAL)
     token = "anon"
-    if not _is_emulated():
+    if "STORAGE_EMULATOR_HOST" not in os.environ:
         with contextlib.suppress(google.auth.exceptions.DefaultCredentialsError):
             google.auth.default()
             token = "google_default"
@@ -63,10 +63,6 @@ def file_system() -> Any:
         "requests_timeout": aiohttp.ClientTimeout(None, sock_connect=30, sock_read=60),
     }
     return backend.fsspec_backend.fs("gs://")
-
-
-def _is_emulated() -> bool:
-    return "STORAGE_EMULATOR_HOST" in os.environ
 
 
 @functools.cache
@@ -104,8 +100,8 @@ def check(url: str, access: Access) -> None:
 
 def _ask(bucket: str, key: str, access: Access) -> None:
     """Uses a bucket as `access` says, and raises the error of the first use that fails."""
-    files = file_system()
-    if files.credentials.credentials is None and access != "data" and not _is_emulated():
+    files, is_emulated = file_system(), "STORAGE_EMULATOR_HOST" in os.environ
+    if files.credentials.credentials is None and access != "data" and not is_emulated:
         raise PermissionError  # without asking; data may be public
     if access != "data":
         files.call("GET", "b/{}", bucket)  # Orbax reads the bucket's metadata
@@ -177,16 +173,15 @@ def find(url: str, endings: Collection[str]) -> dict[str, Mapping[str, Any]]:
     """
     found = file_system().glob(url, detail=True)
     if [about["type"] for about in found.values()] == ["directory"]:
-        inside = file_system().find(url, maxdepth=1, detail=True)
-        found = {name: inside[name] for name in inside if _is_shown(name, endings)}
+        found = {
+            name: about
+            for name, about in file_system().find(url, maxdepth=1, detail=True).items()
+            if (path := pathlib.PurePosixPath(name)).suffix.lower() in endings
+            and not path.name.startswith(".")
+        }
     return {
         name.partition("/")[2]: about for name, about in found.items() if about["type"] == "file"
     }
-
-
-def _is_shown(name: str, endings: Collection[str]) -> bool:
-    path = pathlib.PurePosixPath(name)
-    return path.suffix.lower() in endings and not path.name.startswith(".")
 
 
 def download(url: str, objects: Mapping[str, Mapping[str, Any]], folder: pathlib.Path) -> None:
@@ -268,7 +263,9 @@ class Lock:
         replaced = "0"
         while not (generation := self._write(replaced)):
             holder, replaced = self._read()
-            if replaced != "0" and not _is_dead(holder):
+            is_here = holder.get("host") == socket.gethostname()
+            is_dead = is_here and _start_of(holder["process"]) != holder["started"]
+            if replaced != "0" and not is_dead:
                 self._wait(holder.get("holder", "another process"), replaced)
         return generation
 
@@ -293,7 +290,6 @@ class Lock:
             "process": os.getpid(),
             "started": _start_of(os.getpid()),
             "id": self._id,
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         files = file_system()
         try:
@@ -355,12 +351,6 @@ class Lock:
                 )
             except (FileNotFoundError, FileExistsError):  # removed by hand, or taken over
                 pass
-
-
-def _is_dead(holder: Mapping[str, Any]) -> bool:
-    """Returns whether the holder of a lock was a process on this host that has ended."""
-    is_here = holder.get("host") == socket.gethostname()
-    return is_here and _start_of(holder["process"]) != holder["started"]
 
 
 def _start_of(process: int) -> str:

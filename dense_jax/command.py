@@ -5,6 +5,7 @@ line, `error: ...`, and exit status 1. With --verbosity=1, the traceback is show
 """
 
 import argparse
+import functools
 import importlib.util
 import logging
 import os
@@ -153,33 +154,52 @@ def parse(argv: list[str]) -> list[str]:
     return rest
 
 
-class _Path(flags.ArgumentParser):
+class _Parser(flags.ArgumentParser):
+    """Parses a flag's value by a function."""
+
+    def __init__(self, function: Callable[[Any], Any]):
+        self._function = function
+
+    def parse(self, argument: Any) -> Any:
+        return self._function(argument)
+
+
+def parse_path(argument: str, bucket: buckets.Access | None = None) -> str:
     """Parses a path and expands a "~" that the shell did not expand.
 
     bucket: What a path in a bucket is for, which must be possible. If None, a path must be local.
     """
-
-    def __init__(self, bucket: buckets.Access | None = None):
-        self._bucket = bucket
-
-    def parse(self, argument: str) -> str:
-        if not argument:
-            raise ValueError("must not be empty")
-        if buckets.is_url(argument):
-            if self._bucket is None:
-                raise ValueError("must be on a local disk, not in a bucket")
-            buckets.check(argument, self._bucket)
-        return os.path.expanduser(argument)
+    if not argument:
+        raise ValueError("must not be empty")
+    if buckets.is_url(argument):
+        if bucket is None:
+            raise ValueError("must be on a local disk, not in a bucket")
+        buckets.check(argument, bucket)
+    return os.path.expanduser(argument)
 
 
-class _Folder(_Path):
-    """Parses the path of a folder, which need not exist."""
+def parse_folder(argument: str, bucket: buckets.Access | None = None) -> str:
+    """Parses the path of a folder, which need not exist. `bucket` is as in `parse_path`."""
+    path = parse_path(argument, bucket)
+    if os.path.isfile(path):
+        raise ValueError("is a file, not a folder")
+    return path
 
-    def parse(self, argument: str) -> str:
-        path = super().parse(argument)
-        if os.path.isfile(path):
-            raise ValueError("is a file, not a folder")
-        return path
+
+def parse_workdirs(argument: str) -> list[str]:
+    """Parses the paths of workdirs or exported models, separated by commas.
+
+    The names of a sweep's runs contain commas, so each path is the longest one that exists.
+    """
+    parse_path(argument, "run")  # checks the access to a bucket
+    parts, paths = argument.split(","), []
+    while parts:
+        lengths = range(1, len(parts) + 1)
+        joined = {n: os.path.expanduser(",".join(parts[:n])) for n in lengths}
+        n = max((n for n in lengths if _exists(joined[n])), default=1)
+        paths.append(parse_path(joined[n], "run"))
+        parts = parts[n:]
+    return paths
 
 
 def _exists(path: str) -> bool:
@@ -187,70 +207,43 @@ def _exists(path: str) -> bool:
     return bool(path) and not path.startswith("hf://") and epath.Path(path).exists()
 
 
-class _Workdirs(flags.ArgumentParser):
-    """Parses the paths of workdirs or exported models, separated by commas.
-
-    The names of a sweep's runs contain commas, so each path is the longest one that exists.
-    """
-
-    def parse(self, argument: str) -> list[str]:
-        one = _Path("run")
-        one.parse(argument)  # checks the access to a bucket
-        parts, paths = argument.split(","), []
-        while parts:
-            lengths = range(1, len(parts) + 1)
-            joined = {n: os.path.expanduser(",".join(parts[:n])) for n in lengths}
-            n = max((n for n in lengths if _exists(joined[n])), default=1)
-            paths.append(one.parse(joined[n]))
-            parts = parts[n:]
-        return paths
-
-
-class _Size(flags.ArgumentParser):
+def parse_size(argument: str) -> tuple[int, ...]:
     """Parses HEIGHT,WIDTH in pixels."""
-
-    def parse(self, argument: str) -> tuple[int, ...]:
-        words = argument.split(",")
-        if len(words) != 2 or not all(word.isdecimal() and int(word) > 0 for word in words):
-            raise ValueError("must be HEIGHT,WIDTH in pixels, such as 224,224")
-        return tuple(map(int, words))
+    words = argument.split(",")
+    if len(words) != 2 or not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise ValueError("must be HEIGHT,WIDTH in pixels, such as 224,224")
+    return tuple(map(int, words))
 
 
-class _Tuple(flags.ArgumentParser):
-    """Parses a tuple in the syntax of ml_collections. If a flag is repeated, the last value wins.
-
-    By default, ml_collections concatenates the values of a repeated tuple flag.
-    """
-
-    def parse(self, argument: Any) -> tuple:
-        return tuple_parser.TupleParser().parse(argument)
-
-
-config_flags.register_flag_parser_for_type(tuple, _Tuple())
+# If a tuple flag is repeated, the last value wins. ml_collections would concatenate the values.
+config_flags.register_flag_parser_for_type(tuple, _Parser(tuple_parser.TupleParser().parse))
 
 
 def define_path(
     name: str, about: str, *, required: bool = False, bucket: buckets.Access | None = None
 ) -> None:
-    """Defines a flag for the path of a file or folder. `bucket` is as in `_Path`."""
-    flags.DEFINE(_Path(bucket), name, None, about, required=required)
+    """Defines a flag for the path of a file or folder. `bucket` is as in `parse_path`."""
+    parser = _Parser(functools.partial(parse_path, bucket=bucket))
+    flags.DEFINE(parser, name, None, about, required=required)
 
 
 def define_folder(
     name: str, about: str, *, required: bool = False, bucket: buckets.Access | None = None
 ) -> None:
-    """Defines a flag for the path of a folder. `bucket` is as in `_Path`."""
-    flags.DEFINE(_Folder(bucket), name, None, about, required=required)
+    """Defines a flag for the path of a folder. `bucket` is as in `parse_path`."""
+    parser = _Parser(functools.partial(parse_folder, bucket=bucket))
+    flags.DEFINE(parser, name, None, about, required=required)
 
 
 def define_workdirs(about: str) -> None:
     """Defines --workdir for commands that take several. The flag's value is a list of paths."""
-    flags.DEFINE(_Workdirs(), "workdir", None, f"{about} Separated by commas.", required=True)
+    parser, about = _Parser(parse_workdirs), f"{about} Separated by commas."
+    flags.DEFINE(parser, "workdir", None, about, required=True)
 
 
 def define_size(name: str, default: str | None, about: str) -> None:
     """Defines a flag for a height and a width in pixels. The flag's value is a tuple."""
-    flags.DEFINE(_Size(), name, default, about)
+    flags.DEFINE(_Parser(parse_size), name, default, about)
 
 
 def define_config() -> None:

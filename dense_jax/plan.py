@@ -123,7 +123,9 @@ def plan(name: str, root: str, seconds: float, *, use_pretrained: bool = True) -
                 f"{duration(seconds)} are too short: the start takes {duration(measured.rest)}, and "
                 f"a step {duration(measured.step)}"
             )
-        num_pixels = left / measured.step * _batch_pixels(candidate)
+        values = {choice.option: choice.value for choice in candidate}
+        batch_pixels = int(values["batch_size"] * np.prod(values["data.crop_size"]))
+        num_pixels = left / measured.step * batch_pixels
         epochs = num_pixels / int(found.sizes.prod(axis=1).sum())
         if not choices or epochs >= EPOCHS:
             choices = [*dataset, *network, *_recipe(found, source.num_channels, num_pixels)]
@@ -171,13 +173,6 @@ def trial(choices: Sequence[Choice]) -> Trial:
     return Trial(step, evaluation / num_images, rest, *memory)
 
 
-def _normalization(found: Fingerprint) -> Choice:
-    spread = f"The brightness of images varies by {found.exposure_spread:.2f} of their contrast"
-    if found.exposure_spread > DIFFERING_EXPOSURE:
-        return Choice("model.normalization", "image", f"{spread}, so each is scaled on its own.")
-    return Choice("model.normalization", "dataset", f"{spread}, so all are scaled alike.")
-
-
 def _recipe(found: Fingerprint, num_channels: int, num_pixels: float) -> list[Choice]:
     """Chooses everything but the dataset, the network and the schedule.
 
@@ -195,8 +190,12 @@ def _recipe(found: Fingerprint, num_channels: int, num_pixels: float) -> list[Ch
         f"The time is enough for {epochs:.0f} passes over the images at this resolution. Labels "
         f"keep a mean IoU of {ceilings[resolution]:.2f} at it."
     )
+    spread = f"The brightness of images varies by {found.exposure_spread:.2f} of their contrast"
+    scaling = ("dataset", "all are scaled alike")
+    if found.exposure_spread > DIFFERING_EXPOSURE:
+        scaling = ("image", "each is scaled on its own")
     return [
-        _normalization(found),
+        Choice("model.normalization", scaling[0], f"{spread}, so {scaling[1]}."),
         Choice("data.resolution", resolution, reason),
         *_sizes(found, resolution, num_pixels),
         *_augmentation(found, num_channels, epochs),
@@ -330,11 +329,6 @@ def _sizes(found: Fingerprint, resolution: float, num_pixels: float) -> list[Cho
     ]
 
 
-def _batch_pixels(choices: Iterable[Choice]) -> int:
-    values = {choice.option: choice.value for choice in choices}
-    return int(values["batch_size"] * np.prod(values["data.crop_size"]))
-
-
 def schedule(measured: Trial, seconds: float, num_images: int) -> tuple[list[Choice], float]:
     """Chooses the numbers of steps and evaluations. Returns them with the expected time.
 
@@ -407,8 +401,7 @@ def main(argv: list[str]) -> None:
 Expect: {expected}.
 """
     text = experiment_text(planned.choices, about)
-    with storage.atomic(output) as file:
-        file.write(text.encode())
+    storage.write_text(output, text)
     print(f"{text}\nwrote {output}. It takes {expected}:\n\n    {train}")
 
 

@@ -272,4 +272,4 @@ def test_another_store_is_refused(url):
 
 def test_a_flag_for_local_files_refuses_a_bucket():
     with pytest.raises(ValueError, match="must be on a local disk, not in a bucket"):
-        command._Folder().parse("gs://bucket/data")
+        command.parse_folder("gs://bucket/data")

@@ -156,9 +156,9 @@ def test_a_value_that_no_command_can_use_is_a_bad_flag():
 
 @pytest.mark.parametrize("words", ["10", "", "8,8,8", "0,8", "-8,8", "8,x"])
 def test_a_size_is_two_positive_numbers(words):
-    assert command._Size().parse("8,16") == (8, 16)
+    assert command.parse_size("8,16") == (8, 16)
     with pytest.raises(ValueError, match="must be HEIGHT,WIDTH in pixels"):
-        command._Size().parse(words)
+        command.parse_size(words)
 
 
 def test_an_experiment_is_a_file_or_a_name_of_ours(tmp_path, monkeypatch):

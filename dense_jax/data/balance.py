@@ -1,16 +1,15 @@
 """Computes class weights and repeat factors, which counter class imbalance.
 
-METHODS holds functions that compute class weights from the labels of the training split. PUBLISHED holds
-weights that were published for specific datasets.
+METHODS holds functions that compute class weights from the labels of the training split. PUBLISHED
+holds weights that were published for specific datasets.
 """
 
-import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from dense_jax import storage
 from dense_jax.data import verify
 from dense_jax.data.source import Source
 
@@ -84,26 +83,13 @@ def repeat_factors(counts: Counts, threshold: float) -> Float64[np.ndarray, " n"
 def class_counts(source: Source) -> Counts:
     """Returns the number of pixels of each class in each image, [n, c].
 
-    Raises ValueError if an example is invalid. If the data comes from files, the counts are stored
-    in the user's cache folder.
+    Raises ValueError if an example is invalid.
     """
-    if source.fingerprint is None:
-        return _count(source)
-    cache = storage.cache_folder() / "class_counts" / f"{source.fingerprint}.npy"
-    with contextlib.suppress(OSError, ValueError):
-        return np.load(cache)
-    counts = _count(source)
-    with contextlib.suppress(OSError), storage.atomic(cache) as file:  # caching is optional
-        np.save(file, counts)
-    return counts
 
+    def count(example: dict[str, Any]) -> np.ndarray:
+        return np.bincount(example["label"].ravel(), minlength=256)[: source.num_classes]
 
-def _count(source: Source) -> Counts:
-    counts, errors = verify.scan(
-        source, lambda example: np.bincount(example["label"].ravel(), minlength=256)
-    )
-    verify.refuse(errors, len(source))
-    return np.stack(counts)[:, : source.num_classes].astype(np.int64)
+    return verify.cached(source, "class_counts", lambda: np.stack(verify.scan(source, count)))
 
 
 def _relative(

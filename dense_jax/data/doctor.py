@@ -79,7 +79,7 @@ def _examine_split(name: str, root: str, split: str) -> tuple[Report, list[_Fact
         num_channels = source.num_channels
     except (ValueError, OSError) as error:
         return {"errors": [str(error)], "warnings": []}, []
-    facts, errors = verify.scan(source, _facts)
+    facts, errors = verify.examine(source, _facts)
     counts = np.array([example.counts for example in facts], np.int64).reshape(-1, IGNORE_LABEL + 1)
     class_counts = counts[:, : source.num_classes]
     sizes = np.array([example.size for example in facts])

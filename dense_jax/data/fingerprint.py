@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float64, Int64, UInt8
 
 from dense_jax.data import checks, verify
 from dense_jax.data.source import Source
+from dense_jax.data.subset import Subset
 from dense_jax.labels import IGNORE_LABEL
 
 NUM_READ = 100  # the number of images to read, evenly spaced
@@ -59,11 +60,8 @@ class _Facts(NamedTuple):
 def measure(source: Source) -> Fingerprint:
     """Returns the fingerprint of a split. Raises ValueError if an image that is read is invalid."""
     n = len(source)
-    rows = np.unique(np.linspace(0, n - 1, min(n, NUM_READ)).round().astype(int)).tolist()
-    found, errors = verify.visit(
-        lambda k: _facts(source[rows[k]], source.num_classes), len(rows), "measuring"
-    )
-    verify.refuse(errors, len(rows))
+    rows = np.unique(np.linspace(0, n - 1, min(n, NUM_READ)).round().astype(int))
+    found = verify.scan(Subset(source, rows), lambda example: _facts(example, source.num_classes))
     facts = _Facts(*map(np.array, zip(*found, strict=True)))  # each field now has all images
     pixels = facts.halves.sum(axis=1)
     total = pixels.sum(axis=0)
@@ -85,8 +83,9 @@ def measure(source: Source) -> Fingerprint:
 def _facts(example: dict[str, Any], num_classes: int) -> _Facts:
     image, label = example["image"], example["label"].astype(np.uint8)
     middle = label.shape[0] // 2
+    halves = [np.bincount(x.ravel(), minlength=256) for x in (label[:middle], label[middle:])]
     return _Facts(
-        halves=np.array([_counts(part, num_classes) for part in (label[:middle], label[middle:])]),
+        halves=np.array(halves)[:, :num_classes],
         num_objects=np.array(sum(_num_objects(label == c) for c in range(num_classes))),
         mean=image.mean(axis=(0, 1), dtype=np.float64),
         deviation=image.std(axis=(0, 1), dtype=np.float64),
@@ -95,10 +94,6 @@ def _facts(example: dict[str, Any], num_classes: int) -> _Facts:
             [_confusion(label, reduced(label, r), num_classes) for r in RESOLUTIONS]
         ),
     )
-
-
-def _counts(label: UInt8[np.ndarray, "h w"], num_classes: int) -> Int64[np.ndarray, "c"]:
-    return np.bincount(label.ravel(), minlength=IGNORE_LABEL + 1)[:num_classes]
 
 
 def _num_objects(mask: Bool[np.ndarray, "h w"]) -> int:

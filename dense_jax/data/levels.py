@@ -19,8 +19,6 @@ that are masked as nodata do not count, and get the value halfway between the le
 never depend on padding, crops or tiles, or on how the image is read. Only NumPy is used.
 """
 
-import contextlib
-import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -28,7 +26,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Float64, Shaped, UInt8
 
-from dense_jax import storage
 from dense_jax.data import verify
 from dense_jax.data.decode import Range
 from dense_jax.data.source import Examples, Source, Wrapper
@@ -54,12 +51,8 @@ class _Moments(NamedTuple):
         return np.stack([self.mean - 2 * sd, self.mean + 2 * sd]).astype(np.float32)
 
 
-def _deviation(samples: Samples, limits: Range | None) -> Levels:
-    return _moments(samples).levels(limits)
-
-
 def _percentiles(samples: Samples, limits: Range | None) -> Levels:
-    low, high = np.transpose([np.percentile(x.astype(np.float64), (1, 99)) for x in samples])
+    low, high = np.percentile(samples.astype(np.float64), (1, 99), axis=1)
     floor = _floor(samples.min(axis=1), samples.max(axis=1), limits)
     missing = np.maximum(floor - (high - low), 0) / 2
     return np.stack([low - missing, high + missing]).astype(np.float32)
@@ -67,7 +60,7 @@ def _percentiles(samples: Samples, limits: Range | None) -> Levels:
 
 # The normalizations whose levels are measured: in each image, and in the training split.
 PER_IMAGE: dict[str, Callable[[Samples, Range | None], Levels]] = {
-    "image": _deviation,
+    "image": lambda samples, limits: _moments(samples).levels(limits),
     "percentiles": _percentiles,
 }
 MEASURED = (*PER_IMAGE, "dataset")
@@ -138,26 +131,18 @@ def rule(normalization: str, dataset: Mapping[str, Any]) -> Rule | None:
 def of_split(source: Source) -> Levels:
     """Returns the levels mean - 2 sd and mean + 2 sd of all images of a source together.
 
-    If the data comes from files, the levels are stored in the user's cache folder. Raises
-    ValueError if an example is invalid.
+    Raises ValueError if an example is invalid.
     """
-    cache = storage.cache_folder() / "levels" / f"{source.fingerprint}_{source.dtype}.npy"
-    with contextlib.suppress(OSError, ValueError):
-        if source.fingerprint is not None:
-            return np.load(cache)
 
     def moments(example: dict[str, Any]) -> _Moments:
         image = _masked(example)
         return _moments(_sample([image], image.shape[:2]))
 
-    parts, errors = verify.scan(source, moments)
-    verify.refuse(errors, len(source))
-    limits = (0, 255) if source.dtype == "uint8" else source.value_range
-    levels = functools.reduce(_together, parts).levels(limits)
-    if source.fingerprint is not None:
-        with contextlib.suppress(OSError), storage.atomic(cache) as file:  # caching is optional
-            np.save(file, levels)
-    return levels
+    def measure() -> Levels:
+        limits = (0, 255) if source.dtype == "uint8" else source.value_range
+        return _together(verify.scan(source, moments)).levels(limits)
+
+    return verify.cached(source, f"levels/{source.dtype}", measure)
 
 
 class WithLevels(Wrapper):
@@ -239,24 +224,18 @@ def _sample(strips: Iterable[Image], size: Iterable[int]) -> Samples:
 
 
 def _moments(samples: Samples) -> _Moments:
-    by_channel = [
-        (x.mean(), x.var(), x.min(), x.max()) for x in (x.astype(np.float64) for x in samples)
-    ]
-    return _Moments(samples.shape[1], *np.transpose(by_channel))
+    x = samples.astype(np.float64)
+    statistics = (function(x, axis=1) for function in (np.mean, np.var, np.min, np.max))
+    return _Moments(samples.shape[1], *statistics)
 
 
-def _together(first: _Moments, second: _Moments) -> _Moments:
-    """Returns the moments of two groups of pixels together (Chan et al. 1979)."""
-    count = first.count + second.count
-    share, apart = second.count / count, second.mean - first.mean
-    variance = (1 - share) * first.variance + share * second.variance
-    return _Moments(
-        count,
-        first.mean + share * apart,
-        variance + share * (1 - share) * apart**2,
-        np.minimum(first.low, second.low),
-        np.maximum(first.high, second.high),
-    )
+def _together(parts: list[_Moments]) -> _Moments:
+    """Returns the moments of several groups of pixels together."""
+    counts, means, variances, lows, highs = map(np.array, zip(*parts, strict=True))
+    shares = counts / counts.sum()
+    mean = shares @ means
+    variance = shares @ (variances + (means - mean) ** 2)
+    return _Moments(int(counts.sum()), mean, variance, lows.min(axis=0), highs.max(axis=0))
 
 
 def _floor(

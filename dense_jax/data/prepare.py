@@ -20,11 +20,11 @@ import shutil
 from concurrent import futures
 from typing import Any
 
+import cv2
 import numpy as np
 import tqdm
 from absl import flags
 from array_record.python import array_record_module
-from PIL import Image
 
 from dense_jax import command, data, storage
 from dense_jax.data import folds, records
@@ -143,28 +143,19 @@ def _write(source: data.Source, path: pathlib.Path, split: str, max_side: int | 
 def shrink(example: dict[str, Any], max_side: int) -> dict[str, Any]:
     """Shrinks an example so that its longer side has at most `max_side` pixels.
 
-    Images are resampled bilinearly with antialiasing, and labels and instances by nearest neighbor.
+    Pixels of images are averaged over areas. Labels and instances are of the nearest neighbor.
     """
     height, width = example["label"].shape
     longer = max(height, width)
     if longer <= max_side:
         return example
-    size = [max(1, round(length * max_side / longer)) for length in (height, width)]
-    rows, columns = (
-        (2 * np.arange(new) + 1) * old // (2 * new)  # the old pixel at the center of each new pixel
-        for new, old in zip(size, (height, width), strict=True)
-    )
+    size = [max(1, round(length * max_side / longer)) for length in (width, height)]
     shrunk = dict(example)
     for key in {"label", "instances"} & example.keys():
-        shrunk[key] = example[key][rows[:, None], columns]
-    image = example["image"]
-    values = image if image.dtype == np.uint8 else image.astype(np.float32)  # what Pillow resizes
-    channels = [
-        np.asarray(Image.fromarray(channel).resize(size[::-1], Image.Resampling.BILINEAR))
-        for channel in np.moveaxis(values, -1, 0)
-    ]
-    resized = np.stack(channels, axis=-1)
-    shrunk["image"] = (resized.round() if image.dtype == np.uint16 else resized).astype(image.dtype)
+        shrunk[key] = cv2.resize(example[key], size, interpolation=cv2.INTER_NEAREST_EXACT)
+    channels = np.moveaxis(example["image"], -1, 0)
+    areas = [cv2.resize(channel, size, interpolation=cv2.INTER_AREA) for channel in channels]
+    shrunk["image"] = np.stack(areas, axis=-1)
     return shrunk
 
 

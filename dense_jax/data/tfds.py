@@ -1,16 +1,15 @@
 """Reads datasets from TensorFlow Datasets (TFDS) without TensorFlow.
 
 A dataset must have been prepared as array_record files by `python -m dense_jax.data.prepare` or by
-TFDS itself. `root` is the `data_dir` of TFDS. Each dataset is an entry of `TFDS_DATASETS`.
+TFDS itself. `root` is the `data_dir` of TFDS.
 """
 
-import dataclasses
 import functools
 import io
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Int32
@@ -19,53 +18,23 @@ from dense_jax.data import decode, files
 from dense_jax.data.source import Source
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TfdsDataset:
-    """A dataset in the TFDS catalog. Calling the object opens a split."""
+class TfdsSource(Source):
+    """One split of a prepared TFDS dataset. A subclass says which one."""
 
     tfds_name: str
     image_key: str
     label_key: str
     name_key: str
-    num_channels: int
     classes: files.Classes
-    tfds_splits: Mapping[str, str]  # {our split: TFDS split or slice}
+    tfds_splits: ClassVar[Mapping[str, str]]  # {our split: TFDS split or slice}
 
-    def __call__(self, root: str | os.PathLike[str], split: str) -> "TfdsSource":
-        return TfdsSource(self, root, split)
-
-    def splits(self, root: object) -> tuple[str, ...]:
-        return tuple(self.tfds_splits)
-
-
-TFDS_DATASETS = {
-    "oxford_iiit_pet": TfdsDataset(
-        tfds_name="oxford_iiit_pet",
-        image_key="image",
-        label_key="segmentation_mask",
-        name_key="file_name",
-        num_channels=3,
-        classes=files.Classes(
-            names=("pet", "background", "border"),
-            values=(1, 2, 3),
-            palette=((230, 159, 0), (0, 0, 0), (86, 180, 233)),  # the background is black
-        ),
-        # TFDS has no validation split, so the last tenth of the TFDS train split is held out.
-        tfds_splits={"train": "train[:90%]", "val": "train[90%:]", "test": "test"},
-    ),
-}
-
-
-class TfdsSource(Source):
-    """One split of a prepared TFDS dataset."""
-
-    def __init__(self, dataset: TfdsDataset, root: str | os.PathLike[str], split: str):
+    def __init__(self, root: str | os.PathLike[str], split: str):
         import tensorflow_datasets as tfds  # a slow import that few datasets need
 
-        if split not in dataset.tfds_splits:
-            raise ValueError(f"no split {split!r}; there are: {', '.join(dataset.tfds_splits)}")
-        builder = tfds.builder(dataset.tfds_name, data_dir=root)
-        command = f"python -m dense_jax.data.prepare --name={dataset.tfds_name} --root={root}"
+        if split not in self.tfds_splits:
+            raise ValueError(f"no split {split!r}; there are: {', '.join(self.tfds_splits)}")
+        builder = tfds.builder(self.tfds_name, data_dir=root)
+        command = f"python -m dense_jax.data.prepare --name={self.tfds_name} --root={root}"
         if not builder.is_prepared():
             raise ValueError(f"{builder.data_dir}: not prepared; run\n  {command}")
         formats = builder.info.available_file_formats()
@@ -76,20 +45,20 @@ class TfdsSource(Source):
                 f"needs array_record; remove it or choose another root, then run\n  {command}"
             )
         skip = tfds.decode.SkipDecoding()
+        self._split = self.tfds_splits[split]
         self._records: Any = builder.as_data_source(
-            split=dataset.tfds_splits[split],
-            decoders={dataset.image_key: skip, dataset.label_key: skip},
+            split=self._split,
+            decoders={self.image_key: skip, self.label_key: skip},
             file_format="array_record",
         )
         self._folder = pathlib.Path(builder.data_dir)
-        self._dataset = dataset
-        self._split = dataset.tfds_splits[split]
         self._where = f"{self._folder}, {self._split}"
-        classes = dataset.classes
-        self._table = decode.label_table(classes.values, classes.ignored_values)
-        self.class_names = classes.names
-        self.num_channels = dataset.num_channels
-        self.palette = classes.colors()
+        self._table = decode.label_table(self.classes.values, self.classes.ignored_values)
+        self.class_names, self.palette = self.classes.names, self.classes.colors()
+
+    @classmethod
+    def splits(cls, root: object) -> tuple[str, ...]:
+        return tuple(cls.tfds_splits)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -97,9 +66,9 @@ class TfdsSource(Source):
     def __getitem__(self, i: int) -> dict[str, Any]:
         record, name = self._record(i)
         where = f"{self._where}, {name}"
-        image = io.BytesIO(record[self._dataset.image_key])
+        image = io.BytesIO(record[self.image_key])
         image = decode.read_image(image, where, self.num_channels)
-        label = io.BytesIO(record[self._dataset.label_key])
+        label = io.BytesIO(record[self.label_key])
         label = decode.read_label(label, where, self._table)
         decode.check_same_size(image, label, where)
         return {"image": image, "label": label, "name": name}
@@ -112,7 +81,7 @@ class TfdsSource(Source):
             record = self._records[i]
         except Exception as error:  # corrupt files can cause any exception
             raise ValueError(f"{self._where}, record {i}: cannot be read ({error})") from error
-        return record, record[self._dataset.name_key].decode()
+        return record, record[self.name_key].decode()
 
     @functools.cached_property
     def sizes(self) -> Int32[np.ndarray, "n 2"]:
@@ -120,7 +89,7 @@ class TfdsSource(Source):
         sizes = []
         for i in range(len(self)):
             record, name = self._record(i)
-            file = io.BytesIO(record[self._dataset.image_key])
+            file = io.BytesIO(record[self.image_key])
             sizes.append(decode.image_header(file, f"{self._where}, {name}")[:2])
         return np.array(sizes, np.int32)
 
@@ -132,3 +101,25 @@ class TfdsSource(Source):
     def fingerprint(self) -> str:
         paths = {path.name: path for path in sorted(self._folder.iterdir()) if path.is_file()}
         return files.fingerprint(self._split, paths)
+
+
+class OxfordPets(TfdsSource):
+    """The Oxford-IIIT Pet dataset (Parkhi et al. 2012), with three classes."""
+
+    tfds_name = "oxford_iiit_pet"
+    image_key, label_key, name_key = "image", "segmentation_mask", "file_name"
+    num_channels = 3
+    classes = files.Classes(
+        names=("pet", "background", "border"),
+        values=(1, 2, 3),
+        palette=((230, 159, 0), (0, 0, 0), (86, 180, 233)),  # the background is black
+    )
+    # TFDS has no validation split, so the last tenth of the TFDS train split is held out.
+    tfds_splits: ClassVar[Mapping[str, str]] = {
+        "train": "train[:90%]",
+        "val": "train[90%:]",
+        "test": "test",
+    }
+
+
+TFDS_DATASETS = {"oxford_iiit_pet": OxfordPets}

@@ -1,7 +1,6 @@
 """Opens every example of a source once, to find bad examples before a long run."""
 
 import contextlib
-import json
 import logging
 from collections.abc import Callable
 from concurrent import futures
@@ -22,31 +21,50 @@ T = TypeVar("T")
 def verify(source: Source) -> list[str]:
     """Opens every example of a source. Returns the names of the classes that the labels contain.
 
-    The result is kept in the user's cache folder, so that the source is not read again. Sources
-    that are not read from files are not verified, and are taken to have all classes.
+    Sources that are not read from files are not verified, and are taken to have all classes.
 
     Raises ValueError if any example is invalid or if every pixel of every example is ignored.
     """
     if source.fingerprint is None:
         return list(source.class_names)
-    path = storage.cache_folder() / "verified" / f"{source.fingerprint}.json"
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads(path.read_text())
-    values, errors = scan(source, lambda example: set(np.unique(example["label"]).tolist()))
-    refuse(errors, len(source))
-    present = set().union(*values) - {IGNORE_LABEL}
-    if not present:
+
+    def shown() -> np.ndarray:
+        values = scan(source, lambda example: set(np.unique(example["label"]).tolist()))
+        return np.array(sorted(set().union(*values) - {IGNORE_LABEL}), int)
+
+    present = cached(source, "verified", shown)
+    if not present.size:
         raise ValueError(
             f"every pixel of all {len(source)} labels ({some(source.names)}) is ignored: nothing can "
             "be learned from them or scored; check which values the dataset ignores"
         )
-    names = [source.class_names[k] for k in sorted(present)]
-    with contextlib.suppress(OSError):  # without a cache, the next run verifies again
-        storage.write_json(path, names)
-    return names
+    return [source.class_names[k] for k in present]
 
 
-def scan(source: Source, function: Callable[[dict[str, Any]], T]) -> tuple[list[T], list[str]]:
+def cached(source: Source, kind: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """Returns compute(), a fact of the data. If the data comes from files, computes it only once.
+
+    The array is kept in the folder `kind` of the user's cache folder.
+    """
+    if source.fingerprint is None:
+        return compute()
+    path = storage.cache_folder() / kind / f"{source.fingerprint}.npy"
+    with contextlib.suppress(OSError, ValueError):
+        return np.load(path)
+    array = compute()
+    with contextlib.suppress(OSError), storage.atomic(path) as file:  # caching is optional
+        np.save(file, array)
+    return array
+
+
+def scan(source: Source, function: Callable[[dict[str, Any]], T]) -> list[T]:
+    """Returns function(example) for each example. Raises ValueError if any example is invalid."""
+    results, errors = examine(source, function)
+    refuse(errors, len(source))
+    return results
+
+
+def examine(source: Source, function: Callable[[dict[str, Any]], T]) -> tuple[list[T], list[str]]:
     """Calls function(example) for each example. Returns (results, errors) like `visit`."""
 
     def read(i: int) -> T:

@@ -4,10 +4,10 @@ While a function wrapped by `fast` is traced, its `nn.Conv` and `nn.BatchNorm` l
 implementations in this file. The results differ from Flax's only by rounding errors. Layers with
 unsupported options (such as a precision, or strides without depthwise kernels) still use Flax.
 
-Convolutions are JAX primitives. On CPUs, a primitive is lowered to an implementation in this file,
-and on other platforms to XLA's convolution. An exported program can contain both. The primitives
-have forward and reverse derivatives of all orders. Under `jax.vmap`, they use XLA's convolutions.
-Batch norm is the same on all platforms.
+Convolutions are JAX primitives, but for depthwise ones. On CPUs, a primitive is lowered to an
+implementation in this file, and on other platforms to XLA's convolution. An exported program can
+contain both. The primitives have forward and reverse derivatives of all orders. Under `jax.vmap`,
+they use XLA's convolutions. Batch norm is the same on all platforms.
 
 In the docstrings, "221 -> 203 ms" means that a training step takes 221 ms without the optimization
 and 203 ms with it. Times are from benchmarks/speed.md.
@@ -16,8 +16,8 @@ and 203 ms with it. Times are from benchmarks/speed.md.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -107,8 +107,11 @@ def convolution(
         pads: Any = tuple((low, high) for low, high in padding)
         if all(0 <= n < r for r, ends in zip(reach, pads, strict=True) for n in ends):
             if is_depthwise:
-                layout = Layout(strides, dilation, pads, x.shape[1:3], size)
-                return DEPTHWISE.bind(x, kernel, layout=layout)
+                how = {"strides": strides, "pads": pads, "dilation": dilation}
+                # Gradients shift x again, because its shifted copies would take much memory.
+                on_cpu = jax.checkpoint(functools.partial(_depthwise_on_cpu, **how))
+                elsewhere = functools.partial(_depthwise, **how)
+                return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
             if size == (1, 1):
                 return x @ kernel[0, 0]
             if min(size) >= DENSE_SIZE and weights >= DENSE_WEIGHTS:
@@ -269,86 +272,39 @@ def _side_by_side(parts: Sequence[Array]) -> Array:
     return functools.reduce(jnp.add, padded)
 
 
-class Layout(NamedTuple):
-    """How a depthwise convolution reads its input. Each field has a value per spatial axis.
-
-    size: The height and width of the input.
-    window: The height and width of the kernel, in taps.
-    """
-
-    strides: tuple[int, ...]
-    dilation: tuple[int, ...]
-    pads: Pads
-    size: tuple[int, ...]
-    window: tuple[int, ...]
-
-
-def _depthwise(x: Array, kernel: Array, *, layout: Layout) -> Array:
+def _depthwise(
+    x: Array, kernel: Array, *, strides: Sequence[int], pads: Pads, dilation: Sequence[int]
+) -> Array:
     """Computes XLA's depthwise convolution. kernel[:, :, 0, i] is the kernel of channel i of x."""
     return jax.lax.conv_general_dilated(
         x,
         kernel,
-        layout.strides,
-        layout.pads,
-        rhs_dilation=layout.dilation,
+        strides,
+        pads,
+        rhs_dilation=dilation,
         dimension_numbers=NHWC,
         feature_group_count=x.shape[-1],
     )
 
 
-def _depthwise_input_gradient(g: Array, kernel: Array, *, layout: Layout) -> Array:
-    x = jax.ShapeDtypeStruct((len(g), *layout.size, g.shape[-1]), g.dtype)
-    return jax.linear_transpose(lambda x: _depthwise(x, kernel, layout=layout), x)(g)[0]
-
-
-def _depthwise_kernel_gradient(x: Array, g: Array, *, layout: Layout) -> Array:
-    kernel = jax.ShapeDtypeStruct((*layout.window, 1, x.shape[-1]), x.dtype)
-    return jax.linear_transpose(lambda kernel: _depthwise(x, kernel, layout=layout), kernel)(g)[0]
-
-
-def _taps(x: Array, layout: Layout) -> Iterator[tuple[int, int, Array]]:
-    """Yields (i, j, pixels) for each kernel tap. Tap [i, j] multiplies these `pixels` of x."""
-    x = jnp.pad(x, ((0, 0), *layout.pads, (0, 0)))
-    down, right = layout.dilation
-    reach = [(n - 1) * d for n, d in zip(layout.window, layout.dilation, strict=True)]
-    h, w = (n - r for n, r in zip(x.shape[1:3], reach, strict=True))
-    for i, j in np.ndindex(*layout.window):
-        top, left = i * down, j * right
-        yield i, j, x[:, top : top + h : layout.strides[0], left : left + w : layout.strides[1]]
-
-
-def _depthwise_on_cpu(x: Array, kernel: Array, *, layout: Layout) -> Array:
+def _depthwise_on_cpu(
+    x: Array, kernel: Array, *, strides: Sequence[int], pads: Pads, dilation: Sequence[int]
+) -> Array:
     """Convolves by one multiplication and one addition per tap and pixel, which XLA fuses.
 
     XLA's grouped convolution takes about 20 times as long on a CPU, and its gradients up to ten
     times as long.
     """
-    exact = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
-    products = (pixels * exact[i, j][None, None] for i, j, pixels in _taps(x, layout))
+    exact = jnp.promote_types(x.dtype, jnp.float32)
+    padded = jnp.pad(x.astype(exact), ((0, 0), *pads, (0, 0)))
+    axes = zip(padded.shape[1:3], kernel.shape[:2], dilation, strict=True)
+    h, w = (n - (taps - 1) * step for n, taps, step in axes)
+    products = []
+    for i, j in np.ndindex(*kernel.shape[:2]):
+        top, left = i * dilation[0], j * dilation[1]
+        pixels = padded[:, top : top + h : strides[0], left : left + w : strides[1]]
+        products.append(pixels * kernel[i, j].astype(exact)[None, None])
     return functools.reduce(jnp.add, products).astype(x.dtype)
-
-
-def _depthwise_input_gradient_on_cpu(g: Array, kernel: Array, *, layout: Layout) -> Array:
-    """Computes the input gradient by convolving g with the reversed kernel.
-
-    If there are strides, first inserts zeros between the pixels of g.
-    """
-    config = [(0, 0, 0)]
-    axes = zip(*layout, g.shape[1:3], strict=True)
-    for stride, dilation, (low, _), size, taps, length in axes:
-        reach = (taps - 1) * dilation
-        before = reach - low
-        config.append((before, size + reach - before - (length - 1) * stride - 1, stride - 1))
-    g = jax.lax.pad(g, jnp.zeros((), g.dtype), [*config, (0, 0, 0)])
-    back = layout._replace(strides=(1, 1), pads=((0, 0), (0, 0)))
-    return _depthwise_on_cpu(g, kernel[::-1, ::-1], layout=back)
-
-
-def _depthwise_kernel_gradient_on_cpu(x: Array, g: Array, *, layout: Layout) -> Array:
-    """Computes the kernel gradient: for each tap, the sum of g * (the pixels of the tap)."""
-    exact = g.astype(jnp.promote_types(g.dtype, jnp.float32))
-    sums = [jnp.sum(pixels * exact, axis=(0, 1, 2)) for _, _, pixels in _taps(x, layout)]
-    return jnp.stack(sums).reshape(*layout.window, 1, x.shape[-1]).astype(x.dtype)
 
 
 def _primitive(by_xla: Callable, on_cpu: Callable) -> Primitive:
@@ -362,47 +318,32 @@ def _primitive(by_xla: Callable, on_cpu: Callable) -> Primitive:
         return jax.vmap(functools.partial(by_xla, **options), axes)(*arrays), 0
 
     primitive.def_abstract_eval(shape)
-    primitive.def_impl(jax.jit(primitive.bind, static_argnames=("pads", "layout")))
+    primitive.def_impl(jax.jit(primitive.bind, static_argnames="pads"))
     batching.primitive_batchers[primitive] = mapped
     mlir.register_lowering(primitive, mlir.lower_fun(by_xla, multiple_results=False))
     mlir.register_lowering(primitive, mlir.lower_fun(on_cpu, multiple_results=False), "cpu")
     return primitive
 
 
-def _bilinear(convolve: Primitive, input_gradient: Primitive, kernel_gradient: Primitive) -> None:
-    """For each of three primitives, registers the other two as its transposes.
-
-    The sum of g * convolve(x, kernel) is linear in each of x, kernel and g. Each primitive is the
-    derivative of this sum with respect to one array, so they are transposes of each other.
-    """
-    ad.defbilinear(
-        convolve,
-        lambda g, x, kernel, **options: input_gradient.bind(g, kernel, **options),
-        lambda g, x, kernel, **options: kernel_gradient.bind(x, g, **options),
-    )
-    ad.defbilinear(
-        input_gradient,
-        lambda x, g, kernel, **options: convolve.bind(x, kernel, **options),
-        lambda x, g, kernel, **options: kernel_gradient.bind(x, g, **options),
-    )
-    ad.defbilinear(
-        kernel_gradient,
-        lambda kernel, x, g, **options: input_gradient.bind(g, kernel, **options),
-        lambda kernel, x, g, **options: convolve.bind(x, kernel, **options),
-    )
-
-
 CONV = _primitive(_conv, _conv_on_cpu)
-DEPTHWISE = _primitive(_depthwise, _depthwise_on_cpu)
-_bilinear(
+INPUT_GRADIENT = _primitive(_input_gradient, _input_gradient_on_cpu)
+KERNEL_GRADIENT = _primitive(_kernel_gradient, _kernel_gradient_on_cpu)
+# The sum of g * conv(x, kernel) is linear in each of x, kernel and g. Each primitive is the
+# derivative of this sum with respect to one array, so they are transposes of each other.
+ad.defbilinear(
     CONV,
-    _primitive(_input_gradient, _input_gradient_on_cpu),
-    _primitive(_kernel_gradient, _kernel_gradient_on_cpu),
+    lambda g, x, kernel, pads: INPUT_GRADIENT.bind(g, kernel, pads=pads),
+    lambda g, x, kernel, pads: KERNEL_GRADIENT.bind(x, g, pads=pads),
 )
-_bilinear(
-    DEPTHWISE,
-    _primitive(_depthwise_input_gradient, _depthwise_input_gradient_on_cpu),
-    _primitive(_depthwise_kernel_gradient, _depthwise_kernel_gradient_on_cpu),
+ad.defbilinear(
+    INPUT_GRADIENT,
+    lambda x, g, kernel, pads: CONV.bind(x, kernel, pads=pads),
+    lambda x, g, kernel, pads: KERNEL_GRADIENT.bind(x, g, pads=pads),
+)
+ad.defbilinear(
+    KERNEL_GRADIENT,
+    lambda kernel, x, g, pads: INPUT_GRADIENT.bind(g, kernel, pads=pads),
+    lambda kernel, x, g, pads: CONV.bind(x, kernel, pads=pads),
 )
 
 

@@ -55,7 +55,6 @@ if __name__ == "__main__":  # above the slow imports, so that --help answers at 
     )
     flags.DEFINE_bool("percent", False, "Whether to show scores in percent, except in CSV files.")
     flags.DEFINE_bool("mixed", False, "Whether runs that are not comparable may share the table.")
-    flags.DEFINE_integer("gallery", 12, "Worst images in report.html; 0 for none.", lower_bound=0)
     command.help_if_asked()
 
 import json
@@ -72,17 +71,14 @@ from dense_jax.report.page import to_html
 NOT_READ = ("checkpoints", "tensorboard", "pictures")  # folders of a run
 
 
-def write(
-    root: pathlib.Path, num_pictures: int = 12, url: str = "", **options: Any
-) -> list[pathlib.Path]:
+def write(root: pathlib.Path, url: str = "", **options: Any) -> list[pathlib.Path]:
     """Writes the report files to `root`, the folder of the runs. Returns the files' paths.
 
     url: The folder in a bucket that `root` is a copy of, if any.
-    num_pictures: The number of images in the gallery of report.html.
     options: The options of `rows.build`.
     """
     report = rows.build(root, **options)
-    title, pictures = f"{root.resolve().name}: results", gallery.build(report.rows, num_pictures)
+    title, pictures = f"{root.resolve().name}: results", gallery.build(report.rows)
     about = {"manifest": manifest(report), "not_in_table": report.notes}
     texts = {
         "report.html": to_html(title, report, pictures),
@@ -91,12 +87,12 @@ def write(
         "report.tex": tables.to_latex(report),
         "report.json": json.dumps(about, indent=2) + "\n",
         "report_caption.tex": tables.caption_to_latex(report),
-        "report_seeds.tex": tables.seed_to_latex(report),
-        "report_images.csv": tables.to_csv(tables.image_table(report)),
-        "report_images.tex": tables.image_to_latex(report),
-        "report_cost.csv": tables.to_csv(tables.cost_table(report)),
-        "report_cost.tex": tables.cost_to_latex(report),
     }
+    for name, (_, table, note, missing) in tables.sections(report).items():
+        comments = [note, *missing]
+        texts[f"report_{name}.tex"] = tables.latex_table(table, len(report.fields), comments)
+        if name != "seeds":  # report.csv has these numbers
+            texts[f"report_{name}.csv"] = tables.to_csv(table)
     for name, content in texts.items():
         content = rows.visible(content)
         content = content.replace(str(root), url) if url else content
@@ -111,7 +107,7 @@ def main(argv: Sequence[str]) -> None:
     options = {name: getattr(args, name) for name in names}
     with storage.working_copy(args.workdir, NOT_READ) as root:
         url = args.workdir if buckets.is_url(args.workdir) else ""
-        paths = write(root, args.gallery, url, **options)
+        paths = write(root, url, **options)
     print("wrote", *(os.path.join(args.workdir, path.relative_to(root)) for path in paths))
 
 

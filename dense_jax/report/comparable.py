@@ -10,7 +10,7 @@ that the facts about the images are recorded as those of one fold.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dense_jax.report.reading import RunFolder, mapping
+from dense_jax.report.reading import RunFolder
 from dense_jax.spelling import some
 
 
@@ -91,7 +91,7 @@ def _checkpoints(runs: Sequence[RunFolder]) -> list[str]:
     """
 
     def holds(run: RunFolder, kind: str) -> bool:
-        step = mapping(run.result.get(kind)).get("step")
+        step = (run.result.get(kind) or {}).get("step")
         return step is not None and step == run.evaluation.get("step")
 
     kinds = ("best", "final")

@@ -7,7 +7,6 @@ the dataset. If the dataset is unavailable, only predictions are shown.
 import base64
 import contextlib
 import io
-import math
 import pathlib
 import zipfile
 from collections.abc import Sequence
@@ -39,7 +38,7 @@ class Evaluated(NamedTuple):
         return self.matrices.sum(axis=2)
 
 
-def build(rows: Sequence[Row], limit: int) -> dict[str, Any] | None:
+def build(rows: Sequence[Row], limit: int = 12) -> dict[str, Any] | None:
     """Returns the gallery as data for the page's script, or None if there is nothing to show.
 
     The first run with predictions represents its row of the report. The first row with such a run
@@ -47,7 +46,7 @@ def build(rows: Sequence[Row], limit: int) -> dict[str, Any] | None:
     row. It leaves out rows that were evaluated on other images than the reference row.
     """
     evaluated = [e for i, row in enumerate(rows) if (e := _evaluated(i, row)) is not None]
-    if not evaluated or limit < 1:
+    if not evaluated:
         return None
     first = evaluated[0]
     scores = metrics.image_mean_ious(first.matrices)
@@ -62,26 +61,20 @@ def build(rows: Sequence[Row], limit: int) -> dict[str, Any] | None:
     if not predicted:
         return None
     class_names = first.run.evaluation["class_names"]
+    stored = first.run.dataset.get("palette")
     palette = class_colors.default_palette(len(class_names))
-    with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):  # no valid palette
-        palette = np.array(first.run.dataset["palette"], np.uint8).reshape(palette.shape)
-
+    palette = palette if stored is None else np.array(stored, np.uint8)
     examples, missing = _examples(first, numbers)
-    images: list[dict[str, Any]] = []
-    truths: list[np.ndarray | None] = []
-    for i, example in zip(numbers, examples, strict=True):
-        image, truth = None, None
-        if example:
-            image = Image.fromarray(drawing.shrink(drawing.to_rgb(example["image"])))
-            truth = drawing.shrink(example["label"].astype(np.uint8))
-        images.append(
-            {
-                "name": first.names[i],
-                "input": image and _uri(image, "JPEG"),
-                "truth": None if truth is None else _classes_uri(truth, palette),
-            }
-        )
-        truths.append(truth)
+    truths = [drawing.shrink(x["label"].astype(np.uint8)) if x else None for x in examples]
+    images = [
+        {
+            "name": first.names[i],
+            "input": x
+            and _uri(Image.fromarray(drawing.shrink(drawing.to_rgb(x["image"]))), "JPEG"),
+            "truth": None if truth is None else _classes_uri(truth, palette),
+        }
+        for i, x, truth in zip(numbers, examples, truths, strict=True)
+    ]
     shown = [e.number for e, _ in predicted]
     return {
         "about": _about(first, len(numbers), missing, set(range(len(rows))) - set(shown)),
@@ -91,10 +84,7 @@ def build(rows: Sequence[Row], limit: int) -> dict[str, Any] | None:
             {
                 "row": e.number,
                 "label": f"{e.number + 1}: {rows[e.number].name}",
-                "scores": [
-                    None if math.isnan(score) else score
-                    for score in metrics.image_mean_ious(e.matrices[numbers]).tolist()
-                ],
+                "scores": metrics.image_mean_ious(e.matrices[numbers]).tolist(),
                 **_pictures(maps, truths, palette),
             }
             for e, maps in predicted
@@ -140,7 +130,7 @@ def _examples(
         if not np.array_equal(counts, evaluated.truth[numbers]):
             raise ValueError(f"{evaluation['root']} now holds other images")
         return list(examples), ""
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except (ValueError, OSError) as error:
         return [None] * len(numbers), str(error)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from dense_jax.report import comparable
-from dense_jax.report.reading import RunFolder, mapping, number
+from dense_jax.report.reading import RunFolder, number
 from dense_jax.report.rows import ABSENT, FOLDS_NOTE, Report, Row, spelled, text
 from dense_jax.spelling import some
 
@@ -63,7 +63,7 @@ def columns(report: Report) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def remarks(report: Report) -> list[str]:
-    """Returns the notes below the table that depend on the runs. `rows.NOTE` is the fixed note."""
+    """Returns the notes below the table and its caption."""
     if not report.rows:
         return []
     runs = [run for row in report.rows for run in row.runs]
@@ -79,24 +79,15 @@ def remarks(report: Report) -> list[str]:
             "Not comparable (--mixed): rows with different data were scored or tuned differently, "
             "so bold and tests compare only rows with equal data. " + "; ".join(described) + "."
         )
-    if runs[0].scores is runs[0].final:
-        sentences.append("Scores are those of the end of training, on each run's evaluation split.")
-        if len(report.rows) > 1:
-            sentences.append("Differences are also tested over images with --split=SPLIT.")
-    else:
-        checkpoints = _distinct(run.measured["checkpoint"] for run in runs)
+    if runs[0].scores is runs[0].final and len(report.rows) > 1:
+        sentences.append("Differences are also tested over images with --split=SPLIT.")
+    if any("boundary" in column.path for column in report.columns):
         sentences.append(
-            "Scores are those of dense_jax.evaluate on split "
-            f"{runs[0].measured.get('evaluation split', 'unknown')}, for the "
-            f"{' or '.join(checkpoints)} checkpoint of each run."
+            "Boundary F1 (SegNet's BF, within 0.75 % of the diagonal) is averaged over each image's "
+            "classes, then over images; boundary IoU, in rims 2 % of the diagonal wide, is computed "
+            "over all images at once."
         )
-        if any("boundary" in column.path for column in report.columns):
-            sentences.append(
-                "Boundary F1 (SegNet's BF, within 0.75 % of the diagonal) is averaged over each "
-                "image's classes, then over images; boundary IoU, in rims 2 % of the diagonal "
-                "wide, is computed over all images at once."
-            )
-    sentences += [*_tuning(report), *_few_seeds(report), *_without_network(report)]
+    sentences += [*_tuning(report)[1:], *_without_network(report)]
     if len(report.rows) > 1:
         sentences.append(
             f"The baseline is {_baseline(report)}. Rows that share fewer than two {report.units} "
@@ -115,34 +106,47 @@ def remarks(report: Report) -> list[str]:
 
 
 def caption(report: Report) -> list[str]:
-    """Returns the sentences of report_caption.tex: what the score table shows."""
+    """Returns what the score table shows, in sentences."""
     if not report.rows:
         return ["No run is finished yet."]
     runs = [run for row in report.rows for run in row.runs]
-    names, counts = report.style.names, [len(row.runs) for row in report.rows]
+    names, units = report.style.names, report.units
+    counts = [row.num_units for row in report.rows]
     dataset, split, images, checkpoint = (
         " or ".join(_distinct(values))
         for values in (
             [names.get(run.scored_dataset, run.scored_dataset) for run in runs],
-            *([run.measured.get(fact, "unknown") for run in runs] for fact in CAPTION_FACTS),
+            *([_fact(run, name) for run in runs] for name in CAPTION_FACTS),
         )
     )
     n = " to ".join(dict.fromkeys(map(str, (min(counts), max(counts)))))
-    noun = "seeds" if max(counts) > 1 else "seed"
-    interval = "; ± is the half width of the 95 % t-interval over the seeds"
+    noun = units if max(counts) > 1 else units.removesuffix("s")
+    interval = f"; ± is the half width of the 95 % t-interval over the {units}"
     about = f"Scores on {dataset}, split {split} ({images} images), of the {checkpoint} checkpoint."
     sentences = [about, f"Means over n = {n} {noun}{interval if max(counts) > 2 else ''}."]
-    sentences += _few_seeds(report)
+    if min(counts) < 3:
+        sentences.append(
+            f"Rows with fewer than three {units} have no interval; the scores of two {units} are in "
+            "parentheses."
+        )
+    if any(math.isnan(row.score(c.path)[0]) for row in report.rows for c in report.columns):
+        sentences.append(f"{ABSENT}: a run has no score.")
     if len(report.rows) > 1:
         sentences.append("Bold: the best mean of a column.")
     if any(p_value < 0.05 for row in report.rows for p_value in row.p_values.values()):
         sentences.append(
-            f"*: p < 0.05 against {_baseline(report)}, in a two-sided paired t-test over seeds with "
-            "Holm's correction."
+            f"*: p < 0.05 against {_baseline(report)}, in a two-sided paired t-test over {units} "
+            "with Holm's correction."
         )
     if any(row.below_baseline for row in report.rows):
         sentences.append(f"{BELOW}: a class has a lower IoU than without a network.")
     return sentences + _tuning(report)[:1]
+
+
+def _fact(run: RunFolder, name: str) -> str:
+    """Returns a fact about how a run was scored, or "unknown". It may be one of a single fold."""
+    facts = {fact.partition(" of fold ")[0]: value for fact, value in run.measured.items()}
+    return facts.get(name, "unknown")
 
 
 def _tuning(report: Report) -> list[str]:
@@ -190,21 +194,13 @@ def _baseline(report: Report) -> str:
     return next(spelled(report.fields, row) for row in report.rows if row.is_baseline)
 
 
-def _few_seeds(report: Report) -> list[str]:
-    """Returns a sentence if a row has fewer than three seeds."""
-    if all(len(row.runs) > 2 for row in report.rows):
-        return []
-    no_interval = "Rows with fewer than three seeds have no interval; "
-    return [no_interval + "the scores of two seeds are in parentheses."]
-
-
 def _without_network(report: Report) -> list[str]:
     """Returns the scores of `evaluation.baselines`, and the classes of lower IoU in each row."""
     stated = dict.fromkeys(
         f"{report.style.score(number(baseline, 'mean_iou'))} ({text(baseline.get('is'))})"
         for row in report.rows
         for run in row.runs
-        for baseline in map(mapping, run.baselines.values())
+        for baseline in run.baselines.values()
         if not math.isnan(number(baseline, "mean_iou"))
     )
     below = [
@@ -236,7 +232,7 @@ def _short_commit(run: RunFolder) -> str:
 
 
 def _versions(run: RunFolder) -> dict[str, str]:
-    versions = {"python": run.environment.get("python"), **mapping(run.environment.get("versions"))}
+    versions = {"python": run.environment.get("python"), **run.environment.get("versions", {})}
     return {name: str(version) for name, version in versions.items() if version}
 
 
@@ -255,7 +251,7 @@ def _initial_weights(run: RunFolder) -> str:
     """Names the weights that a run began with, and their license."""
     if "initial_weights" not in run.environment:
         return "unknown"
-    origin = mapping(run.environment["initial_weights"])
+    origin = run.environment["initial_weights"]
     if not origin:
         return "random"
     return f"{origin.get('source')} (license: {origin.get('license') or 'not known'})"

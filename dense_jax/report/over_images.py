@@ -15,15 +15,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Integer
+from jaxtyping import Float64
 
+from dense_jax.metrics import aggregation
 from dense_jax.report.reading import RunFolder
 from dense_jax.report.statistics import holm
 
 Counts = Float64[np.ndarray, "n 3 s c"]
 
 NUM_DRAWS = 10_000
-_CHUNK = 500  # the number of draws that are computed at once, to limit the memory
 
 
 class ImageTest(NamedTuple):
@@ -148,33 +148,19 @@ def swap_p_value(counts: Counts, others: Counts) -> float:
     else:
         swaps = np.random.default_rng(0).integers(0, 2, (NUM_DRAWS + 1, n), np.int8)
         swaps[0] = 0
-    total, differences = (counts + others).sum(axis=0), []
-    for chunk in np.array_split(swaps, -(-len(swaps) // _CHUNK)):
-        sums = counts.sum(axis=0) + _weighted_sums(chunk, others - counts)
-        differences.append(mean_iou(sums) - mean_iou(total - sums))
-    sizes = np.abs(np.concatenate(differences))  # the first is the observed one
+    # NumPy uses BLAS for float64, in which sums of counts are exact up to 2^53.
+    moved = np.tensordot(swaps.astype(np.float64), others - counts, axes=1)
+    sums, total = counts.sum(axis=0) + moved, (counts + others).sum(axis=0)
+    sizes = np.abs(mean_iou(sums) - mean_iou(total - sums))  # the first is the observed one
     return float(np.mean(sizes >= sizes[0] - 1e-12))  # equal differences may be rounded differently
 
 
 def difference_interval(counts: Counts, others: Counts) -> tuple[float, float]:
     """Returns the ends of the 95% interval of mean_iou(counts) - mean_iou(others).
 
-    The images are resampled with replacement NUM_DRAWS times, the same images for both rows. The
-    ends are the 2.5th and 97.5th percentiles of the resamples' differences, as in
-    `metrics.aggregation.bootstrap`. Resamples without a valid pixel do not count.
+    The images are resampled NUM_DRAWS times, the same images for both rows; see
+    `aggregation.bootstrap`. Resamples without a valid pixel do not count.
     """
-    n, random, differences = len(counts), np.random.default_rng(0), []
-    for _ in range(NUM_DRAWS // _CHUNK):
-        draws = random.multinomial(n, np.full(n, 1 / n), size=_CHUNK)
-        scores = [mean_iou(_weighted_sums(draws, side)) for side in (counts, others)]
-        differences.append(np.subtract(*scores))
-    low, high = np.nanpercentile(np.concatenate(differences), (2.5, 97.5))
-    return float(low), float(high)
-
-
-def _weighted_sums(
-    weights: Integer[np.ndarray, "k n"], counts: Counts
-) -> Float64[np.ndarray, "k 3 s c"]:
-    """Returns sums over images [k, 3, s, c], given k weights of each image [k, n]."""
-    # NumPy uses BLAS for float64, in which sums of counts are exact up to 2^53.
-    return np.tensordot(weights.astype(np.float64), counts, axes=1)
+    sums = (aggregation.resampled_sums(side, NUM_DRAWS) for side in (counts, others))
+    low, high = aggregation.interval(np.subtract(*map(mean_iou, sums))).tolist()
+    return low, high

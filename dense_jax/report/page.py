@@ -10,7 +10,7 @@ from matplotlib import ticker
 
 from dense_jax import class_colors, storage
 from dense_jax.report import manifest, tables
-from dense_jax.report.rows import NOTE, Report, Row, Style, visible
+from dense_jax.report.rows import Report, Row, Style, visible
 
 DASHES = "none", "7 3", "2 3"  # stroke patterns; the pattern changes each time the colors repeat
 IOU = "eval/iou/"
@@ -113,16 +113,10 @@ def to_html(title: str, report: Report, gallery: Mapping[str, Any] | None = None
         "head": head,
         "body": body,
         "names": len(report.fields),
-        "note": NOTE,
+        "caption": " ".join(manifest.caption(report)),
         "notes": report.notes,
         "about": manifest.remarks(report),
-        "seeds": tables.seed_table(report),
-        "seed_note": tables.SEED_NOTE,
-        "images": tables.image_table(report),
-        "image_note": tables.IMAGE_NOTE,
-        "image_refusals": tables.image_refusals(report),
-        "cost": tables.cost_table(report),
-        "cost_note": tables.COST_NOTE,
+        "sections": {name: s._asdict() for name, s in tables.sections(report).items()},
         "manifest": tables.manifest_table(report) if report.rows else None,
         "plot": plot(report.rows),
         "bars": bars(report),

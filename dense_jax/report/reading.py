@@ -1,4 +1,4 @@
-"""Reads a run from its folder, in which any file may be missing, truncated or corrupted."""
+"""Reads a run from its folder, in which any file may be missing or truncated."""
 
 import contextlib
 import hashlib
@@ -6,7 +6,6 @@ import json
 import math
 import pathlib
 import shlex
-import sys
 from typing import Any
 
 import numpy as np
@@ -31,23 +30,21 @@ class RunFolder:
     def __init__(self, folder: pathlib.Path, root: pathlib.Path, split: str | None):
         self.folder = folder
         self.name = folder.relative_to(root).as_posix() if folder != root else root.resolve().name
-        config = _read_json(folder / "config.json")
+        config = files.read_intact(folder / "config.json")
         self.fields = files.flatten(config)
-        self.data = mapping(config.get("data"))
-        fold = self.data.get("fold") if self.data.get("folds") else None
-        self.fold = fold if isinstance(fold, int) else None
+        self.data = config.get("data", {})
+        self.fold = self.data["fold"] if self.data.get("folds") else None
         self.config_hash = config_hash(self.fields)
-        self.dataset, self.environment, self.cost, self.result, failure = (
-            _read_json(folder / f"{name}.json")
-            for name in ("dataset", "environment", "cost", "result", "failure")
+        self.dataset, self.environment, self.cost, self.result, self.tuning, failure = (
+            files.read_intact(folder / f"{name}.json")
+            for name in ("dataset", "environment", "cost", "result", "tuning", "failure")
         )
-        self.tuning = read_tuning(folder / files.TUNING)
         in_training = self.fields.get("data.eval_split") if self.fold is None else folds.FOLD
         evaluated = split or in_training
         # The fold that the scores are from. None if their split is the same for all runs.
         self.scored_fold = self.fold if evaluated == folds.FOLD else None
         self.is_scored_as_tuned = evaluated == in_training  # on the split that chose its rate
-        self.evaluation = read_evaluation(folder / f"evaluation_{evaluated}.json")
+        self.evaluation = files.read_intact(folder / f"evaluation_{evaluated}.json")
         last, self.curve = read_curve(folder / "metrics.jsonl")  # pairs (step, mean IoU)
         self.measured: dict[str, str] = {}  # set by comparable.measure
         self.place = 0  # set by find_runs
@@ -56,12 +53,12 @@ class RunFolder:
         if (folder / "failure.json").exists():
             failed = f"failed: {failure.get('error') or 'its failure.json does not say why'}"
         is_finished = bool(self.fields) and self.result.get("status") == "finished"
-        self.final = mapping(self.result.get("final")) if is_finished else {}
-        self.scores = (self.evaluation if split and self.final else self.final) or {}
+        self.final = self.result.get("final", {}) if is_finished else {}
+        self.scores = self.evaluation if split and self.final else self.final
         # The result of `evaluation.baselines.compare`.
         comparison = self.evaluation if split else self.result
         self.baselines, self.below_baseline = (
-            mapping(comparison.get(name)) for name in ("baselines", "below_baseline")
+            comparison.get(name, {}) for name in ("baselines", "below_baseline")
         )
         # If `scores` is empty, says why.
         self.status = failed or str(
@@ -69,9 +66,7 @@ class RunFolder:
                 "status", f"unfinished, at step {last} of {self.fields.get('num_steps')}"
             )
         )
-        if is_finished and not self.final:
-            self.status = "finished, but its result.json has no final scores"
-        elif is_finished and split:
+        if is_finished and split:
             flags = f"--workdir={folder}", f"--split={split}"
             command = shlex.join(["python", "-m", "dense_jax.evaluate", *flags])
             why = f" ({failed})" if failed else ""
@@ -163,8 +158,8 @@ def _planned(root: pathlib.Path) -> dict[pathlib.Path, tuple[int, dict[str, Any]
     places: dict[str, int] = {}
     planned = {}
     for path in sorted(root.rglob("sweep.json")):
-        for name, run in mapping(_read_json(path).get("runs")).items():
-            override = files.flatten(mapping(run))
+        for name, run in files.read_intact(path).get("runs", {}).items():
+            override = files.flatten(run)
             key = json.dumps([str(path), override | {"seed": None}], sort_keys=True)
             is_trial = name.startswith(f"{files.TRIALS}/")
             place = -1 if is_trial else places.setdefault(key, len(places))
@@ -182,59 +177,18 @@ def config_hash(fields: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        return files.read_json(path)
-    return {}
-
-
-def read_evaluation(path: pathlib.Path) -> dict[str, Any]:
-    """Returns the contents of evaluation_SPLIT.json, or {} if the file is missing or invalid."""
-    evaluation = _read_json(path)
-    try:
-        counts = np.array(evaluation["confusion_matrix"], np.float64)
-        length = len(evaluation["class_names"])
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return {}
-    is_whole = counts.shape == (length, length) and ((counts >= 0) & (counts < math.inf)).all()
-    return evaluation if is_whole and isinstance(evaluation.get("split"), str) else {}
-
-
-def read_tuning(path: pathlib.Path) -> dict[str, Any]:
-    """Returns the contents of tuning.json, or {} if the file is missing or invalid."""
-    tuning = _read_json(path)
-    rates, scores = tuning.get("rates"), tuning.get("scores")
-    if not isinstance(rates, list) or not isinstance(scores, list) or len(rates) != len(scores):
-        return {}
-    numbers = [*rates, *(score for score in scores if score is not None)]
-    is_whole = bool(rates) and all(isinstance(value, int | float) for value in numbers)
-    return tuning if is_whole and isinstance(tuning.get("num_seeds"), int) else {}
-
-
 def read_curve(path: pathlib.Path) -> tuple[int, list[tuple[float, float]]]:
     """Returns the last logged step, and the learning curve as pairs (step, mean IoU).
 
-    If a step was logged twice, the later record wins. An unreadable file gives an empty curve.
+    If a step was logged twice, the later record wins.
     """
-    last, points = 0, {}
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        for record in files.read_records(path):
-            step = number(record, "step")
-            if math.isnan(step):
-                continue
-            last = max(last, int(step))
-            if not math.isnan(value := number(record, "eval/mean_iou")):
-                points[step] = value
-    return last, sorted(points.items())
+    records = files.read_records(path)
+    scored = [record for record in records if record.get("eval/mean_iou") is not None]
+    points = {float(record["step"]): record["eval/mean_iou"] for record in scored}
+    return max((record["step"] for record in records), default=0), sorted(points.items())
 
 
 def number(values: dict[str, Any], key: str) -> float:
-    """Returns values[key] as a float, or NaN if it is not a finite number."""
+    """Returns values[key], or NaN if it is null or missing."""
     value = values.get(key)
-    is_finite = isinstance(value, int | float) and abs(value) <= sys.float_info.max
-    return float(value) if is_finite else math.nan
-
-
-def mapping(value: Any) -> dict[str, Any]:
-    """Returns `value` if it is a dict, else {}."""
-    return value if isinstance(value, dict) else {}
+    return math.nan if value is None else float(value)

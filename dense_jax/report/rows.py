@@ -16,12 +16,6 @@ from dense_jax.report.reading import OPERATIONAL, REPEATED, RunFolder, find_runs
 from dense_jax.spelling import suggestion
 from dense_jax.workdir import files
 
-NOTE = (
-    "Scores are means over the seeds, at the labels' own resolution (–: a seed has no score); ± is "
-    "the half width of the 95 % t-interval over the seeds; bold is the best mean in a column, "
-    "significant or not; * marks a difference from the baseline row with p < 0.05 in a two-sided "
-    "paired t-test over the shared seeds, after Holm's correction over the rows of the column."
-)
 FOLDS_NOTE = (
     "Where there are folds, means, intervals and tests are over the folds instead of the seeds, "
     "and a fold's score is the mean over its seeds. Folds share training images, so their scores "
@@ -160,17 +154,7 @@ def build(
     digits: int | None = None,
     percent: bool = False,
 ) -> Report:
-    """Builds a report on the runs at or below `root`.
-
-    split: The split whose evaluation_SPLIT.json contains the scores. If None, the scores are from
-      the end of training.
-    per_class: Whether to add columns for each class's IoU.
-    baseline: The row to compare the others to; see `find_row`. If None, the first row.
-    mixed: Whether one table may contain runs that are not comparable.
-    columns: The scores to show, such as "mean_iou" or "dice/car". If None, the usual means.
-    names: New names, OLD=NEW, of fields, values of fields, scores and the dataset.
-    digits: The digits after the decimal point. If None, 3, or 1 if `percent`.
-    percent: Whether scores are shown in percent.
+    """Builds a report on the runs at or below `root`. The options are the flags of the command.
 
     Raises ValueError if there are no runs, if the runs are not comparable (unless `mixed`), if
     `baseline` does not match exactly one row, or if `columns` or `names` has an unknown name.
@@ -288,12 +272,10 @@ def visible(value: Any) -> Any:
 
 
 def _name_roots(runs: Sequence[RunFolder]) -> None:
-    """Sets each run's data.root to None, or to a text that identifies the training data.
+    """Sets each run's data.root to None, because for the same data it differs between machines.
 
-    Even for the same data, data.root differs between machines. Runs with the same data.name and
-    training split form a group. If all runs of a group used the same data, their data.root becomes
-    None. Otherwise, it becomes "PATH (FINGERPRINT)". PATH is the data.root of the group's first
-    run with that fingerprint.
+    Where runs with the same data.name and training split used different data, it becomes
+    "PATH (FINGERPRINT)" instead. PATH is the data.root of the first run with that fingerprint.
     """
 
     def name(run: RunFolder) -> tuple[str, str]:

@@ -12,7 +12,7 @@ import numpy as np
 from dense_jax.evaluation.tables import escape, markdown_table
 from dense_jax.report import manifest
 from dense_jax.report.over_images import NUM_DRAWS, ImageTest
-from dense_jax.report.rows import ABSENT, MINUS, NOTE, Column, Report, Row, Style, text
+from dense_jax.report.rows import ABSENT, MINUS, Column, Report, Row, Style, text
 
 COSTS = {  # {key in cost.json: (column heading, divisor, number format)}
     "flops_per_image": ("GFLOPs per image", 1e9, ",.2f"),
@@ -182,10 +182,27 @@ def _image_cells(style: Style, test: ImageTest) -> list[Cell]:
     return [cell._replace(text=ABSENT) for cell in cells] if refusal else cells
 
 
-def image_refusals(report: Report) -> list[str]:
-    """Returns a note for each row that could not be compared with the baseline over images."""
+class Section(NamedTuple):
+    """A table beside the score table.
+
+    missing: The rows that are not in the table, and why.
+    """
+
+    title: str
+    table: Table
+    note: str
+    missing: Sequence[str] = ()
+
+
+def sections(report: Report) -> dict[str, Section]:
+    """Returns the tables of the tests and costs, by the part of their files' names."""
     tests = [(row.name, row.image_test) for row in report.rows]
-    return [f"{name}: {test.refusal}" for name, test in tests if test and test.refusal]
+    refused = [f"{name}: {test.refusal}" for name, test in tests if test and test.refusal]
+    return {
+        "seeds": Section("Tests over seeds", seed_table(report), SEED_NOTE),
+        "images": Section("Tests over images", image_table(report), IMAGE_NOTE, refused),
+        "cost": Section("Cost", cost_table(report), COST_NOTE),
+    }
 
 
 def manifest_table(report: Report) -> tuple[list[str], Table]:
@@ -207,17 +224,15 @@ def to_markdown(report: Report) -> str:
         ]
         return markdown_table(shown, num_names)
 
-    parts = [table(score_table(report)), NOTE, *map(escape, manifest.remarks(report))]
+    notes = [" ".join(manifest.caption(report)), *manifest.remarks(report)]
+    parts = [table(score_table(report)), *map(escape, notes)]
     parts += _listed(report.notes)
-    if len(seed_lines := seed_table(report)) > 1:
-        parts += ["## Tests over seeds", table(seed_lines), SEED_NOTE]
-    if len(image_lines := image_table(report)) > 1:
-        parts += ["## Tests over images", table(image_lines), IMAGE_NOTE]
-        parts += _listed(image_refusals(report))
+    for title, lines, note, missing in sections(report).values():
+        if len(lines) > 1:
+            parts += [f"## {title}", table(lines), note, *_listed(missing)]
     if report.rows:
         shared, differing = manifest_table(report)
-        parts += ["## Cost", table(cost_table(report)), COST_NOTE, "## Manifest"]
-        parts += ["\n".join(f"- {escape(line)}" for line in shared)]
+        parts += ["## Manifest", "\n".join(f"- {escape(line)}" for line in shared)]
         parts += [table(differing, len(differing[0]))]
     return "\n\n".join(parts) + "\n"
 
@@ -230,13 +245,9 @@ def _listed(notes: Sequence[str]) -> list[str]:
 
 
 LATEX = {c: "\\" + c for c in "#$%&_{}"} | {"±": r"$\pm$", "–": "--", MINUS: "$-$"}
-LATEX |= {
-    "†": r"\textdagger{}",
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-}
-LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+LATEX |= {"†": r"\textdagger{}", "\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
+LATEX |= {"^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}"}
+LATEX |= {"|": r"\textbar{}"}
 NEEDED = r"Needs \usepackage{booktabs}. The caption: \caption{\protect\input{report_caption}}"
 
 
@@ -263,7 +274,7 @@ def latex_table(table: Table, num_names: int, comments: Sequence[str]) -> str:
 
 def to_latex(report: Report) -> str:
     """Returns the contents of report.tex: the score table, with notes and manifest as comments."""
-    comments = [NEEDED, NOTE, *manifest.remarks(report), *report.notes]
+    comments = [NEEDED, *manifest.caption(report), *manifest.remarks(report), *report.notes]
     if report.rows:
         shared, differing = manifest_table(report)
         comments += [*shared, *(" | ".join(cell for cell, *_ in line) for line in differing)]
@@ -273,22 +284,6 @@ def to_latex(report: Report) -> str:
 def caption_to_latex(report: Report) -> str:
     """Returns the contents of report_caption.tex: what the score table shows, in sentences."""
     return latex(" ".join(manifest.caption(report))) + "%\n"
-
-
-def cost_to_latex(report: Report) -> str:
-    """Returns the contents of report_cost.tex: the cost table."""
-    return latex_table(cost_table(report), len(report.fields), [COST_NOTE])
-
-
-def seed_to_latex(report: Report) -> str:
-    """Returns the contents of report_seeds.tex: the tests over seeds."""
-    return latex_table(seed_table(report), len(report.fields), [SEED_NOTE])
-
-
-def image_to_latex(report: Report) -> str:
-    """Returns the contents of report_images.tex: the tests over images."""
-    comments = [IMAGE_NOTE, *image_refusals(report)]
-    return latex_table(image_table(report), len(report.fields), comments)
 
 
 _FORMULA = re.compile(r"[=@\t\r]|[+-](?![0-9.]+(e[+-]?[0-9]+)?$)", re.IGNORECASE)

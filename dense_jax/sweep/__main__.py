@@ -1,5 +1,6 @@
 """Implements the command `python -m dense_jax.sweep`; see the package's docstring."""
 
+import functools
 import os
 import re
 import shlex
@@ -12,11 +13,6 @@ from etils import epath
 from dense_jax import command
 from dense_jax.devices import distributed
 from dense_jax.sweep import jobs, keep, plan, tuning
-
-
-def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the sweep's flags and returns all other arguments, such as --config.x=y."""
-    return flags.FLAGS(argv, known_only=True)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -161,4 +157,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("evaluate", None, "Split that dense_jax.evaluate scores after each run.")
     command.define_folder("kept", "Folder that keeps finished runs, which are then not run again.")
     distributed.define_flags()  # passed on to every run
-    command.run(main, flags_parser=parse_flags)
+    # The other arguments, such as --config.x=y, are for the runs.
+    command.run(main, flags_parser=functools.partial(flags.FLAGS, known_only=True))

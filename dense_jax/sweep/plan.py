@@ -96,11 +96,8 @@ def status(workdir: epath.Path) -> str:
 
 
 def is_finished(workdir: epath.Path) -> bool:
-    """Returns whether the run in the workdir has finished.
-
-    If the workdir holds one run per seed, all runs must be finished.
-    """
-    results = [read_json(run / "result.json") for run in files.runs(workdir)]
+    """Returns whether the run in the workdir, or that of each seed there, has finished."""
+    results = [files.read_intact(run / "result.json") for run in files.runs(workdir)]
     return all(result.get("status") == "finished" for result in results)
 
 
@@ -120,15 +117,13 @@ def remember(directory: epath.Path, content: dict[str, Any]) -> list[str]:
     content: The new content of sweep.json: the config file, the flags {dotted path: text}, the
       split to evaluate, and the runs {name: override}.
 
-    A run has started if it has a config.json. From then on, its override and the sweep's config
-    file and flags must not change, because old and new results would be mixed.
-
-    Raises ValueError if one of these changed, and lists the differences. Raises ValueError if
-    `directory` cannot hold checkpoints.
+    Raises ValueError if the config, the flags or the override of a started run (one that has a
+    config.json) changed, because old and new results would be mixed, or if `directory` cannot hold
+    checkpoints.
     """
     files.check_path(directory)
     path = directory / "sweep.json"
-    old = read_json(path)
+    old = files.read_intact(path)
     begun = {
         name: override
         for name, override in old.get("runs", {}).items()
@@ -136,31 +131,14 @@ def remember(directory: epath.Path, content: dict[str, Any]) -> list[str]:
     }
     new = json.loads(json.dumps(content))  # as read back from JSON, where tuples become lists
     if begun:
-        differences = _differences("--config", {"": old["config"]}, {"": new["config"]})
-        differences += _differences("--config.", old["flags"], new["flags"])
+        different = files.differences({"": old["config"]}, {"": new["config"]}, "--config")
+        different += files.differences(old["flags"], new["flags"], "--config.")
         for name in begun.keys() & new["runs"].keys():
-            differences += _differences(f"{name}: ", begun[name], new["runs"][name])
-        if differences:
+            different += files.differences(begun[name], new["runs"][name], f"{name}: ")
+        if different:
             raise ValueError(
                 f"{directory} has runs of another config. Use another folder, or start the "
-                "sweep as before. What differs:\n" + "\n".join(differences)
+                "sweep as before. What differs:\n" + "\n".join(different)
             )
     storage.write_json(path, new | {"runs": new["runs"] | begun})
     return [name for name in begun if name not in new["runs"]]
-
-
-def _differences(what: str, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Returns a line for each key whose value changed."""
-    return [
-        f"  {what}{key}: {old.get(key, 'not set')!r} there, {new.get(key, 'not set')!r} now"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key, "not set") != new.get(key, "not set")
-    ]
-
-
-def read_json(path: epath.Path) -> dict[str, Any]:
-    """Reads a JSON file of a workdir. Returns {} if it is missing or damaged."""
-    try:
-        return files.read_json(path)
-    except (OSError, ValueError):  # missing, or truncated by a crash
-        return {}

@@ -89,14 +89,11 @@ def resolve(run: Run, directory: epath.Path) -> Override | None:
 def trial_score(workdir: epath.Path) -> float | None:
     """Returns the score of a trial. It is NaN if the trial diverged, and None if it has no end."""
     if plan.is_finished(workdir):
-        bests = [plan.read_json(run / "result.json").get("best") for run in files.runs(workdir)]
-        return float(np.mean([_number((best or {}).get("eval/mean_iou")) for best in bests]))
-    error = str(plan.read_json(workdir / plan.FAILURE).get("error"))
+        bests = [files.read_intact(run / "result.json").get("best") for run in files.runs(workdir)]
+        scores = [(best or {}).get("eval/mean_iou") for best in bests]
+        return float(np.mean(np.array(scores, float)))  # None becomes NaN
+    error = str(files.read_intact(workdir / plan.FAILURE).get("error"))
     return math.nan if files.NOT_FINITE in error else None
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def record(run: Run, directory: epath.Path) -> None:

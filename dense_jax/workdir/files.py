@@ -54,8 +54,9 @@ _LOCKS: dict[epath.Path, int | buckets.Lock] = {}
 def check_path(directory: epath.PathLike) -> epath.Path:
     """Returns the absolute path of a workdir.
 
-    Raises ValueError if the path is in a bucket that cannot be written to. Raises ValueError if the path contains [...], ** or a backslash. Orbax reads a path as a glob
-    pattern, and TensorStore reads a backslash as a slash, so checkpoints would be lost.
+    Raises ValueError if the path is in a bucket that cannot be written to, or contains [...], ** or
+    a backslash. Orbax reads a path as a glob pattern, and TensorStore reads a backslash as a slash,
+    so checkpoints would be lost.
     """
     path = storage.absolute(directory)
     if match := re.search(r"\[[^/]+\]|\*\*|\\", str(path)):
@@ -121,6 +122,14 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
         ) from error
 
 
+def read_intact(path: epath.PathLike) -> dict[str, Any]:
+    """Reads a JSON file of a workdir. Returns {} if the file is missing or damaged."""
+    try:
+        return read_json(path)
+    except (OSError, ValueError):
+        return {}
+
+
 def _parse(text: bytes) -> dict[str, Any]:
     match json.loads(text):
         case dict(value):
@@ -162,22 +171,27 @@ def differing_fields(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], what: str = "") -> list[str]:
+    """Returns a line for each key whose value changed. `what` comes before the key."""
+    return [
+        f"  {what}{key}: {old.get(key, 'not set')!r} there, {new.get(key, 'not set')!r} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, "not set") != new.get(key, "not set")
+    ]
+
+
 def compare(workdir: epath.PathLike, config: ConfigDict) -> None:
     """Raises ValueError if the workdir holds a run with a different config.
 
-    The error lists the fields that differ. data.root and OPERATIONAL fields may differ.
+    The error lists the fields that differ. OPERATIONAL fields may differ, and data.root, because
+    `compare_dataset` compares the data.
     """
     path = epath.Path(workdir) / "config.json"
     if not path.exists():
         return
     old, new = flatten(read_json(path)), flatten(storage.to_json(config.to_dict()))
-    different = [
-        f"  {field}: {old.get(field)!r} there, {new.get(field)!r} now"
-        for field in sorted(old.keys() | new.keys())
-        # data.root may change, because compare_dataset compares the data.
-        if old.get(field) != new.get(field) and field not in (*OPERATIONAL, "data.root")
-    ]
-    if different:
+    free = dict.fromkeys((*OPERATIONAL, "data.root"))
+    if different := differences(old | free, new | free):
         raise ValueError(
             f"{path.parent} has a run of another config; use another folder, or the same config to "
             "resume. The fields that differ:\n" + "\n".join(different)

@@ -11,7 +11,6 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -55,7 +54,7 @@ class Logger:
             record
             for record in workdirs.read_records(workdir / "metrics.jsonl")
             if record["step"] < first_step
-            or (record["step"] == first_step and not _is_eval(record))
+            or (record["step"] == first_step and "eval/mean_iou" not in record)
         ]
         path = folder / "metrics.jsonl"
         storage.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
@@ -157,7 +156,3 @@ def _classes(scores: Mapping[str, float]) -> str:
     shown = scored if len(scored) <= NUM_CLASSES else scored[:NUM_WORST]
     text = ", ".join(f"{name} {decimal(iou)}" for iou, name in shown)
     return text if shown == scored else f"worst of {len(scored)} classes: {text}"
-
-
-def _is_eval(record: Mapping[str, Any]) -> bool:
-    return any(name.startswith("eval/") for name in record)

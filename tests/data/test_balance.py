@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dense_jax.data import balance, open_dataset
+from dense_jax.data import balance, open_dataset, verify
 
 COUNTS = np.array([[30, 10, 0, 0], [50, 0, 10, 0], [20, 20, 0, 0]])  # pixels [image, class]
 
@@ -41,7 +41,7 @@ def test_counts_are_those_of_the_valid_pixels_and_are_kept(tiny_folder, monkeypa
     source = open_dataset("folder", str(tiny_folder), "train")
     expected = [[np.sum(source[i]["label"] == c) for c in range(2)] for i in range(len(source))]
     np.testing.assert_array_equal(balance.class_counts(source), expected)
-    monkeypatch.setattr(balance, "_count", None)  # not called again
+    monkeypatch.setattr(verify, "scan", None)  # not called again
     np.testing.assert_array_equal(balance.class_counts(source), expected)
 
 

@@ -87,7 +87,8 @@ def test_depthwise_values_and_gradients_are_those_of_xlas_own(size, strides, dil
             jax.jit(with_gradients(functools.partial(convolve, **options), (strides, padding)))
             for convolve in (convolution, jax.lax.conv_general_dilated)
         )
-        assert "depthwise[" in str(jax.make_jaxpr(fast)(*arrays))
+        is_on_cpu = jax.default_backend() == "cpu"
+        assert ("convolution" in fast.lower(*arrays).as_text()) != is_on_cpu
         for a, b in zip(*(jax.tree.leaves(f(*arrays)) for f in (fast, expected)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
 

@@ -197,6 +197,6 @@ def test_workdirs_are_separated_by_commas_that_their_names_may_contain(tmp_path)
     folders = [tmp_path / name for name in ("a,seed=0", "a,seed=1", "b")]
     for folder in folders:
         folder.mkdir()
-    parse = command._Workdirs().parse
+    parse = command.parse_workdirs
     assert parse(",".join(map(str, folders))) == list(map(str, folders))
     assert parse("none,~/b") == ["none", str(tmp_path.home() / "b")]

@@ -224,15 +224,6 @@ def test_damaged_predictions_of_a_row_leave_the_others(folder, tmp_path, ending,
     assert gallery.build(report.rows, 3) and dict(figures.draw(report))
 
 
-@pytest.mark.parametrize("palette", [None, 3, [[0, 0]], [[0, 0, -1]] * 2, [["a"] * 3] * 2])
-def test_a_damaged_palette_is_that_of_no_dataset(folder, tmp_path, palette):
-    shutil.copytree(folder, tmp_path / "runs")
-    for path in (tmp_path / "runs").rglob("dataset.json"):
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"palette": palette}))
-    legend = gallery.build(build(tmp_path / "runs", "test").rows, 1)["legend"]
-    assert list(legend.values())[:2] == class_colors.default_palette(2).tolist()
-
-
 def test_runs_that_were_not_evaluated_have_a_page(folder):
     report = build(folder)
     assert gallery.build(report[1], 12) is None

