@@ -125,7 +125,7 @@ def test_a_training_step_has_fewer_temporaries_unless_the_user_says_otherwise():
         "x, *kernels = (jax.ShapeDtypeStruct(s, 'float32') for s in [(4, 64, 64, 8)] + 6 * [(3, 3, 8, 8)])\n"
         "print(cost.memory(jax.jit(jax.grad(loss)).lower(kernels, x).compile())['temporaries'])"
     )
-    usual = runtime.IN_LITTLE_MEMORY.replace("false", "true")
+    usual = runtime.XLA_CPU_FLAGS[0].replace("false", "true")
     few, many = (
         int(
             subprocess.run(
