@@ -210,7 +210,10 @@ def tpu_steps(
     """
     jax.config.update("jax_enable_compilation_cache", False)  # it cannot be read without a TPU
     program = assemble(config, num_classes)
-    training, batch, compiled = _training_step(config, program, num_classes, num_channels, devices)
+    with runtime.announced("compiling the training step"):
+        training, batch, compiled = _training_step(
+            config, program, num_classes, num_channels, devices
+        )
     key = jax.eval_shape(jax.random.key, 0)
     flops = cost.flops(training.train_step, training.shapes(), batch, key, {}) or 0
     n = config.num_seeds
@@ -229,7 +232,8 @@ def tpu_steps(
         mesh.placed(variables, mesh.replicated(all_devices)),
         mesh.placed(examples, mesh.sharded(all_devices)),
     )
-    compiled = jit_eval_step(program, all_devices).lower(*arguments).compile()
+    with runtime.announced("compiling the evaluation step"):
+        compiled = jit_eval_step(program, all_devices).lower(*arguments).compile()
     yield Step("evaluation step", compiled, n * flops, n)
 
 
@@ -274,13 +278,21 @@ def tpu_layer_table(compiled: Any, chip: tpu_compiler.Chip) -> str:
 def tpu_tables(
     config: ConfigDict, num_classes: int, num_channels: int, topology: str, num_slices: int = 1
 ) -> Iterator[str]:
-    """Yields the Markdown tables of both steps for TPUs; see `tpu_compiler.describe`."""
+    """Yields the Markdown tables of both steps for TPUs; see `tpu_compiler.describe`.
+
+    A batch that cannot be split evenly over the devices is enlarged until it can.
+    """
     devices, chip = tpu_compiler.describe(topology, num_slices)
+    config, given = copy.deepcopy(config), config.batch_size
+    share = max(1, len(devices) // config.num_seeds) * config.num_microbatches
+    config.batch_size = -(-given // share) * share
     steps = list(tpu_steps(config, num_classes, num_channels, devices))
     rows = [tpu_row(step, len(devices), chip) for step in steps]
+    instead = f" instead of {given}" if given != config.batch_size else ""
     yield (
-        f"For {len(devices)} devices ({devices[0].device_kind}, {num_slices} x {topology}), by the "
-        "TPU compiler's estimates. The time excludes that of collectives."
+        f"For {len(devices)} devices ({devices[0].device_kind}, {num_slices} x {topology}), with "
+        f"batch_size={config.batch_size}{instead}, by the TPU compiler's estimates. The time "
+        "excludes that of collectives."
     )
     lines = [(name, *(row[name] for row in rows)) for name in rows[0]]
     yield markdown_table([("per device", *(step.name for step in steps)), *lines], padded=True)

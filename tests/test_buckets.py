@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 
@@ -17,6 +18,7 @@ from dense_jax.inference.predictor import load
 from dense_jax.report.__main__ import NOT_READ, write
 from dense_jax.workdir import checkpoint, files
 from tests.bucket_server import BucketServer
+from tests.devices.test_multihost import free_port
 from tests.test_train import (
     Killed,
     assert_same_run,
@@ -120,6 +122,34 @@ def test_a_damaged_checkpoint_in_a_bucket_is_set_aside(server):
     assert saved.steps == [1]
     assert (epath.Path("gs://bucket/damaged/latest.unreadable/2/default")).is_dir()
     saved.close()
+
+
+SAVER = """
+import sys
+import jax
+from dense_jax.devices import mesh
+from dense_jax.workdir.checkpoint import Checkpoints
+
+address, process, path = sys.argv[1:]
+jax.distributed.initialize(address, 2, int(process))
+whole = mesh.replicated(mesh.make_mesh())
+state = {"a": jax.jit(lambda: jax.numpy.arange(3.0), out_shardings=whole)()}
+saved = Checkpoints(path)
+saved.save(1, state)
+saved.close()
+shapes = {"a": jax.ShapeDtypeStruct((3,), "float32", sharding=whole)}
+saved = Checkpoints(path)
+assert saved.restore_latest(shapes)["a"].tolist() == [0, 1, 2]
+saved.close()
+"""
+
+
+def test_two_processes_save_in_a_bucket(server):
+    address, path = f"localhost:{free_port()}", "gs://bucket/shared/latest"
+    savers = [
+        subprocess.Popen([sys.executable, "-c", SAVER, address, str(k), path]) for k in range(2)
+    ]
+    assert [saver.wait() for saver in savers] == [0, 0]
 
 
 def test_a_local_copy_follows_the_bucket(root, tiny_folder):

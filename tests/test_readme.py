@@ -6,7 +6,6 @@ import itertools
 import re
 import shlex
 import subprocess
-import sys
 
 import pytest
 from PIL import Image
@@ -31,8 +30,8 @@ TEXTS = {
 RUN_PAGES = ("README", "train", "evaluate", "predict", "export", "data", "speed", "sweeps")
 # Downloads are for a person to start; ONNX files and TPU programs need packages.
 NOT_RUN = ("oxford_iiit_pet", "--format=onnx", "--topology")
-# Other tests run the code of export and scaling, models repeats README, train needs packages.
-CODE_NOT_RUN = ("export", "scaling", "models", "train")
+# Another test runs the code of export, models repeats README, train needs packages.
+CODE_NOT_RUN = ("export", "models", "train")
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -217,9 +216,3 @@ def test_the_readme_is_short_and_its_tables_are_in_the_results():
     assert wide == [[*row[:3], *scores[tuple(row[:3])]] for row in wide]
     columns = [(loss, k) for loss in ("cross_entropy", "soft_dice") for k in ("none", "4, 2, 1")]
     assert pivot == [[row[0], *(scores[*c, row[0]][0] for c in columns)] for row in pivot]
-
-
-def test_the_table_of_scaling_is_what_its_program_prints():
-    (program,) = blocks("scaling", "python")
-    printed = subprocess.check_output([sys.executable, "-c", program], text=True)
-    assert printed in TEXTS["scaling"]

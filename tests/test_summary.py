@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from dense_jax import models, summary
+from dense_jax.devices import tpu_compiler
 from dense_jax.models.decoders import DECODERS
 from dense_jax.models.encoders import ENCODERS
 from dense_jax.models.upsampling import UPSAMPLERS
@@ -274,6 +275,20 @@ def test_twice_the_batch_needs_more_memory_and_twice_the_work_and_allocates_noth
     assert larger["aliased"] == needed["aliased"]
     assert larger["temporaries"] > 1.5 * needed["temporaries"]
     assert larger["flops"] == pytest.approx(2 * needed["flops"], rel=0.1)
+
+
+def test_a_batch_that_a_slice_cannot_split_is_enlarged(monkeypatch):
+    compiled = []
+    chip = tpu_compiler.Chip(memory=16 * 10**9, peak=197e12, clock=1.5e9)
+    monkeypatch.setattr(tpu_compiler, "describe", lambda *_: (jax.devices(), chip))
+    monkeypatch.setattr(summary, "tpu_steps", lambda config, *_: compiled.append(config) or [])
+    config = base.get_config()
+    config.update(batch_size=6, num_microbatches=2)
+    about = next(summary.tpu_tables(config, 3, 3, "v5e-4"))
+    assert "For 4 devices" in about and "with batch_size=8 instead of 6, by" in about
+    assert (compiled[0].batch_size, config.batch_size) == (8, 6)
+    config.batch_size = 16
+    assert "with batch_size=16, by" in next(summary.tpu_tables(config, 3, 3, "v5e-4"))
 
 
 COMMANDS = {

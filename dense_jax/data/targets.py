@@ -12,7 +12,6 @@ from typing import Any
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float16, Float32, Integer
-from scipy import ndimage
 
 from dense_jax.data.source import Examples, Field, Source, Wrapper
 from dense_jax.labels import IGNORE_LABEL, Objects, components
@@ -63,6 +62,8 @@ def border_weights(objects: Objects, weight: float, sigma: float) -> Float32[np.
     the paper, the value is 0 inside objects because the weights are for the background between
     them. Values at d1 + d2 > 6 sigma become 0.
     """
+    from scipy import ndimage  # slow to import, and few runs have border weights
+
     reach = 6 * sigma
     margin = math.ceil(reach)
     nearest, second = np.full((2, *objects.shape), np.inf, np.float32)

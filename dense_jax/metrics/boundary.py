@@ -16,7 +16,6 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float64, Int16, Integer, UInt8
-from scipy.spatial import KDTree
 
 from dense_jax.labels import IGNORE_LABEL
 
@@ -83,6 +82,8 @@ class MapPair:
     def _nearest(self, start: np.ndarray, goal: np.ndarray) -> Distances:
         if not start.size or not goal.size:
             return np.full(len(start), self.diagonal)
+        from scipy.spatial import KDTree  # slow to import, and training does not need it
+
         # A search tree of the few boundary pixels is much faster than one distance transform of the
         # whole image per class and map.
         tree = KDTree(goal, leafsize=20, balanced_tree=False, compact_nodes=False)

@@ -159,13 +159,7 @@ class Ensemble:
             # If a run was killed before its first checkpoint, its config.json exists, so
             # `open_task` did not read the weights.
             initial = task.initial or initial_weights(config, task.program, task.dataset)
-            # On a CPU, this compiles in a third of the time, and the weights have the same bits.
-            fast = {"xla_backend_optimization_level": "1"}
-            init = jax.jit(
-                task.training.init_state,
-                out_shardings=shardings,
-                compiler_options=fast if jax.default_backend() == "cpu" else None,
-            )
+            init = jax.jit(task.training.init_state, out_shardings=shardings)
             states = [init(key, initial.arrays) for key in keys]
         self.step = int(states[0].step)
         self._states = replicas.stack(states, shardings, self._devices)

@@ -79,6 +79,10 @@ class Checkpoints:
             self._manager.wait_until_finished()
         if self._first:
             step, self._first = self._first, 0
+            # Only process 0 finalizes a checkpoint. In others, Orbax takes one in a bucket for
+            # unfinished.
+            if jax.process_index() != 0:
+                return
             try:
                 self._manager.metadata(step)  # opens every array
             except Exception as error:  # orbax and tensorstore raise many types

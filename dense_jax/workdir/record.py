@@ -86,10 +86,11 @@ class RunRecord:
         required folder.
         """
         self.path, self.config, self.title, experiment = folder
-        for name in ("", "checkpoints", "pictures", "tensorboard"):
-            if (path := self.path / name).exists() and not path.is_dir():
-                raise ValueError(f"{path} is a file, but must be a folder: move it away")
         if jax.process_index() == 0:
+            # In a bucket, a folder exists while it holds objects, which this process writes.
+            for name in ("", "checkpoints", "pictures", "tensorboard"):
+                if (path := self.path / name).exists() and not path.is_dir():
+                    raise ValueError(f"{path} is a file, but must be a folder: move it away")
             files.lock(self.path)
             path = self.path / "environment.json"
             if initial_weights is None and path.exists():

@@ -8,6 +8,7 @@ import sys
 import time
 
 import jax
+import numpy as np
 import pytest
 
 from dense_jax import storage
@@ -125,7 +126,7 @@ def test_a_training_step_has_fewer_temporaries_unless_the_user_says_otherwise():
         "x, *kernels = (jax.ShapeDtypeStruct(s, 'float32') for s in [(4, 64, 64, 8)] + 6 * [(3, 3, 8, 8)])\n"
         "print(cost.memory(jax.jit(jax.grad(loss)).lower(kernels, x).compile())['temporaries'])"
     )
-    usual = runtime.IN_LITTLE_MEMORY.replace("false", "true")
+    usual = runtime.XLA_CPU_FLAGS[0].replace("false", "true")
     few, many = (
         int(
             subprocess.run(
@@ -139,3 +140,20 @@ def test_a_training_step_has_fewer_temporaries_unless_the_user_says_otherwise():
         for flags in ("", usual)
     )
     assert few < 0.9 * many
+
+
+def test_the_level_of_optimization_on_cpus_changes_no_bit():
+    """Random numbers, and a gradient with sums and elementwise functions."""
+
+    def gradient(key):
+        x = jax.random.truncated_normal(key, -2.0, 2.0, (4, 6, 6, 8))
+        kernel = jax.random.normal(key, (8, 5))
+        return x, jax.grad(lambda x: -jax.nn.log_softmax(jax.nn.relu(x) @ kernel)[..., 0].mean())(x)
+
+    (level,) = re.findall(r"optimization_level=(\d)", " ".join(runtime.XLA_CPU_FLAGS))
+    lowered = jax.jit(gradient).lower(jax.random.key(0))
+    ours, usual = (
+        lowered.compile({"xla_backend_optimization_level": value})(jax.random.key(0))
+        for value in (level, "3")
+    )
+    jax.tree.map(np.testing.assert_array_equal, ours, usual)
