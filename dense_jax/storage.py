@@ -19,6 +19,7 @@ from typing import IO, Any
 import numpy as np
 from etils import epath
 
+import dense_jax
 from dense_jax import buckets
 
 _LOG = logging.getLogger("dense_jax")
@@ -64,6 +65,18 @@ def write_text(path: epath.PathLike, text: str) -> None:
 def write_json(path: epath.PathLike, value: Any) -> None:
     """Writes a JSON file atomically."""
     write_text(path, json.dumps(to_json(value), indent=2) + "\n")
+
+
+def check_format(path: epath.PathLike, version: Any, newest: int) -> None:
+    """Raises ValueError unless a file's format has a version that this package reads.
+
+    version: What the file says. newest: The newest version of the format, counted from 1.
+    """
+    if type(version) is not int or not 1 <= version <= newest:
+        raise ValueError(
+            f"{path} has version {version!r} of its format, and dense_jax {dense_jax.__version__} "
+            f"reads up to {newest}: use the dense_jax that wrote it, or a newer one"
+        )
 
 
 def to_json(value: Any) -> Any:

@@ -149,6 +149,7 @@ def test_a_run_writes_what_it_promises(finished):
     assert {"eval/iou/dark", "eval/dice/bright", "eval/pixel_accuracy"} <= set(result["final"])
     environment = json.loads((finished / "environment.json").read_text())
     assert environment["num_devices"] == 4 and environment["versions"]["jax"] == jax.__version__
+    assert environment["format_version"] == 1 and environment["versions"]["dense_jax"] == "0.1.0"
 
 
 def test_the_last_evaluation_is_that_of_the_command(finished, tmp_path):
