@@ -50,10 +50,19 @@ def test_help_begins_with_an_example_and_waits_for_no_slow_import():
 def test_a_command_is_run_by_its_name_or_the_end_of_it():
     commands = {
         words: ["dense_jax", *words.split()]
-        for words in ("", "data.doctor --help", "doctor --help", "docter", "xyz", "doctor --name=x")
+        for words in (
+            "",
+            "--version",
+            "data.doctor --help",
+            "doctor --help",
+            "docter",
+            "xyz",
+            "doctor --name=x",
+        )
     }
     ends = forked.run_all(commands, "dense_jax.data.checks")
     assert ends[""].code == 0 and all(f"  {name} " in ends[""].out for name in command.COMMANDS)
+    assert ends["--version"].out == "dense_jax 0.1.0\n"
     full = ends["data.doctor --help"]
     assert full == ends["doctor --help"] and full.out.startswith("Example:")
     assert ends["docter"].err == "error: no command 'docter'; did you mean 'doctor'?\n"
@@ -168,10 +177,13 @@ def test_an_experiment_is_a_file_or_a_name_of_ours(tmp_path, monkeypatch):
     assert ours.samefile(command.experiment_file("unet_ce"))
     monkeypatch.chdir(tmp_path)
     assert ours.samefile(command.experiment_file("unet_ce:size"))
+    assert ours.samefile(command.experiment_file("experiments/unet_ce.py:size"))
     (tmp_path / "unet_ce.py").touch()
     assert command.experiment_file("unet_ce.py") == "unet_ce.py"
     with pytest.raises(ValueError, match="did you mean 'unet_ce'"):
         command.experiment_file("experiments/unet_cee.py")
+    with pytest.raises(ValueError, match="no experiment file 'other/unet_ce"):
+        command.experiment_file("other/unet_ce.py")
     with pytest.raises(ValueError, match=r"did you mean 'unet_dice' or 'unet_ce\.py' or"):
         command.experiment_file("unet_ice.py")
 
