@@ -131,9 +131,9 @@ def _markdown(lines):
             kind = "table"
         elif line.startswith("    "):
             kind = "code"
-        elif line.startswith("  ") and before == "item":
-            kind = "item"
-        elif before != "text" and ITEM.match(line):
+        elif (line.startswith("  ") and before == "item") or (
+            before != "text" and ITEM.match(line)
+        ):
             kind = "item"
         else:
             kind = "text"

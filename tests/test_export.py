@@ -23,13 +23,14 @@ import dense_jax.inference
 from dense_jax import export, load, predict, train, trained
 from dense_jax.inference import exported
 from dense_jax.models.decoders import DECODERS
+from dense_jax.models.encoders import ENCODERS
 from dense_jax.models.upsampling import UPSAMPLERS
 from dense_jax.program import assemble
 from dense_jax.training.initial import initial_weights
 from dense_jax.workdir import files
 from experiments import base
 from tests.conftest import AS_USUAL, REPOSITORY
-from tests.models import FAMILIES
+from tests.models import FAMILIES, has
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")
 NUM_CLASSES = 3
@@ -70,7 +71,7 @@ def assembled(**fields):
     config.model.widths = (2, 3)
     with config.ignore_type():
         config.update_from_flattened_dict(fields)
-    if config.model.encoder != "plain":
+    if has(ENCODERS[config.model.encoder].make, "width_multiplier"):
         config.model.width_multiplier = 1 / 64
     made = assemble(config, NUM_CLASSES)
     shapes = traverse_util.flatten_dict(made.variables(3), sep="/")
