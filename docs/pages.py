@@ -66,6 +66,8 @@ def on_page_markdown(markdown, page, **_):
     def replaced(match):
         text, _, anchor = match.groups("")
         target = _target(path, match)
+        if not (REPOSITORY / target).exists():
+            return match[0]  # code, or a link that mkdocs reports
         if (REPOSITORY / target).is_dir():
             return text[1:-1]
         uri = posixpath.relpath(_uri(target), posixpath.dirname(page.file.src_uri))
