@@ -5,7 +5,7 @@ import re
 import pytest
 from absl import flags
 
-from dense_jax import command
+from dense_jax import __version__, command
 from dense_jax.workdir import files
 from tests import forked
 from tests.conftest import REPOSITORY
@@ -29,6 +29,13 @@ def test_the_table_has_every_command():
     paths = {path.relative_to(PACKAGE).with_suffix("") for path in PATHS}
     names = {".".join(path.parts).removesuffix(".__main__") for path in paths}
     assert names == set(command.COMMANDS)
+
+
+def test_the_changelog_begins_with_this_version_or_with_what_follows_it():
+    newest, *older = re.findall(
+        "^## ([^ \n]+)", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
+    assert __version__ == (older[0] if newest == "Unreleased" else newest)
 
 
 def test_help_begins_with_an_example_and_waits_for_no_slow_import():
@@ -62,7 +69,7 @@ def test_a_command_is_run_by_its_name_or_the_end_of_it():
     }
     ends = forked.run_all(commands, "dense_jax.data.checks")
     assert ends[""].code == 0 and all(f"  {name} " in ends[""].out for name in command.COMMANDS)
-    assert ends["--version"].out == "dense_jax 0.1.0\n"
+    assert ends["--version"].out == f"dense_jax {__version__}\n"
     full = ends["data.doctor --help"]
     assert full == ends["doctor --help"] and full.out.startswith("Example:")
     assert ends["docter"].err == "error: no command 'docter'; did you mean 'doctor'?\n"

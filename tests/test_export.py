@@ -378,7 +378,7 @@ def test_a_file_that_is_damaged_newer_or_missing_is_refused(file, tmp_path):
     for version in (2, 0, "1", None, True, [1]):
         content = changed(file, "format_version", version)
         newer = rewritten(file, tmp_path / "newer.zip", model=content)
-        with pytest.raises(ValueError, match=r"newer.zip has version .* 0.1.0 reads up to 1: use"):
+        with pytest.raises(ValueError, match=r"newer.zip has version .* reads up to 1: use the d"):
             load(newer)
     with pytest.raises(ValueError, match="nowhere does not exist: it must be a workdir or a file"):
         load(tmp_path / "nowhere")
