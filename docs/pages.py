@@ -49,7 +49,7 @@ def on_files(files, config):
             continue
         text = (REPOSITORY / path).read_text()
         if not path.endswith(".md"):
-            hidden = "---\nsearch:\n  exclude: true\n---\n"
+            hidden = "---\nhide: [toc]\nsearch:\n  exclude: true\n---\n"
             text = f"{hidden}# {path}\n\n````{Path(path).suffix[1:]}\n{text}\n````\n"
         elif linked := [_target(path, match) for match in LINK.finditer(text)]:
             pages += [new for new in linked if new not in pages and _is_outside(new)]
