@@ -15,7 +15,8 @@ usage: dense-jax COMMAND [--flag=value ...], the same as python -m dense_jax.COM
 
 {commands}
 
-dense-jax COMMAND --help shows an example and the flags of a command; dense-jax --version, the version."""
+dense-jax COMMAND --help shows an example and the flags of a command, dense-jax --version the
+version."""
 
 
 def main() -> None:

@@ -67,11 +67,13 @@ def write_json(path: epath.PathLike, value: Any) -> None:
     write_text(path, json.dumps(to_json(value), indent=2) + "\n")
 
 
-def check_format(path: epath.PathLike, version: Any, newest: int) -> None:
-    """Raises ValueError unless a file's format has a version that this package reads.
+def check_format(path: epath.PathLike, content: Mapping[str, Any], newest: int) -> None:
+    """Raises ValueError unless this package reads the format of a file.
 
-    version: What the file says. newest: The newest version of the format, counted from 1.
+    content: What the file says. Without a `format_version`, the version is 1.
+    newest: The newest version that this package reads.
     """
+    version = content.get("format_version", 1)
     if type(version) is not int or not 1 <= version <= newest:
         raise ValueError(
             f"{path} has version {version!r} of its format, and dense_jax {dense_jax.__version__} "

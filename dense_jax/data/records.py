@@ -53,7 +53,7 @@ def describe(root: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(
             f"{path}: not written by data.prepare (a folder of images is --name=folder)"
         )
-    storage.check_format(path, description.get("format_version", VERSION), VERSION)
+    storage.check_format(path, description, VERSION)
     return description
 
 

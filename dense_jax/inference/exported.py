@@ -180,8 +180,7 @@ def _read_members(path: epath.Path) -> tuple[Mapping[str, Any], bytes, dict[str,
             about = json.loads(_member(archive, "model.json"))
             if (name := _field(about, "format")) != FORMAT:
                 raise ValueError(f"its format is {name!r}")
-            version = _field(about, "format_version")
-        storage.check_format(path, version, VERSION)
+        storage.check_format(path, about, VERSION)
         with _explaining(DAMAGED.format(path)):
             _check_fields(about)
             serialized = _member(archive, "program.bin")

@@ -75,8 +75,7 @@ class RunFolder:
         elif not self.fields and not failed:
             self.status = "its config.json cannot be read"
         try:
-            version = self.environment.get("format_version", files.VERSION)
-            storage.check_format(folder / "environment.json", version, files.VERSION)
+            storage.check_format(folder / "environment.json", self.environment, files.VERSION)
         except ValueError as error:
             self.scores, self.status = {}, str(error)
 

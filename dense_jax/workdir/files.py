@@ -135,8 +135,7 @@ def read_intact(path: epath.PathLike) -> dict[str, Any]:
 def check_version(workdir: epath.Path) -> None:
     """Raises ValueError if this package does not read the workdir's format."""
     path = workdir / "environment.json"
-    about = read_json(path) if path.exists() else {}
-    storage.check_format(path, about.get("format_version", VERSION), VERSION)
+    storage.check_format(path, read_json(path) if path.exists() else {}, VERSION)
 
 
 def _parse(text: bytes) -> dict[str, Any]:
