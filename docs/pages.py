@@ -11,6 +11,7 @@ from pathlib import Path
 
 import griffe
 from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 REPOSITORY = Path(__file__).parents[1]
@@ -76,16 +77,24 @@ def on_page_markdown(markdown, page, **_):
     return LINK.sub(replaced, markdown)
 
 
-def on_page_content(content, page, **_):
-    """Replaces the formulas of notebooks with MathML, which browsers draw without a script."""
-    if not page.file.src_uri.endswith(".ipynb"):
+def on_page_content(content, page, files, **_):
+    """Makes the links of notebooks lead to pages, and MathML of their formulas."""
+    path = _path(page.file.src_uri)
+    if not path.endswith(".ipynb"):
         return content
 
-    def replaced(match):
+    def linked(match):
+        file = files.get_file_from_path(_uri(_target(path, match)))
+        if file is None:
+            raise PluginError(f"{path} has a link to {match[2]}, which is no page")
+        return match[1] + file.url_relative_to(page.file)
+
+    def drawn(match):
         display = "block" if match[1] == "$$" else "inline"
         return convert(html.unescape(match[2]), display=display)
 
-    return re.sub(r"(\$\$?)([^$<]+)\1", replaced, content)
+    content = re.sub(r"(\$\$?)([^$<]+)\1", drawn, content)
+    return re.sub(r'(href=")(?!\w+:|#)([^"#]+)', linked, content)
 
 
 def _target(path, match):
