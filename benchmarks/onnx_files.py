@@ -28,9 +28,10 @@ from benchmarks.pipeline import hardware
 from dense_jax import export, trained
 from dense_jax.devices import cpu
 from dense_jax.inference import onnx_graph
+from dense_jax.models.encoders import ENCODERS
 from dense_jax.program import assemble
 from experiments import base, segnet_basic, unet_resnet34
-from tests.models import COVERING
+from tests.models import COVERING, has
 
 LARGEST, NUM_CLASSES, BATCH = 1e-4, 11, 2
 
@@ -40,7 +41,7 @@ def networks() -> Iterator[tuple[str, Any, int]]:
     for encoder, name, method in COVERING:
         config = base.get_config()
         config.model.update(encoder=encoder, name=name, upsampling=method, widths=(2, 3, 4, 5))
-        if encoder != "plain":
+        if has(ENCODERS[encoder].make, "width_multiplier"):
             config.model.width_multiplier = 0.125
         yield f"{encoder}, {name}, {method}", config, 64
     config = base.get_config()

@@ -26,6 +26,7 @@ from benchmarks import roofline
 from benchmarks.conformance import table
 from benchmarks.pipeline import hardware, versions
 from dense_jax import losses, metrics, models
+from dense_jax.data.workers import processor_cores
 from dense_jax.devices import cost, cpu, mesh
 from dense_jax.devices import runtime as startup
 from dense_jax.models.normalization import unit
@@ -377,7 +378,7 @@ def main() -> None:
         command=" ".join(["python -m benchmarks.speed", *sys.argv[1:]]),
         date=datetime.date.today(),
         hardware=hardware(),
-        cores=len(os.sched_getaffinity(0)),
+        cores=len(processor_cores()),
         devices=jax.device_count(),
         load=load,
         versions=versions(),

@@ -304,8 +304,9 @@ def _expand_paths(config: Any) -> None:
 def experiment_file(name: str) -> str:
     """Returns the path of the experiment file that --config names.
 
-    name: The value of --config: a path, or the name of a shipped experiment. A suffix ":ARGUMENT",
-      which holds the argument of get_config(), is ignored.
+    name: The value of --config: a path, or the name of a shipped experiment, which may also be
+      written experiments/NAME.py. A suffix ":ARGUMENT", which holds the argument of get_config(),
+      is ignored.
 
     Raises ValueError if the file does not exist. The message suggests similar names.
     """
@@ -314,11 +315,14 @@ def experiment_file(name: str) -> str:
     if file in ours:
         return str(ours[file])
     if not os.path.isfile(file):
+        stem = Path(file).stem
+        if file == f"experiments/{stem}.py" and stem in ours:  # outside a clone
+            return str(ours[stem])
         known = {stem: stem for stem in ours}
         for folder in (Path("experiments"), Path(file).parent) if file.endswith(".py") else ():
             paths = folder.iterdir() if folder.is_dir() else ()
             known |= {path.stem: str(path) for path in sorted(paths) if path.suffix == ".py"}
-        near = suggestion(Path(file).stem, known, known, most=3)
+        near = suggestion(stem, known, known, most=3)
         raise ValueError(f"no experiment file {file!r} (seen from {os.getcwd()}){near}")
     return file
 

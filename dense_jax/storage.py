@@ -19,6 +19,7 @@ from typing import IO, Any
 import numpy as np
 from etils import epath
 
+import dense_jax
 from dense_jax import buckets
 
 _LOG = logging.getLogger("dense_jax")
@@ -64,6 +65,20 @@ def write_text(path: epath.PathLike, text: str) -> None:
 def write_json(path: epath.PathLike, value: Any) -> None:
     """Writes a JSON file atomically."""
     write_text(path, json.dumps(to_json(value), indent=2) + "\n")
+
+
+def check_format(path: epath.PathLike, content: Mapping[str, Any], newest: int) -> None:
+    """Raises ValueError unless this package reads the format of a file.
+
+    content: What the file says. Without a `format_version`, the version is 1.
+    newest: The newest version that this package reads.
+    """
+    version = content.get("format_version", 1)
+    if type(version) is not int or not 1 <= version <= newest:
+        raise ValueError(
+            f"{path} has version {version!r} of its format, and dense_jax {dense_jax.__version__} "
+            f"reads up to {newest}: use the dense_jax that wrote it, or a newer one"
+        )
 
 
 def to_json(value: Any) -> Any:

@@ -5,7 +5,7 @@ import re
 import pytest
 from absl import flags
 
-from dense_jax import command
+from dense_jax import __version__, command
 from dense_jax.workdir import files
 from tests import forked
 from tests.conftest import REPOSITORY
@@ -31,6 +31,13 @@ def test_the_table_has_every_command():
     assert names == set(command.COMMANDS)
 
 
+def test_the_changelog_begins_with_this_version_or_with_what_follows_it():
+    newest, *older = re.findall(
+        "^## ([^ \n]+)", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
+    assert __version__ == (older[0] if newest == "Unreleased" else newest)
+
+
 def test_help_begins_with_an_example_and_waits_for_no_slow_import():
     """Here importing jax fails. The flags that the command requires are not needed."""
     program = (
@@ -50,10 +57,19 @@ def test_help_begins_with_an_example_and_waits_for_no_slow_import():
 def test_a_command_is_run_by_its_name_or_the_end_of_it():
     commands = {
         words: ["dense_jax", *words.split()]
-        for words in ("", "data.doctor --help", "doctor --help", "docter", "xyz", "doctor --name=x")
+        for words in (
+            "",
+            "--version",
+            "data.doctor --help",
+            "doctor --help",
+            "docter",
+            "xyz",
+            "doctor --name=x",
+        )
     }
     ends = forked.run_all(commands, "dense_jax.data.checks")
     assert ends[""].code == 0 and all(f"  {name} " in ends[""].out for name in command.COMMANDS)
+    assert ends["--version"].out == f"dense_jax {__version__}\n"
     full = ends["data.doctor --help"]
     assert full == ends["doctor --help"] and full.out.startswith("Example:")
     assert ends["docter"].err == "error: no command 'docter'; did you mean 'doctor'?\n"
@@ -168,10 +184,13 @@ def test_an_experiment_is_a_file_or_a_name_of_ours(tmp_path, monkeypatch):
     assert ours.samefile(command.experiment_file("unet_ce"))
     monkeypatch.chdir(tmp_path)
     assert ours.samefile(command.experiment_file("unet_ce:size"))
+    assert ours.samefile(command.experiment_file("experiments/unet_ce.py:size"))
     (tmp_path / "unet_ce.py").touch()
     assert command.experiment_file("unet_ce.py") == "unet_ce.py"
     with pytest.raises(ValueError, match="did you mean 'unet_ce'"):
         command.experiment_file("experiments/unet_cee.py")
+    with pytest.raises(ValueError, match="no experiment file 'other/unet_ce"):
+        command.experiment_file("other/unet_ce.py")
     with pytest.raises(ValueError, match=r"did you mean 'unet_dice' or 'unet_ce\.py' or"):
         command.experiment_file("unet_ice.py")
 

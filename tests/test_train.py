@@ -19,7 +19,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from dense_jax import data, evaluate, export, metrics, train
+from dense_jax import __version__, data, evaluate, export, metrics, train
 from dense_jax.command import PREEMPTED
 from dense_jax.data import balance, pipeline
 from dense_jax.devices import mesh
@@ -149,6 +149,8 @@ def test_a_run_writes_what_it_promises(finished):
     assert {"eval/iou/dark", "eval/dice/bright", "eval/pixel_accuracy"} <= set(result["final"])
     environment = json.loads((finished / "environment.json").read_text())
     assert environment["num_devices"] == 4 and environment["versions"]["jax"] == jax.__version__
+    assert environment["format_version"] == files.VERSION
+    assert environment["versions"]["dense_jax"] == __version__
 
 
 def test_the_last_evaluation_is_that_of_the_command(finished, tmp_path):

@@ -3,6 +3,7 @@
 import math
 import os
 import pathlib
+import tempfile
 import threading
 import weakref
 from typing import Any
@@ -30,8 +31,13 @@ class Cached(Examples):
         check_memory(needed, free_memory(), f"{len(source)} examples")
         # An anonymous file (memfd) has no size limit, whereas many containers limit /dev/shm to
         # 64 MB. Unlike a temporary file, a memfd is freed even if all processes that use it are
-        # killed. Unpickled copies open the memfd through /proc.
-        file = os.fdopen(os.memfd_create("dense_jax"), "wb")
+        # killed. Unpickled copies open the memfd through /proc. macOS has only temporary files.
+        if hasattr(os, "memfd_create"):
+            file = os.fdopen(os.memfd_create("dense_jax"), "wb")
+            path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
+        else:
+            file = tempfile.NamedTemporaryFile(prefix="dense_jax")  # noqa: SIM115
+            path = file.name
         weakref.finalize(self, file.close)
         lock = threading.Lock()
 
@@ -44,7 +50,6 @@ class Cached(Examples):
         entries, errors = verify.visit(keep, len(source), "reading and keeping")
         verify.refuse(errors, len(source))
         file.flush()
-        path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
         self.num_channels, self.dtype = source.num_channels, source.dtype
         self.fields, self.has_levels = source.fields, source.has_levels
         self._path, self._entries, self._sizes = path, entries, source.sizes
@@ -85,8 +90,14 @@ def _append(value: Any, file) -> Any:
 
 
 def free_memory() -> float:
-    """Returns the available memory of this host in bytes, including reclaimable memory."""
-    lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+    """Returns the available memory of this host in bytes, including reclaimable memory.
+
+    Where the system does not say how much is available (macOS), returns all memory.
+    """
+    try:
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
 
 

@@ -92,6 +92,7 @@ def _description(
         "dtype": source.dtype,
         "value_range": source.value_range and list(source.value_range),
         "prepared_from": {"name": name, "max_side": max_side},
+        "format_version": records.VERSION,
         "splits": {
             split: {
                 "num_examples": len(source),

@@ -21,8 +21,11 @@ from array_record.python import array_record_data_source
 from jaxtyping import Int32
 from PIL import Image
 
+from dense_jax import storage
 from dense_jax.data import files
 from dense_jax.data.source import Source
+
+VERSION = 1  # of the format, increased if older readers cannot read new files
 
 
 def pack(example: dict[str, Any]) -> bytes:
@@ -50,6 +53,7 @@ def describe(root: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(
             f"{path}: not written by data.prepare (a folder of images is --name=folder)"
         )
+    storage.check_format(path, description, VERSION)
     return description
 
 

@@ -65,7 +65,7 @@ class Pool:
     """Measures images as their predictions arrive, in one worker process per CPU."""
 
     def __init__(self, num_classes: int, foreground: Sequence[int] = ()):
-        num_processes = len(os.sched_getaffinity(0))
+        num_processes = len(workers.processor_cores())
         self._pool = futures.ProcessPoolExecutor(
             num_processes, multiprocessing.get_context("spawn"), initializer=_start_worker
         )
@@ -113,5 +113,8 @@ def _start_worker() -> None:
     # pool sends SIGTERM to all other workers when one dies.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     workers.end_with_parent()
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    if hasattr(os, "sched_setscheduler"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    else:  # macOS
+        os.nice(19)
     cv2.setNumThreads(1)

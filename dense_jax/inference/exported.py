@@ -25,6 +25,7 @@ from etils import epath
 from jax import export
 from safetensors import numpy as safetensors
 
+from dense_jax import storage
 from dense_jax.data import levels
 from dense_jax.inference import ensemble
 from dense_jax.inference.tta import LogitsStep
@@ -67,7 +68,6 @@ def _is_range(value: Any) -> bool:
 # The dotted paths of the fields of model.json that code relies on, with a predicate for each value.
 # The other fields are informational.
 _FIELDS: dict[str, Callable[[Any], bool]] = {
-    "format_version": _integer(1, VERSION),
     "dataset.class_names": _list(_is_text),
     "normalization": _is_text,
     "trained_with": lambda value: isinstance(value, dict),
@@ -105,7 +105,8 @@ def read(path: epath.PathLike) -> Exported:
     JAX promises to read programs for six months. The config and the weights in the file last as
     long as this package builds the same network from them.
 
-    Raises ValueError if the file is missing, damaged, not an exported model, or has a newer format.
+    Raises ValueError if the file is missing, damaged, not an exported model, or of an unknown
+    version.
     """
     about, serialized, weights = _read_members(epath.Path(path))
     try:
@@ -179,12 +180,7 @@ def _read_members(path: epath.Path) -> tuple[Mapping[str, Any], bytes, dict[str,
             about = json.loads(_member(archive, "model.json"))
             if (name := _field(about, "format")) != FORMAT:
                 raise ValueError(f"its format is {name!r}")
-            version = _field(about, "format_version")
-        if type(version) is int and version > VERSION:
-            raise ValueError(
-                f"{path} has version {version} of the format, and this dense_jax reads up to "
-                f"{VERSION}: use a newer one"
-            )
+        storage.check_format(path, about, VERSION)
         with _explaining(DAMAGED.format(path)):
             _check_fields(about)
             serialized = _member(archive, "program.bin")

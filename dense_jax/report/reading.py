@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dense_jax import storage
 from dense_jax.data import decode, folds
 from dense_jax.workdir import files
 
@@ -73,6 +74,10 @@ class RunFolder:
             self.status = f"not evaluated on {split}{why}; do it with: {command}"
         elif not self.fields and not failed:
             self.status = "its config.json cannot be read"
+        try:
+            storage.check_format(folder / "environment.json", self.environment, files.VERSION)
+        except ValueError as error:
+            self.scores, self.status = {}, str(error)
 
     @property
     def scored_dataset(self) -> str:

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from dense_jax import storage
 from dense_jax.command import PREEMPTED
+from dense_jax.data.workers import processor_cores
 from dense_jax.sweep.plan import FAILURE
 
 LOG = "log.txt"
@@ -59,7 +60,7 @@ def shares(num_jobs: int) -> list[Share]:
     """
     if num_jobs == 1:
         return [Share()]
-    cores = _share_out("processor cores", sorted(os.sched_getaffinity(0)), num_jobs)
+    cores = _share_out("processor cores", processor_cores(), num_jobs)
     ids = gpus()
     devices = _share_out("GPUs", ids, num_jobs) if ids else [[]] * num_jobs
     return [
@@ -166,7 +167,7 @@ class Runner:
 
     def _work(self, share: Share, todo: Iterator[tuple[int, Job]]) -> None:
         """Runs jobs one by one on the cores and GPUs in `share`, until no job is left."""
-        if share.cores:
+        if share.cores and hasattr(os, "sched_setaffinity"):  # macOS has no such function
             # For this thread and the processes that it starts. XLA sizes its thread pool to match.
             os.sched_setaffinity(0, share.cores)
         for number, job in todo:

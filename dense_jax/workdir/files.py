@@ -4,9 +4,9 @@ config.json       the whole config, as nested objects
 experiment.py     a copy of the experiment file, as it was when the run began
 dataset.json      class names, palette, number of channels and ladder of tile sizes, enough to
                   predict without the data; fingerprints, which detect changed data
-environment.json  versions, git commit (with "+" if files had changed), devices and command of the
-                  run's latest start; the origin and the license of the weights that the run began
-                  with
+environment.json  version of the workdir's format; versions of packages, git commit (with "+" if
+                  files had changed), devices and command of the run's latest start; the origin and
+                  the license of the weights that the run began with
 metrics.jsonl     one object per line: the step, and values by metric name
 cost.json         FLOPs, memory, speed and the share of evaluations in the time of the training,
                   written when the run finishes
@@ -34,6 +34,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
+import dense_jax
 from dense_jax import buckets, storage
 
 # Fields that may change between two starts of a run, because they do not affect its results.
@@ -42,6 +43,7 @@ OPERATIONAL = (
     *("data.workers", "data.cache", "data.verify", "num_seeds"),
 )
 
+VERSION = 1  # of a workdir's format, increased if older readers cannot read new workdirs
 TUNING = "tuning.json"
 TRIALS = "tuning"  # the folder with the trials of a sweep's learning rates, beside the runs
 NOT_FINITE = "is not finite"  # part of the error of a run that diverged
@@ -130,6 +132,12 @@ def read_intact(path: epath.PathLike) -> dict[str, Any]:
         return {}
 
 
+def check_version(workdir: epath.Path) -> None:
+    """Raises ValueError if this package does not read the workdir's format."""
+    path = workdir / "environment.json"
+    storage.check_format(path, read_json(path) if path.exists() else {}, VERSION)
+
+
 def _parse(text: bytes) -> dict[str, Any]:
     match json.loads(text):
         case dict(value):
@@ -181,7 +189,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], what: str = "") 
 
 
 def compare(workdir: epath.PathLike, config: ConfigDict) -> None:
-    """Raises ValueError if the workdir holds a run with a different config.
+    """Raises ValueError if the workdir holds a run with a different config, or of another format.
 
     The error lists the fields that differ. OPERATIONAL fields may differ, and data.root, because
     `compare_dataset` compares the data.
@@ -189,6 +197,7 @@ def compare(workdir: epath.PathLike, config: ConfigDict) -> None:
     path = epath.Path(workdir) / "config.json"
     if not path.exists():
         return
+    check_version(path.parent)
     old, new = flatten(read_json(path)), flatten(storage.to_json(config.to_dict()))
     free = dict.fromkeys((*OPERATIONAL, "data.root"))
     if different := differences(old | free, new | free):
@@ -234,7 +243,10 @@ def runs(directory: epath.PathLike) -> list[epath.Path]:
 
 
 def read(workdir: epath.PathLike, name: str) -> Any:
-    """Reads the JSON file `name` of a run. Raises ValueError if the file is missing or damaged."""
+    """Reads the JSON file `name` of a run.
+
+    Raises ValueError if the file is missing or damaged, or if the workdir has an unknown format.
+    """
     path = epath.Path(workdir) / name
     if not path.exists():
         if (seeds := runs(workdir)) != [path.parent]:
@@ -243,6 +255,7 @@ def read(workdir: epath.PathLike, name: str) -> Any:
                 f"{', '.join(map(str, seeds))}"
             )
         raise ValueError(f"{path} is missing: --workdir must be that of a run of dense_jax.main")
+    check_version(path.parent)
     return read_json(path)
 
 
@@ -285,7 +298,10 @@ def environment() -> dict[str, Any]:
     return {
         "git_commit": commit + changed or None,
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": {
+            "dense_jax": dense_jax.__version__,
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
         "platform": platform.platform(),
         "num_hosts": jax.process_count(),
         "num_devices": jax.device_count(),

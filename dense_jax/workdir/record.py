@@ -97,6 +97,7 @@ class RunRecord:
                 initial_weights = files.read_json(path).get("initial_weights")
             command = shlex.join(["python", *sys.orig_argv[1:]])
             about = {"command": command, "initial_weights": initial_weights}
+            about |= {"format_version": files.VERSION}
             storage.write_json(path, files.environment() | about)
             config = self.config.to_dict()
             config["data"]["root"] = files.absolute(config["data"]["root"])

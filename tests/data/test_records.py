@@ -230,6 +230,15 @@ def test_spoilt_bytes_are_one_clear_error(prepared):
         verify.verify(Records(prepared, "train"))
 
 
+def test_another_version_of_the_format_is_refused(prepared):
+    path = prepared / "dataset.json"
+    description = json.loads(path.read_text())
+    assert description["format_version"] == 1
+    path.write_text(json.dumps(description | {"format_version": 2}))
+    with pytest.raises(ValueError, match=r"records/dataset.json has version 2 of its format"):
+        data.open_dataset("records", str(prepared), "train")
+
+
 def test_what_is_missing_is_named(prepared, tmp_path):
     with pytest.raises(ValueError, match="no split 'dev'; there are: test, train, val"):
         Records(prepared, "dev")

@@ -5,22 +5,26 @@ import math
 import numpy as np
 import pytest
 
+from dense_jax import metrics
 from dense_jax.labels import IGNORE_LABEL
-from dense_jax.metrics import boundary
+from dense_jax.metrics import boundary, of_kind
 from dense_jax.metrics.boundary import MapPair
 
-
-def boundary_iou(maps, **options):
-    both, either = boundary.boundary_iou(maps, **options).T
-    return np.divide(both, either, out=np.full(len(both), math.nan), where=either > 0)
+METRICS = of_kind("boundary")
 
 
-METRICS = (
-    boundary.boundary_f1,
-    boundary_iou,
-    boundary.hausdorff95,
-    boundary.average_surface_distance,
-)
+def score_of(metric, maps, **options):
+    """The metric of a single image."""
+    value = metric.function(maps, **options)
+    if not metric.pooled:
+        return value
+    top, bottom = value.T
+    return np.divide(top, bottom, out=np.full(len(top), math.nan), where=bottom > 0)
+
+
+def best_and_worst(metric, diagonal):
+    """The scores of a perfect and of a missed object."""
+    return (1, 0) if metric.higher_is_better else (0, diagonal)
 
 
 def boundaries_by_hand(prediction, label, c, reach, chessboard):
@@ -74,7 +78,7 @@ def test_boundary_metrics_equal_brute_force(seed):
     maps = MapPair(prediction, label, 3)
     scores = [
         boundary.boundary_f1(maps, tolerance=0.1),
-        boundary_iou(maps, width=0.2),
+        score_of(metrics.METRICS["boundary_iou"], maps, width=0.2),
         boundary.hausdorff95(maps),
         boundary.average_surface_distance(maps),
     ]
@@ -87,14 +91,15 @@ def test_boundary_metrics_of_perfect_missed_and_absent_classes():
     """A missed object costs the whole diagonal: leaving it out would reward finding less."""
     label = np.zeros((30, 40), np.uint8)
     label[10:20, 10:20] = 1
-    for metric, best, worst in zip(METRICS, (1, 1, 0, 0), (0, 0, 50, 50), strict=True):
-        perfect = metric(MapPair(label, label, 3))
+    for metric in METRICS:
+        best, worst = best_and_worst(metric, 50)
+        perfect = score_of(metric, MapPair(label, label, 3))
         assert perfect.dtype == np.float64
         np.testing.assert_array_equal(perfect, [best, best, np.nan])
-        np.testing.assert_array_equal(metric(MapPair(label, label)), [best, best])
-        missed = metric(MapPair(np.zeros_like(label), label, 3))
+        np.testing.assert_array_equal(score_of(metric, MapPair(label, label)), [best, best])
+        missed = score_of(metric, MapPair(np.zeros_like(label), label, 3))
         assert missed[1] == worst and np.isnan(missed[2])
-        invented = metric(MapPair(label, np.zeros_like(label), 3))
+        invented = score_of(metric, MapPair(label, np.zeros_like(label), 3))
         assert invented[1] == worst
 
 
@@ -126,15 +131,17 @@ def test_ignored_pixels_have_no_boundary_and_make_none():
     label[3:6, 3:6] = 1  # nothing valid next to it
     for metric in METRICS:
         for prediction in (np.ones_like(label), np.where(label == 1, 1, 0)):
-            assert np.all(np.isnan(metric(MapPair(prediction, label, 2))))
-        assert np.all(np.isnan(metric(MapPair(label, np.full_like(label, IGNORE_LABEL), 2))))
+            assert np.all(np.isnan(score_of(metric, MapPair(prediction, label, 2))))
+        nothing = MapPair(label, np.full_like(label, IGNORE_LABEL), 2)
+        assert np.all(np.isnan(score_of(metric, nothing)))
 
 
 def test_boundary_metrics_of_one_pixel():
     one, zero = np.ones((1, 1), int), np.zeros((1, 1), int)
-    for metric, best, worst in zip(METRICS, (1, 1, 0, 0), (0, 0, 2**0.5, 2**0.5), strict=True):
-        np.testing.assert_allclose(metric(MapPair(one, one)), [np.nan, best])
-        np.testing.assert_allclose(metric(MapPair(one, zero)), [worst, worst])
+    for metric in METRICS:
+        best, worst = best_and_worst(metric, 2**0.5)
+        np.testing.assert_allclose(score_of(metric, MapPair(one, one)), [np.nan, best])
+        np.testing.assert_allclose(score_of(metric, MapPair(one, zero)), [worst, worst])
 
 
 def test_maps_of_two_sizes_and_too_many_classes_are_refused():
@@ -160,8 +167,8 @@ def test_maps_of_one_byte():
     wide, narrow = (
         MapPair(prediction.astype(dtype), label.astype(dtype), 3) for dtype in (int, np.uint8)
     )
-    for metric in (*METRICS, boundary.trimap_iou):
-        np.testing.assert_array_equal(metric(narrow), metric(wide))
+    for function in (*(metric.function for metric in METRICS), boundary.trimap_iou):
+        np.testing.assert_array_equal(function(narrow), function(wide))
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -1,4 +1,6 @@
+import inspect
 import itertools
+from collections.abc import Callable
 
 from dense_jax.models.decoders import DECODERS
 from dense_jax.models.encoders import ENCODERS
@@ -20,3 +22,8 @@ COVERING = [
     ),
     ("vgg16", "unet", "max_unpool"),
 ]
+
+
+def has(part: Callable, option: str) -> bool:
+    """Whether an encoder or a decoder has an option."""
+    return option in inspect.signature(part).parameters

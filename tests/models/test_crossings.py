@@ -21,7 +21,7 @@ from dense_jax.models.decoders import DECODERS
 from dense_jax.models.encoders import ENCODERS
 from dense_jax.models.normalization import NORMALIZATIONS
 from experiments import base
-from tests.models import COVERING, FAMILIES
+from tests.models import COVERING, FAMILIES, has
 
 PAIRS = list(zip(FAMILIES, itertools.cycle(DECODERS), strict=False))
 if os.environ.get("DENSE_JAX_CROSSINGS") == "all":
@@ -52,7 +52,8 @@ def test_logits_have_the_size_of_any_image(encoder, name):
 
 @pytest.mark.parametrize("name", [name for name in DECODERS if name not in ("fcn", "unet")])
 def test_every_parameter_of_a_decoder_learns(name):
-    model = make("plain", name, widths=(2, 3, 4), norm="none", decoder_channels=8)
+    narrow = {"decoder_channels": 8} if has(DECODERS[name], "decoder_channels") else {}
+    model = make("plain", name, widths=(2, 3, 4), norm="none", **narrow)
     image = jax.random.normal(jax.random.key(0), (1, 12, 8, 3))
 
     @jax.jit
@@ -71,8 +72,8 @@ def test_every_parameter_of_a_decoder_learns(name):
 @pytest.mark.skipif(os.environ.get("DENSE_JAX_CROSSINGS") != "all", reason="takes minutes")
 @pytest.mark.parametrize(("encoder", "name", "method"), COVERING)
 def test_a_network_of_any_parts_trains_a_step_and_is_exported(encoder, name, method):
-    narrow = {"widths": (2, 3, 4, 5)} if encoder == "plain" else {"width_multiplier": 0.125}
-    model = make(encoder, name, upsampling=method, **narrow)
+    narrow = {"width_multiplier": 0.125} if has(ENCODERS[encoder].make, "width_multiplier") else {}
+    model = make(encoder, name, upsampling=method, widths=(2, 3, 4, 5), **narrow)
     image = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
     label = jnp.zeros((2, 64, 64), jnp.int32).at[:, 20:].set(2)
     tx = optax.adam(1e-3)

@@ -14,26 +14,31 @@ from dense_jax.models.decoders import DECODERS
 from dense_jax.models.decoders.unet import FUSIONS, AttentionGate
 from dense_jax.models.encoders import ENCODERS
 from dense_jax.models.layers import NORMS, Classifier, ConvNorm, mirrored
-from dense_jax.models.segmenter import Pyramid
+from dense_jax.models.segmenter import Encoder, Pyramid
 from dense_jax.models.upsampling import UPSAMPLERS
 from experiments import base
-from tests.models import FAMILIES
+from tests.models import FAMILIES, has
 
 NUM_CLASSES = 3
 WIDTHS = (3, 4, 5, 6)  # strides 1, 2, 4, 8
-SKIPS = dict.fromkeys(ENCODERS, (16, 8)) | {"plain": (4, 1)}
 
 
 def make(**fields):
     config = base.get_config().model
     config.widths = WIDTHS
-    if fields.get("encoder", "plain") != "plain":
+    encoder, name = fields.get("encoder", "plain"), fields.get("name", "unet")
+    if encoder in ENCODERS and has(ENCODERS[encoder].make, "width_multiplier"):
         config.width_multiplier = 1 / 64
-    if fields.get("name") not in (None, "fcn", "unet"):
+    if name in DECODERS and has(DECODERS[name], "decoder_channels"):
         config.decoder_channels = 4
     with config.ignore_type():
         config.update_from_flattened_dict(fields)
     return models.build(config, NUM_CLASSES)
+
+
+def deep_skips(encoder):
+    """The two deepest strides that the encoder's features can be fused at."""
+    return make(encoder=encoder).encoder.spec.strides[-3:-1]
 
 
 def fit(name, encoder, upsampling):
@@ -105,7 +110,7 @@ def assert_decodes(name, encoder, upsampling, skips):
 def test_every_upsampling_method_decodes(name, upsampling):
     for encoder in ("plain", "vgg16") if name == "unet" else ("plain",):
         if fit(name, encoder, upsampling):
-            assert_decodes(name, encoder, upsampling, SKIPS[encoder])
+            assert_decodes(name, encoder, upsampling, deep_skips(encoder))
         else:
             with pytest.raises(ValueError, match="max_unpool"):
                 make(name=name, encoder=encoder, upsampling=upsampling)
@@ -125,7 +130,7 @@ def test_every_decoder_decodes_every_encoder(name):
         strides = make(name=name, encoder=encoder, upsampling="nearest").encoder.spec.strides
         encoders[strides] = encoder
     for encoder in encoders.values():
-        assert_decodes(name, encoder, "nearest", SKIPS[encoder])
+        assert_decodes(name, encoder, "nearest", deep_skips(encoder))
 
 
 @pytest.mark.parametrize("encoder", FAMILIES)
@@ -203,7 +208,7 @@ def test_skips_connect_whatever_else_is_chosen(fields):
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("encoder", ["alexnet", "vgg16", "resnet18"])  # one per set of strides
 def test_skips_connect_every_encoder(name, encoder):
-    assert connected_strides(name, encoder, SKIPS[encoder]) == {32, *SKIPS[encoder]}
+    assert connected_strides(name, encoder, deep_skips(encoder)) == {32, *deep_skips(encoder)}
 
 
 @pytest.mark.parametrize(
@@ -404,15 +409,17 @@ def test_rematerialization_changes_neither_values_nor_gradients(fields):
 
 
 @pytest.mark.parametrize("encoder", FAMILIES)
-def test_every_stage_of_an_encoder_is_rematerialized(encoder):
+def test_every_stage_of_an_encoder_is_rematerialized(encoder, monkeypatch):
     """One checkpoint per stage of the encoder, seen in the program."""
+    stages, stage = [], Encoder.stage
+    monkeypatch.setattr(Encoder, "stage", lambda *parts: stages.append(parts) or stage(*parts))
     model = make(encoder=encoder, remat=True, upsampling="nearest", name="fcn", skips=())
     variables = shapes_of(model)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    stages.clear()
     program = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, image)
-    strides = model.encoder.spec.strides
-    stages = {"alexnet": 3, "vgg16": 5}.get(encoder, len(strides))  # others have one per stride
-    assert sum(eqn.primitive.name in ("checkpoint", "remat2") for eqn in program.eqns) == stages
+    found = sum(eqn.primitive.name in ("checkpoint", "remat2") for eqn in program.eqns)
+    assert found == len(stages) > 0
 
 
 @pytest.mark.parametrize(

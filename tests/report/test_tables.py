@@ -449,6 +449,15 @@ def test_a_damaged_file_ends_no_report_of_other_runs(tmp_path, file, content):
     assert page.to_html("title", report) and cost_csv(report)
 
 
+def test_a_run_of_another_format_is_named_and_left_out(tmp_path):
+    for name, version in (("a", 1), ("b", 2)):
+        add(tmp_path, name, files={"environment": {"format_version": version}}, loss=name)
+    report = build(tmp_path)
+    assert [run.name for row in report.rows for run in row.runs] == ["a"]
+    assert "b: " in tables.to_markdown(report)
+    assert "environment.json has version 2 of its format" in tables.to_markdown(report)
+
+
 def test_classes_below_a_baseline_are_marked_and_named(tmp_path):
     final = {"step": 20, "eval/mean_iou": 0.5, "eval/iou/sky": 0.9, "eval/iou/road": 0.1}
     baselines = {"commonest_class": {"is": "always sky", "mean_iou": 0.31, "iou": {"sky": 0.62}}}

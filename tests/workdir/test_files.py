@@ -41,6 +41,23 @@ def test_a_damaged_file_is_named_with_the_way_out(folder, content):
         _ = RunFolder(folder, config).result
 
 
+def test_a_workdir_of_another_format_is_refused(folder):
+    config = ConfigDict({"data": {"root": ""}})
+    storage.write_json(folder / "config.json", config.to_dict())
+    for about in ({}, {"format_version": files.VERSION}):
+        storage.write_json(folder / "environment.json", about)
+        files.read(folder, "config.json")
+        files.compare(folder, config)
+    for version in (files.VERSION + 1, 0, "1", True, None):
+        storage.write_json(folder / "environment.json", {"format_version": version})
+        for use in (
+            lambda: files.read(folder, "config.json"),
+            lambda: files.compare(folder, config),
+        ):
+            with pytest.raises(ValueError, match=r"environment.json has version .* use the dense"):
+                use()
+
+
 @pytest.mark.parametrize("line", [b'{"st', b"", b'{"step": \xff}', b"[]", b'{"stop": 2}'])
 def test_a_damaged_record_is_said_and_left_out(folder, caplog, line):
     (folder / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n{"ste')
