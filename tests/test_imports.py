@@ -24,6 +24,7 @@ FLOORS = (
     ("models", "losses", "metrics", "data", "devices"),
     ("command", "drawing"),
     ("class_colors",),
+    ("regions",),
     ("labels", "storage", "spelling", "geometry", "hub"),
     ("buckets",),
 )
@@ -37,6 +38,7 @@ NEVER_JAX = (
     "report",
     "drawing",
     "class_colors",
+    "regions",
     "labels",
     "storage",
     "spelling",

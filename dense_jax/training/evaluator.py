@@ -21,7 +21,8 @@ class Evaluator:
         eval_step = functools.partial(
             steps.eval_step,
             logits_step=task.program.logits_step,
-            num_classes=task.eval_source.num_classes,
+            num_classes=task.program.num_classes,
+            regions=task.program.regions,
             loss_fn=task.training.loss_fn,
         )
         self._eval_step = jit_eval_step(task.program._replace(eval_step=eval_step), devices)
