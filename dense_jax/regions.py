@@ -21,13 +21,14 @@ class Regions(NamedTuple):
     """The regions of a dataset.
 
     classes: The classes of each region, by their indices.
-    thresholds: A pixel is predicted to be in a region if its probability is larger than this.
+    thresholds: A pixel is predicted to be in a region if its probability is larger than the
+      region's threshold. A tuple, or within a step an array [r].
     """
 
     names: tuple[str, ...]
     classes: tuple[tuple[int, ...], ...]
     num_classes: int
-    thresholds: tuple[float, ...]
+    thresholds: Any
 
     @property
     def table(self) -> UInt8[np.ndarray, "256 r"]:

@@ -21,7 +21,7 @@ FLOORS = (
     ("inference",),
     ("trained *",),
     ("program *", "config *", "workdir"),
-    ("models", "losses", "metrics", "data", "devices"),
+    ("models", "losses", "metrics", "outputs", "data", "devices"),
     ("command", "drawing"),
     ("class_colors",),
     ("regions",),

@@ -70,7 +70,7 @@ def eval_step(
 
     def measure(lane: tuple[Array, Array]) -> dict[str, Array]:
         scores, thresholds = lane
-        own: Any = regions and regions._replace(thresholds=thresholds)
+        own = regions and regions._replace(thresholds=thresholds)
         counts = count(outputs.decide(scores, own), label, scores.shape[-1], own)
         return {"counts": counts, **probabilities.sums(scores, outputs.targets(label, regions))}
 

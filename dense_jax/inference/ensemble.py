@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dense_jax.regions import Regions
@@ -50,6 +51,6 @@ def mean_entropy(
     learning", equation 3): it is 0 where the networks agree, however much each of them doubts.
     """
     if regions:
-        both = (jax.scipy.special.entr(jax.nn.sigmoid(z)) for z in (logits, -logits))
-        return sum(both).mean(axis=(0, -1))
-    return jax.scipy.special.entr(jax.nn.softmax(logits)).sum(axis=-1).mean(axis=0)
+        logits = jnp.stack([jnp.zeros_like(logits), logits], axis=-1)
+    entropies = jax.scipy.special.entr(jax.nn.softmax(logits)).sum(axis=-1).mean(axis=0)
+    return entropies.mean(axis=-1) if regions else entropies

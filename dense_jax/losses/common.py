@@ -48,7 +48,7 @@ class Prepared(NamedTuple):
     def log_p(self) -> Float[Array, "b h w d"]:
         """Returns log p of each pixel's class (d = 1), or log p or log(1 - p) of each region."""
         if self.has_regions:
-            return jnp.where(self.target, *map(jax.nn.log_sigmoid, (self.logits, -self.logits)))
+            return jax.nn.log_sigmoid(jnp.where(self.target, self.logits, -self.logits))
         # Select instead of multiplying, because a product needs a float32 one-hot array in memory.
         log_p = jax.nn.log_softmax(self.logits)
         return jnp.sum(log_p, axis=-1, where=self.target, keepdims=True)

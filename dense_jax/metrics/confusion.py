@@ -45,7 +45,7 @@ def region_matrices(predictions: ArrayLike, masks: ArrayLike) -> Int32[Array, "r
     The arguments are masks [..., r]. Pixels with another value in `masks` are not counted.
     """
     sides = (jnp.moveaxis(jnp.asarray(x), -1, 0) for x in (predictions, masks))
-    return jax.lax.map(lambda pair: confusion_matrix(*pair, 2), tuple(sides))
+    return jax.lax.map(lambda pair: confusion_matrix(pair[0], pair[1], 2), tuple(sides))
 
 
 def _count_by_adding(

@@ -265,8 +265,9 @@ class Ensemble:
                 return
             example = source[i]
             image = levels.picture(example["image"], value_range=source.value_range)
-            flat = (regions.flat(x, source.regions) for x in (label, classes))
-            pictures = drawing.comparison(image, *flat, class_colors.to_palette(colors))
+            truth, guess = (regions.flat(x, source.regions) for x in (label, classes))
+            palette = class_colors.to_palette(colors)
+            pictures = drawing.comparison(image, truth, guess, palette)
             rows[i] = example["name"], pictures
 
         sums = scoring.score(
