@@ -78,7 +78,7 @@ class Records(Source):
         self.num_channels = description["num_channels"]
         self.dtype = description["dtype"]
         self.value_range = description["value_range"]
-        self.regions = regions.read(self.class_names, description["regions"])
+        self.regions = regions.read(self.class_names, description.get("regions"))
         if description["palette"]:
             self.palette = np.array(description["palette"], np.uint8)
         self.has_instances = splits[split]["has_instances"]
