@@ -41,8 +41,6 @@ from dense_jax.training.initial import initial_weights
 from experiments import base
 from tests.conftest import REPOSITORY
 
-pytestmark = pytest.mark.usefixtures("unchecked_shapes")
-
 CLASSES = ["normal", "edema", "core"]
 DECLARED = {"whole": ["edema", "core"], "core": ["core"], "not/edema": ["normal", "core"]}
 REGIONS = regions.read(CLASSES, DECLARED)
@@ -416,47 +414,10 @@ def test_the_masks_of_a_geotiff_file_keep_its_place_and_its_nodata(networks, tmp
         file.write(pixels)
     assert predict.predict(networks[0], str(tmp_path / "a.tif"), tmp_path / "out") == []
     masks = load(networks[0])(str(tmp_path / "a.tif"))
-    assert np.all((masks[:4, :5] == IGNORE_LABEL)) and np.all(masks[4:] <= 1)
+    assert np.all(masks[:4, :5] == IGNORE_LABEL) and np.all(masks[4:] <= 1)
     with rasterio.open(tmp_path / "out/a_core.tif") as file:
         np.testing.assert_array_equal(file.read(1), masks[..., 1])
         assert file.nodata == IGNORE_LABEL and file.transform == options["transform"]
-
-
-def test_an_exported_file_predicts_the_same_masks(networks, root, evaluated, tmp_path):
-    file = str(Path(networks[0]) / "calibration.json")
-    about = export.export(networks[0], tmp_path / "a.zip", calibration=file)
-    assert about["thresholds"] == evaluated["calibration"]["thresholds"]
-    image = examples_of(root, "test")[1]["image"]
-    expected, read = load(networks[0], calibration=file), load(tmp_path / "a.zip")
-    np.testing.assert_allclose(read.probabilities(image), expected.probabilities(image), atol=1e-6)
-    np.testing.assert_array_equal(read(image), expected(image))
-    assert "3 regions: whole, core, not/edema" in repr(read)
-    export.export(networks, tmp_path / "both.zip")
-    both = load(networks).probabilities(image)
-    np.testing.assert_allclose(load(tmp_path / "both.zip").probabilities(image), both, atol=1e-6)
-
-
-def test_an_onnx_file_has_the_masks_and_the_probabilities(networks, root, evaluated, tmp_path):
-    runtime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnx")
-    file = str(Path(networks[0]) / "calibration.json")
-    predictor = load(networks[0], calibration=file)
-    image = np.random.default_rng(0).integers(0, 256, (*predictor.ladder[-1], 1)).astype(np.uint8)
-    p, thresholds = predictor.probabilities(image), np.float32(predictor.regions.thresholds)
-    for result in ("classes", "probabilities"):
-        options = {"calibration": file, "image_size": image.shape[:2], "result": result}
-        export.export_onnx(networks[0], tmp_path / f"{result}.onnx", **options)
-        session = runtime.InferenceSession(tmp_path / f"{result}.onnx")
-        (found,) = session.run(None, {session.get_inputs()[0].name: image[None]})
-        if result == "probabilities":
-            np.testing.assert_allclose(found[0], p, atol=1e-5)
-        else:
-            clear = np.abs(p - thresholds) > 1e-5
-            assert found.dtype == np.uint8 and clear.mean() > 0.9
-            np.testing.assert_array_equal(found[0][clear], (p > thresholds)[clear])
-    facts = session.get_modelmeta().custom_metadata_map
-    assert json.loads(facts["regions"]) == DECLARED
-    assert json.loads(facts["thresholds"]) == evaluated["calibration"]["thresholds"]
 
 
 def test_the_demo_shows_and_offers_the_masks(networks, root, tmp_path):
@@ -601,3 +562,42 @@ def test_one_foreground_class_is_a_sigmoid_network(tmp_path):
         mask = np.asarray(Image.open(out / f"{example['name']}_cell.png"))
         objects = np.asarray(Image.open(out / f"{example['name']}_objects.png"))
         np.testing.assert_array_equal(objects > 0, mask == 255)
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_an_exported_file_predicts_the_same_masks(networks, root, evaluated, tmp_path):
+    file = str(Path(networks[0]) / "calibration.json")
+    about = export.export(networks[0], tmp_path / "a.zip", calibration=file)
+    assert about["thresholds"] == evaluated["calibration"]["thresholds"]
+    image = examples_of(root, "test")[1]["image"]
+    expected, read = load(networks[0], calibration=file), load(tmp_path / "a.zip")
+    np.testing.assert_allclose(read.probabilities(image), expected.probabilities(image), atol=1e-6)
+    np.testing.assert_array_equal(read(image), expected(image))
+    assert "3 regions: whole, core, not/edema" in repr(read)
+    export.export(networks, tmp_path / "both.zip")
+    both = load(networks).probabilities(image)
+    np.testing.assert_allclose(load(tmp_path / "both.zip").probabilities(image), both, atol=1e-6)
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_an_onnx_file_has_the_masks_and_the_probabilities(networks, root, evaluated, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    file = str(Path(networks[0]) / "calibration.json")
+    predictor = load(networks[0], calibration=file)
+    image = np.random.default_rng(0).integers(0, 256, (*predictor.ladder[-1], 1)).astype(np.uint8)
+    p, thresholds = predictor.probabilities(image), np.float32(predictor.regions.thresholds)
+    for result in ("classes", "probabilities"):
+        options = {"calibration": file, "image_size": image.shape[:2], "result": result}
+        export.export_onnx(networks[0], tmp_path / f"{result}.onnx", **options)
+        session = runtime.InferenceSession(tmp_path / f"{result}.onnx")
+        (found,) = session.run(None, {session.get_inputs()[0].name: image[None]})
+        if result == "probabilities":
+            np.testing.assert_allclose(found[0], p, atol=1e-5)
+        else:
+            clear = np.abs(p - thresholds) > 1e-5
+            assert found.dtype == np.uint8 and clear.mean() > 0.9
+            np.testing.assert_array_equal(found[0][clear], (p > thresholds)[clear])
+    facts = session.get_modelmeta().custom_metadata_map
+    assert json.loads(facts["regions"]) == DECLARED
+    assert json.loads(facts["thresholds"]) == evaluated["calibration"]["thresholds"]

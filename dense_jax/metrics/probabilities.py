@@ -31,7 +31,16 @@ def sums(
     region k.
     """
     if label.ndim == 3:
-        return _sums_of_regions(logits, label)
+        both = jnp.stack([jnp.zeros_like(logits), logits], axis=-1)
+        by_region = jax.lax.map(
+            lambda region: sums(*region), (jnp.moveaxis(both, 2, 0), jnp.moveaxis(label, 2, 0))
+        )
+        return {
+            name: jnp.concatenate([x[:, 1], x[:, 2].sum(axis=0, keepdims=True)])
+            if x.ndim > 1
+            else x.sum()
+            for name, x in by_region.items()
+        }
     is_true = label[..., None] == jnp.arange(logits.shape[-1])[None, None]
     is_valid = (label >= 0) & (label < logits.shape[-1])
     logs = jax.nn.log_softmax(logits)
@@ -48,31 +57,6 @@ def sums(
     return {
         "nll": -jnp.where(is_true, logs, 0).sum(),
         "brier": jnp.where(is_valid[..., None], jnp.square(p - is_true), 0).sum(),
-        "binned": binned,
-        "probability": probability,
-    }
-
-
-def _sums_of_regions(
-    logits: Float[Array, "h w r"], masks: Integer[Array, "h w r"]
-) -> dict[str, Float[Array, "..."] | Integer[Array, "..."]]:
-    is_inside, is_valid = masks == 1, masks <= 1
-    p, outside = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
-    log_p = jax.nn.log_sigmoid(jnp.where(is_inside, logits, -logits))
-    lanes = (
-        jnp.concatenate([p, jnp.maximum(p, outside)], axis=-1),
-        jnp.concatenate([is_inside, (logits > 0) == is_inside], axis=-1),
-        jnp.concatenate([is_valid, is_valid], axis=-1),
-    )
-    binned, probability = (
-        jnp.concatenate([x[: p.shape[-1]], x[p.shape[-1] :].sum(axis=0, keepdims=True)])
-        for x in jax.lax.map(
-            lambda lane: _histogram(*lane), tuple(jnp.moveaxis(x, -1, 0) for x in lanes)
-        )
-    )
-    return {
-        "nll": -jnp.where(is_valid, log_p, 0).sum(),
-        "brier": jnp.where(is_valid, 2 * jnp.square(p - is_inside), 0).sum(),
         "binned": binned,
         "probability": probability,
     }

@@ -29,7 +29,7 @@ class Evaluator:
         self._compiled: dict[tuple[int, ...], Any] = {}  # by the shape of the batch's images
         self._compile_seconds = 0.0
 
-    def __call__(self, variables: Any, batch: Mapping[str, jax.Array]) -> tuple[Any, jax.Array]:
+    def __call__(self, variables: Any, batch: Mapping[str, jax.Array]) -> tuple[Any, Any]:
         """Starts the evaluation of a batch. Compiles the step for each new shape."""
         shape = batch["image"].shape
         if shape not in self._compiled:
