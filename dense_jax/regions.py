@@ -49,7 +49,7 @@ class Regions(NamedTuple):
 
 def read(
     class_names: Sequence[str],
-    declared: Mapping[str, Sequence[str]] | None,
+    declared: Any,
     thresholds: Mapping[str, float] | None = None,
 ) -> Regions | None:
     """Returns the regions declared as {name: class names}, or None if there are none.
