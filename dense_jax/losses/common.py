@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Integer
 
 from dense_jax.labels import IGNORE_LABEL
 
@@ -23,6 +23,7 @@ class Prepared(NamedTuple):
     has_regions: Whether the labels are masks of regions.
     """
 
+    labels: Integer[Array, "b h w *r"]
     logits: Float[Array, "b h w c"]
     target: Bool[Array, "b h w c"]
     valid: Bool[Array, "b h w"]
@@ -63,10 +64,11 @@ class Prepared(NamedTuple):
 
     def true_weights(self, weights: Float[Array, " c"]) -> Float[Array, "b h w d"]:
         """Returns the weights of the terms of `log_p`, which are 0 at ignored pixels."""
-        weights = jnp.broadcast_to(weights.reshape(1, 1, 1, -1), self.target.shape)
         if self.has_regions:
-            return jnp.where(self.valid[..., None], weights, 0)
-        return jnp.sum(weights, axis=-1, where=self.target, keepdims=True)
+            weights = jnp.broadcast_to(weights.reshape(1, 1, 1, -1), self.target.shape)
+        else:
+            weights = jnp.take(weights, self.labels, mode="clip")[..., None]
+        return jnp.where(self.valid[..., None], weights, 0)
 
 
 def prepare(logits: ArrayLike, labels: ArrayLike) -> Prepared:
@@ -95,7 +97,7 @@ def prepare(logits: ArrayLike, labels: ArrayLike) -> Prepared:
     # Select before any arithmetic. Selecting later would leave 0 * NaN = NaN in the gradient.
     logits = jnp.where(valid[..., None], logits, 0)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    return Prepared(logits, target, valid, has_regions)
+    return Prepared(labels, logits, target, valid, has_regions)
 
 
 def check_choice(name: str, value: object, *choices: str) -> None:
