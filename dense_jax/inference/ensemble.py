@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dense_jax.regions import Regions
@@ -50,7 +49,8 @@ def mean_entropy(
     class and the network (Depeweg et al. 2018, "Decomposition of uncertainty in Bayesian deep
     learning", equation 3): it is 0 where the networks agree, however much each of them doubts.
     """
-    if regions:
-        logits = jnp.stack([jnp.zeros_like(logits), logits], axis=-1)
-    entropies = jax.scipy.special.entr(jax.nn.softmax(logits)).sum(axis=-1).mean(axis=0)
-    return entropies.mean(axis=-1) if regions else entropies
+    entr = jax.scipy.special.entr
+    if regions:  # logits may be infinite, which a softmax does not allow
+        entropies = entr(jax.nn.sigmoid(logits)) + entr(jax.nn.sigmoid(-logits))
+        return entropies.mean(axis=(0, -1))
+    return entr(jax.nn.softmax(logits)).sum(axis=-1).mean(axis=0)

@@ -157,8 +157,8 @@ class Predictor:
         size = " x ".join(map(str, np.max(self.ladder, axis=0)))
         kind, names = "regions" if self.regions else "classes", self.output_names
         return (
-            f"<Predictor: {self.about}; {len(names)} {kind}: {some(names, 12)}; trained on images of up to {size} pixels "
-            f"(height x width), channels: {self.num_channels}>"
+            f"<Predictor: {self.about}; {len(names)} {kind}: {some(names, 12)}; trained on images "
+            f"of up to {size} pixels (height x width), channels: {self.num_channels}>"
         )
 
     def __call__(self, image: AnyImage) -> UInt8[np.ndarray, "h w *r"]:
