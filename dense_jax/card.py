@@ -105,7 +105,8 @@ def _readme(
         known = slug in HUB_LICENSES
         metadata += [f"license: {slug}"] if known else ["license: other", f"license_name: {slug}"]
     images = data["root"] if data["name"] == "folder" else data["name"]
-    classes = ", ".join(map(tables.escape, dataset["class_names"]))
+    kind = "regions" if dataset["regions"] else "classes"
+    names = list(dataset["regions"] or dataset["class_names"])
     sections = [
         f"## Scores on {scores['split']}\n\n{_below_title(page)}\n\n"
         f"The worst images:\n\n![Input, truth, prediction, errors](evaluation_{scores['split']}.png)"
@@ -143,8 +144,8 @@ def _readme(
         [
             "---\n" + "\n".join(metadata) + "\n---",
             f"# {name}",
-            f"Segments images into {len(dataset['class_names'])} classes: {classes}.",
-            USE,
+            f"Segments images into {len(names)} {kind}: {', '.join(map(tables.escape, names))}.",
+            USE.replace(*USE_WITH_REGIONS) if dataset["regions"] else USE,
             *sections,
             "## Training",
             f"```bash\n{trained_with['command']}\n```",
@@ -160,6 +161,10 @@ def _below_title(page: str) -> str:
     return page.partition("\n")[2].strip()
 
 
+USE_WITH_REGIONS = (
+    'classes = predictor("photo.jpg")  # uint8 [h, w], indices of predictor.class_names',
+    'masks = predictor("photo.jpg")  # uint8 [h, w, r], 1 in a region of predictor.regions.names',
+)
 USE = """\
 ## Use
 

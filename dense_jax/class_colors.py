@@ -3,7 +3,7 @@
 Never uses jax.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Int, UInt8
 from PIL import Image
 
+from dense_jax import regions
 from dense_jax.labels import IGNORE_LABEL
 
 Picture = UInt8[np.ndarray, "_ _ 3"]
@@ -70,9 +71,22 @@ def palette_of(source: Any) -> Palette:
     return default_palette(source.num_classes) if source.palette is None else source.palette
 
 
+def prediction_colors(source: Any) -> dict[str, Sequence[int]]:
+    """Returns {name: RGB} of what `regions.flat` has of a source's predictions."""
+    if source.regions is None:
+        return colors_of(source.class_names, palette_of(source))
+    names = regions.OUTSIDE, *source.regions.names
+    return colors_of(names, default_palette(len(names)))
+
+
 def colors_of(class_names: Sequence[str], palette: Palette) -> dict[str, Sequence[int]]:
     """Returns {class name: RGB}, as `drawing.legend` expects."""
     return dict(zip(class_names, palette.tolist(), strict=True))
+
+
+def to_palette(colors: Mapping[str, Sequence[int]]) -> Palette:
+    """Returns the colors of a legend as an array."""
+    return np.array(list(colors.values()), np.uint8)
 
 
 def colorize(labels: Labels, palette: Palette) -> Picture:

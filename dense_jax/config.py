@@ -96,7 +96,7 @@ OPTIONS: dict[str, Any] = {
     "loss_options": {
         "class_weights": (
             *(object, ""),
-            'one number per class | "median_frequency" | "inverse_frequency" | "segnet_camvid"',
+            'number per class or region | "median_frequency" | "inverse_frequency" | "segnet_camvid"',
         ),
         "label_smoothing": (float, "[0, 1]", "probability spread over all classes"),
         "per": (str, ("batch", "image"), "what overlaps are summed over"),

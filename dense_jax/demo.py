@@ -31,6 +31,7 @@ import socket
 import sys
 import tempfile
 import urllib.parse
+import zipfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,9 +40,10 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image
 
-from dense_jax import class_colors, drawing
+from dense_jax import class_colors, drawing, regions
 from dense_jax.data import decode, folds, levels
 from dense_jax.devices import runtime
+from dense_jax.inference import results
 from dense_jax.inference.predictor import Predictor, load
 from dense_jax.labels import components
 from dense_jax.workdir import files
@@ -106,25 +108,47 @@ def write_examples(workdir: str, folder: str) -> list[str]:
     return paths
 
 
-def table(labels: UInt8[np.ndarray, "h w"], colors: dict[str, Any]) -> str:
+def table(labels: UInt8[np.ndarray, "h w *r"], colors: dict[str, Any]) -> str:
     """Returns an HTML table of the classes by decreasing area, with their color, name and area.
 
     It also has the number of objects of each class but class 0, which are connected components.
 
+    labels: Class ids, or the masks of r regions, which take the place of classes 1 to r.
     colors: The RGB color of each class name, in the order of the classes.
     """
-    pixels = np.bincount(labels.ravel(), minlength=len(colors))
+    if labels.ndim == 3:
+        masks = np.concatenate([~labels.any(axis=-1, keepdims=True), labels], axis=-1)
+        pixels = np.count_nonzero(masks, axis=(0, 1))
+    else:
+        masks = None
+        pixels = np.bincount(labels.ravel(), minlength=len(colors))
+    area = labels.shape[0] * labels.shape[1]
     rows = ["<tr><th></th><th>class</th><th>objects</th><th>pixels</th><th>area</th></tr>"]
     for c in np.argsort(-pixels, kind="stable").tolist():
         name, (red, green, blue) = list(colors.items())[c]
-        objects = f"{components(labels, [c]).max():,}" if c else ""
+        found = components(labels, [c]) if masks is None else components(masks[..., c], [1])
+        objects = f"{found.max():,}" if c else ""
         rows.append(
             f"<tr{'' if pixels[c] else ' class=none'}>"
             f'<td><i style="background: rgb({red} {green} {blue})"></i></td>'
             f"<td>{html.escape(name)}</td><td>{objects}</td><td>{pixels[c]:,}</td>"
-            f"<td>{100 * pixels[c] / labels.size:.2f}&nbsp;%</td></tr>"
+            f"<td>{100 * pixels[c] / area:.2f}&nbsp;%</td></tr>"
         )
     return f"<table>{''.join(rows)}</table>"
+
+
+def save(labels: UInt8[np.ndarray, "h w *r"], predictor: Predictor, path: Path) -> Path:
+    """Writes PATH_classes.png, or with regions PATH_masks.zip. Returns the path of the file."""
+    if predictor.regions is None:
+        path = path.with_name(f"{path.stem}_classes.png")
+        class_colors.indexed(labels, predictor.palette).save(path)
+        return path
+    path = path.with_name(f"{path.stem}_masks.zip")
+    with zipfile.ZipFile(path, "w") as archive:
+        for k, ending in enumerate(results.endings(["classes"], predictor.regions).values()):
+            with archive.open(ending.removeprefix("_"), "w") as file:
+                Image.fromarray(255 * labels[..., k]).save(file, "PNG")
+    return path
 
 
 def thumbnail(path: str, predictor: Predictor) -> class_colors.Picture:
@@ -140,7 +164,8 @@ def make_page(
     """Returns the web page for a predictor. examples: The paths of images to choose from."""
     import gradio as gr
 
-    colors = class_colors.colors_of(predictor.class_names, predictor.palette)
+    colors = class_colors.prediction_colors(predictor)
+    has_regions = predictor.regions is not None
 
     def segment(path: str | None, opacity: float) -> tuple[Any, ...]:
         if path is None:  # the user removed the image
@@ -152,17 +177,20 @@ def make_page(
             message = html.escape(str(error))  # Gradio renders the message as HTML
             raise gr.Error(message, duration=None, print_exception=False) from error
         labels = predictor(image)
-        result = Path(path).with_name(f"{Path(path).stem}_classes.png")
-        class_colors.indexed(labels, predictor.palette).save(result)
+        result = save(labels, predictor, Path(path))
+        flat = regions.flat(labels, predictor.regions)
         image = levels.picture(image, value_range=predictor.value_range)
-        shown = drawing.shrink(drawing.to_rgb(image), SHOWN), drawing.shrink(labels, SHOWN)
+        shown = drawing.shrink(drawing.to_rgb(image), SHOWN), drawing.shrink(flat, SHOWN)
         download = gr.DownloadButton(value=result, interactive=True)
         return shown, draw(shown, opacity), table(labels, colors), download
 
     def draw(
         shown: tuple[np.ndarray, np.ndarray] | None, opacity: float
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        return shown and (shown[0], drawing.overlay(*shown, predictor.palette, opacity))
+        return shown and (
+            shown[0],
+            drawing.overlay(*shown, class_colors.to_palette(colors), opacity),
+        )
 
     def choose(event: gr.SelectData) -> str:
         return examples[event.index]
@@ -202,7 +230,8 @@ def make_page(
                 )
             with gr.Column(scale=2, min_width=320):
                 areas = gr.HTML(elem_id="areas")
-                download = gr.DownloadButton("Class ids as PNG", interactive=False)
+                content = "Masks as PNG" if has_regions else "Class ids as PNG"
+                download = gr.DownloadButton(content, interactive=False)
         file.change(segment, [file, opacity], [shown, picture, areas, download])
         opacity.input(
             draw, [shown, opacity], picture, show_progress="hidden", trigger_mode="always_last"

@@ -7,7 +7,8 @@ Writes these files to the workdir or --output, where SPLIT is the name of the sc
   evaluation_SPLIT.zip        the predicted class maps as PNGs in the class colors
   evaluation_SPLIT.png        the images with the lowest mean IoU
   evaluation_SPLIT_reliability.png  how often the network is right, by how sure it is
-  calibration.json            with --calibrate, the temperature of the checkpoint
+  calibration.json            with --calibrate, the temperature of the checkpoint, and the
+                              thresholds of regions
 
 With several workdirs, such as those of the seeds of a run, they are scored as an ensemble: the class
 probabilities are the mean of the networks'. The files then go to --output, and also tell what the
@@ -25,6 +26,9 @@ such as mean_iou, are computed over all pixels of the split at once. The JSON fi
 of per-image scores, such as mean_over_images/mean_iou.
 
 The temperature is chosen on the split that was evaluated in training, whatever split is scored.
+
+If the network learns regions, they take the place of the classes. The files show the last region
+of each pixel, in the order of dataset.json, and predictions at the threshold 0.5.
 """
 
 from absl import flags
@@ -49,7 +53,11 @@ if __name__ == "__main__":  # above the slow imports, so that --help answers at 
         "margin", None, "Margin of tiles in pixels; by default the run's.", lower_bound=0
     )
     flags.DEFINE_bool("boundaries", True, "Whether to add boundary scores.")
-    flags.DEFINE_bool("calibrate", False, "Whether to choose a temperature, and to score with it.")
+    flags.DEFINE_bool(
+        "calibrate",
+        False,
+        "Whether to choose a temperature, and thresholds of regions, and to score with them.",
+    )
     flags.DEFINE_list("foreground", [], "CLASS,... to score as one merged class and as objects.")
     command.help_if_asked()
 
@@ -64,7 +72,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from dense_jax import buckets, class_colors, data, metrics, storage
+from dense_jax import buckets, class_colors, data, metrics, regions, storage
 from dense_jax.data import folds, levels, tiles
 from dense_jax.devices import runtime
 from dense_jax.evaluation import (
@@ -78,7 +86,7 @@ from dense_jax.evaluation import (
 )
 from dense_jax.evaluation.worst import NUM_DRAWN
 from dense_jax.metrics import aggregation
-from dense_jax.metrics.calibration import TEMPERATURES
+from dense_jax.metrics.calibration import TEMPERATURES, best_thresholds
 from dense_jax.program import jit_eval_step, normalization
 from dense_jax.trained import Trained, load
 from dense_jax.workdir import files
@@ -123,7 +131,8 @@ def evaluate(
       and eval.margin.
     boundaries: Whether to compute the boundary scores.
     calibrate: Whether to choose a temperature on the split that was evaluated in training, write
-      it to calibration.json, and also score the probabilities with it.
+      it to calibration.json, and also score the probabilities with it. With regions, it also
+      chooses a threshold for each, and scores what is predicted with them.
     foreground: The classes to merge into one class, which is scored against all other classes.
       Connected components of the merged class are the objects in the Rand and information scores.
     root: The data folder, if the data was moved or replaced. If None, the config's data.root.
@@ -148,6 +157,11 @@ def evaluate(
     if unknown := sorted(set(foreground) - set(source.class_names)):
         raise ValueError(
             f"foreground has no classes {unknown}; there are: {', '.join(source.class_names)}"
+        )
+    if foreground and source.regions:
+        raise ValueError(
+            "--foreground merges classes, but this network learns regions: declare the merged class "
+            'in "regions" of dataset.json'
         )
     foreground = list(dict.fromkeys(foreground))  # a class named twice is counted once
     cut = functools.partial(
@@ -175,7 +189,7 @@ def evaluate(
         if jax.process_index() == 0:
             storage.write_json(path.parent / "calibration.json", fitted)
     measured = _measure(run, source, score, tilings, path, classes, boundaries, fitted)
-    matrices = measured["confusion_matrices"]
+    counts = measured["confusion_matrices"].sum(axis=0, dtype=np.int64)
     evaluation = {
         "dataset": config.data.name,
         "root": folder,
@@ -184,20 +198,17 @@ def evaluate(
         "step": run.step,
         "calibration": fitted,
         "num_images": len(source),
-        "num_pixels": matrices.sum(dtype=np.int64).item(),
+        "num_pixels": int(metrics.pixel_counts(counts, counts.ndim == 3).total),
         "resolution": "the labels' own",
         "metric_convention": metrics.CONVENTION,
         "tile_size": [tiling.tile_size for tiling in tilings],
         "margin": [tiling.margin for tiling in tilings],
-        "class_names": source.class_names,
+        "class_names": source.output_names,
+        "regions": regions.declaration(source),
         "foreground": foreground,
-        **_scores(measured, source.class_names, classes),
-        **baselines.compare(
-            matrices.sum(axis=0, dtype=np.int64),
-            source.class_names,
-            baselines.gray_histogram(source),
-        ),
-        "confusion_matrix": matrices.sum(axis=0, dtype=np.int64),
+        **_scores(measured, source.output_names, classes),
+        **baselines.compare(counts, source.class_names, baselines.gray_histogram(source)),
+        "confusion_matrix": counts,
     }
     if num_networks > 1:
         networks = zip(directories, run.steps, strict=True)
@@ -231,7 +242,7 @@ def _open(
     Raises ValueError if the data does not fit the run.
     """
     config, name = run.config.data, normalization(run.config.model)
-    facts = ("class_names", "num_channels")
+    facts = ("class_names", "num_channels", "regions")
     if root is None or name == "dataset":  # else data in another folder may hold other values
         facts += ("dtype", "values", "value_range")
     is_here = buckets.is_url(config.root) or epath.Path(config.root).is_dir()
@@ -240,10 +251,11 @@ def _open(
     folder = files.absolute(config.root if root is None else root)
     source = folds.open_split(config, split, folder)
     for field in facts:
-        if (value := storage.to_json(getattr(source, field))) != run.dataset[field]:
+        value = regions.declaration(source) if field == "regions" else getattr(source, field)
+        if (value := storage.to_json(value)) != run.dataset.get(field):
             raise ValueError(
                 f"{folder or config.name} has {field} {value}, but the run was trained with "
-                f"{run.dataset[field]}"
+                f"{run.dataset.get(field)}"
             )
     values = {field: getattr(source, field) for field in ("num_channels", "dtype", "value_range")}
     return folder, source, levels.rule(name, {**run.dataset, **values})
@@ -259,11 +271,13 @@ def _warn_of_other_data(path: epath.Path, source: Any) -> None:
 
 def _fit(run: Trained, score: Callable, tilings: Sequence[tiles.Tiles]) -> dict[str, Any]:
     """Returns the content of calibration.json, but for the facts about the data."""
-    step = functools.partial(
-        calibration.nll_step, logits_step=run.program.logits_step, num_networks=len(run.steps)
-    )
-    step = jit_eval_step(run.program._replace(eval_step=step), run.mesh)
+    step = _jit(run, calibration.nll_step)
     temperature, interval = calibration.fit(score(step, run.variables, tilings)["nll"])
+    thresholds = None
+    if run.program.regions:
+        step, variables = _jit(run, calibration.threshold_step), np.float32(temperature)
+        counts = score(step, (run.variables, variables), tilings, per_image=False)["counts"]
+        thresholds = dict(zip(run.program.regions.names, best_thresholds(counts), strict=True))
     lowest, *_, highest = TEMPERATURES
     if temperature in (lowest, highest):
         _LOG.warning(
@@ -274,9 +288,21 @@ def _fit(run: Trained, score: Callable, tilings: Sequence[tiles.Tiles]) -> dict[
         "temperature": temperature,
         "interval": interval,
         "interval_is": "95 %, over images, by 1000 bootstrap resamples",
+        "thresholds": thresholds,
         "steps": run.steps,
         "fingerprint": run.fingerprint,
     }
+
+
+def _jit(run: Trained, step: Callable) -> Any:
+    """Returns a step of `calibration`, for the network of a run."""
+    bound = functools.partial(
+        step,
+        logits_step=run.program.logits_step,
+        num_networks=len(run.steps),
+        regions=run.program.regions,
+    )
+    return jit_eval_step(run.program._replace(eval_step=bound), run.mesh)
 
 
 def _measure(
@@ -293,33 +319,39 @@ def _measure(
 
     Returns the results of `calibration.by_lane` and, if `boundaries`, those of `per_image.Pool`.
     """
-    num_networks = len(run.steps)
-    step = functools.partial(
-        calibration.eval_step, logits_step=run.program.logits_step, num_networks=num_networks
-    )
-    step = jit_eval_step(run.program._replace(eval_step=step), run.mesh)
-    temperature = np.float32(fitted["temperature"]) if fitted else None
+    step = _jit(run, calibration.eval_step)
+    corrections = None
+    if fitted:
+        thresholds = np.array(list((fitted["thresholds"] or {}).values()), np.float32)
+        corrections = np.float32(fitted["temperature"]), thresholds
     receivers: list[Callable[..., object]] = []
     with contextlib.ExitStack() as stack:
         pool = per_image.Pool(source.num_classes, foreground) if boundaries else None
         if pool:
             stack.callback(pool.close)
-            receivers.append(pool.submit)
+            targets = source.regions.masks if source.regions else np.asarray
+            receivers.append(
+                lambda i, prediction, label: pool.submit(i, prediction, targets(label))
+            )
         if jax.process_index() == 0:
             add = stack.enter_context(
                 class_maps.writing(
-                    path.with_suffix(".zip"), source.names, class_colors.palette_of(source)
+                    path.with_suffix(".zip"),
+                    source.names,
+                    class_colors.to_palette(class_colors.prediction_colors(source)),
                 )
             )
-            receivers.append(lambda i, prediction, label: add(i, prediction))
+            receivers.append(
+                lambda i, prediction, label: add(i, regions.flat(prediction, source.regions))
+            )
 
         sums = score(
             step,
-            (run.variables, temperature),
+            (run.variables, corrections),
             tilings,
             receive=(lambda *image: [f(*image) for f in receivers]) if receivers else None,
         )
-        names = calibration.lanes(num_networks, is_calibrated=fitted is not None)
+        names = calibration.lanes(len(run.steps), is_calibrated=fitted is not None)
         measured = calibration.by_lane(sums, names) | (pool.results() if pool else {})
         if jax.process_index() == 0:
             path.unlink(missing_ok=True)  # the JSON file exists only if all files are complete
@@ -343,7 +375,8 @@ def _scores(
         )
     )
     matrices = measured["confusion_matrices"]
-    true, guessed = matrices.any(axis=2), matrices.any(axis=1)  # [n, c]: the image has the class
+    counts = metrics.pixel_counts(matrices, matrices.ndim == 4)
+    true, guessed = counts.true > 0, counts.predicted > 0  # [n, c]: the image has the class
     somewhere = np.any(true | guessed, axis=0)
     return {
         "classes_without_score": [

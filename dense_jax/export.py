@@ -39,14 +39,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import traverse_util
 from jaxtyping import Array, Num
 from safetensors import numpy as safetensors
 
-from dense_jax import card, storage, trained
+from dense_jax import card, outputs, storage, trained
 from dense_jax.data import levels
 from dense_jax.devices import runtime
 from dense_jax.inference import ensemble, exported, traced_levels
@@ -54,6 +53,8 @@ from dense_jax.program import Program, assemble, batch_logits, normalization
 from dense_jax.workdir import files
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+# The fields of dataset.json that the metadata of ONNX files repeats, by the name there.
+FACTS = {"classes": "class_names", "colors": "palette", "regions": "regions"}
 
 
 def export(
@@ -133,7 +134,7 @@ def export_onnx(
 
     loaded = trained.load(directory, checkpoint, calibration)
     about: dict[str, Any] = storage.to_json(describe(loaded, directory, license))
-    facts = {"classes": about["dataset"]["class_names"], "colors": about["dataset"]["palette"]}
+    facts = {name: about["dataset"][field] for name, field in FACTS.items()}
     metadata = {
         name: value if isinstance(value, str) else json.dumps(value)
         for name, value in (facts | about).items()
@@ -166,11 +167,12 @@ def segment(
     sizes in dataset.json. Levels are measured here, and convolutions are those of Flax.
 
     result: "classes", uint8 [b, h, w], or "probabilities" or "logits", float32 [b, h, w,
-      num_classes].
+      num_classes]. With regions, "classes" are their masks, uint8 [b, h, w, r].
     """
     config = loaded.config.copy_and_resolve_references()
     config.model.dtype = "float32"
-    network = assemble(config, len(loaded.dataset["class_names"]))
+    regions = loaded.program.regions
+    network = assemble(config, loaded.program.num_classes, regions=regions)
     levels_of = levels.rule(normalization(config.model), loaded.dataset)
     logits = batch_logits(
         loaded.variables,
@@ -182,8 +184,8 @@ def segment(
         temperature=loaded.temperature,
     )
     if result == "classes":
-        return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
-    return jax.nn.softmax(logits) if result == "probabilities" else logits
+        return outputs.decide(logits, regions)
+    return outputs.probabilities(logits, regions) if result == "probabilities" else logits
 
 
 def trace(
@@ -209,7 +211,9 @@ def trace(
         logits = functools.partial(
             ensemble.network_logits, logits_step=network.logits_step, num_networks=num_networks
         )
-        return jax.lax.map(lambda image: ensemble.pool(logits(variables, *image)), images)
+        return jax.lax.map(
+            lambda image: ensemble.pool(logits(variables, *image), network.regions), images
+        )
 
     smallest = 2 * network.context + 1
     sizes = jax.export.symbolic_shape(
@@ -231,6 +235,7 @@ def describe(loaded: trained.Trained, directory: str, license: str | None) -> di
     tile_size, margin, batch_size: The values in config.eval.
     step, steps: The step of the first network, and of each.
     temperature: The number by which each network's logits are divided in the program.
+    thresholds: The probability above which a pixel is in a region, by name, or None for classes.
     resolution, normalization: How the program preprocesses the image; see `data.levels`.
     """
     config, environment = loaded.config, files.read(directory, "environment.json")
@@ -257,6 +262,7 @@ def describe(loaded: trained.Trained, directory: str, license: str | None) -> di
         "step": loaded.step,
         "steps": loaded.steps,
         "temperature": loaded.temperature,
+        "thresholds": loaded.thresholds,
         "config": config.to_dict(),
         "trained_with": environment,
         "exported_with": files.environment(),

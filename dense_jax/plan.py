@@ -115,7 +115,7 @@ def plan(name: str, root: str, seconds: float, *, use_pretrained: bool = True) -
     ]
     choices: list[Choice] = []
     for network in _networks(use_pretrained and source.num_channels in (1, 3)):
-        candidate = [*dataset, *network, *_recipe(found, source.num_channels, 0.0)]
+        candidate = [*dataset, *network, *_recipe(found, source, 0.0)]
         measured = trial(candidate)
         left = seconds * (1 - EVALUATED - RESERVED) - measured.rest
         if left < measured.step and not choices:
@@ -128,7 +128,7 @@ def plan(name: str, root: str, seconds: float, *, use_pretrained: bool = True) -
         num_pixels = left / measured.step * batch_pixels
         epochs = num_pixels / int(found.sizes.prod(axis=1).sum())
         if not choices or epochs >= EPOCHS:
-            choices = [*dataset, *network, *_recipe(found, source.num_channels, num_pixels)]
+            choices = [*dataset, *network, *_recipe(found, source, num_pixels)]
         if epochs < SLOWER_EPOCHS:
             break
     measured = trial(choices)
@@ -173,7 +173,7 @@ def trial(choices: Sequence[Choice]) -> Trial:
     return Trial(step, evaluation / num_images, rest, *memory)
 
 
-def _recipe(found: Fingerprint, num_channels: int, num_pixels: float) -> list[Choice]:
+def _recipe(found: Fingerprint, source: data.Source, num_pixels: float) -> list[Choice]:
     """Chooses everything but the dataset, the network and the schedule.
 
     num_pixels: The number of pixels that can be trained on in the time, or 0 if not known yet.
@@ -198,8 +198,8 @@ def _recipe(found: Fingerprint, num_channels: int, num_pixels: float) -> list[Ch
         Choice("model.normalization", scaling[0], f"{spread}, so {scaling[1]}."),
         Choice("data.resolution", resolution, reason),
         *_sizes(found, resolution, num_pixels),
-        *_augmentation(found, num_channels, epochs),
-        *_loss(found),
+        *_augmentation(found, source.num_channels, epochs),
+        *_loss(found, source),
     ]
 
 
@@ -253,7 +253,7 @@ def _flips(found: Fingerprint, epochs: float) -> list[Choice]:
     return choices
 
 
-def _loss(found: Fingerprint) -> list[Choice]:
+def _loss(found: Fingerprint, source: data.Source) -> list[Choice]:
     choices = [
         Choice("loss", "dice_ce", "Dice counts rare classes like others, as mean IoU does."),
         Choice(
@@ -262,7 +262,7 @@ def _loss(found: Fingerprint) -> list[Choice]:
         Choice("optimizer.weight_decay", 0.01),
     ]
     present = found.shares[found.shares > 0]
-    if present.min() < RARE:
+    if present.min() < RARE and not source.regions:
         # The mean weight of a pixel is 1. A class that was not seen counts like the rarest.
         weights = 1 / np.sqrt(np.maximum(found.shares, present.min())) / np.sqrt(present).sum()
         reason = (

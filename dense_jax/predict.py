@@ -5,10 +5,13 @@ python -m dense_jax.predict --workdir=DIR --images='GLOB' --output=OUT
 Writes these files, where NAME is the name of an image file without its extension:
   OUT/NAME.png: The class IDs as palette indices, at the size of the image. For a TIFF file with
     geo tags or a nodata value, OUT/NAME.tif instead: a GeoTIFF file with the same geo tags, where
-    255 is nodata.
-  OUT/NAME_overlay.png: The image, overlaid with the class colors. Class 0 stays clear.
+    255 is nodata. If the network learned regions, instead NAME_REGION.png for each region: its mask,
+    255 inside and 0 outside, or NAME_REGION.tif with 1 and 0.
+  OUT/NAME_overlay.png: The image, overlaid with the class colors. Class 0 stays clear. Where regions
+    overlap, the color is that of the last one, in the order of dataset.json.
   OUT/legend.png: The colors and names of the classes that are in the results.
-  OUT/NAME_probabilities.npy or .tif: The probabilities, float16 [h, w, num_classes] (optional).
+  OUT/NAME_probabilities.npy or .tif: The probabilities, float16 [h, w, num_classes] (optional), or
+    of each region.
   OUT/NAME_uncertainty.png: The entropy of the probabilities, in gray (optional). With several
     workdirs, an ensemble, also its two parts, on the same scale: NAME_expected_entropy.png, the mean
     entropy of the networks, and NAME_mutual_information.png, which is their dispute.
@@ -42,7 +45,9 @@ if __name__ == "__main__":  # above the slow imports, so that --help answers at 
     )
     command.define_folder("output", "Folder for the results.", required=True, bucket="output")
     flags.DEFINE_string("checkpoint", "best", "best (by eval/mean_iou), latest or STEP.")
-    command.define_path("calibration", "calibration.json whose temperature to apply.")
+    command.define_path(
+        "calibration", "calibration.json whose temperature and thresholds to apply."
+    )
     flags.DEFINE_bool("overwrite", False, "Replace existing results.")
     flags.DEFINE_float(
         "opacity",
@@ -142,7 +147,8 @@ def predict(
     kinds = ["classes", "overlay", *["uncertainty"] * uncertainty, *["objects"] * bool(objects)]
     if uncertainty and not isinstance(directory, str) and len(directory) > 1:
         kinds += ["expected_entropy", "mutual_information"]
-    endings = {kind: results.ENDINGS[kind] for kind in kinds}
+    predictor = load(directory, checkpoint, calibration).using(**options)
+    endings = results.endings(kinds, predictor.regions)
     if probabilities:
         endings["probabilities"] = f"_probabilities.{probabilities}"
     readable, problems = image_files.headers(paths, 1e6 * max_megapixels)
@@ -150,8 +156,10 @@ def predict(
     tables = [output / "objects.csv", output / "counts.csv"] if objects else []
     legend = output / "legend.png"
     _check([*files, *tables], legend, overwrite, {os.path.realpath(path) for path in paths})
-    predictor = load(directory, checkpoint, calibration).using(**options)
-    object_kinds = object_maps.kinds(predictor.class_names, objects, border_class)
+    if objects and predictor.regions and len(predictor.regions.names) > 1:
+        raise ValueError("--objects is for classes, or a single region: regions may overlap")
+    colors = class_colors.prediction_colors(predictor)
+    object_kinds = object_maps.kinds(list(colors), objects, border_class)
     output.mkdir(parents=True, exist_ok=True)
     if opacity is None:
         opacity = 1.0 if outlines else drawing.OPACITY
@@ -162,7 +170,7 @@ def predict(
     if objects:
         rows = {readable[i].name: written.objects[i] for i in sorted(written.objects)}
         object_maps.write_tables(rows, object_kinds.classes.values(), *tables)
-    _write_legend(legend, predictor, written.classes, overwrite)
+    _write_legend(legend, colors, written.classes, overwrite)
     return written.problems
 
 
@@ -208,7 +216,7 @@ def _segment(
             written.objects[index] = image.objects.rows
 
     next_lane = itertools.count().__next__
-    strips = predictor.segment(source, results.maps(wanted))
+    strips = predictor.segment(source, results.maps(wanted, predictor.regions))
     try:
         with threads.lanes(NUM_LANES) as submit:
             for index, image_strips in itertools.groupby(strips, lambda strip: strip.index):
@@ -232,13 +240,14 @@ def _segment(
 
 
 def _write_legend(
-    path: Path, predictor: Predictor, classes: Collection[int], overwrite: bool
+    path: Path, colors: dict[str, Sequence[int]], classes: Collection[int], overwrite: bool
 ) -> None:
     """Writes the colors and names of classes. If not `overwrite`, adds them to an earlier legend.
 
+    colors: Those of all classes, in their order.
+
     A file without LEGEND_KEY is not a legend of ours, and stays as it is unless `overwrite`.
     """
-    colors = class_colors.colors_of(predictor.class_names, predictor.palette)
     shown = {name: color for c, (name, color) in enumerate(colors.items()) if c in classes}
     if path.exists() and not overwrite:
         try:

@@ -14,14 +14,15 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Num, UInt8
+from jaxtyping import Array, Float, Int32, Num, UInt8
 from ml_collections import ConfigDict
 
-from dense_jax import metrics, models
+from dense_jax import metrics, models, outputs
 from dense_jax.devices import cpu, mesh
 from dense_jax.models.encoders import ENCODERS
 from dense_jax.models.layers import resize
 from dense_jax.models.normalization import NORMALIZATIONS, to_gray_levels
+from dense_jax.regions import Regions
 
 Variables = Mapping[str, Any]
 
@@ -34,9 +35,12 @@ class Program(NamedTuple):
       unpadded, returns no logits for the outer `model.context` pixels.
     normalize: Maps an image's gray levels to the network's input.
     logits_step: (variables, image [h, w, c], levels=None) -> float32 logits [h, w, num_classes].
-    predict_step: (variables, image, levels=None) -> the class of each pixel, uint8 [h, w].
+    predict_step: (variables, image, levels=None) -> the class of each pixel, uint8 [h, w]. With
+      regions, there is a logit for each, and the result is their masks, uint8 [h, w, r].
     eval_step: (variables, example) -> (counts, maps); see the function `eval_step`.
     context: The number of context pixels that the steps need on each side of a tile.
+    num_classes: The number of classes of the labels.
+    regions: The regions that the network learns instead of the classes, or None.
     """
 
     model: nn.Module
@@ -44,8 +48,10 @@ class Program(NamedTuple):
     normalize: Callable[[Array], Array]
     logits_step: Callable[..., Array]
     predict_step: Callable[..., Array]
-    eval_step: Callable[[Any, Mapping[str, Array]], tuple[dict[str, Array], Array | None]]
+    eval_step: Callable[[Any, Mapping[str, Array]], tuple[dict[str, Array], Any]]
     context: int
+    num_classes: int
+    regions: Regions | None
 
     def variables(self, num_channels: int) -> Variables:
         """Returns the shapes of the model's variables, as jax.ShapeDtypeStructs."""
@@ -59,12 +65,16 @@ class Program(NamedTuple):
         return self.model.init(key, image, train=False)
 
 
-def assemble(config: ConfigDict, num_classes: int, temperature: float = 1.0) -> Program:
+def assemble(
+    config: ConfigDict, num_classes: int, temperature: float = 1.0, regions: Regions | None = None
+) -> Program:
     """Builds a config's model and the steps that use it. `temperature` is as in `logits_step`.
+
+    regions: What the network has a logit for, instead of the classes.
 
     Raises ValueError, with the name of the field, if config.model is invalid.
     """
-    model = models.build(config.model, num_classes)
+    model = models.build(config.model, len(regions.names) if regions else num_classes)
     normalize = NORMALIZATIONS[normalization(config.model)]
     resolution = config.data.resolution
     # Unpadded convolutions get real pixels as context. At resolutions other than 1, the context may
@@ -78,15 +88,20 @@ def assemble(config: ConfigDict, num_classes: int, temperature: float = 1.0) -> 
         resolution=resolution,
         temperature=temperature,
     )
-    predict = functools.partial(predict_step, logits_step=logits)
+    predict = functools.partial(predict_step, logits_step=logits, regions=regions)
+    eval_of_predict = functools.partial(
+        eval_step, predict_step=predict, num_classes=num_classes, regions=regions
+    )
     return Program(
         model,
         inner_model,
         normalize,
         logits_step=logits,
         predict_step=predict,
-        eval_step=functools.partial(eval_step, predict_step=predict, num_classes=num_classes),
+        eval_step=eval_of_predict,
         context=math.ceil(model.context / resolution),
+        num_classes=num_classes,
+        regions=regions,
     )
 
 
@@ -163,23 +178,38 @@ def predict_step(
     levels: Float[Array, "2 c"] | None = None,
     *,
     logits_step: Callable,
-) -> UInt8[Array, "h w"]:
-    """Returns the most probable class of each pixel of one image."""
-    return jnp.argmax(logits_step(variables, image, levels), axis=-1).astype(jnp.uint8)
+    regions: Regions | None = None,
+) -> UInt8[Array, "..."]:
+    """Returns the most probable class of each pixel of one image, or the masks of the regions."""
+    return outputs.decide(logits_step(variables, image, levels), regions)
 
 
 def eval_step(
-    variables: Variables, example: Mapping[str, Array], *, predict_step: Callable, num_classes: int
-) -> tuple[dict[str, Array], UInt8[Array, "h w 2"]]:
+    variables: Variables,
+    example: Mapping[str, Array],
+    *,
+    predict_step: Callable,
+    num_classes: int,
+    regions: Regions | None = None,
+) -> tuple[dict[str, Array], dict[str, UInt8[Array, "..."]]]:
     """Returns the confusion matrix of one example, and its predicted classes and label.
 
-    The first result is {"index": the example's index, "counts": the confusion matrix}. The second
-    result stacks the predicted classes and the label.
+    The first result is {"index": the example's index, "counts": see `count`}. The second is
+    {"classes": the result of `predict_step`, "label": class ids [h, w]}.
     """
     classes = predict_step(variables, example["image"], example.get("levels"))
-    counts = metrics.confusion_matrix(classes, example["label"], num_classes)
-    maps = jnp.stack([classes, example["label"].astype(jnp.uint8)], axis=-1)
+    counts = count(classes, example["label"], num_classes, regions)
+    maps = {"classes": classes, "label": example["label"].astype(jnp.uint8)}
     return {"index": example["index"], "counts": counts}, maps
+
+
+def count(
+    classes: UInt8[Array, "..."], label: Array, num_classes: int, regions: Regions | None
+) -> Int32[Array, "*r c c"]:
+    """Returns the confusion matrix of classes [h, w], or one of 2 x 2 for each region's mask."""
+    if regions is None:
+        return metrics.confusion_matrix(classes, label, num_classes)
+    return metrics.region_matrices(classes, outputs.targets(label, regions))
 
 
 def jit_eval_step(program: Program, devices: Mesh) -> Any:

@@ -13,14 +13,14 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dense_jax import storage
+from dense_jax import regions, storage
 from dense_jax.devices import mesh
 from dense_jax.program import Program, Variables, assemble
 from dense_jax.workdir import files
 from dense_jax.workdir.checkpoint import Checkpoints
 
 # The options that the networks of an ensemble must share, besides config.model.
-_SHARED = ("class_names", "num_channels", "dtype", "value_range", "levels")
+_SHARED = ("class_names", "regions", "num_channels", "dtype", "value_range", "levels")
 
 
 class Trained(NamedTuple):
@@ -45,6 +45,13 @@ class Trained(NamedTuple):
         return self.steps[0]
 
     @property
+    def thresholds(self) -> dict[str, float] | None:
+        """Returns the threshold of each region, or None for classes."""
+        if (own := self.program.regions) is None:
+            return None
+        return dict(zip(own.names, own.thresholds, strict=True))
+
+    @property
     def fingerprint(self) -> str:
         """Returns 16 hexadecimal digits that identify the weights, in any order of the networks."""
         arrays = list(map(np.asarray, jax.tree.leaves(self.variables)))
@@ -67,19 +74,26 @@ def load(
     directory: A workdir, or the workdirs of an ensemble.
     which: The checkpoint: "best" (highest eval/mean_iou), "latest", or a step.
     calibration: The calibration.json that `dense_jax.evaluate` wrote for these checkpoints. Each
-      network's logits are then divided by its temperature.
+      network's logits are then divided by its temperature, and regions have its thresholds.
 
     Raises ValueError, listing the saved steps, if the checkpoint does not exist, if the networks of
     an ensemble differ in more than their weights, or if the calibration is that of other weights.
     """
     is_single = isinstance(directory, str) or not isinstance(directory, Sequence)
     paths = [storage.absolute(path) for path in ([directory] if is_single else directory)]
-    fitted = read_calibration(calibration) if calibration else {"temperature": 1.0}
+    fitted: dict[str, Any] = {"temperature": 1.0, "thresholds": None}
+    if calibration:
+        fitted = read_calibration(calibration)
     configs = [ConfigDict(files.read(path, "config.json")) for path in paths]
     datasets = [files.read(path, "dataset.json") for path in paths]
     _check_alike(paths, configs, datasets)
     config, dataset = configs[0], datasets[0]
-    program = assemble(config, len(dataset["class_names"]), fitted["temperature"])
+    program = assemble(
+        config,
+        len(dataset["class_names"]),
+        fitted["temperature"],
+        regions.read(dataset["class_names"], dataset.get("regions"), fitted["thresholds"]),
+    )
     devices = mesh.make_mesh()
     shapes = {
         collection: {name: values for name, values in tree.items() if name != "auxiliary"}
@@ -156,8 +170,10 @@ def read_calibration(path: epath.PathLike) -> dict[str, Any]:
     """Reads a calibration.json. Raises ValueError if it is missing or damaged."""
     if not epath.Path(path).is_file():
         raise ValueError(f"{path} is missing: dense_jax.evaluate --calibrate writes it")
-    with contextlib.suppress(ValueError, KeyError, TypeError):
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
         fitted = json.loads(epath.Path(path).read_text())
-        if fitted["temperature"] > 0 and fitted["steps"] and fitted["fingerprint"]:
+        thresholds = (fitted["thresholds"] or {}).values()
+        is_valid = fitted["temperature"] > 0 and all(0 < t < 1 for t in thresholds)
+        if is_valid and fitted["steps"] and fitted["fingerprint"]:
             return fitted
     raise ValueError(f"{path} is no calibration.json of dense_jax.evaluate --calibrate, or damaged")

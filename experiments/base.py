@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     # Unset: the loss's own default. Each loss has some of these. They are for all terms of a sum; a
     # term's own, in parentheses, take precedence.
     config.loss_options = {
-        # one number per class | "median_frequency" | "inverse_frequency" | "segnet_camvid"
+        # number per class or region | "median_frequency" | "inverse_frequency" | "segnet_camvid"
         "class_weights": placeholder(object),
         "label_smoothing": placeholder(float),  # probability spread over all classes
         "per": placeholder(str),  # "batch" | "image": what overlaps are summed over

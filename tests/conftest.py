@@ -41,7 +41,7 @@ flags.FLAGS.mark_as_parsed()
 # The files that take longest, in the order in which they start.
 SLOWEST = (
     *("test_train", "test_readme", "test_multihost", "test_models", "test_ensemble", "test_export"),
-    *("test_evaluate", "test_steps", "test_runtime", "test_summary"),
+    *("test_evaluate", "test_regions", "test_steps", "test_runtime", "test_summary"),
 )
 
 

@@ -26,7 +26,7 @@ class Predictor:
     """Predicts class 1 where the red channel is bright and 0 elsewhere; counts its calls."""
 
     class_names, palette = NAMES, class_colors.default_palette(3)
-    num_channels, dtype, value_range = 3, "uint8", None
+    num_channels, dtype, value_range, regions = 3, "uint8", None, None
     about = "unet, step 7 of <runs>"
 
     def __init__(self, calls):

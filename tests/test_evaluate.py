@@ -308,6 +308,7 @@ def test_a_class_without_score_is_null_and_named():
             "class_names": names,
             "classes_without_score": ["b|c"],
             "foreground": [],
+            "regions": None,
             **scores,
             "intervals": {name: (score, score) for name, score in scores.items()},
             "num_images_missed": [0, 0],
@@ -333,7 +334,7 @@ def test_many_classes_are_sorted_by_pixels_and_absent_ones_take_one_line(num_sho
     scores = evaluate._scores(measured, names, [])
     matrix = matrices.sum(axis=0)
     about = {"dataset": "x", "root": "", "split": "test", "step": 1, "num_images": 3}
-    about |= {"num_pixels": matrix.sum(), "class_names": names, "foreground": []}
+    about |= {"num_pixels": matrix.sum(), "class_names": names, "foreground": [], "regions": None}
     about |= {"baselines": {}, "below_baseline": {}}
     text = tables.to_markdown({**about, **scores, "confusion_matrix": matrix})
     order = list(range(num_shown))

@@ -15,6 +15,7 @@ import pytest
 from scipy import ndimage
 
 from benchmarks.conformance import golden_input
+from dense_jax import regions
 from dense_jax.data.targets import signed_distances
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.losses import LOSSES, cross_entropy, terms, total, with_border_weights
@@ -23,18 +24,33 @@ from dense_jax.losses.overlap import soft_skeleton
 
 def distances_like(labels, num_classes=3):
     """Distances of the right signs: 0 where an image lacks the class, NaN at ignored pixels."""
-    classes = jnp.arange(num_classes)[None, None, None]
-    target = jnp.asarray(labels)[..., None] == classes
+    classes, labels = jnp.arange(num_classes)[None, None, None], jnp.asarray(labels)
+    if labels.ndim == 4:  # masks of regions
+        target, valid = labels == 1, (labels <= 1).all(axis=-1, keepdims=True)
+    else:
+        target = labels[..., None] == classes
+        valid = target.any(axis=-1, keepdims=True)
     distances = jnp.where(target, -0.5 - classes, 2.0 + classes)
     distances = jnp.where(target.any(axis=(1, 2), keepdims=True), distances, 0)
-    return jnp.where(target.any(axis=-1, keepdims=True), distances, jnp.nan)
+    return jnp.where(valid, distances, jnp.nan)
 
 
-def loss_of(text, **options):
-    """Returns the function (logits, labels) of a loss or a sum, with distances if it needs them."""
+REGIONS = regions.read(["0", "1", "2"], {"all": ["1", "2"], "core": ["2"], "rim": ["0", "2"]})
+
+
+def masks_of(labels):
+    return jnp.asarray(REGIONS.table)[labels]
+
+
+def loss_of(text, *, targets=jnp.asarray, **options):
+    """Returns the function (logits, labels) of a loss or a sum, with distances if it needs them.
+
+    targets: Returns what the loss gets as labels, such as the masks of REGIONS.
+    """
     loss = total(terms(text), options, ["distances"])
 
     def with_fields(logits, labels):
+        labels = targets(labels)
         return loss(logits, labels, distances=distances_like(labels, jnp.shape(logits)[-1]))
 
     return with_fields
@@ -63,12 +79,14 @@ VARIANTS = [
     (" + 3 * ".join(LOSSES), {}),
     ("generalized_dice + 0.01 * (boundary + cldice(smooth=0.5))", {"class_weights": (1, 2, 4)}),
 ]
+MODES = {"softmax": jnp.asarray, "regions": masks_of}
 _FUNCTIONS = [
-    pytest.param(loss_of(text, **options), id=f"{text}-{','.join(options)}")
+    pytest.param(loss_of(text, targets=targets, **options), id=f"{mode}-{text}-{','.join(options)}")
     for text, options in VARIANTS
+    for mode, targets in MODES.items()
 ]
 every_variant = pytest.mark.parametrize("loss", _FUNCTIONS)
-every_loss = pytest.mark.parametrize("loss", _FUNCTIONS[: len(LOSSES)])
+every_loss = pytest.mark.parametrize("loss", _FUNCTIONS[: len(MODES) * len(LOSSES)])
 
 
 # Most of these tests' time is compilation: the tests of a variant share one function per shape.

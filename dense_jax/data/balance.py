@@ -56,8 +56,13 @@ PUBLISHED: dict[str, tuple[float, ...]] = {
 def class_weights(name: str, source: Source) -> tuple[float, ...]:
     """Returns one weight for each class of a source. `name` is a key of METHODS or PUBLISHED.
 
-    Raises ValueError if published weights are for a different number of classes.
+    Raises ValueError if published weights are for a different number of classes, and for regions.
     """
+    if source.regions:
+        raise ValueError(
+            f"loss_options.class_weights={name!r} is for classes, but the dataset declares regions: "
+            f"pass a number for each of {', '.join(source.regions.names)}, or none"
+        )
     if name in METHODS:
         return tuple(METHODS[name](class_counts(source)).tolist())
     weights = PUBLISHED[name]

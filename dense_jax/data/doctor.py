@@ -89,6 +89,9 @@ def _examine_split(name: str, root: str, split: str) -> tuple[Report, list[_Fact
     def by_class(numbers: np.ndarray) -> dict[str, int]:
         return dict(zip(source.class_names, numbers.tolist(), strict=True))
 
+    in_regions = source.regions.pixels(class_counts) if source.regions else class_counts[:, :0]
+    region_names = source.regions.names if source.regions else ()
+
     pixels = by_class(class_counts.sum(axis=0))
     missing = [name for name, count in pixels.items() if not count]
     interpolated = [example.name for example in facts if example.looks_interpolated]
@@ -114,6 +117,10 @@ def _examine_split(name: str, root: str, split: str) -> tuple[Report, list[_Fact
         "max_size": sizes.max(axis=0).tolist() if facts else None,
         "pixels": pixels,
         "images": by_class(np.count_nonzero(class_counts, axis=0)),  # number with each class
+        "regions": {
+            name: {"pixels": int(counts.sum()), "images": int(np.count_nonzero(counts))}
+            for name, counts in zip(region_names, in_regions.T, strict=True)
+        },
         "ignored_pixels": int(counts[:, IGNORE_LABEL].sum()),
         "class_weights": {
             method: compute(class_counts).tolist()
@@ -254,7 +261,7 @@ def _table(split: str, report: Report) -> list[str]:
     sizes = " to ".join(dict.fromkeys(f"{height} x {width}" for height, width in extremes))
     pixels = report["pixels"] | {"(ignored)": report["ignored_pixels"]}
     total = max(1, sum(pixels.values()))
-    width = max(map(len, pixels))
+    width = max(map(len, [*pixels, *report["regions"]]))
     weights = report["class_weights"]
     head = f"{split}: {report['num_examples']} examples, channels: {report['num_channels']}"
     if report["dtype"] != "uint8":
@@ -270,6 +277,11 @@ def _table(split: str, report: Report) -> list[str]:
             line += f" {report['images'][name]:>8}"
             line += "".join(f"  {class_weights[k]:17.4f}" for class_weights in weights.values())
         lines.append(line)
+    valid = max(1, sum(report["pixels"].values()))
+    for name, region in report["regions"].items():
+        share = 100 * region["pixels"] / valid
+        numbers = f"{region['pixels']:>13} {share:7.3f} % {region['images']:>8}"
+        lines.append(f"  {name:{width}} {numbers}  region")
     return lines
 
 

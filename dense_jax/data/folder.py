@@ -17,6 +17,7 @@ Alternatively, a text file lists the NAMEs of each split, one per line:
      "values": [0, 255],                           values[i] is the raw value of class i
      "ignored_values": [128],                      raw values of ignored pixels
      "palette": [[0, 0, 0], [255, 128, 0]],        RGB color of each class in pictures
+     "regions": {"cells": ["cell"]},               what the network learns; see docs/regions.md
      "range": [0, 4095]}                           black and white of images that are not 8-bit
 
 A class may have several raw values, "values": [0, [100, 255]]: so classes are merged without new
@@ -45,6 +46,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
+from dense_jax import regions
 from dense_jax.data import decode, files
 from dense_jax.data.files import Classes, Item, Layout, Root
 
@@ -90,6 +92,7 @@ class Folder(files.Files):
             value_range and tuple(value_range),
             dtype,
         )
+        self.regions = regions.read(self.class_names, options.get("regions"))
 
     @staticmethod
     def splits(root: Root) -> tuple[str, ...]:
@@ -183,7 +186,7 @@ def check(options: Any, path: pathlib.Path) -> None:
 
 def _mistakes(options: Any) -> Iterator[str]:
     """Yields the mistakes in dataset.json. Each check assumes that the earlier checks passed."""
-    known = ("classes", "values", "ignored_values", "palette", "range")
+    known = ("classes", "values", "ignored_values", "palette", "range", "regions")
     if not isinstance(options, dict) or "classes" not in options:
         yield 'expected an object with "classes"'
     if unknown := sorted(set(options) - set(known)):
@@ -216,6 +219,11 @@ def _mistakes(options: Any) -> Iterator[str]:
     if repeated := _repeated(value for _, raw in owners for value in raw):
         names = [name for name, raw in owners for value in raw if value in repeated]
         yield f'{repeated} more than once in "values" and "ignored_values": {", ".join(names)}'
+    if "regions" in options:
+        try:
+            regions.read(classes, options["regions"] or {})
+        except ValueError as error:
+            yield str(error)
     if "palette" in options:
         palette = np.array(options["palette"], dtype=object)
         if palette.shape != (len(classes), 3) or any(c not in range(256) for c in palette.flat):

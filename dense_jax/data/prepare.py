@@ -26,7 +26,7 @@ import tqdm
 from absl import flags
 from array_record.python import array_record_module
 
-from dense_jax import command, data, storage
+from dense_jax import command, data, regions, storage
 from dense_jax.data import folds, records
 from dense_jax.data.tfds import TFDS_DATASETS
 
@@ -88,6 +88,7 @@ def _description(
     return {
         "classes": list(source.class_names),
         "palette": None if source.palette is None else source.palette.tolist(),
+        "regions": regions.declaration(source),
         "num_channels": source.num_channels,
         "dtype": source.dtype,
         "value_range": source.value_range and list(source.value_range),

@@ -21,7 +21,7 @@ from array_record.python import array_record_data_source
 from jaxtyping import Int32
 from PIL import Image
 
-from dense_jax import storage
+from dense_jax import regions, storage
 from dense_jax.data import files
 from dense_jax.data.source import Source
 
@@ -81,6 +81,7 @@ class Records(Source):
         self.num_channels = description["num_channels"]
         self.dtype = description["dtype"]
         self.value_range = description["value_range"]
+        self.regions = regions.read(self.class_names, description.get("regions"))
         if description["palette"]:
             self.palette = np.array(description["palette"], np.uint8)
         self.has_instances = splits[split]["has_instances"]

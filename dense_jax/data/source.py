@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from dense_jax.labels import Objects
+from dense_jax.regions import Regions
 
 
 class Field(NamedTuple):
@@ -76,11 +77,18 @@ class Source(Examples):
     value_range: Sequence[float] | None = None
     # The RGB color of each class in pictures. If None, `class_colors` chooses the colors.
     palette: UInt8[np.ndarray, "c 3"] | None = None
+    # The unions of classes that a network learns instead of the classes, or None.
+    regions: Regions | None = None
     has_instances: bool = False  # whether `instances` exists for this split
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Returns what a network has a logit for: the regions, or the classes without regions."""
+        return self.regions.names if self.regions else self.class_names
 
     @property
     @abc.abstractmethod

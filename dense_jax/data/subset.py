@@ -19,7 +19,7 @@ class Subset(Source):
         self.num_channels, self.dtype = source.num_channels, source.dtype
         self.class_names, self.values = source.class_names, source.values
         self.value_range, self.palette = source.value_range, source.palette
-        self.has_instances = source.has_instances
+        self.has_instances, self.regions = source.has_instances, source.regions
 
     @property
     def sizes(self) -> Int32[np.ndarray, "n 2"]:

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float16, Float32, Integer
 
 from dense_jax.data.source import Examples, Field, Source, Wrapper
 from dense_jax.labels import IGNORE_LABEL, Objects, components
+from dense_jax.regions import Regions
 
 BORDER = Field("border")
 
@@ -99,16 +100,25 @@ class WithTarget(Wrapper):
         return example | {self._name: self._function(i, example)}
 
 
-def with_distances(source: Examples, num_classes: int) -> WithTarget:
-    """Returns the source with `signed_distances` added to each example as the field `distances`."""
-    function = functools.partial(_distances, num_classes)
-    return WithTarget(source, distances_field(num_classes), function)
+def with_distances(
+    source: Examples, num_classes: int, regions: Regions | None = None
+) -> WithTarget:
+    """Returns the source with `signed_distances` added to each example as the field `distances`.
+
+    regions: If not None, the distances are those to the boundaries of the regions.
+    """
+    function = functools.partial(_distances, num_classes, regions)
+    field = distances_field(len(regions.names) if regions else num_classes)
+    return WithTarget(source, field, function)
 
 
 def _distances(
-    num_classes: int, i: int, example: dict[str, Any]
-) -> Float16[np.ndarray, "h w {num_classes}"]:
-    return signed_distances(example["label"], num_classes)
+    num_classes: int, regions: Regions | None, i: int, example: dict[str, Any]
+) -> Float16[np.ndarray, "h w _"]:
+    if regions is None:
+        return signed_distances(example["label"], num_classes)
+    masks = np.moveaxis(regions.masks(example["label"]), -1, 0)
+    return np.stack([signed_distances(mask, 2)[..., 1] for mask in masks], axis=-1)
 
 
 def with_border_weights(

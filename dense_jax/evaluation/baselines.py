@@ -36,9 +36,9 @@ def gray_levels(
 def gray_histogram(source: Source) -> Int64[np.ndarray, "2 256"] | None:
     """Reads all images. Returns the number of valid pixels of each class at each gray level.
 
-    Returns None, without reading images, unless there are two classes.
+    Returns None, without reading images, unless there are two classes, and no regions.
     """
-    if source.num_classes != 2:
+    if source.num_classes != 2 or source.regions:
         return None
 
     def count(i: int) -> np.ndarray:
@@ -77,8 +77,10 @@ def compare(
 
     Returns {"baselines": {name: {"is": its prediction, "mean_iou": ..., "iou": {class: ...}}},
     "below_baseline": {class: {"iou": ..., "baseline": name}}}. The latter has each class whose IoU
-    is lower than that of its best baseline. Both are empty if no pixel is valid.
+    is lower than that of its best baseline. Both are empty if no pixel is valid, and for regions.
     """
+    if counts.ndim == 3:
+        return {"baselines": {}, "below_baseline": {}}
     pixels = counts.sum(axis=1, dtype=np.int64)
     if not pixels.any():
         return {"baselines": {}, "below_baseline": {}}

@@ -7,6 +7,9 @@ logits of each network, and the likelihood is that of the mean of their probabil
 mean of calibrated networks is not calibrated (Rahaman and Thiery 2021, "Uncertainty quantification
 and deep ensembles").
 
+Of a network of regions, one temperature is for all of them. Each also gets a threshold of its own,
+the one of the highest Dice on the same split, of probabilities that have the temperature.
+
 The steps are like `program.eval_step`, for `scoring.score`.
 """
 
@@ -18,11 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt8
 
-from dense_jax import metrics
+from dense_jax import outputs
 from dense_jax.inference.ensemble import network_logits, pool
 from dense_jax.metrics import aggregation, probabilities
 from dense_jax.metrics.calibration import TEMPERATURES, best_temperature
-from dense_jax.program import Variables
+from dense_jax.program import Variables, count
+from dense_jax.regions import Regions
 
 CALIBRATED = "calibrated_"
 
@@ -38,37 +42,41 @@ def lanes(num_networks: int, *, is_calibrated: bool) -> list[str]:
 
 
 def eval_step(
-    variables: tuple[Variables, Array | None],
+    variables: tuple[Variables, tuple[Array, Array] | None],
     example: Mapping[str, Array],
     *,
     logits_step: Callable[..., Array],
     num_networks: int,
-) -> tuple[dict[str, Array], UInt8[Array, "h w 2"]]:
+    regions: Regions | None = None,
+) -> tuple[dict[str, Array], dict[str, UInt8[Array, "..."]]]:
     """Returns what is counted of one example for each of `lanes`, and its classes and label.
 
-    variables: Those of `network_logits`, and the temperature or None.
+    variables: Those of `network_logits`, and (the temperature, the thresholds of regions) or None.
 
-    The first result is {"index": the example's index, "counts": confusion matrices [lanes, c, c],
-    and the results of `probabilities.sums` [lanes, ...]}.
+    The first result is {"index": the example's index, "counts": those of `program.count`
+    [lanes, ...], and the results of `probabilities.sums` [lanes, ...]}.
     """
-    networks, temperature = variables
+    networks, fitted = variables
     logits = _logits(networks, example, logits_step, num_networks)
-    pooled = pool(logits)
-    measured = [pooled]
-    if temperature is not None:
-        measured.append(pool(logits / temperature))
+    pooled = pool(logits, regions)
+    usual = jnp.asarray(regions.thresholds if regions else (), jnp.float32)
+    measured = [(pooled, usual)]
+    if fitted is not None:
+        temperature, thresholds = fitted
+        measured.append((pool(logits / temperature, regions), thresholds))
     if num_networks > 1:
-        measured += list(logits)
+        measured += [(network, usual) for network in logits]
     label = example["label"].astype(jnp.int32)
-    num_classes = logits.shape[-1]
 
-    def measure(lane: Array) -> dict[str, Array]:
-        counts = metrics.confusion_matrix(jnp.argmax(lane, axis=-1), label, num_classes)
-        return {"counts": counts, **probabilities.sums(lane, label)}
+    def measure(lane: tuple[Array, Array]) -> dict[str, Array]:
+        scores, thresholds = lane
+        own = regions and regions._replace(thresholds=thresholds)
+        counts = count(outputs.decide(scores, own), label, scores.shape[-1], own)
+        return {"counts": counts, **probabilities.sums(scores, outputs.targets(label, regions))}
 
-    classes = jnp.argmax(pooled, axis=-1)
-    maps = jnp.stack([classes, label], axis=-1).astype(jnp.uint8)
-    return {"index": example["index"], **jax.lax.map(measure, jnp.stack(measured))}, maps
+    maps = {"classes": outputs.decide(pooled, regions), "label": label.astype(jnp.uint8)}
+    stacked = jax.tree.map(lambda *lanes: jnp.stack(lanes), *measured)
+    return {"index": example["index"], **jax.lax.map(measure, stacked)}, maps
 
 
 def nll_step(
@@ -77,12 +85,36 @@ def nll_step(
     *,
     logits_step: Callable[..., Array],
     num_networks: int,
+    regions: Regions | None = None,
 ) -> tuple[dict[str, Array], None]:
     """Returns {"index", "nll": the sum of -log p[y] over the valid pixels at each of TEMPERATURES}."""
     logits = _logits(variables, example, logits_step, num_networks)
-    temperatures = jnp.asarray(TEMPERATURES, jnp.float32)
-    sums = probabilities.nll(logits, example["label"].astype(jnp.int32), temperatures)
+    label = outputs.targets(example["label"].astype(jnp.int32), regions)
+    if regions:  # a pixel is one of two classes for each region
+        logits = jnp.stack([jnp.zeros_like(logits), logits], axis=-1)
+        logits = logits.reshape(*logits.shape[:2], -1, 2)
+        label = label.reshape(len(label), -1)
+    sums = probabilities.nll(logits, label, jnp.asarray(TEMPERATURES, jnp.float32))
     return {"index": example["index"], "nll": sums}, None
+
+
+def threshold_step(
+    variables: tuple[Variables, Array],
+    example: Mapping[str, Array],
+    *,
+    logits_step: Callable[..., Array],
+    num_networks: int,
+    regions: Regions,
+) -> tuple[dict[str, Array], None]:
+    """Returns {"index", "counts": those of `probabilities.by_threshold`}.
+
+    variables: Those of `network_logits`, and the temperature.
+    """
+    networks, temperature = variables
+    logits = _logits(networks, example, logits_step, num_networks) / temperature
+    masks = outputs.targets(example["label"].astype(jnp.int32), regions)
+    p = jax.nn.sigmoid(pool(logits, regions))
+    return {"index": example["index"], "counts": probabilities.by_threshold(p, masks)}, None
 
 
 def _logits(

@@ -27,10 +27,20 @@ def measure(
 ) -> dict[str, np.ndarray]:
     """Returns {name: value} for one image: all boundary metrics, trimap_iou and phase_errors.
 
-    prediction, label: Class maps [h, w].
+    prediction, label: Class maps [h, w], or masks [h, w, r] of regions, which take the place of the
+      classes. Errors are then those of all regions.
     foreground: The indices of the foreground classes. If not empty, object metrics are included. An
       object is a connected component of the foreground.
     """
+    if prediction.ndim == 3:
+        sides = (np.moveaxis(masks, -1, 0) for masks in (prediction, label))
+        parts = [measure(*pair, num_classes=2) for pair in zip(*sides, strict=True)]
+        names = [metric.name for metric in metrics.of_kind("boundary")]
+        return {
+            **{name: np.stack([part[name][1] for part in parts]) for name in names},
+            "trimap_iou": np.stack([part["trimap_iou"][:, 1] for part in parts], axis=1),
+            "phase_errors": np.sum([part["phase_errors"] for part in parts], axis=0),
+        }
     maps = boundary.MapPair(prediction, label, num_classes)
     measured = {metric.name: metric.function(maps) for metric in metrics.of_kind("boundary")}
     measured["trimap_iou"] = boundary.trimap_iou(maps)
@@ -78,7 +88,7 @@ class Pool:
             self._submit(os.getpid)
 
     def submit(self, i: int, prediction: np.ndarray, label: np.ndarray) -> None:
-        """Queues image i, given its class maps [h, w]. Blocks while the queue is full."""
+        """Queues image i, given its maps; see `measure`. Blocks while the queue is full."""
         self._room.acquire()
         future = self._submit(measure, prediction, label, *self._options)
         future.add_done_callback(lambda _: self._room.release())

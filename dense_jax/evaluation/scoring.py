@@ -16,7 +16,8 @@ from dense_jax.devices.mesh import even_batch_size, to_global
 from dense_jax.devices.one_step_late import OneStepLate
 from dense_jax.inference.stitching import Stitcher
 
-# The arguments are an image's index, its predicted class map and its label map, uint8 [h, w].
+# The arguments are an image's index, its predicted class map and its label map, uint8 [h, w]. With
+# regions, the predictions are masks [h, w, r].
 Receive = Callable[[int, np.ndarray, np.ndarray], object]
 
 
@@ -88,9 +89,11 @@ class _Sums:
                     self.sums[name] = self._zeros(array)
                 self.sums[name][... if self._num_images is None else image] += array[k]
             if self._receive and image < self._num_received:
-                block = stitcher.crop(number, np.asarray(maps)[k])
-                maps_by_name = {"classes": block[..., 0], "label": block[..., 1]}
-                if strip := stitcher.add(number, maps_by_name):
+                blocks = {
+                    name: stitcher.crop(number, np.asarray(array)[k])
+                    for name, array in maps.items()
+                }
+                if strip := stitcher.add(number, blocks):
                     self._receive(image, strip.maps["classes"], strip.maps["label"])
 
     def _zeros(self, array: np.ndarray) -> np.ndarray:

@@ -79,6 +79,9 @@ def to_markdown(evaluation: Mapping[str, Any]) -> str:
     parts = [f"# {name}, {evaluation['split']}, step {evaluation['step']}", about]
     if without := evaluation["classes_without_score"]:
         parts.append(f"In no label and never predicted, so in no mean: {', '.join(without)}.")
+    if evaluation["regions"]:
+        listed = [f"{name} ({', '.join(c)})" for name, c in evaluation["regions"].items()]
+        parts.append(f"Scores are those of regions: {escape('; '.join(listed))}.")
     parts += map(escape, baselines.sentences(evaluation))
     if len(_shown(evaluation)) > MANY:
         parts.append("Classes are sorted by their share of the labels' pixels, largest first.")
@@ -173,6 +176,9 @@ def _probability_tables(evaluation: Mapping[str, Any]) -> list[str]:
             f"The temperature was chosen on {fitted['split']}: {temperature}."
             + " It flatters the scores of the same split." * flatters
         )
+        if fitted["thresholds"]:
+            parts += ["Thresholds of the highest Dice on the same split, and what they bring:"]
+            parts.append(_threshold_table(evaluation))
     if gains := evaluation.get("gains"):
         labels = {m.score: m.score_label for m in metrics.METRICS.values()}
         rows = [["", "ensemble", "mean of its networks", "lowest", "highest", "gain"]]
@@ -190,6 +196,16 @@ def _probability_tables(evaluation: Mapping[str, Any]) -> list[str]:
     return parts
 
 
+def _threshold_table(evaluation: Mapping[str, Any]) -> str:
+    columns = [metrics.METRICS[name] for name in ("iou", "dice")]
+    lines = [["", "threshold", *(m.label for m in columns)]]
+    for name, threshold in evaluation["calibration"]["thresholds"].items():
+        cells = _row(evaluation, name, columns, lambda m, name=name: f"calibrated_{m.name}/{name}")
+        lines.append([cells[0], f"{threshold:.2f}", *cells[1:]])
+    means = _row(evaluation, "mean", columns, lambda m: f"calibrated_{m.score}")
+    return markdown_table([*lines, [means[0], "", *means[1:]]])
+
+
 def _class_rows(evaluation: Mapping[str, Any], columns: Sequence[Metric]) -> list[list[str]]:
     return [
         _row(evaluation, name, columns, lambda m, name=name: f"{m.name}/{name}")
@@ -202,7 +218,8 @@ def _shown(evaluation: Mapping[str, Any]) -> list[str]:
     names = evaluation["class_names"]
     shown = [name for name in names if name not in evaluation["classes_without_score"]]
     if len(shown) > MANY:
-        pixels = np.sum(evaluation["confusion_matrix"], axis=1)
+        counts = np.array(evaluation["confusion_matrix"])
+        pixels = metrics.pixel_counts(counts, counts.ndim == 3).true
         shown.sort(key=lambda name: -pixels[names.index(name)])
     return shown
 

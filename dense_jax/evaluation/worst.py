@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 
-from dense_jax import class_colors, drawing, metrics
+from dense_jax import class_colors, drawing, metrics, regions
 from dense_jax.data import levels
 from dense_jax.spelling import decimal
 
@@ -22,14 +22,18 @@ class Worst:
         self._kept: list[tuple[float, int, UInt8[np.ndarray, "h w"]]] = []
 
     def add(
-        self, i: int, classes: UInt8[np.ndarray, "h w"], label: UInt8[np.ndarray, "h w"]
+        self, i: int, classes: UInt8[np.ndarray, "h w *r"], label: UInt8[np.ndarray, "h w"]
     ) -> None:
-        """Adds image i with its class maps. An image without valid pixels is left out."""
-        n = self._source.num_classes
-        pairs = n * label[label < n].astype(np.int64) + classes[label < n]
-        (score,) = metrics.image_mean_ious(np.bincount(pairs, minlength=n * n).reshape(1, n, n))
+        """Adds image i with its maps; see `scoring`. An image without valid pixels is left out."""
+        if self._source.regions:
+            masks = self._source.regions.masks(label)
+            matrices = [_count(classes[..., k], masks[..., k], 2) for k in range(masks.shape[-1])]
+            counts = np.stack(matrices)
+        else:
+            counts = _count(classes, label, self._source.num_classes)
+        (score,) = metrics.image_mean_ious(counts[None])
         if not np.isnan(score):
-            self._kept.append((float(score), i, classes))
+            self._kept.append((float(score), i, regions.flat(classes, self._source.regions)))
             self._kept.sort(key=lambda kept: kept[:2])
             del self._kept[NUM_DRAWN:]
 
@@ -41,21 +45,27 @@ class Worst:
         return draw(self._source, predictions, {i: score for score, i, _ in self._kept})
 
 
+def _count(
+    classes: UInt8[np.ndarray, "h w"], label: UInt8[np.ndarray, "h w"], n: int
+) -> Int64[np.ndarray, "{n} {n}"]:
+    pairs = n * label[label < n].astype(np.int64) + classes[label < n]
+    return np.bincount(pairs, minlength=n * n).reshape(n, n)
+
+
 def draw(
     source: Any, predictions: Mapping[int, UInt8[np.ndarray, "_ _"]], scores: Any
 ) -> class_colors.Picture:
     """Draws images, each with its label, prediction and mean IoU.
 
-    predictions: The predicted class map of each image to draw, by its index.
+    predictions: The prediction for each image to draw, by its index; see `regions.flat`.
     scores: The mean IoU of each image, by its index: an array or a dict.
     """
-    palette = class_colors.palette_of(source)
+    colors = class_colors.prediction_colors(source)
     rows = []
     for i, classes in predictions.items():
         example = source[i]
         image = levels.picture(example["image"], value_range=source.value_range)
-        pictures = drawing.comparison(image, example["label"], classes, palette)
+        label = regions.flat(example["label"], source.regions)
+        pictures = drawing.comparison(image, label, classes, class_colors.to_palette(colors))
         rows.append((f"{example['name']}: mean IoU {decimal(float(scores[i]))}", pictures))
-    return drawing.contact_sheet(
-        rows, class_colors.colors_of(source.class_names, palette) | class_colors.MARKS
-    )
+    return drawing.contact_sheet(rows, colors | class_colors.MARKS)

@@ -4,7 +4,8 @@ An exported model is an uncompressed zip archive of
   model.json           the description of the model; see `export.describe`
   program.bin          StableHLO serialized by jax.export: (weights, image [b, h, w, c]) ->
                        logits float32 [b, h, w, num_classes], for any b, h and w. If images have
-                       levels (see `data.levels`), a third argument is float32 [b, 2, c].
+                       levels (see `data.levels`), a third argument is float32 [b, 2, c]. With
+                       regions, there is a logit for each region instead of each class.
   weights.safetensors  the weights, named by their paths: "params/encoder/..."
 """
 
@@ -25,7 +26,7 @@ from etils import epath
 from jax import export
 from safetensors import numpy as safetensors
 
-from dense_jax import storage
+from dense_jax import regions, storage
 from dense_jax.data import levels
 from dense_jax.inference import ensemble
 from dense_jax.inference.tta import LogitsStep
@@ -77,6 +78,8 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "dataset.levels": lambda value: value is None or _list(_list(_is_number), 2)(value),
     "dataset.value_range": _is_range,
     "dataset.ladder": _list(_list(_integer(1), 2)),
+    "dataset.regions": lambda value: value is None or isinstance(value, dict),
+    "thresholds": lambda value: value is None or isinstance(value, dict),
     "context": _integer(0),
     "tile_size": _list(_integer(1), 2),
     "margin": _integer(0),
@@ -141,7 +144,8 @@ def _rebuilt(about: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> Log
 
     dataset = about["dataset"]
     num_classes, num_networks = len(dataset["class_names"]), len(about["steps"])
-    network = program.assemble(ConfigDict(about["config"]), num_classes, about["temperature"])
+    own = regions_of(about)
+    network = program.assemble(ConfigDict(about["config"]), num_classes, about["temperature"], own)
     stacked = (num_networks,) if num_networks > 1 else ()
     shapes: Any = traverse_util.flatten_dict(network.variables(dataset["num_channels"]), sep="/")
     needed = {
@@ -154,9 +158,15 @@ def _rebuilt(about: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> Log
     def logits_step(variables, /, *image):
         networks = traverse_util.unflatten_dict(variables, sep="/")
         how = {"logits_step": network.logits_step, "num_networks": num_networks}
-        return ensemble.pool(ensemble.network_logits(networks, *image, **how))
+        return ensemble.pool(ensemble.network_logits(networks, *image, **how), own)
 
     return logits_step
+
+
+def regions_of(about: Mapping[str, Any]) -> regions.Regions | None:
+    """Returns the regions that model.json describes. Raises ValueError if they are wrong."""
+    dataset = about["dataset"]
+    return regions.read(dataset["class_names"], dataset["regions"], about["thresholds"])
 
 
 def read_weights(path: epath.PathLike) -> tuple[Mapping[str, Any], dict[str, np.ndarray]]:
@@ -224,6 +234,7 @@ def _check_fields(about: Any) -> None:
             raise ValueError(f"{name} in its model.json is {value!r}")
     if len(about["dataset"]["palette"]) != len(about["dataset"]["class_names"]):
         raise ValueError("its model.json has another number of colors than of classes")
+    regions_of(about)
 
 
 def _check_program(
@@ -238,7 +249,8 @@ def _check_program(
     if levels.are_needed(about["normalization"], dtype):
         levels.rule(about["normalization"], dataset)  # raises if the levels are missing
         arguments.append(jax.ShapeDtypeStruct((1, 2, c), np.float32))
-    shape = (1, length, length, len(dataset["class_names"]))
+    outputs = dataset["regions"] or dataset["class_names"]
+    shape = (1, length, length, len(outputs))
     if (logits := jax.eval_shape(program.call, weights, *arguments)).shape != shape:
         raise ValueError(f"its program returns logits {logits.shape}, not {shape}")
 

@@ -20,7 +20,7 @@ from etils import epath
 from jaxtyping import Float32, UInt8
 from tqdm import tqdm
 
-from dense_jax import hub, storage
+from dense_jax import hub, outputs, regions, storage
 from dense_jax.data import decode, levels
 from dense_jax.data.tiles import Tiles, tilings
 from dense_jax.devices import mesh
@@ -41,6 +41,7 @@ class Predictor:
     """A trained network that segments images: predictor(image) returns the classes. See `load`.
 
     class_names, num_channels: As in the training data.
+    regions: The regions that the network learned instead of the classes, or None.
     palette: The RGB color of each class, uint8 [num_classes, 3].
     dtype: The type of images: "uint8", "uint16" or "float32".
     value_range: The values that stand for black and white in images that are not 8-bit, or None.
@@ -64,6 +65,7 @@ class Predictor:
         augment: Sequence[str] = (),
         about: str = "a network",
         num_networks: int = 1,
+        thresholds: Mapping[str, float] | None = None,
     ):
         """Creates a predictor from a network and the options described in `using`.
 
@@ -71,8 +73,10 @@ class Predictor:
         dataset: The content of the run's dataset.json.
         normalization: The name of the input normalization, which decides the levels of images.
         context: The number of pixels that unpadded convolutions trim on each side; see `tilings`.
+        thresholds: Those of the regions; see `regions.read`.
         """
         self.class_names: tuple[str, ...] = tuple(dataset["class_names"])
+        self.regions = regions.read(self.class_names, dataset.get("regions"), thresholds)
         self.palette = np.array(dataset["palette"], np.uint8)
         self.num_channels: int = dataset["num_channels"]
         self.dtype: str = dataset["dtype"]
@@ -80,7 +84,7 @@ class Predictor:
         self.ladder = [list(rung) for rung in dataset["ladder"]]
         self.tile_size, self.margin, self.context = tuple(tile_size), margin, context
         self.batch_size, self.blend, self.augment = batch_size, blend, tuple(augment)
-        self.about, self.num_networks = about, num_networks
+        self.about, self.num_networks, self.thresholds = about, num_networks, thresholds
         self._network = logits_step, variables, dataset, normalization
         self._levels_of = levels.rule(normalization, dataset)
         if batch_size < 1:
@@ -97,6 +101,11 @@ class Predictor:
         self._step = self._make_step(["classes"])
         self._step_with_probabilities = self._make_step(["classes", "probabilities"])
 
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Returns the names of the regions, or of the classes without regions."""
+        return self.regions.names if self.regions else self.class_names
+
     def using(self, **options: Any) -> "Predictor":
         """Returns a predictor with the same network but different options.
 
@@ -108,7 +117,7 @@ class Predictor:
         An option that is None keeps its current value. Raises ValueError if an option is invalid.
         """
         names = ("tile_size", "margin", "context", "batch_size", "blend", "augment", "about")
-        names += ("num_networks",)
+        names += ("num_networks", "thresholds")
         present = {name: getattr(self, name) for name in names}
         wanted = {name: value for name, value in options.items() if value is not None}
         return Predictor(*self._network, **present | wanted)
@@ -118,9 +127,9 @@ class Predictor:
 
         The last channel of an ensemble's probabilities is the mean entropy of the networks.
         """
-        scores_step = self._network[0]
+        scores_step, own = self._network[0], self.regions
         if self.augment:
-            scores_step = tta.make_probabilities_step(scores_step, self.augment)
+            scores_step = tta.make_probabilities_step(scores_step, self.augment, own)
 
         def step(variables: Any, example: Mapping[str, Any]) -> dict[str, Any]:
             image = (example[name] for name in ("image", "levels") if name in example)
@@ -129,29 +138,33 @@ class Predictor:
             )
             is_ensemble = self.num_networks > 1
             if is_ensemble and self.augment:
-                scores = jnp.log(scores)
-            pooled = ensemble.pool(scores)
-            outputs = {"classes": jnp.argmax(pooled, axis=-1).astype(jnp.uint8)}
+                scores = jax.scipy.special.logit(scores) if own else jnp.log(scores)
+            pooled = ensemble.pool(scores, own)
+            is_logits = is_ensemble or not self.augment
+            probabilities = outputs.probabilities(pooled, own) if is_logits else pooled
+            classes = outputs.inside(probabilities, own) if own else outputs.decide(pooled, None)
+            maps = {"classes": classes}
             if "probabilities" in names:
-                is_logits = is_ensemble or not self.augment
-                parts = [jax.nn.softmax(pooled) if is_logits else pooled]
+                parts = [probabilities]
                 if is_ensemble:
-                    parts.append(ensemble.mean_entropy(scores)[..., None])
-                outputs["probabilities"] = jnp.concatenate(parts, axis=-1)
-            return outputs
+                    parts.append(ensemble.mean_entropy(scores, own)[..., None])
+                maps["probabilities"] = jnp.concatenate(parts, axis=-1)
+            return maps
 
         return jax.jit(mesh.map_examples(step, self._mesh))
 
     def __repr__(self) -> str:
         size = " x ".join(map(str, np.max(self.ladder, axis=0)))
+        kind, names = "regions" if self.regions else "classes", self.output_names
         return (
-            f"<Predictor: {self.about}; {len(self.class_names)} classes: "
-            f"{some(self.class_names, 12)}; trained on images of up to {size} pixels "
-            f"(height x width), channels: {self.num_channels}>"
+            f"<Predictor: {self.about}; {len(names)} {kind}: {some(names, 12)}; trained on images "
+            f"of up to {size} pixels (height x width), channels: {self.num_channels}>"
         )
 
-    def __call__(self, image: AnyImage) -> UInt8[np.ndarray, "h w"]:
+    def __call__(self, image: AnyImage) -> UInt8[np.ndarray, "h w *r"]:
         """Returns the class of each pixel of an image: a file, a Pillow image or an array.
+
+        With regions, returns their masks [h, w, r], which are 1 in the region and 0 elsewhere.
 
         In a GeoTIFF file, pixels that are nodata in all bands get IGNORE_LABEL (255).
 
@@ -160,7 +173,7 @@ class Predictor:
         return self._map(image, "classes", {})
 
     def probabilities(self, image: AnyImage) -> Float32[np.ndarray, "h w num_classes"]:
-        """Returns the class probabilities at each pixel of an image, like `__call__`."""
+        """Returns the probabilities of classes or regions at each pixel, like `__call__`."""
         return self._map(image, "probabilities", {"probabilities": lambda block, _: block})
 
     def _map(self, image: AnyImage, name: str, maps: Mapping[str, MakeMap]) -> np.ndarray:
@@ -196,9 +209,16 @@ class Predictor:
         """
         maps = dict(maps or {})
         if self.blend:
-            maps["classes"] = lambda block, _: block.argmax(axis=-1).astype(np.uint8)
+            maps["classes"] = lambda block, _: self._decide(block)
         for tiles in tilings(images, self.ladder, self.tile_size, self.margin, self.context):
             yield from self._segment(images, tiles, maps)
+
+    def _decide(self, probabilities: np.ndarray) -> np.ndarray:
+        if self.regions:
+            return (probabilities > np.asarray(self.regions.thresholds, np.float32)).astype(
+                np.uint8
+            )
+        return probabilities.argmax(axis=-1).astype(np.uint8)
 
     def _segment(
         self, images: Images, tiles: Tiles, maps: Mapping[str, MakeMap]
@@ -229,6 +249,7 @@ class Predictor:
                     blocks |= {name: make(probabilities, entropies) for name, make in maps.items()}
                 if tile.nodata is not None:
                     nodata = stitcher.crop(number, tile.nodata)
+                    nodata = nodata[..., None] if self.regions else nodata
                     blocks["classes"] = np.where(nodata, IGNORE_LABEL, blocks["classes"])
                 if strip := stitcher.add(number, blocks):
                     yield strip
@@ -273,29 +294,38 @@ class Predictor:
 def entropy(
     probabilities: Float32[np.ndarray, "*shape k"],
     nats: Float32[np.ndarray, "*shape"] | None = None,
+    *,
+    of_regions: bool = False,
 ) -> UInt8[np.ndarray, "*shape"]:
     """Returns the entropy from 0 (certain) to 255 (uniform): -255 * sum_c(p_c log p_c) / log(k).
 
     nats: An entropy to return on this scale instead, such as the mean of an ensemble's networks.
+    of_regions: Whether to return the mean over k regions, each with the classes outside and inside.
     """
     if nats is None:
-        nats = _nats(probabilities)
-    parts = nats / np.log(probabilities.shape[-1])
+        nats = _nats(probabilities, of_regions)
+    parts = nats / np.log(2 if of_regions else probabilities.shape[-1])
     return (255 * parts).round().clip(0, 255).astype(np.uint8)
 
 
 def mutual_information(
-    probabilities: Float32[np.ndarray, "*shape k"], nats: Float32[np.ndarray, "*shape"] | None
+    probabilities: Float32[np.ndarray, "*shape k"],
+    nats: Float32[np.ndarray, "*shape"] | None,
+    *,
+    of_regions: bool = False,
 ) -> UInt8[np.ndarray, "*shape"]:
     """Returns the entropy of an ensemble minus the mean of its networks, on the scale of `entropy`.
 
     nats: The mean entropy of the networks; see `ensemble.mean_entropy`. If None, there is one.
     """
-    whole = _nats(probabilities)
-    return entropy(probabilities, whole - (whole if nats is None else nats))
+    whole = _nats(probabilities, of_regions)
+    rest = whole - (whole if nats is None else nats)
+    return entropy(probabilities, rest, of_regions=of_regions)
 
 
-def _nats(probabilities: np.ndarray) -> np.ndarray:
+def _nats(probabilities: np.ndarray, of_regions: bool) -> np.ndarray:
+    if of_regions:
+        return _nats(np.stack([probabilities, 1 - probabilities], axis=-1), False).mean(axis=-1)
     logs = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
     return -np.sum(probabilities * logs, axis=-1)
 
@@ -338,6 +368,7 @@ def load(
         logits_step, variables = loaded.program.logits_step, loaded.variables
         normalization = program.normalization(loaded.config.model)
         model, step = loaded.config.model, ", ".join(map(str, loaded.steps))
+        thresholds = loaded.thresholds
     else:
         if calibration:
             raise ValueError(
@@ -352,6 +383,7 @@ def load(
         normalization = about["normalization"]
         variables = jax.device_put(variables, mesh.replicated(mesh.make_mesh()))
         model, step = about["config"]["model"], about["step"]
+        thresholds = about["thresholds"]
     return Predictor(
         logits_step,
         variables,
@@ -361,5 +393,6 @@ def load(
         about=f"{model['name']} with encoder {model['encoder']}, step {step} of "
         + ", ".join(map(str, paths)),
         num_networks=num_networks,
+        thresholds=thresholds,
         **{name: options[name] for name in ("tile_size", "margin", "batch_size")},
     )

@@ -14,6 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
+from dense_jax import outputs
+from dense_jax.regions import Regions
+
 AUGMENTATIONS = ("flip", "flips", "turns", "scales")
 SCALES = (0.75, 1.0, 1.25)
 
@@ -43,7 +46,9 @@ TOP_BOTTOM: Symmetry = (jnp.flipud, jnp.flipud)
 QUARTER, HALF = _turn(1), _turn(2)
 
 
-def make_probabilities_step(logits_step: LogitsStep, augmentations: Sequence[str]) -> LogitsStep:
+def make_probabilities_step(
+    logits_step: LogitsStep, augmentations: Sequence[str], regions: Regions | None = None
+) -> LogitsStep:
     """Returns probabilities_step(variables, image, *levels), which averages over augmented copies.
 
     The result is bitwise equivariant under the flips and rotations in `augmentations`: transforming
@@ -59,7 +64,10 @@ def make_probabilities_step(logits_step: LogitsStep, augmentations: Sequence[str
             return logits_step(variables, image, *levels)
 
         def mean_over_scales(image: Array) -> Array:
-            terms = [_at_scale(logits_of, image, scale) for scale in scales]
+            terms = [
+                outputs.probabilities(_at_scale(logits_of, image, scale), regions)
+                for scale in scales
+            ]
             return functools.reduce(jnp.add, terms) / len(scales)
 
         return _mean(mean_over_scales, image, symmetries)
@@ -77,7 +85,7 @@ def _symmetries(augmentations: Sequence[str]) -> list[Symmetry]:
 
 
 def _at_scale(logits_of: Callable[[Array], Array], image: Array, scale: float) -> Array:
-    """Returns probabilities [h, w, num_classes], computed from the image resized by `scale`."""
+    """Returns logits [h, w, num_classes], computed from the image resized by `scale`."""
     h, w, c = image.shape
     if scale != 1.0:
         size = (max(1, round(h * scale)), max(1, round(w * scale)), c)
@@ -87,7 +95,7 @@ def _at_scale(logits_of: Callable[[Array], Array], image: Array, scale: float) -
     logits = logits_of(image)
     if scale != 1.0:
         logits = jax.image.resize(logits, (h, w, logits.shape[-1]), "bilinear")
-    return jax.nn.softmax(logits)
+    return logits
 
 
 def _mean(

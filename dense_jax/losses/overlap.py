@@ -7,12 +7,12 @@ from jaxtyping import Array, Bool, Float
 
 from dense_jax.losses.common import (
     Number,
+    Prepared,
     Weights,
     check_choice,
     power,
     prepare,
     ratio,
-    weights_of,
 )
 from dense_jax.losses.pixelwise import cross_entropy
 
@@ -49,22 +49,22 @@ def tversky(
     """
     check_choice("per", per, "batch", "image")
     check_choice("absent", absent, "skip", "zero", "one")
-    logits, target, valid = prepare(logits, labels)
-    probs = jax.nn.softmax(logits)
-    error = jnp.where(target, 1 - probs, probs)
+    x = prepare(logits, labels)
+    probs = x.probs
+    error = jnp.where(x.target, 1 - probs, probs)
     if squared:
         error = error**2
 
-    true_positive = count(probs, target, per)
-    false_positive = count(error, valid[..., None] & ~target, per)
-    missed = alpha * false_positive + beta * count(error, target, per)
+    true_positive = count(probs, x.target, per)
+    false_positive = count(error, x.valid[..., None] & ~x.target, per)
+    missed = alpha * false_positive + beta * count(error, x.target, per)
     # Computing 1 - index as a single fraction is exact near 0. The lower bound of 1e-12 pixels
     # turns 0 / 0 into 0 and keeps 1 / x^2 in the gradient finite in float32. The bound is far below
     # any prediction that matters.
     loss = missed / jnp.maximum(true_positive + missed + smooth, 1e-12)
     loss = power(loss, gamma)  # [b or 1, c]
-    weights = weights_of(class_weights, logits)
-    return mean_over_classes(loss, weights, target, valid, per, absent, include_background)
+    weights = x.weights(class_weights, include_background=include_background)
+    return mean_over_classes(loss, weights, x, per, absent)
 
 
 def soft_dice(
@@ -194,18 +194,16 @@ def generalized_dice(
     """
     check_choice("per", per, "batch", "image")
     check_choice("absent", absent, "skip", "one")
-    logits, target, valid = prepare(logits, labels)
-    probs = jax.nn.softmax(logits)
-    factors = weights_of(class_weights, logits)[0, 0]  # [1, c]
-    if not include_background:
-        factors = factors.at[:, 0].set(0)
+    x = prepare(logits, labels)
+    probs, target = x.probs, x.target
+    factors = x.weights(class_weights, include_background=include_background)[None]  # [1, c]
     size = count(jnp.ones_like(probs), target, per)  # [b or 1, c], in pixels
     weights = ratio((factors > 0).astype(size.dtype), size**2)
     if absent == "one":
         weights = jnp.where(size > 0, weights, jnp.max(weights, axis=1, keepdims=True))
     weights *= factors
     # The sum of p + t is twice the sum of p t plus the errors.
-    error = count(jnp.where(target, 1 - probs, probs), valid[..., None], per)
+    error = count(jnp.where(target, 1 - probs, probs), x.valid[..., None], per)
     wrong = jnp.sum(weights * error, axis=1)
     right = jnp.sum(weights * count(probs, target, per), axis=1)
     loss = ratio(wrong, 2 * right + wrong + smooth)  # [b or 1]
@@ -236,9 +234,8 @@ def cldice(
     """
     check_choice("per", per, "batch", "image")
     check_choice("absent", absent, "skip", "zero", "one")
-    logits, target, valid = prepare(logits, labels)
-    mask = valid[..., None]
-    probs = jax.nn.softmax(logits)
+    x = prepare(logits, labels)
+    mask, probs, target = x.valid[..., None], x.probs, x.target
     skeleton = soft_skeleton(probs, mask, iterations)
     label_skeleton = soft_skeleton(target.astype(probs.dtype), mask, iterations)
 
@@ -248,8 +245,8 @@ def cldice(
     precision = share(count(skeleton, target, per), count(skeleton, mask, per))
     recall = share(count(label_skeleton * probs, mask, per), count(label_skeleton, mask, per))
     loss = 1 - ratio(2 * precision * recall, precision + recall)  # [b or 1, c]
-    weights = weights_of(class_weights, logits)
-    return mean_over_classes(loss, weights, target, valid, per, absent, include_background)
+    weights = x.weights(class_weights, include_background=include_background)
+    return mean_over_classes(loss, weights, x, per, absent)
 
 
 def soft_skeleton(
@@ -296,16 +293,16 @@ def lovasz_softmax(
     averages over the images with a valid pixel (`per_image` in the authors' code).
     """
     check_choice("per", per, "batch", "image")
-    logits, target, valid = prepare(logits, labels)
-    probs = jax.nn.softmax(logits)
-    error = jnp.where(target, 1 - probs, probs)
+    x = prepare(logits, labels)
+    probs = x.probs
+    error = jnp.where(x.target, 1 - probs, probs)
     # -1 is below every valid error, so ignored pixels come last, where J no longer changes.
-    error = jnp.where(valid[..., None], error, -1)
+    error = jnp.where(x.valid[..., None], error, -1)
 
     def flat(x: Array) -> Array:  # [b, h, w, c] -> [b or 1, c, pixels]
         return x.reshape(len(x) if per == "image" else 1, -1, x.shape[-1]).swapaxes(1, 2)
 
-    negated, hit = jax.lax.sort((-flat(error), flat(target)), num_keys=1)
+    negated, hit = jax.lax.sort((-flat(error), flat(x.target)), num_keys=1)
     size = jnp.sum(hit, axis=-1, keepdims=True)
     intersection = size - jnp.cumsum(hit, axis=-1)
     union = (size + jnp.cumsum(~hit, axis=-1)).astype(error.dtype)
@@ -313,7 +310,7 @@ def lovasz_softmax(
     step = jnp.where(hit, 1 / union, intersection / (union * jnp.maximum(union - 1, 1)))
     loss = jnp.sum(-negated * step, axis=-1)  # [b or 1, c]; 0 for an absent class
 
-    weights = jnp.where(size[..., 0] > 0, weights_of(class_weights, logits)[0, 0], 0)
+    weights = jnp.where(size[..., 0] > 0, x.weights(class_weights)[None], 0)
     per_image = ratio(jnp.sum(weights * loss, axis=1), jnp.sum(weights, axis=1))
     return ratio(jnp.sum(per_image), jnp.sum(jnp.any(weights > 0, axis=1)))
 
@@ -327,21 +324,13 @@ def count(
 
 
 def mean_over_classes(
-    loss: Float[Array, "n c"],
-    class_weights: Float[Array, "1 1 1 c"],
-    target: Bool[Array, "b h w c"],
-    valid: Bool[Array, "b h w"],
-    per: str,
-    absent: str,
-    include_background: bool,
+    loss: Float[Array, "n c"], weights: Float[Array, " c"], x: Prepared, per: str, absent: str
 ) -> Float[Array, ""]:
     """Returns the mean of the losses of classes (and images). See `tversky` for the options."""
-    ones = jnp.ones(target.shape, loss.dtype)
-    present = count(ones, target, per) > 0
-    counts = present if absent == "skip" else count(ones, valid[..., None], per) > 0
+    ones = jnp.ones(x.target.shape, loss.dtype)
+    present = count(ones, x.target, per) > 0
+    counts = present if absent == "skip" else count(ones, x.valid[..., None], per) > 0
     if absent == "zero":
         loss = jnp.where(present, loss, 0)
-    weights = jnp.where(counts, class_weights[0, 0], 0)
-    if not include_background:
-        weights = weights.at[:, 0].set(0)
+    weights = jnp.where(counts, weights[None], 0)
     return ratio(jnp.sum(weights * loss), jnp.sum(weights))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from dense_jax.losses.common import Number, Weights, power, prepare, ratio, weights_of
+from dense_jax.losses.common import Number, Weights, power, prepare, ratio
 
 
 def cross_entropy(
@@ -36,30 +36,28 @@ def cross_entropy(
         raise ValueError(f"label_smoothing must be in [0, 1], not {label_smoothing}")
     if not 0 < top_k_fraction <= 1:
         raise ValueError(f"top_k_fraction must be in (0, 1], not {top_k_fraction}")
-    logits, target, valid = prepare(logits, labels)
-    class_weights = weights_of(class_weights, logits)
+    x = prepare(logits, labels)
     if pixel_weights is None:
-        pixel_weights = jnp.ones(valid.shape, logits.dtype)
-    elif jnp.shape(pixel_weights) != valid.shape:
+        pixel_weights = jnp.ones(x.valid.shape, x.logits.dtype)
+    elif jnp.shape(pixel_weights) != x.valid.shape:
         raise ValueError(
-            f"pixel_weights must have the labels' shape {valid.shape}, not "
+            f"pixel_weights must have the labels' shape {x.valid.shape}, not "
             f"{jnp.shape(pixel_weights)}"
         )
-    pixel_weights = jnp.where(valid, jnp.asarray(pixel_weights, logits.dtype), 0)  # [b, h, w]
+    pixel_weights = jnp.where(x.valid, jnp.asarray(pixel_weights, x.logits.dtype), 0)  # [b, h, w]
 
-    weighted = class_weights * jax.nn.log_softmax(logits)
-    # Select instead of multiplying, because a product needs a float32 one-hot array in memory.
-    nll = -(1 - label_smoothing) * jnp.sum(weighted, axis=-1, where=target)
+    class_weights = x.weights(class_weights)
+    weights = x.true_weights(class_weights)
+    nll = -(1 - label_smoothing) * jnp.sum(weights * x.log_p(), axis=-1)
     if label_smoothing:
-        nll -= label_smoothing * jnp.mean(weighted, axis=-1)
+        nll -= label_smoothing * x.mean_log_p(class_weights)
     loss = pixel_weights * nll  # [b, h, w], in nats
-    # An ignored pixel gets an arbitrary class's weight, but its pixel weight is 0.
-    weights = pixel_weights * jnp.take(jnp.ravel(class_weights), labels, mode="clip")  # [b, h, w]
+    weights = pixel_weights * jnp.sum(weights, axis=-1)  # [b, h, w]
     if top_k_fraction < 1:
         hardest_first = jnp.sort(
-            jax.lax.stop_gradient(jnp.where(valid, loss, -jnp.inf)), axis=None, descending=True
+            jax.lax.stop_gradient(jnp.where(x.valid, loss, -jnp.inf)), axis=None, descending=True
         )
-        k = jnp.ceil(top_k_fraction * jnp.sum(valid)).astype(jnp.int32)
+        k = jnp.ceil(top_k_fraction * jnp.sum(x.valid)).astype(jnp.int32)
         keep = loss >= hardest_first[jnp.maximum(k - 1, 0)]
         loss, weights = jnp.where(keep, loss, 0), jnp.where(keep, weights, 0)
     return ratio(jnp.sum(loss), jnp.sum(weights))
@@ -75,10 +73,8 @@ def focal(
     al. 2017 call alpha ("Focal loss for dense object detection", section 3.2). gamma = 0 gives
     `cross_entropy`.
     """
-    logits, target, valid = prepare(logits, labels)
-    class_weights = jnp.ravel(weights_of(class_weights, logits))
-    weights = jnp.where(valid, jnp.take(class_weights, labels, mode="clip"), 0)  # [b, h, w]
-    log_p = jnp.sum(jax.nn.log_softmax(logits), axis=-1, where=target)  # [b, h, w], 0 if ignored
+    x = prepare(logits, labels)
+    weights, log_p = x.true_weights(x.weights(class_weights)), x.log_p()
     loss = power(-jnp.expm1(log_p), gamma) * -log_p
     return ratio(jnp.sum(weights * loss), jnp.sum(weights))
 
@@ -103,18 +99,16 @@ def boundary(
     class_weights: The weights of the classes in the mean.
     include_background: Whether the mean includes class 0.
     """
-    logits, _, valid = prepare(logits, labels)
-    if jnp.shape(distances) != logits.shape:
+    x = prepare(logits, labels)
+    if jnp.shape(distances) != x.logits.shape:
         raise ValueError(
-            f"distances must have the logits' shape {logits.shape}, not {jnp.shape(distances)}"
+            f"distances must have the logits' shape {x.logits.shape}, not {jnp.shape(distances)}"
         )
-    distances = jnp.where(valid[..., None], jnp.asarray(distances, logits.dtype), 0)
+    distances = jnp.where(x.valid[..., None], jnp.asarray(distances, x.logits.dtype), 0)
     pixels = (0, 1, 2)
-    loss = ratio(jnp.sum(jax.nn.softmax(logits) * distances, axis=pixels), jnp.sum(valid))  # [c]
-    present = jnp.any(distances != 0, axis=pixels)
-    weights = jnp.where(present, weights_of(class_weights, logits)[0, 0, 0], 0)
-    if not include_background:
-        weights = weights.at[0].set(0)
+    loss = ratio(jnp.sum(x.probs * distances, axis=pixels), jnp.sum(x.valid))  # [c]
+    weights = x.weights(class_weights, include_background=include_background)
+    weights = jnp.where(jnp.any(distances != 0, axis=pixels), weights, 0)
     return ratio(jnp.sum(weights * loss), jnp.sum(weights))
 
 
@@ -129,9 +123,8 @@ def with_border_weights(
     """
 
     def weighted_loss(logits: Array, labels: Array, border: Array) -> Float[Array, ""]:
-        weights = jnp.ravel(weights_of(class_weights, logits))
-        # An ignored pixel gets an arbitrary class's weight, but `loss` ignores the pixel.
-        weights = jnp.take(weights, labels, mode="clip")
+        x = prepare(logits, labels)
+        weights = jnp.mean(x.true_weights(x.weights(class_weights)), axis=-1)
         # `loss` multiplies pixel weights by w[y].
         return loss(logits, labels, pixel_weights=1 + ratio(border, weights))
 

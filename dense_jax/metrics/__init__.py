@@ -34,12 +34,28 @@ Scores = dict[str, float | PerClass]
 
 
 class PixelCounts(NamedTuple):
-    """The pixel counts from which region metrics are computed, in float64."""
+    """The pixel counts from which region metrics are computed, in float64 if for `Metric`s.
 
-    true: PerClass  # number of pixels of each class in the label
-    predicted: PerClass  # number of pixels of each class in the prediction
-    hit: PerClass  # number of correctly predicted pixels of each class
-    total: np.float64  # number of pixels of all classes
+    Each has the leading axes of the confusion matrices. With regions, a class is a region.
+    """
+
+    true: Any  # [c], number of pixels of each class in the label
+    predicted: Any  # [c], number of pixels of each class in the prediction
+    hit: Any  # [c], number of correctly predicted pixels of each class
+    total: Any  # number of pixels of all classes
+    right: Any  # number of correctly predicted pixels, with regions the mean over regions
+
+
+def pixel_counts(matrices: np.ndarray, has_regions: bool) -> PixelCounts:
+    """Returns the pixel counts of confusion matrices [..., c, c], or with regions [..., r, 2, 2]."""
+    right = np.trace(matrices, axis1=-2, axis2=-1)
+    if has_regions:
+        true, predicted = matrices[..., 1, :].sum(-1), matrices[..., 1].sum(-1)
+        total = matrices[..., 0, :, :].sum((-2, -1))
+        return PixelCounts(true, predicted, matrices[..., 1, 1], total, right.mean(-1))
+    true, predicted = matrices.sum(-1), matrices.sum(-2)
+    hit = np.diagonal(matrices, axis1=-2, axis2=-1)
+    return PixelCounts(true, predicted, hit, true.sum(-1), right)
 
 
 class Metric(NamedTuple):
@@ -96,7 +112,7 @@ def _binary_accuracy(n: PixelCounts) -> PerClass:
 
 def _weighted_iou(n: PixelCounts) -> float:
     iou = n.hit / (n.true + n.predicted - n.hit)
-    return np.nansum(n.true * iou) / n.total
+    return np.nansum(n.true * iou) / n.true.sum()
 
 
 _PROBABILITY = (
@@ -119,7 +135,7 @@ _PROBABILITY = (
 _ALL = (
     Metric("iou", "IoU", lambda n: n.hit / (n.true + n.predicted - n.hit)),
     Metric("dice", "Dice", lambda n: 2 * n.hit / (n.true + n.predicted)),
-    _number("pixel_accuracy", "pixel accuracy", lambda n: n.hit.sum() / n.total),
+    _number("pixel_accuracy", "pixel accuracy", lambda n: n.right / n.total),
     Metric("accuracy", "accuracy", lambda n: n.hit / n.true),
     Metric("precision", "precision", lambda n: n.hit / n.predicted, averaged=False),
     Metric("binary_accuracy", "binary accuracy", _binary_accuracy, averaged=False),
@@ -172,16 +188,17 @@ def summarize(counts: ArrayLike) -> Scores:
     """Returns all region metrics by name, given a confusion matrix (rows are true classes).
 
     Metrics with one value per class are arrays [c]. For iou, dice and accuracy, mean_NAME is the
-    mean over the classes that are not NaN. Raises ValueError if the matrix is not square or has a
-    negative count (a sign of an int32 overflow).
+    mean over the classes that are not NaN. Given the matrices [r, 2, 2] of regions, these take the
+    place of the classes, and pixel_accuracy is the mean over regions. Raises ValueError if the
+    matrix is not square or has a negative count (a sign of an int32 overflow).
     """
     counts = np.asarray(counts)
-    if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
+    has_regions = counts.ndim == 3 and counts.shape[1:] == (2, 2)
+    if not has_regions and (counts.ndim != 2 or counts.shape[0] != counts.shape[1]):
         raise ValueError(f"a confusion matrix is square, not {counts.shape}")
     if not np.all(counts >= 0):
         raise ValueError(f"negative or NaN count {counts.min()}: was the sum kept in int64?")
-    counts = counts.astype(np.float64)
-    pixels = PixelCounts(counts.sum(1), counts.sum(0), np.diag(counts), counts.sum())
+    pixels = pixel_counts(counts.astype(np.float64), has_regions)
     with np.errstate(invalid="ignore"):
         values = {metric: metric.function(pixels) for metric in of_kind("region")}
     means: Scores = {m.score: mean(np.ravel(value)) for m, value in values.items() if m.averaged}
@@ -201,7 +218,7 @@ def named_scores(scores: Mapping[str, Any], class_names: Iterable[str]) -> dict[
 
 
 def image_mean_ious(matrices: np.ndarray) -> Float64[np.ndarray, " n"]:
-    """Returns the mean IoU for each confusion matrix in [n, c, c], or NaN for a matrix of zeros."""
+    """Returns the mean IoU for each of n confusion matrices, or NaN for a matrix of zeros."""
     return np.array([summarize(matrix)["mean_iou"] for matrix in matrices])
 
 
@@ -212,9 +229,9 @@ def mean(values: np.ndarray) -> float:
 
 
 def __getattr__(name: str) -> Any:
-    """Imports `confusion_matrix` on first use, so that importing `metrics` does not import jax."""
-    if name == "confusion_matrix":
-        from dense_jax.metrics.confusion import confusion_matrix
+    """Imports `confusion` on first use, so that importing `metrics` does not import jax."""
+    if name in ("confusion_matrix", "region_matrices"):
+        from dense_jax.metrics import confusion
 
-        return confusion_matrix
+        return getattr(confusion, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,6 +16,7 @@ from dense_jax.metrics.calibration import ProbabilitySums
 Statistics = Mapping[str, np.ndarray]
 
 NUM_RESAMPLES = 1000
+CALIBRATED = "calibrated_confusion_matrices"  # those with the thresholds of regions
 
 
 def image_statistics(measured: Statistics, foreground: Sequence[int] = ()) -> Statistics:
@@ -25,7 +26,8 @@ def image_statistics(measured: Statistics, foreground: Sequence[int] = ()) -> St
     other scores. For a mean over images, the pair is [value, 1], or [0, 0] if the value is NaN. The
     statistics of probabilities are those of `calibration.ProbabilitySums`.
 
-    measured: The confusion_matrices [n, c, c] and the stacked results of `per_image.measure`.
+    measured: The confusion_matrices [n, c, c], or with regions [n, r, 2, 2], and the stacked results
+      of `per_image.measure`. With regions, calibrated_confusion_matrices are scored, too.
     foreground: The classes that are also scored as one merged class. May be empty.
     """
     matrices = measured["confusion_matrices"]
@@ -36,6 +38,8 @@ def image_statistics(measured: Statistics, foreground: Sequence[int] = ()) -> St
         merge[:, 0], merge[list(foreground)] = 1, (0, 1)
         statistics["foreground_matrices"] = pairs = merge.T @ matrices @ merge  # [n, 2, 2]
         summaries = [s | _foreground(m) for s, m in zip(summaries, pairs, strict=True)]
+    if matrices.ndim == 4 and CALIBRATED in measured:
+        statistics[CALIBRATED] = measured[CALIBRATED]
     for name, value in summaries[0].items():
         if isinstance(value, float):
             values = np.array([summary[name] for summary in summaries])
@@ -48,7 +52,8 @@ def image_statistics(measured: Statistics, foreground: Sequence[int] = ()) -> St
         elif metric:
             statistics[name] = _as_mean(values)
             if metric.image_mean:
-                shown = np.where(matrices.any(axis=2), values, np.nan)
+                true = metrics.pixel_counts(matrices, matrices.ndim == 4).true
+                shown = np.where(true > 0, values, np.nan)
                 means = np.array([metrics.mean(image) for image in shown])
                 statistics[f"mean_over_images/{metric.score}"] = _as_mean(means)
     return statistics
@@ -76,6 +81,11 @@ def score(sums: Statistics) -> metrics.Scores:
             continue
         if name == "foreground_matrices":
             scores |= _foreground(total)
+            continue
+        if name == CALIBRATED:
+            summary = metrics.summarize(total)
+            names = ("mean_iou", "mean_dice", "iou", "dice")
+            scores |= {f"calibrated_{name}": summary[name] for name in names}
             continue
         with np.errstate(invalid="ignore"):
             ratio = np.asarray(total[..., 0] / total[..., 1])

@@ -22,6 +22,9 @@ TEMPERATURES = np.geomspace(1 / 20, 50, 36)  # those that are tried: neighbors a
 Reliability = Float64[np.ndarray, "histograms bins 3"]
 
 
+THRESHOLDS = np.arange(1, 100) / 100  # those that are tried for regions
+
+
 class ProbabilitySums(NamedTuple):
     """Sums over valid pixels (float64): of -log p[y], of sum_c (p[c] - (y = c))^2, and the histograms."""
 
@@ -44,6 +47,20 @@ def errors(reliability: Reliability) -> Float64[np.ndarray, " histograms"]:
     gaps = np.abs(reliability[..., 1] - reliability[..., 2])
     with np.errstate(invalid="ignore"):
         return gaps.sum(axis=-1) / reliability[..., 0].sum(axis=-1)
+
+
+def best_thresholds(counts: Num[np.ndarray, "r 2 levels"]) -> list[float]:
+    """Returns the threshold of each region's highest Dice, given the sums of `by_threshold`.
+
+    This is also the threshold of the highest IoU, because IoU = Dice / (2 - Dice). Of several, it
+    is the one closest to 0.5. A region without a pixel gets 0.5.
+    """
+    outside, inside = np.moveaxis(counts, 1, 0)
+    # The numbers of pixels above each threshold, [r, thresholds].
+    wrong, right = (np.cumsum(x[:, :0:-1], axis=1)[:, ::-1] for x in (outside, inside))
+    dice = 2 * right / np.maximum(right + wrong + inside.sum(axis=1, keepdims=True), 1)
+    distance = np.abs(THRESHOLDS - 0.5)
+    return [float(THRESHOLDS[np.lexsort((distance, -scores))[0]]) for scores in dice]
 
 
 def best_temperature(nll: Num[np.ndarray, "*k temperatures"]) -> Float64[np.ndarray, "*k"]:

@@ -39,6 +39,15 @@ def confusion_matrix(
     )
 
 
+def region_matrices(predictions: ArrayLike, masks: ArrayLike) -> Int32[Array, "r 2 2"]:
+    """Returns the confusion matrix of outside (0) and inside (1) for each region.
+
+    The arguments are masks [..., r]. Pixels with another value in `masks` are not counted.
+    """
+    sides = (jnp.moveaxis(jnp.asarray(x), -1, 0) for x in (predictions, masks))
+    return jax.lax.map(lambda pair: confusion_matrix(pair[0], pair[1], 2), tuple(sides))
+
+
 def _count_by_adding(
     truth: Int32[Array, " n"], guess: Int32[Array, " n"], num_classes: int
 ) -> Int32[Array, "c c"]:

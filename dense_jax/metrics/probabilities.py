@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
-from dense_jax.metrics.calibration import NUM_BINS
+from dense_jax.metrics.calibration import NUM_BINS, THRESHOLDS
 from dense_jax.metrics.confusion import confusion_matrix
 
 # A histogram is counted in finer bins, whose midpoints stand for the probabilities in them. The
@@ -18,14 +18,29 @@ assert NUM_BINS * NUM_LEVELS * 2 <= SIDE**2
 
 
 def sums(
-    logits: Float[Array, "h w c"], label: Integer[Array, "h w"]
+    logits: Float[Array, "h w c"], label: Integer[Array, "h w *c"]
 ) -> dict[str, Float[Array, "..."] | Integer[Array, "..."]]:
     """Returns sums over the valid pixels of an example, for the probabilities softmax(logits).
 
     They are "nll" and "brier", as in `calibration.ProbabilitySums`, and the entries of the
     reliability histograms: "binned", int32 [c + 1, NUM_BINS, 2], which has the exact numbers of
     pixels and hits, and "probability", float32 [c + 1, NUM_BINS].
+
+    If `label` has the masks of regions, the probabilities are sigmoid(logits), and a pixel counts
+    once for each region, with the classes outside and inside. Histogram k is that of the inside of
+    region k.
     """
+    if label.ndim == 3:
+        both = jnp.stack([jnp.zeros_like(logits), logits], axis=-1)
+        by_region = jax.lax.map(
+            lambda region: sums(*region), (jnp.moveaxis(both, 2, 0), jnp.moveaxis(label, 2, 0))
+        )
+        return {
+            name: jnp.concatenate([x[:, 1], x[:, 2].sum(axis=0, keepdims=True)])
+            if x.ndim > 1
+            else x.sum()
+            for name, x in by_region.items()
+        }
     is_true = label[..., None] == jnp.arange(logits.shape[-1])[None, None]
     is_valid = (label >= 0) & (label < logits.shape[-1])
     logs = jax.nn.log_softmax(logits)
@@ -67,6 +82,21 @@ def nll(
         return jnp.where(is_valid, math.log(len(logits)) - logs, 0).sum()
 
     return jax.lax.map(at, temperatures)
+
+
+def by_threshold(
+    p: Float[Array, "h w r"], masks: Integer[Array, "h w r"]
+) -> Integer[Array, "r 2 levels"]:
+    """Returns the number of pixels outside and inside each region at each level of probability.
+
+    The level of a probability is the number of THRESHOLDS that are smaller.
+    """
+    level = jnp.searchsorted(jnp.asarray(THRESHOLDS, p.dtype), p)
+
+    def count(pair: tuple[Array, Array]) -> Array:
+        return confusion_matrix(*pair, len(THRESHOLDS) + 1)[:2]
+
+    return jax.lax.map(count, (jnp.moveaxis(level, -1, 0), jnp.moveaxis(masks, -1, 0)))
 
 
 def _histogram(

@@ -33,7 +33,7 @@ def _training_facts(run: RunFolder) -> dict[str, Any]:
         "evaluation split": _split(run, run.fields.get("data.eval_split")),
         "resolution": "the labels' own",
         f"images{_of_fold(run)}": run.result.get("num_eval_images"),
-        "classes": run.dataset.get("class_names"),
+        "classes": run.dataset.get("regions") or run.dataset.get("class_names"),
         "metric convention": run.result.get("metric_convention"),
         "dataset": run.fields.get("data.name"),
         # Only the training split's fingerprint is recorded, and it differs between splits.
@@ -53,7 +53,7 @@ def _evaluation_facts(run: RunFolder, checkpoint: str) -> dict[str, Any]:
         "resolution": evaluation.get("resolution"),
         f"images{_of_fold(run)}": evaluation.get("num_images"),
         f"valid pixels{_of_fold(run)}": evaluation.get("num_pixels"),
-        "classes": evaluation.get("class_names"),
+        "classes": evaluation.get("regions") or evaluation.get("class_names"),
         "metric convention": evaluation.get("metric_convention"),
         # Data created in memory has no fingerprint and is identified by name.
         f"evaluated data{_of_fold(run)}": str(fingerprint)[:12]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from dense_jax import class_colors, drawing, metrics
+from dense_jax import class_colors, drawing, metrics, regions
 from dense_jax.data import decode, folds, levels
 from dense_jax.evaluation import class_maps
 from dense_jax.labels import IGNORE_LABEL
@@ -34,8 +34,8 @@ class Evaluated(NamedTuple):
 
     @property
     def truth(self) -> np.ndarray:
-        """Returns the number of pixels of each class in each image's label map, [n, c]."""
-        return self.matrices.sum(axis=2)
+        """Returns the number of pixels of each class or region in each image's label map, [n, c]."""
+        return metrics.pixel_counts(self.matrices, self.matrices.ndim == 4).true
 
 
 def build(rows: Sequence[Row], limit: int = 12) -> dict[str, Any] | None:
@@ -61,11 +61,13 @@ def build(rows: Sequence[Row], limit: int = 12) -> dict[str, Any] | None:
     if not predicted:
         return None
     class_names = first.run.evaluation["class_names"]
-    stored = first.run.dataset.get("palette")
+    if own := first.run.evaluation.get("regions"):
+        class_names = [regions.OUTSIDE, *own]
+    stored = None if own else first.run.dataset.get("palette")
     palette = class_colors.default_palette(len(class_names))
     palette = palette if stored is None else np.array(stored, np.uint8)
     examples, missing = _examples(first, numbers)
-    truths = [drawing.shrink(x["label"].astype(np.uint8)) if x else None for x in examples]
+    truths = [drawing.shrink(x["flat"].astype(np.uint8)) if x else None for x in examples]
     images = [
         {
             "name": first.names[i],
@@ -122,11 +124,14 @@ def _examples(
         source = folds.open_split(config, evaluation["split"], evaluation["root"])
         examples = [source[i] for i in numbers if source.names == evaluated.names]
         for example in examples:
+            example["flat"] = regions.flat(example["label"], source.regions)
             example["image"] = levels.picture(example["image"], value_range=source.value_range)
         counts = [
             np.bincount(example["label"].ravel(), minlength=IGNORE_LABEL + 1)[: source.num_classes]
             for example in examples
         ]
+        if source.regions:
+            counts = [source.regions.pixels(image) for image in counts]
         if not np.array_equal(counts, evaluated.truth[numbers]):
             raise ValueError(f"{evaluation['root']} now holds other images")
         return list(examples), ""

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
+from dense_jax import metrics
 from dense_jax.metrics import aggregation
 from dense_jax.report.reading import RunFolder
 from dense_jax.report.statistics import holm
@@ -65,8 +66,8 @@ def _read(runs: Sequence[RunFolder]) -> dict[Key, _Images]:
     found = {}
     for run in runs:
         names, matrices = run.images() or ((), np.zeros((0, 1, 1)))
-        hit, predicted = np.diagonal(matrices, axis1=1, axis2=2), matrices.sum(axis=1)
-        counts = np.stack([hit, predicted, matrices.sum(axis=2)], axis=1).astype(np.float64)
+        pixels = metrics.pixel_counts(matrices, matrices.ndim == 4)
+        counts = np.stack([pixels.hit, pixels.predicted, pixels.true], axis=1).astype(np.float64)
         order = sorted(range(len(names)), key=names.__getitem__)
         key = str(run.fields.get("seed")), run.fold
         found[key] = _Images(run, [names[i] for i in order], counts[order])

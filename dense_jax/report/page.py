@@ -85,10 +85,14 @@ def _bar(i: int, mean: float, half: float, style: Style) -> dict[str, Any]:
 
 
 def matrices(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Returns one confusion matrix, summed over seeds, for each row with an evaluated run."""
+    """Returns one confusion matrix, summed over seeds, for each row with an evaluated run.
+
+    Rows of regions have none.
+    """
     shown = []
     for i, row in enumerate(rows):
-        if seeds := [run.evaluation for run in row.runs if run.evaluation]:
+        seeds = [run.evaluation for run in row.runs if run.evaluation]
+        if seeds and not seeds[0].get("regions"):
             counts = np.sum([seed["confusion_matrix"] for seed in seeds], axis=0)
             label = f"{i + 1}: {row.name}"
             shown.append({"label": label, "classes": seeds[0]["class_names"], "counts": counts})

@@ -120,11 +120,11 @@ class RunFolder:
     def images(self) -> tuple[tuple[str, ...], np.ndarray] | None:
         """Returns the names of the evaluation's images and their confusion matrices [n, c, c].
 
-        The run must have an evaluation. Returns None if the .npz file cannot be read or does not
+        With regions, the matrices are [n, r, 2, 2]. The run must have an evaluation. Returns None if the .npz file cannot be read or does not
         match evaluation_SPLIT.json.
         """
-        c = len(self.evaluation["class_names"])
-        names, matrices = self.array("names", (), "U"), self.array("confusion_matrices", (c, c))
+        shape = np.shape(self.evaluation["confusion_matrix"])
+        names, matrices = self.array("names", (), "U"), self.array("confusion_matrices", shape)
         if names is None or matrices is None or len(names) != len(matrices):
             return None
         total = matrices.sum(axis=0, dtype=np.int64)

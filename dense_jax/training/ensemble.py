@@ -22,7 +22,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from dense_jax import class_colors, data, drawing, metrics
+from dense_jax import class_colors, data, drawing, metrics, regions
 from dense_jax.data import levels, pipeline
 from dense_jax.data.cache import Cached
 from dense_jax.data.tiles import tilings
@@ -247,7 +247,7 @@ class Ensemble:
     def _evaluate(self, state: TrainState, record: RunRecord) -> np.ndarray:
         """Scores one seed, and returns its confusion matrix."""
         config, source = self._config, self._task.eval_source
-        palette = class_colors.palette_of(source)
+        colors = class_colors.prediction_colors(source)
         rows, num_pictures = {}, config.eval.num_pictures
         worst = Worst(source) if self.step == config.num_steps else None
         start = self._evaluator.clock()
@@ -259,7 +259,9 @@ class Ensemble:
                 return
             example = source[i]
             image = levels.picture(example["image"], value_range=source.value_range)
-            pictures = drawing.comparison(image, label, classes, palette)
+            truth, guess = (regions.flat(x, source.regions) for x in (label, classes))
+            palette = class_colors.to_palette(colors)
+            pictures = drawing.comparison(image, truth, guess, palette)
             rows[i] = example["name"], pictures
 
         sums = scoring.score(
@@ -274,11 +276,11 @@ class Ensemble:
             workers=config.data.workers,
         )
         counts = sums["counts"]
-        scores = metrics.named_scores(metrics.summarize(counts), source.class_names)
+        scores = metrics.named_scores(metrics.summarize(counts), source.output_names)
         # For a plain cross-entropy, this is the mean over pixels. For other losses, it is the mean
         # over tiles, weighted by their valid pixels. Most images are a single tile.
         scores["eval/loss"] = float(sums["loss"] / counts.sum()) if counts.any() else math.nan
-        colors = class_colors.colors_of(source.class_names, palette) | class_colors.MARKS
+        colors |= class_colors.MARKS
         picture = drawing.contact_sheet([rows[i] for i in sorted(rows)], colors) if rows else None
         record.score(self.step, state, scores, picture, self._evaluator.clock() - start)
         if worst and (sheet := worst.draw()) is not None:

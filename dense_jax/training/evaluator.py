@@ -21,14 +21,15 @@ class Evaluator:
         eval_step = functools.partial(
             steps.eval_step,
             logits_step=task.program.logits_step,
-            num_classes=task.eval_source.num_classes,
+            num_classes=task.program.num_classes,
+            regions=task.program.regions,
             loss_fn=task.training.loss_fn,
         )
         self._eval_step = jit_eval_step(task.program._replace(eval_step=eval_step), devices)
         self._compiled: dict[tuple[int, ...], Any] = {}  # by the shape of the batch's images
         self._compile_seconds = 0.0
 
-    def __call__(self, variables: Any, batch: Mapping[str, jax.Array]) -> tuple[Any, jax.Array]:
+    def __call__(self, variables: Any, batch: Mapping[str, jax.Array]) -> tuple[Any, Any]:
         """Starts the evaluation of a batch. Compiles the step for each new shape."""
         shape = batch["image"].shape
         if shape not in self._compiled:

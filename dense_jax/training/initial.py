@@ -54,7 +54,7 @@ def initial_weights(config: ConfigDict, program: Program, dataset: Mapping[str, 
 def _of_network(config: ConfigDict, program: Program, dataset: Mapping[str, Any]) -> Initial:
     """Returns those weights of a trained network whose path and shape also occur in `program`.
 
-    If the class names differ, leaves out weights whose shape depends on the number of classes.
+    If the class names or regions differ, leaves out weights whose shape depends on their number.
     """
     network = _read(config.model.initialize_from)
     source = f"{OPTION}={network.origin['source']!r}"
@@ -65,8 +65,8 @@ def _of_network(config: ConfigDict, program: Program, dataset: Mapping[str, Any]
             f"pass --config.model.normalization={theirs}"
         )
     shapes, heads = _shapes(program, dataset), set()
-    if network.class_names != list(dataset["class_names"]):
-        other = _shapes(assemble(config, len(dataset["class_names"]) + 1), dataset)
+    if network.outputs != _outputs(dataset):
+        other = _shapes(assemble(config, program.model.decoder.num_classes + 1), dataset)
         heads = {name for name in shapes if shapes[name] != other[name]}
     arrays = network.arrays
     taken = {
@@ -114,12 +114,19 @@ class _Network(NamedTuple):
 
     arrays: The weights by their path.
     normalization: The name of the input normalization.
+    outputs: See `_outputs`.
     """
 
     arrays: dict[str, np.ndarray]
     normalization: str
-    class_names: list[str]
+    outputs: Any
     origin: dict[str, Any]
+
+
+def _outputs(dataset: Mapping[str, Any]) -> tuple[list[str], Any]:
+    """Returns the names of the classes and the regions, in the order of a network's logits."""
+    regions = dataset.get("regions")
+    return list(dataset["class_names"]), regions and list(regions.items())
 
 
 def _read(source: str) -> _Network:
@@ -135,7 +142,7 @@ def _read(source: str) -> _Network:
         origin = {"source": source, "sha256": weight_files.sha256(path)}
         origin |= {name: about.get(name) for name in ("license", "step")}
         origin["initial_weights"] = about["trained_with"].get("initial_weights")
-        return _Network(arrays, about["normalization"], about["dataset"]["class_names"], origin)
+        return _Network(arrays, about["normalization"], _outputs(about["dataset"]), origin)
     try:
         network = trained.load(path, "best")
         environment = files.read(path, "environment.json")
@@ -148,6 +155,6 @@ def _read(source: str) -> _Network:
     return _Network(
         {name: np.asarray(array) for name, array in arrays.items()},
         normalization(network.config.model),
-        list(network.dataset["class_names"]),
+        _outputs(network.dataset),
         origin,
     )

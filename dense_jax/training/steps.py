@@ -19,7 +19,8 @@ from flax import linen as nn
 from flax import struct, traverse_util
 from jaxtyping import Array, PRNGKeyArray
 
-from dense_jax import program
+from dense_jax import outputs, program
+from dense_jax.regions import Regions
 from dense_jax.training import device_cache
 
 Batch = Mapping[str, Array]
@@ -136,16 +137,20 @@ def eval_step(
     logits_step: Callable[..., Array],
     num_classes: int,
     loss_fn: Callable[[Array, Array], Array],
-) -> tuple[dict[str, Array], Array]:
+    regions: Regions | None = None,
+) -> tuple[dict[str, Array], dict[str, Array]]:
     """Returns the results of `program.eval_step` for one example, with its loss among the first.
 
     loss_fn: (logits, label) -> loss. "loss" is this loss times the number of valid pixels, so that
       the sum over examples, divided by that of the pixels, is the loss of a split.
     """
     logits = logits_step(variables, example["image"], example.get("levels"))
-    predict_step = functools.partial(program.predict_step, logits_step=lambda *_: logits)
     counted, maps = program.eval_step(
-        variables, example, predict_step=predict_step, num_classes=num_classes
+        variables,
+        example,
+        predict_step=lambda *_: outputs.decide(logits, regions),
+        num_classes=num_classes,
+        regions=regions,
     )
     loss = loss_fn(logits[None], example["label"][None])
     return counted | {"loss": loss * counted["counts"].sum()}, maps

@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dense_jax import class_colors, data, losses, storage
+from dense_jax import class_colors, data, losses, outputs, regions, storage
 from dense_jax.data import balance, folds, ladder, levels, subset, targets, verify
 from dense_jax.devices import cpu, distributed, mesh
 from dense_jax.program import Program, assemble, normalization
@@ -37,7 +37,7 @@ class Training(NamedTuple):
     init_state: Callable[..., steps.TrainState]  # (key, initial={})
     train_step: Callable[..., tuple[steps.TrainState, dict[str, jax.Array]]]
     schedule: optax.Schedule
-    loss_fn: Callable[..., jax.Array]  # (logits, labels) -> loss, without per-pixel targets
+    loss_fn: Callable[..., jax.Array]  # (logits, class ids) -> loss, without per-pixel targets
 
     def shapes(self) -> steps.TrainState:
         """Returns the shapes of the training state, as jax.ShapeDtypeStructs."""
@@ -53,7 +53,8 @@ def bind(
 ) -> Training:
     """Returns functions that train `program` with a config's optimizer, loss and augmentation.
 
-    class_weights: One weight per class, as computed from loss_options.class_weights, or None.
+    class_weights: One weight per class or region, as computed from loss_options.class_weights, or
+      None.
     fields: The per-pixel targets of the examples, which are passed to the loss.
     """
     heads = config.model.auxiliary
@@ -82,7 +83,7 @@ def bind(
     )
     random_crops = functools.partial(
         augment_batch,
-        num_classes=program.model.decoder.num_classes,
+        num_classes=program.num_classes,
         crop_size=config.data.crop_size,
         context=program.model.context,
         resolution=config.data.resolution,
@@ -94,14 +95,24 @@ def bind(
         cpu.fast(steps.train_step),
         model=program.inner_model,
         tx=tx,
-        loss_fn=losses.total(terms, options, [field.name for field in fields]),
+        loss_fn=_of_labels(losses.total(terms, options, [f.name for f in fields]), program),
         augment=random_crops,
         normalize=program.normalize,
         ema_decay=config.ema_decay,
         auxiliary=dict(zip(heads.strides or (), heads.weights or (), strict=True)),
         num_microbatches=config.num_microbatches,
     )
-    return Training(init_state, train_step, schedule, losses.total(terms, options))
+    loss_fn = _of_labels(losses.total(terms, options), program)
+    return Training(init_state, train_step, schedule, loss_fn)
+
+
+def _of_labels(loss_fn: Callable[..., jax.Array], program: Program) -> Callable[..., jax.Array]:
+    """Returns a loss as a function of class ids instead of what `outputs.targets` returns."""
+
+    def loss_of_labels(logits: jax.Array, label: jax.Array, **fields: jax.Array) -> jax.Array:
+        return loss_fn(logits, outputs.targets(label, program.regions), **fields)
+
+    return loss_of_labels
 
 
 class Placed(NamedTuple):
@@ -158,7 +169,10 @@ def needs_distances(config: ConfigDict) -> bool:
 
 
 def target_fields(config: ConfigDict, num_classes: int) -> tuple[data.Field, ...]:
-    """Returns the per-pixel targets that a config's loss needs in addition to the labels."""
+    """Returns the per-pixel targets that a config's loss needs in addition to the labels.
+
+    num_classes: The number of classes or regions.
+    """
     border = (targets.BORDER,) if config.border.weight > 0 else ()
     return (*border, targets.distances_field(num_classes)) if needs_distances(config) else border
 
@@ -229,7 +243,7 @@ def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
     if config.border.weight > 0:
         train_source = targets.with_border_weights(source, **config.border.to_dict())
     if needs_distances(config):
-        train_source = targets.with_distances(train_source, source.num_classes)
+        train_source = targets.with_distances(train_source, source.num_classes, source.regions)
     train_source = levels.with_levels(train_source, levels_of)
     class_weights = config.loss_options.class_weights
     if isinstance(class_weights, str):
@@ -241,7 +255,7 @@ def open_task(config: ConfigDict, folders: Sequence[RunFolder]) -> Task:
         repeats = balance.repeat_factors(balance.class_counts(source), config.data.repeat_threshold)
         _LOG.info("%.0f %% of the images are drawn more often", 100 * np.mean(repeats > 1))
     _LOG.info("building the network and tracing its training step")
-    program = assemble(config, source.num_classes)
+    program = assemble(config, source.num_classes, regions=source.regions)
     fields = train_source.fields
     training = bind(config, program, source.num_channels, class_weights, fields)
     canvas = config.data.canvas_size or tuple(source.sizes.max(axis=0).tolist())
@@ -297,6 +311,7 @@ def describe(source: Any, eval_source: Any) -> dict[str, Any]:
         "values": source.values,
         "value_range": source.value_range,
         "palette": class_colors.palette_of(source),
+        "regions": regions.declaration(source),
         "num_examples": len(source),
         "ladder": ladder.choose(np.concatenate([source.sizes, eval_source.sizes])),
         # All folds share the fingerprint of the split. `eval_fingerprint` tells them apart.

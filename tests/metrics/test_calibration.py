@@ -104,7 +104,8 @@ def test_results_do_not_depend_on_the_number_of_devices():
         batch = mesh.to_global(examples, devices)
         step = mesh.map_examples(functools.partial(steps.eval_step, **options), devices)
         grid = mesh.map_examples(functools.partial(steps.nll_step, **options), devices)
-        counted, _ = step((networks, np.float32(1.3)), batch)
+        fitted = np.float32(1.3), np.zeros(0, np.float32)  # no thresholds
+        counted, _ = step((networks, fitted), batch)
         found.append(counted | {"grid": grid(networks, batch)[0]["nll"]})
     assert found[0]["nll"].shape == (8, 4)
     for name, array in found[0].items():
