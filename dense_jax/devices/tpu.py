@@ -103,7 +103,8 @@ def _plain(value: Any) -> Any:
         return value.array.reshape(b, h, 2, w, 2, -1)
     if isinstance(value, Pairs):
         b, h, w, _ = value.parts[0].shape
-        return jnp.concatenate([part.reshape(b, h, 2 * w, -1) for part in value.parts], axis=-1)
+        x = jnp.concatenate([part.reshape(b, h, 2 * w, -1) for part in value.parts], axis=-1)
+        return jax.lax.optimization_barrier(x)  # else XLA joins the pixels of what follows
     return value
 
 
