@@ -216,7 +216,7 @@ def _relu(eqn: Any, x: Any) -> Pairs | None:
 
 
 def _transposed_convolution(eqn: Any, x: Any, kernel: Array) -> Any:
-    x, (rows, columns, channels, features) = _plain(x), kernel.shape
+    x, (rows, _, channels, features) = _plain(x), kernel.shape
     factor = eqn.outvars[0].aval.shape[1] // x.shape[1]
     low = (rows - factor + 1) // 2
     pads, strides = ((low, rows - factor - low),) * 2, (factor, factor)
@@ -251,7 +251,10 @@ def _transposed_gradients(
     return y, back(x)[0]
 
 
-_transposed.defvjp(lambda x, kernel, *options: (_transposed(x, kernel, *options), (x, kernel)), _transposed_gradients)
+_transposed.defvjp(
+    lambda x, kernel, *options: (_transposed(x, kernel, *options), (x, kernel)),
+    _transposed_gradients,
+)
 
 ELEMENTWISE = (
     *("add", "sub", "mul", "div", "max", "min", "gt", "lt", "integer_pow", "select_n"),
