@@ -10,6 +10,7 @@ between. Kernels are enlarged by zeros. The results differ only by rounding erro
 accept Pairs; all others get ordinary arrays. benchmarks/tpu.md has the gains.
 """
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Sequence
@@ -72,7 +73,9 @@ def _evaluate(jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[Any]) -> 
         return atom.val if isinstance(atom, Literal) else values[atom]
 
     for eqn in jaxpr.eqns:
-        with jax.named_scope(str(eqn.source_info.name_stack)):
+        with contextlib.ExitStack() as scopes:
+            for name in filter(None, str(eqn.source_info.name_stack).split("/")):
+                scopes.enter_context(jax.named_scope(name))
             outputs = _outputs(eqn, [*map(value_of, eqn.invars)])
         values |= zip(eqn.outvars, outputs, strict=True)
     return [*map(value_of, jaxpr.outvars)]
