@@ -120,16 +120,14 @@ def _elementwise(eqn: Any, *inputs: Any) -> Pairs | None:
         return None
     joined = []
     for x, variable in zip(inputs, eqn.invars, strict=True):
-        if isinstance(x, Pairs) and len(x.parts) == 1:
-            joined.append(x.parts[0])
-        elif variable.aval.shape == ():
+        if variable.aval.shape == ():
             joined.append(x)
-        elif variable.aval.shape == (1, 1, 1, *shape[3:]):
-            joined.append(jnp.tile(x, 2))
-        elif variable.aval.shape == shape and not isinstance(x, Pairs):
-            joined.append(_paired(x))
-        else:
+        elif variable.aval.shape == (1, 1, 1, shape[3]):
+            joined.append(jnp.tile(_plain(x), 2))
+        elif variable.aval.shape != shape or (isinstance(x, Pairs) and len(x.parts) > 1):
             return None
+        else:
+            joined.append(x.parts[0] if isinstance(x, Pairs) else _paired(x))
     return Pairs((eqn.primitive.bind(*joined, **eqn.params),))
 
 
@@ -211,9 +209,9 @@ def _slice(eqn: Any, x: Any) -> Any:
     return _plain(part)[:, :, w.start - 2 * pairs.start :][:, :, : w.stop - w.start]
 
 
-def _relu(eqn: Any, x: Any) -> Pairs | None:
-    is_relu = eqn.params["call_jaxpr"].eqns[0].params.get("name") == "relu"
-    if not is_relu or not isinstance(x, Pairs) or len(x.parts) > 1:
+def _relu(eqn: Any, x: Any, *_: Any) -> Pairs | None:
+    names = [inner.params.get("name") for inner in eqn.params["call_jaxpr"].eqns]
+    if names != ["relu"] or not isinstance(x, Pairs) or len(x.parts) > 1:
         return None
     return Pairs((jax.nn.relu(x.parts[0]),))
 

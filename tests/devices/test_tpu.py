@@ -30,6 +30,12 @@ class Skip(nn.Module):
         return nn.Conv(3, (1, 1))(conv((3, 3))(both)) + jnp.tanh(both[:, 1:-1, 2:-2]).sum()
 
 
+class Gate(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return conv((3, 3))(x) * nn.Conv(1, (3, 3))(x) + nn.Conv(1, (1, 1))(x)
+
+
 class Residual(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -50,6 +56,7 @@ LAYERS = {
     "narrow after wide": nn.Sequential([nn.Conv(65, (3, 3)), conv((3, 3))]),
     "skip": Skip(),
     "residual": Residual(),
+    "gate": Gate(),
     **{f"transposed {k}": up(5, kernel_size=k) for k in (1, 2, 3, 4)},
     "transposed by 4": up(5, factor=4),
     "wide transposed": up(65),
