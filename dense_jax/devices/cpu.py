@@ -377,8 +377,11 @@ def _batch_norm(module: nn.BatchNorm, x: Float[Array, "b h w c"]) -> Float[Array
     # mean(x^2) - mean(x)^2 loses all precision if the mean is many standard deviations from 0.
     # Subtracting the mean of the top left pixels from x leaves a mean of at most sqrt(h w) standard
     # deviations, because these pixels contribute to the deviation.
-    corners = jax.lax.stop_gradient(jnp.mean(exact[:, :1, :1], axis=(0, 1, 2)))
-    moved = exact - corners[None, None, None]
+    # The rounding of bfloat16 has lost the deviations before the mean is that far from 0.
+    corners, moved = jnp.zeros(channels, exact.dtype), exact
+    if x.dtype != jnp.bfloat16:
+        corners = jax.lax.stop_gradient(jnp.mean(exact[:, :1, :1], axis=(0, 1, 2)))
+        moved = exact - corners[None, None, None]
     first, second = (jnp.mean(moment, axis=(0, 1, 2)) for moment in (moved, moved**2))
     statistics = corners + first, jnp.maximum(second - first**2, 0)
     if not module.is_initializing():

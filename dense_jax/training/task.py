@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from dense_jax import class_colors, data, losses, outputs, regions, storage
 from dense_jax.data import balance, folds, ladder, levels, subset, targets, verify
-from dense_jax.devices import cpu, distributed, mesh
+from dense_jax.devices import cpu, distributed, mesh, tpu
 from dense_jax.program import Program, assemble, normalization
 from dense_jax.training import optim, replicas, steps
 from dense_jax.training.augment import augment_batch
@@ -35,7 +35,7 @@ class Training(NamedTuple):
     """The pure functions that train a config's network; see `steps`."""
 
     init_state: Callable[..., steps.TrainState]  # (key, initial={})
-    train_step: Callable[..., tuple[steps.TrainState, dict[str, jax.Array]]]
+    train_step: functools.partial[tuple[steps.TrainState, dict[str, jax.Array]]]
     schedule: optax.Schedule
     loss_fn: Callable[..., jax.Array]  # (logits, class ids) -> loss, without per-pixel targets
 
@@ -154,8 +154,11 @@ def place(
         replicas.stacked_shapes(mesh.placed(jax.eval_shape(jax.random.key, 0), whole), devices),
     )
     states, keys = (replicas.stacked_shardings(x, devices) for x in (shardings, whole))
+    step = training.train_step
+    if devices.devices.flat[0].platform == "tpu":
+        step = functools.partial(step, model=tpu.InPairs(step.keywords["model"]))
     train_step = jax.jit(
-        replicas.side_by_side(training.train_step, devices),
+        replicas.side_by_side(step, devices),
         in_shardings=(states, mesh.sharded(devices), keys, mesh.replicated(devices)),
         out_shardings=(states, mesh.replicated(devices)),
         donate_argnums=0,

@@ -41,6 +41,7 @@ def compiled_step(config, topology="v5e-4", num_slices=1):
 
 
 VARIANTS = {
+    "64 channels": {"model.widths": (64, 128), "model.dtype": "bfloat16"},
     "U-Net, bfloat16": {"model.dtype": "bfloat16"},
     "U-Net, float32": {},
     "FCN": {"model.name": "fcn", "model.upsampling": "bilinear"},

@@ -1,5 +1,6 @@
 """Upsampling methods with a learned convolution."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from dense_jax.models.segmenter import Upsampler
 from dense_jax.models.upsampling.fixed import repeat
 
 
+@functools.partial(jax.jit, static_argnames=("factor", "convolve"))  # devices.tpu knows the name
 def transposed_conv(
     x: Float[Array, "b h w c"],
     kernel: Float[Array, "k k c f"],
