@@ -25,7 +25,7 @@ def cells(path, kind):
 
 def source(path, kind):
     text = "\n".join("".join(cell["source"]) for cell in cells(path, kind))
-    return re.sub(r"^%%.*", "", text, flags=re.MULTILINE)  # cell magics are no Python
+    return re.sub(r"^%.*", "", text, flags=re.MULTILINE)  # magics are no Python
 
 
 def test_the_tour_is_complete():
