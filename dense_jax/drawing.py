@@ -119,7 +119,7 @@ def legend(colors: Mapping[str, Sequence[int]], width: int = LONGEST) -> Picture
 def contact_sheet(
     rows: Sequence[tuple[str, Mapping[str, Picture]]], colors: Mapping[str, Sequence[int]]
 ) -> Picture:
-    """Draws each (name, {title: picture}) as a row of titled pictures, with a legend below."""
+    """Draws each (name, {title: picture}) as a row of titled pictures, with a legend of the colors."""
     sheet = []
     for name, pictures in rows:
         cells = []
@@ -128,7 +128,9 @@ def contact_sheet(
             picture = picture.repeat(zoom, 0).repeat(zoom, 1)
             cells.append(stack([_text(title), _framed(picture)]))
         sheet += [_text(name), stack(cells, axis=1)] if cells else [_text(name)]
-    whole = stack([*sheet, legend(colors, max(part.shape[1] for part in sheet))])
+    if colors:
+        sheet.append(legend(colors, max(part.shape[1] for part in sheet)))
+    whole = stack(sheet)
     return np.pad(whole, ((GAP, 0), (GAP, 0), (0, 0)), constant_values=255)
 
 

@@ -167,3 +167,5 @@ def test_a_contact_sheet_has_every_picture_title_and_class():
     assert count(sheet(), [1, 2, 3]) > 99
     drawn = [sheet(), sheet(row="A"), sheet(title="B"), sheet(name="Sky")]
     assert len({each.tobytes() for each in drawn}) == 4
+    without_legend = drawing.contact_sheet([("a", {"b": red, "c": green})], {})
+    assert np.array_equal(without_legend, sheet()[: len(without_legend), : without_legend.shape[1]])
