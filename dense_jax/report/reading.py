@@ -120,8 +120,8 @@ class RunFolder:
     def images(self) -> tuple[tuple[str, ...], np.ndarray] | None:
         """Returns the names of the evaluation's images and their confusion matrices [n, c, c].
 
-        With regions, the matrices are [n, r, 2, 2]. The run must have an evaluation. Returns None if the .npz file cannot be read or does not
-        match evaluation_SPLIT.json.
+        With regions, the matrices are [n, r, 2, 2]. The run must have an evaluation. Returns None if
+        the .npz file cannot be read or does not match evaluation_SPLIT.json.
         """
         shape = np.shape(self.evaluation["confusion_matrix"])
         names, matrices = self.array("names", (), "U"), self.array("confusion_matrices", shape)
