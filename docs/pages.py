@@ -23,7 +23,7 @@ ITEM = re.compile(r"\w+(\[\w+\])?(, \w+(\[\w+\])?)*: ")
 
 
 def on_config(config):
-    """Makes the navigation: the README, the groups of docs/index.md, the tour and the API."""
+    """Makes the navigation: the README, the groups of docs/index.md and the API."""
     nav = [{"Introduction": HOME}]
     index = (REPOSITORY / "docs" / HOME).read_text()
     for group, title, path in re.findall(r"(?m)^\*\*(.+)\*\*$|^- \[(.+?)\]\((.+?)\)", index):
@@ -31,8 +31,6 @@ def on_config(config):
             nav.append({group: []})
         else:
             nav[-1][next(iter(nav[-1]))].append({title: path})
-    tour = sorted((REPOSITORY / "docs" / "tour").glob("*.ipynb"))
-    nav.append({"Tour": [f"tour/{path.name}" for path in tour]})
     nav.append({"Python": [f"api/{name}.md" for name in API]})
     config.nav = [item for item in nav if all(item.values())]
     return config
