@@ -4,6 +4,7 @@ libtpu compiles for TPUs on any machine: `pip install "jax[tpu]"`.
 """
 
 import importlib.util
+import math
 import re
 
 import jax
@@ -50,6 +51,13 @@ VARIANTS = {
     "microbatches": {"num_microbatches": 2},
 }
 
+# The estimated cycles, and the bytes of temporaries, by libtpu 0.0.42.1 and jax 0.10.2
+COSTS = {
+    "64 channels": (2_570_003, 8_160_768),
+    "U-Net, bfloat16": (1_318_430, 0),
+    "two seeds": (1_309_144, 7_257_600),
+}
+
 
 @needs_compiler
 @pytest.mark.parametrize("name", VARIANTS)
@@ -69,6 +77,10 @@ def test_steps_for_tpus_reduce_each_gradient_once_and_reuse_the_state(name):
     assert not re.search(r" (infeed|outfeed|send|recv)\(", text)
     memory = cost.memory(compiled)
     assert memory["aliased"] > 0.9 * memory["outputs"]  # the old state's memory holds the new one
+    cycles = sum(i.cycles for i in tpu_compiler.instructions(compiled))
+    cycles_then, temporaries_then = COSTS.get(name, (math.inf, math.inf))
+    assert cycles <= 1.1 * cycles_then
+    assert memory["temporaries"] <= 1.1 * temporaries_then
 
 
 @needs_compiler
