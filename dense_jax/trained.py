@@ -172,8 +172,8 @@ def read_calibration(path: epath.PathLike) -> dict[str, Any]:
         raise ValueError(f"{path} is missing: dense_jax.evaluate --calibrate writes it")
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
         fitted = json.loads(epath.Path(path).read_text())
-        thresholds = (fitted["thresholds"] or {}).values()
-        is_valid = fitted["temperature"] > 0 and all(0 < t < 1 for t in thresholds)
+        thresholds = fitted.setdefault("thresholds", None) or {}
+        is_valid = fitted["temperature"] > 0 and all(0 < t < 1 for t in thresholds.values())
         if is_valid and fitted["steps"] and fitted["fingerprint"]:
             return fitted
     raise ValueError(f"{path} is no calibration.json of dense_jax.evaluate --calibrate, or damaged")
