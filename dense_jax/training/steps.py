@@ -20,6 +20,7 @@ from flax import struct, traverse_util
 from jaxtyping import Array, PRNGKeyArray
 
 from dense_jax import outputs, program
+from dense_jax.devices import tpu
 from dense_jax.regions import Regions
 from dense_jax.training import device_cache
 
@@ -80,7 +81,7 @@ def train_step(
     key: PRNGKeyArray,
     resident: Mapping[str, Array] = {},
     *,
-    model: nn.Module,
+    model: nn.Module | tpu.InPairs,
     tx: optax.GradientTransformation,
     loss_fn: Callable[..., Array],
     augment: Callable[..., dict[str, Array]],
@@ -163,7 +164,7 @@ def _gradient(
     number: Array,
     *,
     key: PRNGKeyArray,
-    model: nn.Module,
+    model: nn.Module | tpu.InPairs,
     loss_fn: Callable[..., Array],
     augment: Callable[..., dict[str, Array]],
     normalize: Callable[[Array], Array],
