@@ -70,8 +70,10 @@ def test_steps_for_tpus_reduce_each_gradient_once_and_reuse_the_state(name):
     size = itemsize * sum(x.size for x in jax.tree.leaves(params))
     found = tpu_compiler.collectives(compiled)
     # Kernels of joined pixels are up to four times as large, and batch norms have small sums.
-    assert 0.99 * size < found["all-reduce"][1] < 4 * size
-    moved = {"all-gather", "collective-permute"} if config.optimizer.sharded else set()
+    assert 0.99 * size < found["all-reduce"][1] < 4.2 * size
+    moved = set()
+    if config.optimizer.sharded:
+        moved = {"all-gather", "all-to-all", "collective-permute"}
     assert set(found) == {"all-reduce"} | moved
     assert all(found[kind][1] <= size for kind in moved)
     text = compiled.as_text()
