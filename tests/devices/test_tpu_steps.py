@@ -75,7 +75,7 @@ def test_steps_for_tpus_reduce_each_gradient_once_and_reuse_the_state(name):
     if config.optimizer.sharded:
         moved = {"all-gather", "all-to-all", "collective-permute"}
     assert set(found) == {"all-reduce"} | moved
-    assert all(found[kind][1] <= size for kind in moved)
+    assert all(found[kind][1] <= 4 * size for kind in moved)
     text = compiled.as_text()
     assert not re.search(r" (infeed|outfeed|send|recv)\(", text)
     memory = cost.memory(compiled)
