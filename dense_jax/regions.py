@@ -62,8 +62,8 @@ def read(
         return None
     if not isinstance(declared, Mapping) or not 1 <= len(declared) <= MOST:
         raise ValueError(
-            f'"regions" must hold the class names of 1 to {MOST} regions, {{"NAME": ["CLASS", ...]}}, '
-            f"got {declared!r}"
+            f'"regions" must hold the class names of 1 to {MOST} regions, '
+            f'{{"NAME": ["CLASS", ...]}}, got {declared!r}'
         )
     for name, classes in declared.items():
         if not name.strip() or name == OUTSIDE:
@@ -94,8 +94,13 @@ def declaration(source: Any) -> dict[str, list[str]] | None:
     }
 
 
+def in_order(declared: Mapping[str, Any] | None) -> list[tuple[str, Any]] | None:
+    """Returns a declaration for comparisons. A network has the order, but equal dicts may differ."""
+    return None if declared is None else list(declared.items())
+
+
 def flat(maps: Integer[np.ndarray, "..."], regions: Regions | None) -> Integer[np.ndarray, "h w"]:
-    """Returns what a picture shows of a label map [h, w], of predicted classes, or of masks [h, w, r].
+    """Returns what a picture shows of labels or predicted classes [h, w], or of masks [h, w, r].
 
     With regions, this is the number of the last region, from 1, that has the pixel, and 0 in none.
     A region should therefore be declared after those that contain it.
@@ -103,6 +108,6 @@ def flat(maps: Integer[np.ndarray, "..."], regions: Regions | None) -> Integer[n
     if regions is None:
         return maps
     masks = regions.masks(maps) if maps.ndim == 2 else maps
-    numbers = np.arange(1, masks.shape[-1] + 1)
-    last = np.where(masks == 1, numbers, 0).max(axis=-1)
-    return np.where(masks[..., 0] == IGNORE_LABEL, IGNORE_LABEL, last).astype(np.uint8)
+    numbers = np.arange(1, masks.shape[-1] + 1, dtype=np.uint8)
+    last = np.where(masks == 1, numbers, np.uint8(0)).max(axis=-1)
+    return np.where(masks[..., 0] == IGNORE_LABEL, np.uint8(IGNORE_LABEL), last)

@@ -20,7 +20,7 @@ from dense_jax.workdir import files
 from dense_jax.workdir.checkpoint import Checkpoints
 
 # The options that the networks of an ensemble must share, besides config.model.
-_SHARED = ("class_names", "regions", "num_channels", "dtype", "value_range", "levels")
+_SHARED = ("class_names", "num_channels", "dtype", "value_range", "levels")
 
 
 class Trained(NamedTuple):
@@ -154,6 +154,7 @@ def _check_alike(
                 "config.model": config.model.to_dict() | {"initialize_from": None},
                 "config.data.resolution": config.data.resolution,
                 "dataset": {name: dataset.get(name) for name in _SHARED},
+                "regions": regions.in_order(dataset.get("regions")),
             }
         )
         for config, dataset in zip(configs, datasets, strict=True)

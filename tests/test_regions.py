@@ -548,6 +548,19 @@ def test_what_is_for_classes_is_refused(networks, root, tmp_path):
         evaluate.evaluate(networks[0], "test", root=str(other), output=str(tmp_path / "out"))
 
 
+def test_regions_in_another_order_are_others(networks, tmp_path):
+    """Because the logits of a network have an order."""
+    turned = dict(reversed(DECLARED.items()))
+    other = write_dataset(tmp_path / "other", turned)
+    with pytest.raises(ValueError, match=r"has regions .* but the run was trained with"):
+        evaluate.evaluate(networks[0], "test", root=str(other), output=str(tmp_path / "out"))
+    copy = shutil.copytree(networks[1], tmp_path / "copy")
+    dataset = json.loads((copy / "dataset.json").read_text())
+    (copy / "dataset.json").write_text(json.dumps(dataset | {"regions": turned}))
+    with pytest.raises(ValueError, match="cannot be one ensemble: they differ in regions"):
+        load([networks[0], copy])
+
+
 def test_one_foreground_class_is_a_sigmoid_network(tmp_path):
     """One logit, one mask, and objects, which are those of the region."""
     root = write_dataset(tmp_path / "data", {"cell": ["core"]})
