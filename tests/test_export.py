@@ -409,6 +409,7 @@ def test_every_damaged_member_is_refused(file, tmp_path, member, content):
         ("dataset.levels", [5, [], [[1]], [[1, 2, 3], [4, 5, math.nan]], [["a"], ["b"]]]),
         ("dataset.ladder", [None, [], [8, 8], [[8]], [[0, 8]], "ab"]),
         ("dataset.value_range", [5, [1, 1], ["a", "b"], [0, math.nan], [0, math.inf]]),
+        ("dataset.regions", [5, {}, {"a": ["nothing"]}]),
         ("context", [-1, None, 0.5]),
         ("tile_size", [None, 8, [8], [0, 8], [8, 8, 8], "ab"]),
         ("margin", [-1, None, "2"]),
@@ -423,6 +424,13 @@ def test_every_impossible_field_is_refused(file, tmp_path, field, values):
         path = rewritten(file, tmp_path / "bad.zip", model=changed(file, field, value))
         with pytest.raises(ValueError, match=r"bad.zip is damaged, or no file of dense_jax.export"):
             exported.read(path)
+
+
+def test_a_file_from_before_there_were_regions_is_read(file, tmp_path):
+    about = json.loads(members_of(file)["model.json"])
+    del about["thresholds"], about["dataset"]["regions"]
+    path = rewritten(file, tmp_path / "old.zip", model=json.dumps(about))
+    assert load(path).regions is None
 
 
 def test_weights_that_are_not_those_of_the_program_are_refused(file, tmp_path):

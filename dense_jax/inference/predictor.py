@@ -383,7 +383,7 @@ def load(
         normalization = about["normalization"]
         variables = jax.device_put(variables, mesh.replicated(mesh.make_mesh()))
         model, step = about["config"]["model"], about["step"]
-        thresholds = about["thresholds"]
+        thresholds = about.get("thresholds")
     return Predictor(
         logits_step,
         variables,
