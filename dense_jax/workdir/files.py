@@ -218,6 +218,8 @@ def compare_dataset(workdir: epath.PathLike, dataset: Mapping[str, Any], root: s
     if not path.exists():
         return
     old, new = read_json(path), storage.to_json(dataset)
+    for facts in (old, new):
+        facts["regions"] = regions.in_order(facts.get("regions"))
     config = path.parent / "config.json"
     before = flatten(read_json(config) if config.exists() else {}).get("data.root", root)
     moved = absolute(before) != absolute(root)
