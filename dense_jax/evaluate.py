@@ -10,9 +10,9 @@ Writes these files to the workdir or --output, where SPLIT is the name of the sc
   calibration.json            with --calibrate, the temperature of the checkpoint, and the
                               thresholds of regions
 
-With several workdirs, such as those of the seeds of a run, they are scored as an ensemble: the class
-probabilities are the mean of the networks'. The files then go to --output, and also tell what the
-ensemble gains over its networks.
+With several workdirs, such as those of the seeds of a run, they are scored as an ensemble: the
+class probabilities are the mean of the networks'. The files then go to --output, and also tell what
+the ensemble gains over its networks.
 
 The held-out fold of a run with config.data.folds is the split "fold".
 

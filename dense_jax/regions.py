@@ -95,7 +95,7 @@ def declaration(source: Any) -> dict[str, list[str]] | None:
 
 
 def in_order(declared: Mapping[str, Any] | None) -> list[tuple[str, Any]] | None:
-    """Returns a declaration for comparisons. A network has the order, but equal dicts may differ."""
+    """Returns a declaration with its order, which logits have, but which equal dicts may lack."""
     return None if declared is None else list(declared.items())
 
 

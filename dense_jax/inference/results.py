@@ -1,8 +1,8 @@
 """Makes the result files of one image from the strips that a predictor yields.
 
-The kinds of results are "classes", "overlay", "probabilities", "uncertainty" and "objects", and those
-of an ensemble also "expected_entropy" and "mutual_information". With regions, there is a mask for each
-instead of "classes", whose kind is "mask REGION".
+The kinds of results are "classes", "overlay", "probabilities", "uncertainty" and "objects", and
+those of an ensemble also "expected_entropy" and "mutual_information". With regions, there is a mask
+for each instead of "classes", whose kind is "mask REGION".
 """
 
 import functools
