@@ -87,12 +87,13 @@ def load(
     configs = [ConfigDict(files.read(path, "config.json")) for path in paths]
     datasets = [files.read(path, "dataset.json") for path in paths]
     _check_alike(paths, configs, datasets)
-    config, dataset = configs[0], datasets[0]
+    # The dataset.json of runs from before there were regions does not have the field.
+    config, dataset = configs[0], {"regions": None} | datasets[0]
     program = assemble(
         config,
         len(dataset["class_names"]),
         fitted["temperature"],
-        regions.read(dataset["class_names"], dataset.get("regions"), fitted["thresholds"]),
+        regions.read(dataset["class_names"], dataset["regions"], fitted["thresholds"]),
     )
     devices = mesh.make_mesh()
     shapes = {

@@ -8,6 +8,7 @@ import math
 import operator
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -426,7 +427,12 @@ def test_every_impossible_field_is_refused(file, tmp_path, field, values):
             exported.read(path)
 
 
-def test_a_file_from_before_there_were_regions_is_read(file, tmp_path):
+def test_runs_and_files_from_before_there_were_regions_are_read(run, file, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    dataset = json.loads((copy / "dataset.json").read_text())
+    del dataset["regions"]
+    (copy / "dataset.json").write_text(json.dumps(dataset))
+    assert trained.load(copy, "best").dataset == dataset | {"regions": None}
     about = json.loads(members_of(file)["model.json"])
     del about["thresholds"], about["dataset"]["regions"]
     path = rewritten(file, tmp_path / "old.zip", model=json.dumps(about))
