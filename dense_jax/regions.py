@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Bool, Float, Integer, UInt8
 
 from dense_jax.labels import IGNORE_LABEL
 
@@ -37,6 +37,10 @@ class Regions(NamedTuple):
         for k, classes in enumerate(self.classes):
             table[: self.num_classes, k] = np.isin(np.arange(self.num_classes), classes)
         return table
+
+    def inside(self, probabilities: Float[np.ndarray, "*d r"]) -> Bool[np.ndarray, "*d r"]:
+        """Returns where a probability is larger than its region's threshold."""
+        return probabilities > np.asarray(self.thresholds, np.float32)
 
     def masks(self, label: Integer[np.ndarray, "*d"]) -> UInt8[np.ndarray, "*d r"]:
         """Returns the masks of a label map."""

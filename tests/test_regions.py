@@ -30,6 +30,7 @@ from dense_jax import (
 )
 from dense_jax.data import doctor, fingerprint, prepare
 from dense_jax.evaluation import class_maps, per_image
+from dense_jax.inference import object_maps, results
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.losses import LOSSES, with_border_weights
 from dense_jax.metrics.calibration import THRESHOLDS, best_thresholds
@@ -575,6 +576,14 @@ def test_one_foreground_class_is_a_sigmoid_network(tmp_path):
         mask = np.asarray(Image.open(out / f"{example['name']}_cell.png"))
         objects = np.asarray(Image.open(out / f"{example['name']}_objects.png"))
         np.testing.assert_array_equal(objects > 0, mask == 255)
+
+
+def test_the_confidence_is_the_probability_of_what_is_predicted():
+    own = regions.read(CLASSES, {"cell": ["core"]}, {"cell": 0.2})
+    wanted = results.Wanted({"objects": "_objects.png"}, 1, False, object_maps.Kinds({}, None))
+    p = np.float32([[[0.3], [0.1], [0.9]]])
+    confidence = results.maps(wanted, own)["confidence"](p, None)
+    np.testing.assert_array_equal(confidence, np.float16([[0.3, 0.9, 0.9]]))
 
 
 @pytest.mark.usefixtures("unchecked_shapes")

@@ -215,9 +215,7 @@ class Predictor:
 
     def _decide(self, probabilities: np.ndarray) -> np.ndarray:
         if self.regions:
-            return (probabilities > np.asarray(self.regions.thresholds, np.float32)).astype(
-                np.uint8
-            )
+            return self.regions.inside(probabilities).astype(np.uint8)
         return probabilities.argmax(axis=-1).astype(np.uint8)
 
     def _segment(
