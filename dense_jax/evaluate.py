@@ -10,9 +10,9 @@ Writes these files to the workdir or --output, where SPLIT is the name of the sc
   calibration.json            with --calibrate, the temperature of the checkpoint, and the
                               thresholds of regions
 
-With several workdirs, such as those of the seeds of a run, they are scored as an ensemble: the class
-probabilities are the mean of the networks'. The files then go to --output, and also tell what the
-ensemble gains over its networks.
+With several workdirs, such as those of the seeds of a run, they are scored as an ensemble: the
+class probabilities are the mean of the networks'. The files then go to --output, and also tell what
+the ensemble gains over its networks.
 
 The held-out fold of a run with config.data.folds is the split "fold".
 
@@ -251,11 +251,14 @@ def _open(
     folder = files.absolute(config.root if root is None else root)
     source = folds.open_split(config, split, folder)
     for field in facts:
-        value = regions.declaration(source) if field == "regions" else getattr(source, field)
-        if (value := storage.to_json(value)) != run.dataset.get(field):
+        value, expected = getattr(source, field), run.dataset.get(field)
+        if field == "regions":
+            declared = regions.declaration(source)
+            value, expected = regions.in_order(declared), regions.in_order(expected)
+        if (value := storage.to_json(value)) != storage.to_json(expected):
             raise ValueError(
                 f"{folder or config.name} has {field} {value}, but the run was trained with "
-                f"{run.dataset.get(field)}"
+                f"{expected}"
             )
     values = {field: getattr(source, field) for field in ("num_channels", "dtype", "value_range")}
     return folder, source, levels.rule(name, {**run.dataset, **values})

@@ -1,7 +1,7 @@
 """What the logits of a network stand for: classes that exclude each other, or regions.
 
-In the functions, `regions` is None for classes. The logits of c classes or of r regions are the last
-axis of an array, and become probabilities by a softmax or by a sigmoid.
+In the functions, `regions` is None for classes. The logits of c classes or of r regions are the
+last axis of an array, and become probabilities by a softmax or by a sigmoid.
 """
 
 import jax

@@ -5,16 +5,16 @@ python -m dense_jax.predict --workdir=DIR --images='GLOB' --output=OUT
 Writes these files, where NAME is the name of an image file without its extension:
   OUT/NAME.png: The class IDs as palette indices, at the size of the image. For a TIFF file with
     geo tags or a nodata value, OUT/NAME.tif instead: a GeoTIFF file with the same geo tags, where
-    255 is nodata. If the network learned regions, instead NAME_REGION.png for each region: its mask,
-    255 inside and 0 outside, or NAME_REGION.tif with 1 and 0.
-  OUT/NAME_overlay.png: The image, overlaid with the class colors. Class 0 stays clear. Where regions
-    overlap, the color is that of the last one, in the order of dataset.json.
+    255 is nodata. If the network learned regions, instead NAME_REGION.png for each region: its
+    mask, 255 inside and 0 outside, or NAME_REGION.tif with 1 and 0.
+  OUT/NAME_overlay.png: The image, overlaid with the class colors. Class 0 stays clear. Where
+    regions overlap, the color is that of the last one, in the order of dataset.json.
   OUT/legend.png: The colors and names of the classes that are in the results.
   OUT/NAME_probabilities.npy or .tif: The probabilities, float16 [h, w, num_classes] (optional), or
     of each region.
   OUT/NAME_uncertainty.png: The entropy of the probabilities, in gray (optional). With several
-    workdirs, an ensemble, also its two parts, on the same scale: NAME_expected_entropy.png, the mean
-    entropy of the networks, and NAME_mutual_information.png, which is their dispute.
+    workdirs, an ensemble, also its two parts, on the same scale: NAME_expected_entropy.png, the
+    mean entropy of the networks, and NAME_mutual_information.png, which is their dispute.
 With --objects, also these; see `inference.object_maps`:
   OUT/NAME_objects.png: The number of each pixel's object, 16 bits, 0 outside all objects.
   OUT/objects.csv: Class, area, centroid, bounding box and mean probability of every object.

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Bool, Float, Integer, UInt8
 
 from dense_jax.labels import IGNORE_LABEL
 
@@ -38,6 +38,10 @@ class Regions(NamedTuple):
             table[: self.num_classes, k] = np.isin(np.arange(self.num_classes), classes)
         return table
 
+    def inside(self, probabilities: Float[np.ndarray, "*d r"]) -> Bool[np.ndarray, "*d r"]:
+        """Returns where a probability is larger than its region's threshold."""
+        return probabilities > np.asarray(self.thresholds, np.float32)
+
     def masks(self, label: Integer[np.ndarray, "*d"]) -> UInt8[np.ndarray, "*d r"]:
         """Returns the masks of a label map."""
         return self.table[label]
@@ -62,8 +66,8 @@ def read(
         return None
     if not isinstance(declared, Mapping) or not 1 <= len(declared) <= MOST:
         raise ValueError(
-            f'"regions" must hold the class names of 1 to {MOST} regions, {{"NAME": ["CLASS", ...]}}, '
-            f"got {declared!r}"
+            f'"regions" must hold the class names of 1 to {MOST} regions, '
+            f'{{"NAME": ["CLASS", ...]}}, got {declared!r}'
         )
     for name, classes in declared.items():
         if not name.strip() or name == OUTSIDE:
@@ -94,8 +98,13 @@ def declaration(source: Any) -> dict[str, list[str]] | None:
     }
 
 
+def in_order(declared: Mapping[str, Any] | None) -> list[tuple[str, Any]] | None:
+    """Returns a declaration with its order, which logits have, but which equal dicts may lack."""
+    return None if declared is None else list(declared.items())
+
+
 def flat(maps: Integer[np.ndarray, "..."], regions: Regions | None) -> Integer[np.ndarray, "h w"]:
-    """Returns what a picture shows of a label map [h, w], of predicted classes, or of masks [h, w, r].
+    """Returns what a picture shows of labels or predicted classes [h, w], or of masks [h, w, r].
 
     With regions, this is the number of the last region, from 1, that has the pixel, and 0 in none.
     A region should therefore be declared after those that contain it.
@@ -103,6 +112,6 @@ def flat(maps: Integer[np.ndarray, "..."], regions: Regions | None) -> Integer[n
     if regions is None:
         return maps
     masks = regions.masks(maps) if maps.ndim == 2 else maps
-    numbers = np.arange(1, masks.shape[-1] + 1)
-    last = np.where(masks == 1, numbers, 0).max(axis=-1)
-    return np.where(masks[..., 0] == IGNORE_LABEL, IGNORE_LABEL, last).astype(np.uint8)
+    numbers = np.arange(1, masks.shape[-1] + 1, dtype=np.uint8)
+    last = np.where(masks == 1, numbers, np.uint8(0)).max(axis=-1)
+    return np.where(masks[..., 0] == IGNORE_LABEL, np.uint8(IGNORE_LABEL), last)

@@ -20,7 +20,7 @@ from dense_jax.workdir import files
 from dense_jax.workdir.checkpoint import Checkpoints
 
 # The options that the networks of an ensemble must share, besides config.model.
-_SHARED = ("class_names", "regions", "num_channels", "dtype", "value_range", "levels")
+_SHARED = ("class_names", "num_channels", "dtype", "value_range", "levels")
 
 
 class Trained(NamedTuple):
@@ -87,12 +87,13 @@ def load(
     configs = [ConfigDict(files.read(path, "config.json")) for path in paths]
     datasets = [files.read(path, "dataset.json") for path in paths]
     _check_alike(paths, configs, datasets)
-    config, dataset = configs[0], datasets[0]
+    # The dataset.json of runs from before there were regions does not have the field.
+    config, dataset = configs[0], {"regions": None} | datasets[0]
     program = assemble(
         config,
         len(dataset["class_names"]),
         fitted["temperature"],
-        regions.read(dataset["class_names"], dataset.get("regions"), fitted["thresholds"]),
+        regions.read(dataset["class_names"], dataset["regions"], fitted["thresholds"]),
     )
     devices = mesh.make_mesh()
     shapes = {
@@ -154,6 +155,7 @@ def _check_alike(
                 "config.model": config.model.to_dict() | {"initialize_from": None},
                 "config.data.resolution": config.data.resolution,
                 "dataset": {name: dataset.get(name) for name in _SHARED},
+                "regions": regions.in_order(dataset.get("regions")),
             }
         )
         for config, dataset in zip(configs, datasets, strict=True)

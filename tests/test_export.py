@@ -8,6 +8,7 @@ import math
 import operator
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -409,6 +410,7 @@ def test_every_damaged_member_is_refused(file, tmp_path, member, content):
         ("dataset.levels", [5, [], [[1]], [[1, 2, 3], [4, 5, math.nan]], [["a"], ["b"]]]),
         ("dataset.ladder", [None, [], [8, 8], [[8]], [[0, 8]], "ab"]),
         ("dataset.value_range", [5, [1, 1], ["a", "b"], [0, math.nan], [0, math.inf]]),
+        ("dataset.regions", [5, {}, {"a": ["nothing"]}]),
         ("context", [-1, None, 0.5]),
         ("tile_size", [None, 8, [8], [0, 8], [8, 8, 8], "ab"]),
         ("margin", [-1, None, "2"]),
@@ -423,6 +425,18 @@ def test_every_impossible_field_is_refused(file, tmp_path, field, values):
         path = rewritten(file, tmp_path / "bad.zip", model=changed(file, field, value))
         with pytest.raises(ValueError, match=r"bad.zip is damaged, or no file of dense_jax.export"):
             exported.read(path)
+
+
+def test_runs_and_files_from_before_there_were_regions_are_read(run, file, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    dataset = json.loads((copy / "dataset.json").read_text())
+    del dataset["regions"]
+    (copy / "dataset.json").write_text(json.dumps(dataset))
+    assert trained.load(copy, "best").dataset == dataset | {"regions": None}
+    about = json.loads(members_of(file)["model.json"])
+    del about["thresholds"], about["dataset"]["regions"]
+    path = rewritten(file, tmp_path / "old.zip", model=json.dumps(about))
+    assert load(path).regions is None
 
 
 def test_weights_that_are_not_those_of_the_program_are_refused(file, tmp_path):

@@ -30,6 +30,7 @@ from dense_jax import (
 )
 from dense_jax.data import doctor, fingerprint, prepare
 from dense_jax.evaluation import class_maps, per_image
+from dense_jax.inference import object_maps, results
 from dense_jax.labels import IGNORE_LABEL
 from dense_jax.losses import LOSSES, with_border_weights
 from dense_jax.metrics.calibration import THRESHOLDS, best_thresholds
@@ -548,6 +549,19 @@ def test_what_is_for_classes_is_refused(networks, root, tmp_path):
         evaluate.evaluate(networks[0], "test", root=str(other), output=str(tmp_path / "out"))
 
 
+def test_regions_in_another_order_are_others(networks, tmp_path):
+    """Because the logits of a network have an order."""
+    turned = dict(reversed(DECLARED.items()))
+    other = write_dataset(tmp_path / "other", turned)
+    with pytest.raises(ValueError, match=r"has regions .* but the run was trained with"):
+        evaluate.evaluate(networks[0], "test", root=str(other), output=str(tmp_path / "out"))
+    copy = shutil.copytree(networks[1], tmp_path / "copy")
+    dataset = json.loads((copy / "dataset.json").read_text())
+    (copy / "dataset.json").write_text(json.dumps(dataset | {"regions": turned}))
+    with pytest.raises(ValueError, match="cannot be one ensemble: they differ in regions"):
+        load([networks[0], copy])
+
+
 def test_one_foreground_class_is_a_sigmoid_network(tmp_path):
     """One logit, one mask, and objects, which are those of the region."""
     root = write_dataset(tmp_path / "data", {"cell": ["core"]})
@@ -562,6 +576,14 @@ def test_one_foreground_class_is_a_sigmoid_network(tmp_path):
         mask = np.asarray(Image.open(out / f"{example['name']}_cell.png"))
         objects = np.asarray(Image.open(out / f"{example['name']}_objects.png"))
         np.testing.assert_array_equal(objects > 0, mask == 255)
+
+
+def test_the_confidence_is_the_probability_of_what_is_predicted():
+    own = regions.read(CLASSES, {"cell": ["core"]}, {"cell": 0.2})
+    wanted = results.Wanted({"objects": "_objects.png"}, 1, False, object_maps.Kinds({}, None))
+    p = np.float32([[[0.3], [0.1], [0.9]]])
+    confidence = results.maps(wanted, own)["confidence"](p, None)
+    np.testing.assert_array_equal(confidence, np.float16([[0.3, 0.9, 0.9]]))
 
 
 @pytest.mark.usefixtures("unchecked_shapes")

@@ -87,7 +87,7 @@ def nll_step(
     num_networks: int,
     regions: Regions | None = None,
 ) -> tuple[dict[str, Array], None]:
-    """Returns {"index", "nll": the sum of -log p[y] over the valid pixels at each of TEMPERATURES}."""
+    """Returns {"index", "nll": the sum of -log p[y] over valid pixels at each of TEMPERATURES}."""
     logits = _logits(variables, example, logits_step, num_networks)
     label = outputs.targets(example["label"].astype(jnp.int32), regions)
     if regions:  # a pixel is one of two classes for each region

@@ -43,7 +43,7 @@ def pool(
 def mean_entropy(
     logits: Float[Array, "networks h w c"], regions: Regions | None = None
 ) -> Float[Array, "h w"]:
-    """Returns the mean over the networks (and regions) of the entropy of the probabilities, in nats.
+    """Returns the mean over networks (and regions) of the entropy of the probabilities, in nats.
 
     The entropy of the mean probabilities is larger. The difference is the mutual information of the
     class and the network (Depeweg et al. 2018, "Decomposition of uncertainty in Bayesian deep

@@ -78,8 +78,6 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "dataset.levels": lambda value: value is None or _list(_list(_is_number), 2)(value),
     "dataset.value_range": _is_range,
     "dataset.ladder": _list(_list(_integer(1), 2)),
-    "dataset.regions": lambda value: value is None or isinstance(value, dict),
-    "thresholds": lambda value: value is None or isinstance(value, dict),
     "context": _integer(0),
     "tile_size": _list(_integer(1), 2),
     "margin": _integer(0),
@@ -166,7 +164,7 @@ def _rebuilt(about: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> Log
 def regions_of(about: Mapping[str, Any]) -> regions.Regions | None:
     """Returns the regions that model.json describes. Raises ValueError if they are wrong."""
     dataset = about["dataset"]
-    return regions.read(dataset["class_names"], dataset["regions"], about["thresholds"])
+    return regions.read(dataset["class_names"], dataset.get("regions"), about.get("thresholds"))
 
 
 def read_weights(path: epath.PathLike) -> tuple[Mapping[str, Any], dict[str, np.ndarray]]:
@@ -249,7 +247,7 @@ def _check_program(
     if levels.are_needed(about["normalization"], dtype):
         levels.rule(about["normalization"], dataset)  # raises if the levels are missing
         arguments.append(jax.ShapeDtypeStruct((1, 2, c), np.float32))
-    outputs = dataset["regions"] or dataset["class_names"]
+    outputs = dataset.get("regions") or dataset["class_names"]
     shape = (1, length, length, len(outputs))
     if (logits := jax.eval_shape(program.call, weights, *arguments)).shape != shape:
         raise ValueError(f"its program returns logits {logits.shape}, not {shape}")

@@ -215,9 +215,7 @@ class Predictor:
 
     def _decide(self, probabilities: np.ndarray) -> np.ndarray:
         if self.regions:
-            return (probabilities > np.asarray(self.regions.thresholds, np.float32)).astype(
-                np.uint8
-            )
+            return self.regions.inside(probabilities).astype(np.uint8)
         return probabilities.argmax(axis=-1).astype(np.uint8)
 
     def _segment(
@@ -383,7 +381,7 @@ def load(
         normalization = about["normalization"]
         variables = jax.device_put(variables, mesh.replicated(mesh.make_mesh()))
         model, step = about["config"]["model"], about["step"]
-        thresholds = about["thresholds"]
+        thresholds = about.get("thresholds")
     return Predictor(
         logits_step,
         variables,

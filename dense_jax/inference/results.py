@@ -1,8 +1,8 @@
 """Makes the result files of one image from the strips that a predictor yields.
 
-The kinds of results are "classes", "overlay", "probabilities", "uncertainty" and "objects", and those
-of an ensemble also "expected_entropy" and "mutual_information". With regions, there is a mask for each
-instead of "classes", whose kind is "mask REGION".
+The kinds of results are "classes", "overlay", "probabilities", "uncertainty" and "objects", and
+those of an ensemble also "expected_entropy" and "mutual_information". With regions, there is a mask
+for each instead of "classes", whose kind is "mask REGION".
 """
 
 import functools
@@ -70,7 +70,9 @@ def maps(wanted: Wanted, regions: Regions | None) -> dict[str, MakeMap]:
             "expected_entropy": functools.partial(entropy, of_regions=True),
             "mutual_information": functools.partial(mutual_information, of_regions=True),
             # Objects are those of a single region.
-            "confidence": lambda p, _: np.maximum(p, 1 - p)[..., 0].astype(np.float16),
+            "confidence": lambda p, _: np.where(regions.inside(p), p, 1 - p)[..., 0].astype(
+                np.float16
+            ),
         }
     return {name: make for name, make in offered.items() if name in needed}
 

@@ -121,8 +121,8 @@ def _chunk(name: bytes, data: bytes) -> bytes:
 class Array(Rows):
     """A float16 array [h, w, k] in a .npy file or, for any other extension, in a TIFF file.
 
-    Only a TIFF file holds the geo tags. The rows are written with file I/O, which raises an error if the disk is full. Writing through a
-    memory map would kill the process instead.
+    Only a TIFF file holds the geo tags. The rows are written with file I/O, which raises an error if
+    the disk is full. Writing through a memory map would kill the process instead.
     """
 
     def __init__(self, path: Path, shape: tuple[int, int, int], geo_tags: GeoTags = ()):

@@ -9,10 +9,10 @@ affects neither the loss nor the gradient, even if its logits are NaN. If no pix
 loss and the gradient are 0. `class_weights` are c nonnegative numbers. Invalid shapes, types and
 options raise ValueError during tracing.
 
-Instead of class ids, labels may be the masks of regions that may overlap, integers [b, h, w, c] that
-are 0 or 1. A pixel with any other number is ignored. The probability of a region is then the sigmoid
-of its logit, that is, the softmax of (0, logit): each region is a segmentation of two classes,
-outside and inside. Losses of the overlap and of boundaries score the inside alone, and
+Instead of class ids, labels may be the masks of regions that may overlap, integers [b, h, w, c]
+that are 0 or 1. A pixel with any other number is ignored. The probability of a region is then the
+sigmoid of its logit, that is, the softmax of (0, logit): each region is a segmentation of two
+classes, outside and inside. Losses of the overlap and of boundaries score the inside alone, and
 `include_background` has no effect. Losses per pixel are averaged over the regions. `class_weights`
 are those of the regions, in these means.
 

@@ -5,8 +5,8 @@ The host adds up the matrices in int64 and calls `summarize` once, in float64. S
 averaged over batches, so the batch size, padding, order and number of devices cannot change them.
 
 Boundary and object metrics are computed on the host from complete class or object maps [h, w]; see
-`boundary` and `instances`. Scores of probabilities come from sums like the confusion matrix, too; see
-`calibration`. `aggregation` combines the results for the images of a split.
+`boundary` and `instances`. Scores of probabilities come from sums like the confusion matrix, too;
+see `calibration`. `aggregation` combines the results for the images of a split.
 
 A pixel is not counted if its label is IGNORE_LABEL or any other number outside [0, num_classes). A
 class with nothing to score gets NaN, not 0 or 1, and is excluded from the means.
@@ -47,7 +47,7 @@ class PixelCounts(NamedTuple):
 
 
 def pixel_counts(matrices: np.ndarray, has_regions: bool) -> PixelCounts:
-    """Returns the pixel counts of confusion matrices [..., c, c], or with regions [..., r, 2, 2]."""
+    """Returns the counts of confusion matrices [..., c, c], or with regions [..., r, 2, 2]."""
     right = np.trace(matrices, axis1=-2, axis2=-1)
     if has_regions:
         true, predicted = matrices[..., 1, :].sum(-1), matrices[..., 1].sum(-1)

@@ -26,8 +26,8 @@ def image_statistics(measured: Statistics, foreground: Sequence[int] = ()) -> St
     other scores. For a mean over images, the pair is [value, 1], or [0, 0] if the value is NaN. The
     statistics of probabilities are those of `calibration.ProbabilitySums`.
 
-    measured: The confusion_matrices [n, c, c], or with regions [n, r, 2, 2], and the stacked results
-      of `per_image.measure`. With regions, calibrated_confusion_matrices are scored, too.
+    measured: The confusion_matrices [n, c, c], or with regions [n, r, 2, 2], and the stacked
+      results of `per_image.measure`. With regions, calibrated_confusion_matrices are scored, too.
     foreground: The classes that are also scored as one merged class. May be empty.
     """
     matrices = measured["confusion_matrices"]

@@ -18,15 +18,17 @@ from jaxtyping import Float64, Num
 
 NUM_BINS = 15  # as in Guo et al. 2017
 TEMPERATURES = np.geomspace(1 / 20, 50, 36)  # those that are tried: neighbors are 22 % apart
+THRESHOLDS = np.arange(1, 100) / 100  # those that are tried for regions
 
 Reliability = Float64[np.ndarray, "histograms bins 3"]
 
 
-THRESHOLDS = np.arange(1, 100) / 100  # those that are tried for regions
-
-
 class ProbabilitySums(NamedTuple):
-    """Sums over valid pixels (float64): of -log p[y], of sum_c (p[c] - (y = c))^2, and the histograms."""
+    """Sums over valid pixels, float64.
+
+    nll, brier: The sums of -log p[y] and of sum_c (p[c] - (y = c))^2.
+    reliability: The histograms.
+    """
 
     nll: Any
     brier: Any

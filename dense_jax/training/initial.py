@@ -9,7 +9,7 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from dense_jax import storage, trained
+from dense_jax import regions, storage, trained
 from dense_jax.inference import exported
 from dense_jax.models import pretrained, weight_files
 from dense_jax.program import Program, assemble, normalization
@@ -125,8 +125,7 @@ class _Network(NamedTuple):
 
 def _outputs(dataset: Mapping[str, Any]) -> tuple[list[str], Any]:
     """Returns the names of the classes and the regions, in the order of a network's logits."""
-    regions = dataset.get("regions")
-    return list(dataset["class_names"]), regions and list(regions.items())
+    return list(dataset["class_names"]), regions.in_order(dataset.get("regions"))
 
 
 def _read(source: str) -> _Network:

@@ -142,8 +142,8 @@ def eval_step(
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Returns the results of `program.eval_step` for one example, with its loss among the first.
 
-    loss_fn: (logits, label) -> loss. "loss" is this loss times the number of valid pixels, so that
-      the sum over examples, divided by that of the pixels, is the loss of a split.
+    loss_fn: (logits, label) -> loss. "loss" is this loss times the sum of "counts", so that the sum
+      over examples, divided by that of the counts, is the loss of a split.
     """
     logits = logits_step(variables, example["image"], example.get("levels"))
     counted, maps = program.eval_step(

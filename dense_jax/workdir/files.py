@@ -35,7 +35,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 import dense_jax
-from dense_jax import buckets, storage
+from dense_jax import buckets, regions, storage
 
 # Fields that may change between two starts of a run, because they do not affect its results.
 OPERATIONAL = (
@@ -199,8 +199,9 @@ def compare(workdir: epath.PathLike, config: ConfigDict) -> None:
         return
     check_version(path.parent)
     old, new = flatten(read_json(path)), flatten(storage.to_json(config.to_dict()))
-    free = dict.fromkeys((*OPERATIONAL, "data.root"))
-    if different := differences(old | free, new | free):
+    # A field that one of them lacks, because it is newer, is as good as None.
+    absent, free = dict.fromkeys(old | new), dict.fromkeys((*OPERATIONAL, "data.root"))
+    if different := differences(absent | old | free, absent | new | free):
         raise ValueError(
             f"{path.parent} has a run of another config; use another folder, or the same config to "
             "resume. The fields that differ:\n" + "\n".join(different)
@@ -217,6 +218,8 @@ def compare_dataset(workdir: epath.PathLike, dataset: Mapping[str, Any], root: s
     if not path.exists():
         return
     old, new = read_json(path), storage.to_json(dataset)
+    for facts in (old, new):
+        facts["regions"] = regions.in_order(facts.get("regions"))
     config = path.parent / "config.json"
     before = flatten(read_json(config) if config.exists() else {}).get("data.root", root)
     moved = absolute(before) != absolute(root)

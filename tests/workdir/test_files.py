@@ -145,3 +145,19 @@ def test_a_run_does_not_go_on_with_labels_that_mean_something_else(folder):
     storage.write_json(folder / "dataset.json", dataset)
     with pytest.raises(ValueError, match=r"values was \[0, 1\] and is \[1, 0\]"):
         files.compare_dataset(folder, dataset | {"values": (1, 0), "fingerprint": "g"}, "")
+
+
+def test_a_run_does_not_go_on_with_regions_in_another_order(folder):
+    declared = {"whole": ["a", "b"], "core": ["b"]}
+    storage.write_json(folder / "dataset.json", {"regions": declared})
+    files.compare_dataset(folder, {"regions": declared}, "")
+    with pytest.raises(ValueError, match=r"regions was .*whole.*core.* and is .*core.*whole"):
+        files.compare_dataset(folder, {"regions": dict(reversed(declared.items()))}, "")
+
+
+def test_a_run_goes_on_if_a_new_field_is_none(folder):
+    config = ConfigDict({"data": {"root": ""}, "model": {"new": None}})
+    storage.write_json(folder / "config.json", {"data": {"root": ""}, "gone": None})
+    files.compare(folder, config)
+    with pytest.raises(ValueError, match=r"model.new: None there, 1 now"):
+        files.compare(folder, ConfigDict({"data": {"root": ""}, "model": {"new": 1}}))
