@@ -178,7 +178,7 @@ def _check(files: Sequence[Path], legend: Path, overwrite: bool, images: Collect
     """Raises ValueError if two results share a path or an existing file must not be replaced."""
     counts = Counter([*files, legend])
     if repeated := sorted(path.name for path, count in counts.items() if count > 1):
-        raise ValueError(f"several images would be written to {repeated}: rename them")
+        raise ValueError(f"several results would be {repeated}: rename the images, or the regions")
     existing = [path for path in files if os.path.exists(path)]  # no error for overlong names
     for path in existing:
         if path.is_dir():
