@@ -1,4 +1,4 @@
-"""What the logits of a network stand for: classes that exclude each other, or regions.
+"""Converts logits, whose classes exclude each other or which stand for regions.
 
 In the functions, `regions` is None for classes. The logits of c classes or of r regions are the
 last axis of an array, and become probabilities by a softmax or by a sigmoid.

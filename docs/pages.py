@@ -1,4 +1,4 @@
-"""What mkdocs.yml builds beside the pages of this folder.
+"""Adds pages to the site that mkdocs.yml describes, beside those of this folder.
 
 The navigation follows docs/index.md, in whose place the site begins with README.md. Files of the
 repository that a page links to become pages, too, and so do the docstrings of the packages in API.
