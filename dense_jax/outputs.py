@@ -1,4 +1,4 @@
-"""Converts logits, whose classes exclude each other or which stand for regions.
+"""Converts the logits of classes, which exclude each other, or of regions, which may overlap.
 
 In the functions, `regions` is None for classes. The logits of c classes or of r regions are the
 last axis of an array, and become probabilities by a softmax or by a sigmoid.
