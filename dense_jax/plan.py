@@ -22,6 +22,8 @@ if __name__ == "__main__":  # above the slow imports, so that --help answers at 
     flags.DEFINE_bool("overwrite", False, "Replace an existing file.")
     command.help_if_asked()
 
+import logging
+import math
 import os
 import subprocess
 import sys
@@ -41,6 +43,8 @@ from dense_jax.models import weight_files
 from dense_jax.models.encoders import ENCODERS
 from dense_jax.spelling import duration
 from dense_jax.workdir import files
+
+_LOG = logging.getLogger(__name__)
 
 TRIAL_STEPS = 30
 TRIAL_IMAGES = 32  # the number of images that a trial evaluates
@@ -119,10 +123,7 @@ def plan(name: str, root: str, seconds: float, *, use_pretrained: bool = True) -
         measured = trial(candidate)
         left = seconds * (1 - EVALUATED - RESERVED) - measured.rest
         if left < measured.step and not choices:
-            raise ValueError(
-                f"{duration(seconds)} are too short: the start takes {duration(measured.rest)}, and "
-                f"a step {duration(measured.step)}"
-            )
+            raise _too_short(seconds, measured)
         values = {choice.option: choice.value for choice in candidate}
         batch_pixels = int(values["batch_size"] * np.prod(values["data.crop_size"]))
         num_pixels = left / measured.step * batch_pixels
@@ -141,6 +142,7 @@ def trial(choices: Sequence[Choice]) -> Trial:
 
     Raises ValueError, with the error message of the run, if the run fails.
     """
+    _LOG.info("training %d steps on trial", TRIAL_STEPS)
     with tempfile.TemporaryDirectory(prefix="dense_jax_plan_") as folder:
         experiment, workdir = Path(folder, "trial.py"), Path(folder, "run")
         experiment.write_text(experiment_text(choices, "A trial."))
@@ -340,10 +342,7 @@ def schedule(measured: Trial, seconds: float, num_images: int) -> tuple[list[Cho
     usable = seconds * (1 - RESERVED) - measured.rest - num_evaluations * evaluation
     num_steps = min(int(usable / measured.step), MOST_STEPS)
     if num_steps < 1:
-        raise ValueError(
-            f"{duration(seconds)} are too short: the start takes {duration(measured.rest)}, a step "
-            f"{duration(measured.step)} and an evaluation {duration(evaluation)}"
-        )
+        raise _too_short(seconds, measured)
     every = -(-num_steps // num_evaluations)
     step = f"A step takes {measured.step:.3f} s, and the start {duration(measured.rest)}."
     choices = [
@@ -357,6 +356,15 @@ def schedule(measured: Trial, seconds: float, num_images: int) -> tuple[list[Cho
         reason = f"An evaluation of all {num_images} images would take too much of the time."
         choices.append(Choice("eval.num_images", max(1, affordable), reason))
     return choices, seconds * (1 - RESERVED) - usable + num_steps * measured.step
+
+
+def _too_short(seconds: float, measured: Trial) -> ValueError:
+    needed = measured.rest + measured.step + measured.evaluation
+    return ValueError(
+        f"{duration(seconds)} are too short: the start takes {duration(measured.rest)}, a step "
+        f"{duration(measured.step)} and the evaluation of an image {duration(measured.evaluation)}: "
+        f"pass --minutes={math.ceil(2 * needed / 60)} or more"
+    )
 
 
 def experiment_text(choices: Iterable[Choice], about: str) -> str:

@@ -155,8 +155,9 @@ class RunRecord:
             )
         if step == self._first + 1 and values["train/grad_norm"] == 0:
             _LOG.warning(
-                "%s: the gradient of the first step is exactly 0, so nothing is learned: look at "
-                "the labels (dense_jax.data.doctor) and the weights of the loss",
+                "%s: the gradient of the first step is exactly 0, so nothing is learned from its "
+                "images. If they are not all background, look at the labels (dense_jax.data.doctor) "
+                "and the weights of the loss",
                 self.path,
             )
         is_logged = step % self.config.log_every == 0
