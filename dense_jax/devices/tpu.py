@@ -154,8 +154,8 @@ def _product(eqn: Any, x: Any, kernel: Array) -> Pairs | None:
     is_usual = eqn.params["dimension_numbers"] == (((3,), (0,)), ((), ()))
     if not isinstance(x, Pairs) or not is_usual or 2 * kernel.shape[1] > LANES:
         return None
-    enlarge = functools.partial(jnp.kron, jnp.eye(2, dtype=kernel.dtype))
-    return Pairs((eqn.primitive.bind(*_joined(x, kernel, enlarge), **eqn.params),))
+    joined = _joined(x, kernel, lambda kernel: jax.scipy.linalg.block_diag(kernel, kernel))
+    return Pairs((eqn.primitive.bind(*joined, **eqn.params),))
 
 
 def _joined(x: Any, kernel: Array, enlarge: Callable[[Array], Array]) -> tuple[Array, Array]:
