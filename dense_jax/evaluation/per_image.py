@@ -115,7 +115,7 @@ class Pool:
 
 
 def _start_worker() -> None:
-    """Makes a worker end with the evaluating process, and gives the worker idle priority.
+    """Makes a worker end with the evaluating process, and gives the worker the lowest priority.
 
     The network uses all cores. Workers with a higher priority would slow the network down.
     """
@@ -123,8 +123,5 @@ def _start_worker() -> None:
     # pool sends SIGTERM to all other workers when one dies.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     workers.end_with_parent()
-    if hasattr(os, "sched_setscheduler"):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    else:  # macOS
-        os.nice(19)
+    os.nice(19)
     cv2.setNumThreads(1)
