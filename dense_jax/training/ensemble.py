@@ -248,6 +248,7 @@ class Ensemble:
         """Scores one seed, and returns its confusion matrix."""
         config, source = self._config, self._task.eval_source
         colors = class_colors.prediction_colors(source)
+        palette = class_colors.to_palette(colors)
         rows, num_pictures = {}, config.eval.num_pictures
         worst = Worst(source) if self.step == config.num_steps else None
         start = self._evaluator.clock()
@@ -260,7 +261,6 @@ class Ensemble:
             example = source[i]
             image = levels.picture(example["image"], value_range=source.value_range)
             truth, guess = (regions.flat(x, source.regions) for x in (label, classes))
-            palette = class_colors.to_palette(colors)
             pictures = drawing.comparison(image, truth, guess, palette)
             rows[i] = example["name"], pictures
 
