@@ -107,6 +107,8 @@ def test_a_second_damaged_checkpoint_of_a_step_is_no_dead_end(saved, tmp_path):
     assert names == {"2", "2.1", "2.2"}
 
 
+# Orbax raises the error while other arrays are still being read, and leaves them behind.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_first_checkpoint_that_is_not_all_there_is_said(tmp_path):
     checkpoints = Checkpoints(tmp_path / "[1]")  # which orbax takes for a pattern
     checkpoints.save(1, STATE)
