@@ -247,12 +247,12 @@ def as_text(reports: dict[str, Report]) -> str:
     num_errors, num_warnings = (
         sum(len(report[kind]) for report in reports.values()) for kind in ("errors", "warnings")
     )
-    verdict = "the data can be trained on"
+    verdict = "The data can be trained on."
     if num_errors:
-        verdict = "repair the errors before training"
+        verdict = "Repair the errors before training."
     elif num_warnings:
-        verdict += ", if the warnings are no mistakes"
-    return "\n".join([*lines, f"{num_errors} errors, {num_warnings} warnings: {verdict}"])
+        verdict = "The data can be trained on, if the warnings are no mistakes."
+    return "\n".join([*lines, f"Errors: {num_errors}. Warnings: {num_warnings}. {verdict}"])
 
 
 def _table(split: str, report: Report) -> list[str]:

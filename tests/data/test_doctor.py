@@ -97,7 +97,7 @@ def test_text(root):
         "(ignored)": ["2", "33.333", "%"],
     }
     assert "  warning: never seen: sky" in lines and lines[-1] == (
-        "0 errors, 1 warnings: the data can be trained on, if the warnings are no mistakes"
+        "Errors: 0. Warnings: 1. The data can be trained on, if the warnings are no mistakes."
     )
 
 
@@ -130,7 +130,7 @@ def test_reports_every_error(root):
     (train_error,), (val_error,) = report["train"]["errors"], report["val"]["errors"]
     assert "[7]" in train_error and "labels/val/a.png" in val_error
     text = as_text(report)
-    assert text.endswith("\n2 errors, 2 warnings: repair the errors before training")
+    assert text.endswith("\nErrors: 2. Warnings: 2. Repair the errors before training.")
     assert f"  error: {train_error}" in text and f"  error: {val_error}" in text
 
 
@@ -226,7 +226,7 @@ def test_the_command_fails_on_errors_alone(root, monkeypatch, capsys):
     command = [sys.executable, "-m", "dense_jax.data.doctor", "--name=folder", f"--root={root}"]
     command.append(f"--picture={root}/pictures/a.png")
     done = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert done.returncode == 0 and "0 errors, 1 warnings" in done.stdout
+    assert done.returncode == 0 and "Errors: 0. Warnings: 1." in done.stdout
     assert (root / "pictures" / "a.png").read_bytes().startswith(b"\x89PNG")
     (root / "labels" / "val" / "a.png").write_text("")
     given = types.SimpleNamespace(name="folder", root=str(root), json=True, picture=None)
