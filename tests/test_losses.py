@@ -355,8 +355,9 @@ def test_wrong_input_is_an_error_that_says_what_was_expected(name):
     ]:
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(functools.partial(LOSSES[name], **fields), *wrong)
-    with pytest.raises(ValueError, match=r"3 numbers, one per class, not \(2,\)"):
-        loss_of(name, class_weights=(1, 2))(logits, labels)
+    if "class_weights" in terms(name)[0].accepted:
+        with pytest.raises(ValueError, match=r"3 numbers, one per class, not \(2,\)"):
+            loss_of(name, class_weights=(1, 2))(logits, labels)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,19 @@ def test_transposed_convolutions_are_uneven_unless_the_factor_divides_the_kernel
     assert (index == 0) == (kernel_size % factor == 0)
 
 
-@pytest.mark.parametrize("upsampling", UPSAMPLERS)
+# The number of rows that a pixel depends on, at a factor of 2.
+ROWS = {
+    **dict.fromkeys(("nearest", "bed_of_nails", "max_unpool", "transposed_conv"), 1),
+    "bilinear": 2,
+    "bicubic": 4,
+    "pixel_shuffle": 3,
+    "resize_conv": 2,
+    "carafe": 5,
+    "dysample": 2,
+}
+
+
+@pytest.mark.parametrize("upsampling", ROWS)
 def test_only_bed_of_nails_is_uneven_by_default(upsampling):
     index = checkerboard_index(UPSAMPLERS[upsampling](features=2))
     assert index == pytest.approx(np.sqrt(3) if upsampling == "bed_of_nails" else 0, abs=1e-6)
@@ -59,20 +71,9 @@ def test_random_weights_start_uneven_unless_the_phases_share_them(upsampling, op
     assert checkerboard_index(up, initial=True) == pytest.approx(index, rel=0.15, abs=1e-3)
 
 
-# The number of rows that a pixel depends on, at a factor of 2.
-ROWS = {
-    "bilinear": 2,
-    "bicubic": 4,
-    "pixel_shuffle": 3,
-    "resize_conv": 2,
-    "carafe": 5,
-    "dysample": 2,
-}
-
-
-@pytest.mark.parametrize("upsampling", UPSAMPLERS)
+@pytest.mark.parametrize("upsampling", ROWS)
 def test_receptive_fields_of_upsampling_are_those_by_hand(upsampling):
-    assert receptive_field(UPSAMPLERS[upsampling](features=2)) == ROWS.get(upsampling, 1)
+    assert receptive_field(UPSAMPLERS[upsampling](features=2)) == ROWS[upsampling]
 
 
 @pytest.mark.parametrize(("kernel_size", "rows"), [(3, 2), (4, 2), (5, 3)])
