@@ -3,7 +3,7 @@
 python -m dense_jax.sweep --config=experiments/isbi_losses.py --workdir=runs/isbi_losses \
     --config.data.root=ISBI2012 --evaluate=fold
 
-The losses are cross-entropy, its sum with soft Dice, and with the boundary loss. Three trials choose
+The losses are cross-entropy, its sum with soft Dice, and with the boundary loss. Four trials choose
 the learning rate of each. A fold is a block of neighboring sections, so no section of a fold is
 beside those that its network was trained on, but for its first and its last.
 """
@@ -32,6 +32,6 @@ def get_sweep():
                 "cross_entropy + 3 * soft_dice",
                 "cross_entropy + 3 * soft_dice + 0.01 * boundary",
             ],
-            "optimizer.learning_rate": [[0.002, 0.005, 0.01]],
+            "optimizer.learning_rate": [[0.002, 0.005, 0.01, 0.02]],
         }
     )

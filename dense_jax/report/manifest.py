@@ -196,13 +196,17 @@ def _baseline(report: Report) -> str:
 
 def _without_network(report: Report) -> list[str]:
     """Returns the scores of `evaluation.baselines`, and the classes of lower IoU in each row."""
-    stated = dict.fromkeys(
-        f"{report.style.score(number(baseline, 'mean_iou'))} ({text(baseline.get('is'))})"
-        for row in report.rows
-        for run in row.runs
-        for baseline in run.baselines.values()
-        if not math.isnan(number(baseline, "mean_iou"))
-    )
+    scored: dict[str, list[tuple[float, str]]] = {}
+    for run in (run for row in report.rows for run in row.runs):
+        for name, baseline in run.baselines.items():
+            pair = number(baseline, "mean_iou"), text(baseline.get("is"))
+            scored.setdefault(name, []).append(pair)
+    stated = []
+    for pairs in scored.values():  # each fold has scores of its own
+        if pairs := [pair for pair in pairs if not math.isnan(pair[0])]:
+            ends = dict.fromkeys(report.style.score(end(pairs)[0]) for end in (min, max))
+            meanings = [*dict.fromkeys(meaning for _, meaning in pairs)]
+            stated.append(f"{' to '.join(ends)} ({some(meanings, 1)})")
     below = [
         f"{spelled(report.fields, row)}: {text(row.below_baseline)}"
         for row in report.rows

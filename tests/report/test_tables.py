@@ -460,9 +460,9 @@ def test_a_run_of_another_format_is_named_and_left_out(tmp_path):
 
 def test_classes_below_a_baseline_are_marked_and_named(tmp_path):
     final = {"step": 20, "eval/mean_iou": 0.5, "eval/iou/sky": 0.9, "eval/iou/road": 0.1}
-    baselines = {"commonest_class": {"is": "always sky", "mean_iou": 0.31, "iou": {"sky": 0.62}}}
+    always = {"is": "always sky", "mean_iou": 0.31, "iou": {"sky": 0.62}}
     for loss, below in (("a", {}), ("b", {"road": {"iou": 0.1, "baseline": "threshold"}})):
-        result = {"status": "finished", "final": final, "baselines": baselines}
+        result = {"status": "finished", "final": final, "baselines": {"commonest_class": always}}
         add(tmp_path, loss, loss=loss, files={"result": result | {"below_baseline": below}})
     report = build(tmp_path, per_class=True)
     head, *body = tables.score_table(report)
@@ -496,6 +496,16 @@ def add_folds(root, loss, scores, *, num_folds=3, seeds=(0,), shift=0.0, **files
         add(root, name, score + seed * shift, content, loss=loss, seed=seed, data=folds)
         result = json.loads((root / name / "result.json").read_text())
         (root / name / "result.json").write_text(json.dumps(result | {"num_eval_images": 5 + k}))
+
+
+def test_scores_without_a_network_are_a_range_over_folds(tmp_path):
+    for fold, score in enumerate([0.31, 0.29, 0.3]):
+        baselines = {"threshold": {"is": f"sky from {fold}", "mean_iou": score, "iou": {}}}
+        result = {"status": "finished", "final": {"eval/mean_iou": 0.5}, "baselines": baselines}
+        data = {"folds": 3, "fold": fold}
+        add(tmp_path, f"run-{fold}", files={"result": result}, data=data)
+    text = tables.to_markdown(build(tmp_path))
+    assert "Mean IoU without a network: 0.290 to 0.310 (sky from 0 and 2 more)." in text
 
 
 def test_intervals_and_tests_are_over_folds(tmp_path):
