@@ -198,8 +198,10 @@ def sections(report: Report) -> dict[str, Section]:
     """Returns the tables of the tests and costs, by the part of their files' names."""
     tests = [(row.name, row.image_test) for row in report.rows]
     refused = [f"{name}: {test.refusal}" for name, test in tests if test and test.refusal]
+    units = report.units or "seeds"
+    seed_note = SEED_NOTE.replace("seeds", units)
     return {
-        "seeds": Section("Tests over seeds", seed_table(report), SEED_NOTE),
+        "seeds": Section(f"Tests over {units}", seed_table(report), seed_note),
         "images": Section("Tests over images", image_table(report), IMAGE_NOTE, refused),
         "cost": Section("Cost", cost_table(report), COST_NOTE),
     }

@@ -528,6 +528,7 @@ def test_intervals_and_tests_are_over_folds(tmp_path):
     markdown = tables.to_markdown(report)
     assert "Folds share training images" in markdown and "fewer than two folds" in markdown
     assert "evaluation split one of 3 folds of train" in markdown
+    assert "## Tests over folds" in markdown and "paired t-test over these folds" in markdown
 
 
 def test_folds_are_paired_with_equal_folds_only_and_never_with_seeds(tmp_path):
