@@ -3,7 +3,7 @@
 python -m dense_jax.sweep --config=experiments/rare_class_ce_vs_dice.py --workdir=runs/rare \
     --config.data.name=folder --config.data.root=ROOT --config.num_steps=2000
 
-Each has ten seeds. Before, three trials choose its learning rate. The sweep is for datasets with
+Each has ten seeds. Before, four trials choose its learning rate. The sweep is for datasets with
 two classes, one of them rare, such as retinal vessels or cracks. By default, it runs on the
 synthetic dataset, whose class `speck` covers less than 1 % of the pixels. Compare the IoU of the
 rare class, its accuracy (the fraction of its pixels that are found) and its precision (the fraction
@@ -28,7 +28,7 @@ def get_config(size: str = "reduced"):
 
 def get_sweep():
     """Returns the runs. Inverse-frequency weights give both classes the same total weight."""
-    rates = {"optimizer.learning_rate": [0.003, 0.01, 0.03]}
+    rates = {"optimizer.learning_rate": [0.003, 0.01, 0.03, 0.1]}
     answers = [
         {"loss": "cross_entropy"},
         {"loss": "cross_entropy", "loss_options.class_weights": "inverse_frequency"},
