@@ -304,7 +304,7 @@ def _networks(use_pretrained: bool) -> list[list[Choice]]:
     reason = "No pretrained weights are used, and the time is enough for this network."
     return pretrained or [
         [
-            Choice("model.widths", tuple(width * min(2**level, 16) for level in range(6)), reason),
+            Choice("model.widths", tuple(width * 2**level for level in range(5)), reason),
             Choice("model.name", "fcn", "It takes half the time of a U-Net, so it learns more."),
             Choice("model.upsampling", "bilinear"),
         ]
