@@ -86,7 +86,8 @@ def test_rows_are_configs_and_cells_are_means_over_seeds(tmp_path):
 def test_one_seed_has_no_interval_and_the_best_is_bold(tmp_path):
     add_run(tmp_path, "a", 0.5, loss="dice")
     add_run(tmp_path, "b", 0.75, loss="focal")
-    report = build(tmp_path)
+    shown = ["mean_iou", "mean_dice", "pixel_accuracy", "mean_accuracy"]
+    report = build(tmp_path, columns=shown)
     markdown = tables.to_markdown(report)
     assert "| dice | 0.500 | 0.600 |" in markdown
     assert "| focal | **0.750** | **0.850** | **0.900** | – | 1 |" in markdown
@@ -195,7 +196,9 @@ def test_nasty_names_stay_text(tmp_path, nasty):
     assert reader.texts.count(nasty) == 7 + (report.rows[0].name != nasty)
 
     table = tables.to_markdown(report).splitlines()[:4]
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {len(report.fields) + 6}
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {
+        len(report.fields) + len(report.columns) + 2  # seeds, and the end of the line
+    }
 
     body = tables.to_latex(report).split("midrule\n")[1].splitlines()
     assert len(body) == 4  # two rows, \bottomrule, \end
