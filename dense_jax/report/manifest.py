@@ -199,14 +199,13 @@ def _without_network(report: Report) -> list[str]:
     scored: dict[str, list[tuple[float, str]]] = {}
     for run in (run for row in report.rows for run in row.runs):
         for name, baseline in run.baselines.items():
-            pair = number(baseline, "mean_iou"), text(baseline.get("is"))
-            scored.setdefault(name, []).append(pair)
+            if not math.isnan(score := number(baseline, "mean_iou")):
+                scored.setdefault(name, []).append((score, text(baseline.get("is"))))
     stated = []
     for pairs in scored.values():  # each fold has scores of its own
-        if pairs := [pair for pair in pairs if not math.isnan(pair[0])]:
-            ends = dict.fromkeys(report.style.score(end(pairs)[0]) for end in (min, max))
-            meanings = [*dict.fromkeys(meaning for _, meaning in pairs)]
-            stated.append(f"{' to '.join(ends)} ({some(meanings, 1)})")
+        ends = dict.fromkeys(report.style.score(end(pairs)[0]) for end in (min, max))
+        meanings = [*dict.fromkeys(meaning for _, meaning in pairs)]
+        stated.append(f"{' to '.join(ends)} ({some(meanings, 1)})")
     below = [
         f"{spelled(report.fields, row)}: {text(row.below_baseline)}"
         for row in report.rows
