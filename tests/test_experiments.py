@@ -25,7 +25,10 @@ SWEEPS = {
     name: module.get_sweep() for name, module in MODULES.items() if hasattr(module, "get_sweep")
 }
 # Their training steps are those of unet_ce, ablation, camvid_unet and segnet_basic, but for sizes.
-SAME_STEP = ["base", "ablation:full", "camvid_unet:full", "camvid_segnet_table:full"]
+SAME_STEP = [
+    *("base", "ablation:full", "camvid_unet:full", "camvid_segnet_table:full"),
+    *("camvid_upsampling", "camvid_skips", "ce_plus_dice"),
+]
 # Some sweeps have the config of another file.
 CONFIGS = [
     name

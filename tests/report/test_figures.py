@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from benchmarks import checkerboard
 from dense_jax.metrics import boundary
 from dense_jax.report import figures
 from dense_jax.report.rows import Row, build
@@ -142,3 +143,16 @@ def test_errors_that_repeat_show_in_their_phase(report, drawings):
     maps = [axes.images[0].get_array() for axes in figure.axes if axes.images]
     assert len(maps) == len(report.rows)
     np.testing.assert_allclose([np.mean(each) for each in maps], 1)
+
+
+def test_the_plot_of_checkerboards_has_a_point_for_each_row(tmp_path, capsys, monkeypatch):
+    write_dataset(tmp_path / "data")
+    write_runs(tmp_path / "runs", tmp_path / "data", upsamplings=("nearest", "bed_of_nails"))
+    output = tmp_path / "plot.png"
+    argv = ["checkerboard", f"--workdir={tmp_path / 'runs'}", f"--output={output}"]
+    monkeypatch.setattr(sys, "argv", argv)
+    checkerboard.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and output.stat().st_size
+    assert all("index 0.00" in line for line in lines if "nearest" in line)
+    assert all("index 1.73" in line for line in lines if "bed_of_nails" in line)
