@@ -1,16 +1,19 @@
 """Keeps the small files of finished runs in a folder, such as one of a repository.
 
 A sweep takes them as finished, so that it goes on where its workdirs are gone, or on another
-machine. Kept are the JSON files, the evaluations' scores and counts, and from metrics.jsonl the
-evaluations in training. Checkpoints, pictures and predicted class maps are not. The folder of the
+machine. Kept are the JSON files, from metrics.jsonl the evaluations in training, and what a report
+reads from an evaluation's .npz file: the confusion matrix of each image, and the errors by phase of
+all images together. Checkpoints, pictures and predicted class maps are not kept. The folder of the
 data is shortened to its name.
 """
 
 import copy
+import io
 import json
 import os
 from typing import Any
 
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -88,6 +91,14 @@ def _small(name: str, content: bytes) -> bytes:
     if name.startswith("evaluation_") and name.endswith(".json"):
         fields = json.loads(content)
         return _text(fields | {"root": os.path.basename(fields["root"])})
+    if name.endswith(".npz"):
+        with np.load(io.BytesIO(content)) as measured:
+            arrays = {name: measured[name] for name in ("names", "confusion_matrices")}
+            if "phase_errors" in measured:
+                arrays["phase_errors"] = measured["phase_errors"].sum(axis=0, keepdims=True)
+        file = io.BytesIO()
+        np.savez_compressed(file, **arrays)
+        return file.getvalue()
     if name == CONFIG:
         config = json.loads(content)
         config["data"]["root"] = os.path.basename(config["data"]["root"])

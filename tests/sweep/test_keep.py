@@ -4,6 +4,7 @@ import json
 import os
 import re
 
+import numpy as np
 import pytest
 from etils import epath
 from ml_collections import ConfigDict
@@ -15,6 +16,14 @@ ALWAYS = {"config.json", "dataset.json", "environment.json", "cost.json", "resul
 KEPT = {*ALWAYS, "metrics.jsonl", "evaluation_test.json", "evaluation_test.npz"}
 
 
+MEASURED = {
+    "names": np.array(["a", "b"]),
+    "confusion_matrices": np.arange(8).reshape(2, 2, 2),
+    "phase_errors": np.ones((2, 16, 16, 2), np.int64),
+    "boundary_f1": np.zeros((2, 2)),
+}
+
+
 def config_of(seed=0, **fields):
     data = {"root": ROOT, "workers": 0}
     return ConfigDict({"seed": seed, "num_steps": 5, "num_seeds": 1, "data": data} | fields)
@@ -23,9 +32,10 @@ def config_of(seed=0, **fields):
 def write_run(folder, seed=0, score=0.5):
     """Writes the files of a finished and evaluated run, as training does."""
     (folder / "checkpoints" / "best").mkdir(parents=True)
-    names = ("learning_curve.png", "log.txt", "evaluation_test.md", "evaluation_test.npz")
-    for name in (*names, "evaluation_test.zip", "evaluation_test.png"):
+    names = ("learning_curve.png", "log.txt", "evaluation_test.md", "evaluation_test.zip")
+    for name in (*names, "evaluation_test.png"):
         (folder / name).write_text("content")
+    np.savez(folder / "evaluation_test.npz", **MEASURED)
     lines = {"step": 1, "train/loss": 2.0}, {"step": 5, "eval/mean_iou": score, "eval/a": None}
     contents = {
         "config.json": config_of(seed).to_dict(),
@@ -48,8 +58,8 @@ def kept(tmp_path):
 
 def test_what_is_kept_is_small_and_says_nothing_of_the_machine(kept):
     assert {path.name for path in kept.iterdir()} == KEPT
-    texts = {path.name: path.read_text() for path in kept.iterdir()}
-    assert not any("/home" in text for text in texts.values())
+    texts = {path.name: path.read_bytes() for path in kept.iterdir()}
+    assert not any(b"/home" in text for text in texts.values())
     config, evaluation = (
         json.loads(texts[f"{name}.json"]) for name in ("config", "evaluation_test")
     )
@@ -57,6 +67,11 @@ def test_what_is_kept_is_small_and_says_nothing_of_the_machine(kept):
     assert evaluation == {"root": "camvid", "eval/mean_iou": 0.1 + 0.2}
     record = {"step": 5, "eval/mean_iou": 0.5, "eval/a": None}
     assert json.loads(texts["metrics.jsonl"]) == record
+    with np.load(kept / "evaluation_test.npz") as arrays:
+        assert arrays.keys() == {"names", "confusion_matrices", "phase_errors"}
+        for name in ("names", "confusion_matrices"):
+            np.testing.assert_array_equal(arrays[name], MEASURED[name])
+        assert (arrays["phase_errors"] == 2).all() and len(arrays["phase_errors"]) == 1
 
 
 def test_a_kept_run_is_finished_and_evaluated_elsewhere(kept, tmp_path):
