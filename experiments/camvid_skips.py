@@ -14,7 +14,7 @@ from dense_jax.experiments.ablation import SEEDS
 
 def get_config():
     config = camvid_upsampling.get_config()
-    config.model.widths = (16, 32, 64, 128, 128, 128)
+    config.model.widths = (8, 16, 32, 64, 64, 64)
     return config
 
 

@@ -4,8 +4,8 @@ python -m dense_jax.sweep --config=experiments/camvid_upsampling.py --workdir=ru
     --config.data.root=CAMVID --jobs=2 --evaluate=test
 
 Each method has all skips or none, cross-entropy or soft Dice, and three seeds. The recipe is that of
-`camvid_unet:reduced`, with a level less, smaller crops and fewer steps. All runs have its learning
-rate. docs/results.md has the results.
+`camvid_unet:reduced`, with half the channels, a level less, smaller crops and fewer steps. All runs
+have its learning rate. docs/results.md has the results.
 """
 
 from dense_jax import sweep
@@ -21,7 +21,7 @@ METHODS = (
 def get_config():
     config = camvid_unet.get_config("reduced")
     config.num_steps = 1000
-    config.model.widths = (16, 32, 64, 128)
+    config.model.widths = (8, 16, 32, 64)
     config.data.crop_size = (96, 128)
     config.update(eval_every=500, checkpoint_every=500)
     return config
