@@ -9,6 +9,8 @@ the method share a color.
 """
 
 import argparse
+import functools
+import itertools
 import pathlib
 
 import numpy as np
@@ -30,12 +32,18 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="image file")
     arguments = parser.parse_args()
     report = rows.build(arguments.workdir, arguments.split)
+    if "model.upsampling" not in report.fields:
+        parser.error(f"the rows of {arguments.workdir} are not told apart by model.upsampling")
     position = report.fields.index("model.upsampling")
+    index_of = functools.cache(
+        lambda method: checkerboard_index(UPSAMPLERS[method](features=256), initial=True)
+    )
     series: dict[str, list[tuple[float, float]]] = {}
     for row in report.rows:
         method = row.label[position]
-        index = checkerboard_index(UPSAMPLERS[method](features=256), initial=True)
-        rates = figures.error_rates(row)
+        index, rates = index_of(method), figures.error_rates(row)
+        if rates is None:
+            parser.error(f"{row.name} was not evaluated on {arguments.split} with its boundaries")
         spread = float(np.nanstd(rates) / np.nanmean(rates))
         others = ", ".join(row.label[:position] + row.label[position + 1 :])
         series.setdefault(others, []).append((index, spread))
@@ -43,10 +51,8 @@ def main() -> None:
     with rc_context(fname=STYLE):
         figure = Figure(figsize=(figures.WIDTH, 2.6), layout="constrained")
         axes = figure.subplots()
-        for (name, points), color, marker in zip(
-            series.items(), LINE_COLORS, figures.MARKERS, strict=False
-        ):
-            axes.plot(*zip(*points, strict=True), marker, color=color, label=name, alpha=0.8)
+        for (name, points), color in zip(series.items(), itertools.cycle(LINE_COLORS)):
+            axes.plot(*zip(*points, strict=True), "o", color=color, label=name, alpha=0.8)
         axes.set(
             xlabel="checkerboard index at the start",
             ylabel="spread of the error rate\nover pixel positions",

@@ -93,7 +93,7 @@ def _small(name: str, content: bytes) -> bytes:
         return _text(fields | {"root": os.path.basename(fields["root"])})
     if name.endswith(".npz"):
         with np.load(io.BytesIO(content)) as measured:
-            arrays = {name: measured[name] for name in ("names", "confusion_matrices")}
+            arrays = {key: measured[key] for key in ("names", "confusion_matrices")}
             if "phase_errors" in measured:
                 arrays["phase_errors"] = measured["phase_errors"].sum(axis=0, keepdims=True)
         file = io.BytesIO()

@@ -32,8 +32,8 @@ def config_of(seed=0, **fields):
 def write_run(folder, seed=0, score=0.5):
     """Writes the files of a finished and evaluated run, as training does."""
     (folder / "checkpoints" / "best").mkdir(parents=True)
-    names = ("learning_curve.png", "log.txt", "evaluation_test.md", "evaluation_test.zip")
-    for name in (*names, "evaluation_test.png"):
+    evaluated = (f"evaluation_test.{ending}" for ending in ("md", "zip", "png"))
+    for name in ("learning_curve.png", "log.txt", *evaluated):
         (folder / name).write_text("content")
     np.savez(folder / "evaluation_test.npz", **MEASURED)
     lines = {"step": 1, "train/loss": 2.0}, {"step": 5, "eval/mean_iou": score, "eval/a": None}
