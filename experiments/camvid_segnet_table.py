@@ -23,9 +23,9 @@ convolutions with a bias upsample the scores and start as bilinear interpolation
 then summed, and no other convolution or norm follows. Without reduction, the transposed
 convolutions have 64 channels, and only the last convolution computes scores.
 
-The default size is for two CPU cores and takes about 4 minutes per run. It has half the resolution,
-16 channels and a decaying learning rate. `--config=experiments/camvid_segnet_table.py:full` has the
-paper's size and has not been run yet.
+The default size has half the resolution, 16 channels and a decaying learning rate. A run takes 5 to
+13 minutes on one CPU core; the results are in docs/results.md.
+`--config=experiments/camvid_segnet_table.py:full` has the paper's size and has not been run yet.
 """
 
 from dense_jax import sweep
