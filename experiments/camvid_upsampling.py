@@ -4,7 +4,7 @@ python -m dense_jax.sweep --config=experiments/camvid_upsampling.py --workdir=ru
     --config.data.root=CAMVID --jobs=2 --evaluate=test
 
 Each method has all skips or none, cross-entropy or soft Dice, and three seeds. The recipe is that of
-`camvid_unet:reduced`, with half the channels, a level less, smaller crops and fewer steps. All runs
+`camvid_unet:reduced`, with half the channels, a level less, smaller crops and 2,000 steps. All runs
 have its learning rate. The sweep has not been run yet.
 """
 
@@ -20,10 +20,10 @@ METHODS = (
 
 def get_config():
     config = camvid_unet.get_config("reduced")
-    config.num_steps = 1000
+    config.num_steps = 2000
     config.model.widths = (8, 16, 32, 64)
     config.data.crop_size = (96, 128)
-    config.update(eval_every=500, checkpoint_every=500)
+    config.update(eval_every=1000, checkpoint_every=1000)
     return config
 
 

@@ -16,7 +16,6 @@ from dense_jax.experiments.ablation import SEEDS
 def get_config():
     """Returns a config at half the resolution, for two CPU cores."""
     config = camvid_upsampling.get_config()
-    config.num_steps = 2000
     config.data.name = "folder"
     config.data.crop_size = (96, 96)
     config.augment.flip_vertical = 0.5
