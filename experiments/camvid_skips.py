@@ -4,7 +4,7 @@ python -m dense_jax.sweep --config=experiments/camvid_skips.py --workdir=runs/ca
     --config.data.root=CAMVID --jobs=2 --evaluate=test
 
 Everything else is as in `camvid_upsampling`, with two levels more, so that the deepest stride is 32
-as in the FCN paper. The sweep is not finished yet.
+as in the FCN paper. docs/results.md has the results.
 """
 
 from dense_jax import sweep
