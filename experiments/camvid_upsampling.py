@@ -5,7 +5,7 @@ python -m dense_jax.sweep --config=experiments/camvid_upsampling.py --workdir=ru
 
 Each method has all skips or none, cross-entropy or soft Dice, and three seeds. The recipe is that of
 `camvid_unet:reduced`, with half the channels, a level less, smaller crops and 2,000 steps. All runs
-have its learning rate. The sweep has not been run yet.
+have its learning rate. The sweep is not finished yet.
 """
 
 from dense_jax import sweep
