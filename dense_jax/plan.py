@@ -47,6 +47,7 @@ from dense_jax.workdir import files
 _LOG = logging.getLogger(__name__)
 
 TRIAL_STEPS = 30
+TRIAL_SECONDS = 10  # the least duration of the last trial's steps, so that the start matters little
 TRIAL_IMAGES = 32  # the number of images that a trial evaluates
 EVALUATED = 0.1  # the share of the time that evaluations may take
 RESERVED = 0.05  # the share of the time that is left for what a trial does not show
@@ -124,33 +125,38 @@ def plan(name: str, root: str, seconds: float, *, use_pretrained: bool = True) -
         left = seconds * (1 - EVALUATED - RESERVED) - measured.rest
         if left < measured.step and not choices:
             raise _too_short(seconds, measured)
-        values = {choice.option: choice.value for choice in candidate}
-        batch_pixels = int(values["batch_size"] * np.prod(values["data.crop_size"]))
-        num_pixels = left / measured.step * batch_pixels
+        pixels_per_second = _batch_pixels(candidate) / measured.step
+        num_pixels = left * pixels_per_second
         epochs = num_pixels / int(found.sizes.prod(axis=1).sum())
         if not choices or epochs >= EPOCHS:
             choices = [*dataset, *network, *_recipe(found, source, num_pixels)]
         if epochs < SLOWER_EPOCHS:
             break
-    measured = trial(choices)
+    num_steps = math.ceil(TRIAL_SECONDS * pixels_per_second / _batch_pixels(choices))
+    measured = trial(choices, max(TRIAL_STEPS, num_steps))
     numbers, expected = schedule(measured, seconds, len(data.open_dataset(name, root, "val")))
     return Plan([*choices, *numbers], measured, expected)
 
 
-def trial(choices: Sequence[Choice]) -> Trial:
+def _batch_pixels(choices: Sequence[Choice]) -> int:
+    values = {choice.option: choice.value for choice in choices}
+    return int(values["batch_size"] * np.prod(values["data.crop_size"]))
+
+
+def trial(choices: Sequence[Choice], num_steps: int = TRIAL_STEPS) -> Trial:
     """Measures `dense_jax.main` with a few steps and one evaluation.
 
     Raises ValueError, with the error message of the run, if the run fails.
     """
-    _LOG.info("training %d steps on trial", TRIAL_STEPS)
+    _LOG.info("training %d steps on trial", num_steps)
     with tempfile.TemporaryDirectory(prefix="dense_jax_plan_") as folder:
         experiment, workdir = Path(folder, "trial.py"), Path(folder, "run")
         experiment.write_text(experiment_text(choices, "A trial."))
         flag_values = {
             "config": experiment,
             "workdir": workdir,
-            "config.num_steps": TRIAL_STEPS,
-            "config.eval_every": TRIAL_STEPS,
+            "config.num_steps": num_steps,
+            "config.eval_every": num_steps,
             "config.eval.num_images": TRIAL_IMAGES,
             "config.optimizer.warmup_steps": 1,
         }
@@ -161,16 +167,18 @@ def trial(choices: Sequence[Choice]) -> Trial:
             check=False,
             capture_output=True,
             text=True,
+            # The planned run compiles its programs, as none had its number of steps before.
+            env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"},
         )
         whole = time.perf_counter() - start
         if run.returncode:
             lines = run.stderr.strip().splitlines() or [f"exit status {run.returncode}"]
-            raise ValueError(f"a trial of {TRIAL_STEPS} steps failed: {lines[-1]}")
+            raise ValueError(f"a trial of {num_steps} steps failed: {lines[-1]}")
         cost = files.read_json(workdir / "cost.json")
         num_images = files.read_json(workdir / "result.json")["num_eval_images"]
     batch_size = next(choice.value for choice in choices if choice.option == "batch_size")
     step, evaluation = batch_size / cost["images_per_second"], cost["seconds_per_evaluation"]
-    rest = max(0.0, whole - TRIAL_STEPS * step - evaluation)
+    rest = max(0.0, whole - num_steps * step - evaluation)
     memory = cost["process_bytes"], cost["peak_bytes"]
     return Trial(step, evaluation / num_images, rest, *memory)
 

@@ -14,15 +14,19 @@ SPEED = 400_000  # pixels per second of a device that needs no trials
 
 @pytest.fixture
 def device(monkeypatch):
-    """Replaces trials by the measurements of a device with a constant speed. Returns the trials."""
+    """Replaces trials by the measurements of a device with a constant speed.
+
+    Returns the options and the seconds of training of each trial.
+    """
     trials = []
 
-    def trial(choices):
+    def trial(choices, num_steps=plan.TRIAL_STEPS):
         values = {choice.option: choice.value for choice in choices}
-        trials.append(values)
         width = values.get("model.widths", (16,))[0]
         pixels = values["batch_size"] * np.prod(values["data.crop_size"])
-        return Trial(float(pixels / SPEED * width / 16), 0.5, 20.0, 10**9, 10**8)
+        step = float(pixels / SPEED * width / 16)
+        trials.append((values, num_steps * step))
+        return Trial(step, 0.5, 20.0, 10**9, 10**8)
 
     monkeypatch.setattr(plan, "trial", trial)
     return trials
@@ -71,7 +75,9 @@ def test_more_time_never_lowers_the_resolution_or_the_network(device, tiny_folde
 
 def test_a_plan_is_made_of_what_the_last_trial_ran(device, tiny_folder):
     values, _ = planned(tiny_folder, 60.0)
-    assert device[-1].items() <= values.items()
+    tried, seconds = device[-1]
+    assert tried.items() <= values.items()
+    assert seconds >= plan.TRIAL_SECONDS
 
 
 def test_few_images_are_evaluated_if_all_would_take_too_long():
@@ -146,7 +152,9 @@ def test_a_failing_trial_says_why(tmp_path):
         )
 
 
-def test_a_trial_measures_times_and_memory(tiny_folder):
+def test_a_trial_measures_times_and_memory(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     options = {
         "data.name": "folder",
         "data.root": str(tiny_folder),
@@ -158,3 +166,4 @@ def test_a_trial_measures_times_and_memory(tiny_folder):
     assert min(measured) > 0
     assert measured.step < measured.rest
     assert measured.memory > measured.device_memory
+    assert not list(tmp_path.iterdir())  # it compiles its programs, as the planned run will
