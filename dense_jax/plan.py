@@ -119,6 +119,7 @@ def plan(name: str, root: str, seconds: float, *, use_pretrained: bool = True) -
         _cache(found, source),
     ]
     choices: list[Choice] = []
+    pixels_per_second = 0.0
     for network in _networks(use_pretrained and source.num_channels in (1, 3)):
         candidate = [*dataset, *network, *_recipe(found, source, 0.0)]
         measured = trial(candidate)
