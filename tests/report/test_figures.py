@@ -145,7 +145,7 @@ def test_errors_that_repeat_show_in_their_phase(report, drawings):
     np.testing.assert_allclose([np.mean(each) for each in maps], 1)
 
 
-def test_the_plot_of_checkerboards_has_a_point_for_each_row(tmp_path, capsys, monkeypatch):
+def test_the_plot_of_checkerboards_has_a_point_for_each_run(tmp_path, capsys, monkeypatch):
     write_dataset(tmp_path / "data")
     write_runs(tmp_path / "runs", tmp_path / "data", upsamplings=("nearest", "bed_of_nails"))
     output = tmp_path / "plot.png"
@@ -156,3 +156,12 @@ def test_the_plot_of_checkerboards_has_a_point_for_each_row(tmp_path, capsys, mo
     assert len(lines) == 4 and output.stat().st_size
     assert all("index 0.00" in line for line in lines if "nearest" in line)
     assert all("index 1.73" in line for line in lines if "bed_of_nails" in line)
+
+
+def test_the_phase_error_leaves_out_the_pattern_of_the_images():
+    rng = np.random.default_rng(0)
+    images = rng.uniform(0.1, 0.2, (16, 16))
+    board = 1 + 0.1 * np.where(np.indices((16, 16)).sum(axis=0) % 2, 1, -1)
+    errors = checkerboard.phase_errors([images, 2 * images, images, images * board])
+    np.testing.assert_allclose(errors[:3], 0, atol=1e-12)
+    assert errors[3] == pytest.approx(0.1, rel=0.1)
